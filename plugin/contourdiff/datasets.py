@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Volumes cut into slices on the fly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.transforms import Randomizable, apply_transform
+from monai.utils import convert_to_tensor
+from torch.utils.data import Dataset
+
+
+class SliceDataset(Dataset, Randomizable):
+    """Every slice with foreground of every volume, as two-dimensional items.
+
+    A 2-D image is a volume with one slice. The volumes are asked for by index, so a ``CacheDataset`` or a
+    ``PersistentDataset`` of MONAI decides whether they stay in memory; each is read once at the start to see which of
+    its slices are worth training on.
+
+    Args:
+        volumes: dataset of dictionaries with ``keys`` of shape ``(C, H, W, D)``.
+        keys: keys to cut; the first one decides which slices have foreground. Other keys are left out.
+        slice_axis: spatial axis along which the slices are stacked.
+        min_foreground: slices with a smaller share of pixels above 0 in the first key are left out.
+        transform: applied to each slice (``(C, H, W)`` per key); its random parts follow ``set_random_state``.
+
+    Raises:
+        ValueError: if no slice of any volume has foreground.
+    """
+
+    def __init__(
+        self,
+        volumes: Sequence[Mapping[str, torch.Tensor]],
+        keys: Sequence[str] = ("image",),
+        slice_axis: int = 0,
+        min_foreground: float = 0.05,
+        transform: Callable[..., Any] | None = None,
+    ) -> None:
+        self.volumes = volumes
+        self.keys = tuple(keys)
+        self.slice_axis = slice_axis
+        self.transform = transform
+        self.index = [
+            (volume, int(position))
+            for volume in range(len(volumes))
+            for position in self._foreground_slices(volumes[volume][self.keys[0]], min_foreground)
+        ]
+        if not self.index:
+            raise ValueError(f"no slice along axis {slice_axis} has {min_foreground:.0%} foreground; check the images")
+
+    def _foreground_slices(self, image: torch.Tensor, min_foreground: float) -> torch.Tensor:
+        slices = torch.as_tensor(image)[0].moveaxis(self.slice_axis, 0).flatten(1)
+        return torch.nonzero((slices > 0).float().mean(dim=1) >= min_foreground).flatten()
+
+    def __len__(self) -> int:
+        """Return the number of slices of all volumes together."""
+        return len(self.index)
+
+    def __getitem__(self, item: int) -> Any:
+        """Slice ``item``, transformed."""
+        volume, position = self.index[item]
+        data = self.volumes[volume]
+        cut = {
+            key: convert_to_tensor(data[key], track_meta=False).select(self.slice_axis + 1, position) for key in self.keys
+        }
+        return cut if self.transform is None else apply_transform(self.transform, cut)
+
+    def set_random_state(self, seed: int | None = None, state: Any = None) -> SliceDataset:
+        """Seed the random transforms; MONAI's ``DataLoader`` does so in every worker."""
+        super().set_random_state(seed, state)
+        if hasattr(self.transform, "set_random_state"):
+            self.transform.set_random_state(seed, state)
+        return self

@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Inferers: one for training on noisy slices with their contours, one for translating a volume of contours."""
+
+from __future__ import annotations
+
+from contourdiff.inferers.training import ContourDiffusionInferer, ContourPrepareBatch
+
+__all__ = ["ContourDiffusionInferer", "ContourPrepareBatch"]

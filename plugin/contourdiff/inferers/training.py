@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training's sockets: the batch (image, contour, noise, timestep) and the network's answer to it."""
+
+from __future__ import annotations
+
+import torch
+from monai.engines import DiffusionPrepareBatch
+from monai.inferers import DiffusionInferer
+from monai.networks.schedulers import Scheduler
+from torch import nn
+
+
+class ContourDiffusionInferer(DiffusionInferer):
+    """MONAI's ``DiffusionInferer`` with the contour concatenated to the noisy image: ``(x_t, c)`` in the paper."""
+
+    def __call__(  # type: ignore[override]
+        self,
+        inputs: torch.Tensor,
+        network: nn.Module,
+        noise: torch.Tensor,
+        timesteps: torch.Tensor,
+        condition: torch.Tensor,
+    ) -> torch.Tensor:
+        """Network output for the noised ``inputs``; images, noise and contours are ``(B, 1, H, W)``, timesteps ``(B,)``."""
+        return super().__call__(
+            inputs, network, noise=noise, timesteps=timesteps, condition=condition, mode="concat"
+        )
+
+
+class ContourPrepareBatch(DiffusionPrepareBatch):
+    """MONAI's ``DiffusionPrepareBatch`` for contours, with the target that the scheduler's prediction type asks for.
+
+    Args:
+        scheduler: noise scheduler; its ``prediction_type`` decides the target (``epsilon`` or ``v_prediction``).
+        condition_name: key of the contour in the batch.
+        timestep_draws: a timestep is the largest of this many uniform draws: 1 is uniform, 2 spends more training on
+            high noise, where the contour decides the picture.
+        fixed_seed: if given, noise is drawn from this seed and timesteps are spread evenly over the batch, always the
+            same: for a validation loss that can be compared between epochs.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        condition_name: str = "contour",
+        timestep_draws: int = 1,
+        fixed_seed: int | None = None,
+    ) -> None:
+        super().__init__(num_train_timesteps=scheduler.num_train_timesteps, condition_name=condition_name)
+        if timestep_draws < 1:
+            raise ValueError(f"timestep_draws must be 1 or more, got {timestep_draws}")
+        self.scheduler = scheduler
+        self.timestep_draws = timestep_draws
+        self.fixed_seed = fixed_seed
+
+    def get_noise(self, images: torch.Tensor) -> torch.Tensor:
+        """Gaussian noise of the shape of ``images``."""
+        if self.fixed_seed is None:
+            return torch.randn_like(images)
+        generator = torch.Generator().manual_seed(self.fixed_seed)
+        return torch.randn(images.shape, generator=generator, dtype=images.dtype).to(images.device)
+
+    def get_timesteps(self, images: torch.Tensor) -> torch.Tensor:
+        """One timestep for each of the ``(B, 1, H, W)`` images: ``(B,)`` long."""
+        batch = images.shape[0]
+        if self.fixed_seed is None:
+            draws = torch.randint(0, self.num_train_timesteps, (self.timestep_draws, batch), device=images.device)
+            return draws.amax(dim=0)
+        spread = (torch.arange(batch, device=images.device) + 0.5) * self.num_train_timesteps / batch
+        return spread.long()
+
+    def get_target(self, images: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """What the network shall say: the noise, or the velocity of Salimans and Ho (arXiv 2202.00512)."""
+        if self.scheduler.prediction_type == "v_prediction":
+            velocity: torch.Tensor = self.scheduler.get_velocity(images, noise, timesteps)
+            return velocity
+        return noise

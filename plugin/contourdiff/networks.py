@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The denoising network (MONAI's diffusion U-Net on contour-concatenated slices) and loading its weights."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.networks.nets.diffusion_model_unet import DiffusionModelUNet
+from torch import nn
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
+
+
+class ContourUNet(DiffusionModelUNet):
+    """MONAI's ``DiffusionModelUNet`` in two dimensions, epsilon_theta(x_t, t | c) of the paper.
+
+    Two differences, neither of which changes a key of the state dict: ``timesteps`` may be left out (zeros then, so
+    that shape checks with the image alone pass), and ``patch_size`` folds pixels into channels before the network and
+    unfolds them behind it, which makes a 256 x 256 network with ``patch_size=2`` as cheap as a 128 x 128 one.
+
+    Args:
+        in_channels: channels of the input: noisy image and contour, 2.
+        out_channels: channels of the output, 1.
+        patch_size: pixels per side that are folded into channels; 1 is the paper's network.
+        channels: as in ``DiffusionModelUNet``; its other keyword arguments are passed on.
+        spatial_dims: 2, the only value that is supported.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 2,
+        out_channels: int = 1,
+        patch_size: int = 1,
+        channels: Sequence[int] = (128, 128, 256, 256, 512, 512),
+        spatial_dims: int = 2,
+        **kwargs: Any,
+    ) -> None:
+        if spatial_dims != 2:
+            raise ValueError(f"ContourUNet works on slices: spatial_dims must be 2, got {spatial_dims}")
+        if patch_size < 1:
+            raise ValueError(f"patch_size must be 1 or more, got {patch_size}")
+        super().__init__(
+            spatial_dims=spatial_dims,
+            in_channels=in_channels * patch_size**2,
+            out_channels=out_channels * patch_size**2,
+            channels=channels,
+            **kwargs,
+        )
+        self.patch_size = patch_size
+
+    @property
+    def size_divisor(self) -> int:
+        """Height and width of the input must be multiples of this many pixels."""
+        return self.patch_size * 2 ** (len(self.block_out_channels) - 1)
+
+    def forward(self, x: torch.Tensor, timesteps: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Network output for ``x (B, in_channels, H, W)`` at ``timesteps (B,)``: ``(B, out_channels, H, W)``."""
+        if timesteps is None:
+            timesteps = torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
+        if self.patch_size > 1:
+            x = pixel_unshuffle(x, self.patch_size)
+        out: torch.Tensor = super().forward(x, timesteps, *args, **kwargs)
+        return pixel_shuffle(out, self.patch_size) if self.patch_size > 1 else out
+
+
+def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
+    """Load a state dict of tensors into ``network``, strictly, and return the network in evaluation mode.
+
+    Args:
+        network: the network that the weights were trained for.
+        path: a file written by ``torch.save(network.state_dict(), path)``; half precision is cast to the network's.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is damaged, holds anything but tensors, or its keys or shapes are not the network's.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"expected weights at {path}, found none; pass --ckpt_path or train a model first")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        first_line = str(error).strip().split("\n")[0][:200]
+        raise ValueError(
+            f"expected {path} to be an undamaged file of tensors (weights_only=True); reading it failed: {first_line}; "
+            "copy or train it again"
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise ValueError(f"expected a state dict of tensors in {path}, got something else; save network.state_dict()")
+    _check_state(network.state_dict(), state, path)
+    network.load_state_dict(state, strict=True)
+    return network.eval()
+
+
+def _check_state(expected: dict[str, torch.Tensor], state: dict[str, torch.Tensor], path: Path) -> None:
+    missing, unknown = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+    shapes = [key for key in expected.keys() & state.keys() if expected[key].shape != state[key].shape]
+    if missing or unknown or shapes:
+        raise ValueError(
+            f"the weights in {path} are of another network: {len(missing)} keys missing {missing[:2]}, "
+            f"{len(unknown)} unknown {unknown[:2]}, {len(shapes)} of another shape {sorted(shapes)[:2]}; "
+            "use the network_def that they were trained with"
+        )
+
+
+def weights_sha256(path: str | Path) -> str:
+    """SHA-256 of a weights file in hexadecimal, as recorded beside every translation."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()

@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Transforms for MONAI pipelines: background filter, contour, slices."""
+
+from __future__ import annotations
+
+from contourdiff.transforms.array import BackgroundFilter, Contour, InPlaneSmooth
+from contourdiff.transforms.dictionary import (
+    BackgroundFilterd,
+    BackgroundFilterDict,
+    Contourd,
+    ContourDict,
+    InPlaneSmoothd,
+    InPlaneSmoothDict,
+)
+
+__all__ = [
+    "BackgroundFilter",
+    "BackgroundFilterDict",
+    "BackgroundFilterd",
+    "Contour",
+    "ContourDict",
+    "Contourd",
+    "InPlaneSmooth",
+    "InPlaneSmoothDict",
+    "InPlaneSmoothd",
+]
