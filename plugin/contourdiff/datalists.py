@@ -7,7 +7,12 @@ import csv
 import fnmatch
 import hashlib
 import json
+import logging
 from pathlib import Path
+
+from contourdiff.checks import check_case
+
+logger = logging.getLogger(__name__)
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 
@@ -16,6 +21,87 @@ def case_of(path: str | Path) -> str:
     """Case id of a file: its name without ``.nii`` or ``.nii.gz``."""
     name = Path(path).name
     return next((name[: -len(suffix)] for suffix in NIFTI_SUFFIXES if name.lower().endswith(suffix)), name)
+
+
+class TranslationCases:
+    """CT volumes to translate, each checked before any work starts.
+
+    ``<dataset_dir>/<case>.nii.gz`` may have a label ``<dataset_dir>/labels/<case>.nii.gz``; or a JSON file in the
+    Decathlon form lists ``{"image": ..., "label": ...}`` under ``section``.
+
+    Args:
+        dataset_dir: folder of the volumes; paths in the datalist are relative to it.
+        output_dir: where translations go: cases that lie there already are left alone.
+        datalist: JSON file in the Decathlon form, relative to ``dataset_dir``; ``None`` takes the folder's files.
+        section: list of the datalist that is taken.
+        overwrite: translate again what lies there already.
+
+    Attributes:
+        items: ``[{"image": path}, ...]`` for a MONAI ``Dataset``: what is to be translated.
+        labels: label file of each case that has one.
+        warnings: what looked odd in a case.
+        failures: why a case cannot be translated.
+        kept: cases whose outputs were there already.
+
+    Raises:
+        FileNotFoundError: if the folder or the datalist does not exist.
+        ValueError: if there is no case at all, or two have the same id.
+    """
+
+    def __init__(
+        self,
+        dataset_dir: str | Path,
+        output_dir: str | Path,
+        datalist: str | Path | None = None,
+        section: str = "testing",
+        overwrite: bool = False,
+    ) -> None:
+        root = Path(dataset_dir)
+        if not root.is_dir():
+            raise FileNotFoundError(f"expected a folder of CT volumes at {root}, found none; pass --dataset_dir")
+        pairs = _listed_pairs(root, root / datalist, section) if datalist else _folder_pairs(root)
+        ids = [case_of(image) for image, _ in pairs]
+        if not pairs:
+            raise ValueError(f"expected NIfTI files (.nii, .nii.gz) in {root}, found none; pass another --dataset_dir")
+        if len(set(ids)) != len(ids):
+            raise ValueError(f"expected one file a case, got twice: {sorted({i for i in ids if ids.count(i) > 1})}")
+        self.items: list[dict[str, str]] = []
+        self.labels: dict[str, Path] = {}
+        self.warnings: dict[str, list[str]] = {}
+        self.failures: dict[str, str] = {}
+        self.kept: list[str] = []
+        for case, (image, label) in zip(ids, pairs, strict=True):
+            if not overwrite and (Path(output_dir) / f"{case}_mr.json").is_file():
+                self.kept.append(case)
+            else:
+                self._check(case, image, label)
+
+    def _check(self, case: str, image: Path, label: Path | None) -> None:
+        try:
+            self.warnings[case] = check_case(image, label)
+        except ValueError as error:
+            self.failures[case] = str(error)
+            logger.error("%s: %s", case, error)
+            return
+        for warning in self.warnings[case]:
+            logger.warning("%s: %s", case, warning)
+        self.items.append({"image": str(image)})
+        if label is not None:
+            self.labels[case] = label
+
+
+def _folder_pairs(root: Path) -> list[tuple[Path, Path | None]]:
+    images = sorted(path for path in root.iterdir() if _is_nifti(path))
+    by_case = {case_of(path): path for path in sorted((root / "labels").glob("*")) if _is_nifti(path)}
+    return [(image, by_case.get(case_of(image))) for image in images]
+
+
+def _listed_pairs(root: Path, datalist: Path, section: str) -> list[tuple[Path, Path | None]]:
+    content = _read_json(datalist)
+    if section not in content:
+        raise ValueError(f"expected the list {section!r} in {datalist}, got {sorted(content)}; pass --section")
+    entries = [item if isinstance(item, dict) else {"image": item} for item in content[section]]
+    return [(root / item["image"], root / item["label"] if item.get("label") else None) for item in entries]
 
 
 def training_cases(
@@ -58,18 +144,30 @@ def training_cases(
 
 
 def _read_datalist(path: Path) -> list[tuple[str, str]]:
-    if not path.is_file():
-        raise FileNotFoundError(f"expected a datalist at {path}, found none")
     if path.suffix == ".csv":
+        if not path.is_file():
+            raise FileNotFoundError(f"expected a datalist at {path}, found none; pass --datalist")
         with path.open(newline="") as file:
             return [(row["file"], row["split"]) for row in csv.DictReader(file)]
-    content = json.loads(path.read_text())
+    content = _read_json(path)
     names = {"training": "train", "validation": "val"}
     return [
         (item["image"] if isinstance(item, dict) else item, names[section])
         for section in names
         for item in content.get(section, [])
     ]
+
+
+def _read_json(path: Path) -> dict:
+    if not path.is_file():
+        raise FileNotFoundError(f"expected a datalist at {path}, found none; pass --datalist")
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"expected JSON in the datalist {path}, got: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"expected a JSON object with lists of cases in {path}, got {type(content).__name__}")
+    return content
 
 
 def _is_nifti(path: Path) -> bool:

@@ -4,5 +4,6 @@
 from __future__ import annotations
 
 from contourdiff.inferers.training import ContourDiffusionInferer, ContourPrepareBatch
+from contourdiff.inferers.volume import ContourTranslationInferer, VolumeRecord
 
-__all__ = ["ContourDiffusionInferer", "ContourPrepareBatch"]
+__all__ = ["ContourDiffusionInferer", "ContourPrepareBatch", "ContourTranslationInferer", "VolumeRecord"]

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
-from contourdiff.transforms.array import BackgroundFilter, Contour, InPlaneSmooth
+from contourdiff.transforms.array import BackgroundFilter, Contour, GrayLevels, InPlaneSmooth
 from contourdiff.transforms.dictionary import (
     BackgroundFilterd,
     BackgroundFilterDict,
     Contourd,
     ContourDict,
+    GrayLevelsd,
+    GrayLevelsDict,
     InPlaneSmoothd,
     InPlaneSmoothDict,
 )
@@ -20,6 +22,9 @@ __all__ = [
     "Contour",
     "ContourDict",
     "Contourd",
+    "GrayLevels",
+    "GrayLevelsDict",
+    "GrayLevelsd",
     "InPlaneSmooth",
     "InPlaneSmoothDict",
     "InPlaneSmoothd",

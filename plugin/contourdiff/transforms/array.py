@@ -106,6 +106,25 @@ class Contour(Transform):
         return _slicewise(img, self.slice_axis, one)
 
 
+class GrayLevels(Transform):
+    """Clip to [0, 255] and, for an integer ``dtype``, round: the last step before a translation is saved.
+
+    Args:
+        dtype: ``"float32"`` or ``"uint8"``.
+    """
+
+    def __init__(self, dtype: str = "float32") -> None:
+        if dtype not in ("float32", "uint8"):
+            raise ValueError(f"dtype must be 'float32' or 'uint8', got {dtype!r}")
+        self.dtype = dtype
+
+    def __call__(self, img: NdarrayOrTensor) -> NdarrayOrTensor:
+        """Gray levels of any shape -> the same shape in ``dtype``."""
+        data = convert_to_numpy(img).clip(0, 255)
+        data = (data.round() if self.dtype == "uint8" else data).astype(self.dtype)
+        return convert_to_dst_type(data, img, dtype=getattr(torch, self.dtype))[0]
+
+
 def _slicewise(
     img: NdarrayOrTensor, slice_axis: int, function: Callable[[np.ndarray], np.ndarray]
 ) -> NdarrayOrTensor:

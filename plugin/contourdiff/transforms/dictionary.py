@@ -9,7 +9,7 @@ from monai.config import KeysCollection, NdarrayOrTensor
 from monai.transforms import MapTransform
 from monai.utils import ensure_tuple
 
-from contourdiff.transforms.array import BackgroundFilter, Contour, InPlaneSmooth
+from contourdiff.transforms.array import BackgroundFilter, Contour, GrayLevels, InPlaneSmooth
 
 
 class InPlaneSmoothd(MapTransform):
@@ -89,6 +89,22 @@ class Contourd(MapTransform):
         return out
 
 
+class GrayLevelsd(MapTransform):
+    """Dictionary version of :class:`GrayLevels`."""
+
+    def __init__(self, keys: KeysCollection, dtype: str = "float32", allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.transform = GrayLevels(dtype)
+
+    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
+        """Clip and cast every key of ``data``."""
+        out = dict(data)
+        for key in self.key_iterator(out):
+            out[key] = self.transform(out[key])
+        return out
+
+
 BackgroundFilterDict = BackgroundFilterd
 ContourDict = Contourd
+GrayLevelsDict = GrayLevelsd
 InPlaneSmoothDict = InPlaneSmoothd

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Is this input fit for work? Every answer is given before the work starts."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import zlib
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from torch import nn
+
+from contourdiff.networks import load_weights
+
+logger = logging.getLogger(__name__)
+
+GRID_TOLERANCE_MM = 1e-3
+CT_MINIMUM_HU = -200
+
+
+def check_volume(path: str | Path) -> np.ndarray:
+    """Read a NIfTI volume whole and return its voxels, ``(H, W, D)``.
+
+    Raises:
+        ValueError: if it is no readable NIfTI file, not three-dimensional, empty, not finite, or has a singular affine.
+    """
+    path = Path(path)
+    try:
+        image = nib.load(path)
+        shape, affine = image.shape, image.affine
+        if len(shape) != 3 or 0 in shape:
+            raise ValueError(f"expected a volume (H, W, D) in {path.name}, got shape {shape}; save one 3-D volume a file")
+        voxels = np.asanyarray(image.dataobj)
+    except (ImageFileError, OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"expected a readable NIfTI file at {path}, got: {error}; copy or convert it again") from error
+    if affine is None or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        raise ValueError(f"expected an invertible affine in {path.name}, got {np.asarray(affine).tolist()}; repair it")
+    if not np.isfinite(voxels).all():
+        count = int(np.size(voxels) - np.isfinite(voxels).sum())
+        raise ValueError(f"expected finite voxels in {path.name}, got {count} that are NaN or infinite; replace them")
+    return voxels
+
+
+def check_case(image: str | Path, label: str | Path | None = None) -> list[str]:
+    """Check a CT and its label before anything is done with them.
+
+    Returns:
+        Warnings: for a volume that cannot be CT.
+
+    Raises:
+        ValueError: as :func:`check_volume`, or if the label is on another grid.
+    """
+    voxels = check_volume(image)
+    minimum = float(voxels.min())
+    if label is not None:
+        check_volume(label)
+        _check_grid(nib.load(image), nib.load(label), Path(label))
+    if minimum > CT_MINIMUM_HU:
+        return [
+            f"no voxel of {Path(image).name} lies below {CT_MINIMUM_HU} HU (lowest: {minimum:g}), "
+            "so it hardly is CT in Hounsfield units; its contours may mean nothing"
+        ]
+    return []
+
+
+def check_output_dir(path: str | Path) -> None:
+    """Make the folder if it is absent, and see that files can be written there.
+
+    Raises:
+        ValueError: if they cannot.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise ValueError(f"expected a folder to write to at {path}, got: {error}; pass another --output_dir") from error
+
+
+def preflight(dataset_dir: str | Path, output_dir: str | Path, ckpt_path: str | Path, network: nn.Module) -> None:
+    """Check what all cases share; end the program with a clear message and status 1 if it will not do.
+
+    Raises:
+        SystemExit: if there is no such dataset folder, the weights do not load into ``network``, or the output folder
+            cannot be written to.
+    """
+    try:
+        if not Path(dataset_dir).is_dir():
+            raise ValueError(f"expected a folder of CT volumes at {dataset_dir}, found none; pass --dataset_dir")
+        load_weights(network, ckpt_path)
+        check_output_dir(output_dir)
+    except (ValueError, OSError) as error:
+        logger.error("%s", error)
+        raise SystemExit(f"error: {error}") from error
+
+
+def _check_grid(image: nib.Nifti1Image, label: nib.Nifti1Image, path: Path) -> None:
+    if image.shape != label.shape or not np.allclose(image.affine, label.affine, atol=GRID_TOLERANCE_MM):
+        raise ValueError(
+            f"expected label {path.name} on the image's grid {image.shape}, got {label.shape} with affine "
+            f"{np.round(label.affine, 3).tolist()} against {np.round(image.affine, 3).tolist()}; resample the label"
+        )

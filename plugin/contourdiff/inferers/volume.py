@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Translation's socket: a volume of contours goes in, a volume of gray levels comes out."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from monai.data import MetaTensor, decollate_batch
+from monai.inferers import Inferer
+from monai.networks.schedulers import Scheduler
+from monai.utils import convert_to_dst_type
+from torch import nn
+from tqdm import tqdm
+
+from contourdiff.datalists import case_of
+from contourdiff.noise import CandidateKey, NoiseStream
+from contourdiff.selection import Choice, SelectionRules, choose
+from contourdiff.solvers import ddim, ddpm
+
+SOLVERS = ("ddim", "ddpm")
+
+
+class VolumeRecord(NamedTuple):
+    """What happened to one volume: a choice for each translated slice, ``None`` for each skipped one."""
+
+    case: str
+    choices: list[Choice | None]
+    network_calls: int
+
+
+class ContourTranslationInferer(Inferer):
+    """Translate volumes of contours, ``(B, 1, H, W, D) -> (B, 1, H, W, D)`` gray levels in [0, 255].
+
+    A drop-in for the ``inferer`` of a ``SupervisedEvaluator``. Slices without a contour stay 0 and cost no network
+    call. All others are denoised in batches of exactly ``batch_size`` candidates, across slices, and chosen in slice
+    order by :func:`contourdiff.selection.choose`. A candidate depends on (seed, case, slice, round, candidate) alone.
+
+    Args:
+        scheduler: noise scheduler of the training: its ``alphas_cumprod`` and ``prediction_type`` are used.
+        slice_axis: spatial axis along which the slices are stacked.
+        rules: rules of the selection; ``None`` takes the paper's for the lumbar spine.
+        solver: ``"ddim"``, or ``"ddpm"`` for the paper's ancestral sampler, which ignores the next two.
+        num_inference_steps: DDIM steps.
+        eta: DDIM's noise, 0 for none.
+        batch_size: candidates a network call. Results are bit-identical at the same batch size, and differ by rounding
+            between two.
+        seed: seed of the noise.
+        progress: show a bar that counts slices.
+        on_volume: called with a :class:`VolumeRecord` after each volume.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        slice_axis: int = 0,
+        rules: SelectionRules | None = None,
+        solver: str = "ddim",
+        num_inference_steps: int = 50,
+        eta: float = 0.0,
+        batch_size: int = 8,
+        seed: int = 0,
+        progress: bool = True,
+        on_volume: Callable[[VolumeRecord], None] | None = None,
+    ) -> None:
+        super().__init__()
+        if solver not in SOLVERS:
+            raise ValueError(f"solver must be one of {SOLVERS}, got {solver!r}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
+        self.scheduler = scheduler
+        self.slice_axis = slice_axis
+        self.rules = SelectionRules() if rules is None else rules
+        self.solver = solver
+        self.num_inference_steps = num_inference_steps
+        self.eta = eta
+        self.batch_size = batch_size
+        self.seed = seed
+        self.progress = progress
+        self.on_volume = on_volume
+
+    @torch.no_grad()
+    def __call__(self, inputs: torch.Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Translate ``inputs``, contours of 0 and 1; the case is taken from the MetaTensor's ``filename_or_obj``."""
+        if inputs.ndim != 5 or inputs.shape[1] != 1:
+            raise ValueError(
+                f"inputs must be (B, 1, H, W, D), got {tuple(inputs.shape)}; add EnsureChannelFirstd to preprocessing"
+            )
+        volumes = [self._translate(volume[0], _case_of(volume), network) for volume in decollate_batch(inputs)]
+        return convert_to_dst_type(torch.stack(volumes)[:, None], inputs, dtype=torch.float32)[0]
+
+    def _translate(self, volume: torch.Tensor, case: str, network: nn.Module) -> torch.Tensor:
+        contours = torch.as_tensor(volume).as_subclass(torch.Tensor).moveaxis(self.slice_axis, 0).float()
+        _check_size(contours, network)
+        indices = torch.nonzero(contours.flatten(1).any(dim=1)).flatten().tolist()
+        drawer = CandidateDrawer(self._solve, contours, case, indices, self.rules.candidates, self.batch_size, network)
+        result = torch.zeros_like(contours)
+        choices: list[Choice | None] = [None] * len(contours)
+        walk = choose(drawer, indices, self.rules)
+        for choice, image in tqdm(walk, case, total=len(indices), unit="slice", disable=not self.progress):
+            result[choice.slice_index] = image
+            choices[choice.slice_index] = choice
+            drawer.forget(choice.slice_index)
+        if self.on_volume is not None:
+            self.on_volume(VolumeRecord(case, choices, drawer.calls))
+        return result.moveaxis(0, self.slice_axis)
+
+    def _solve(self, contours: torch.Tensor, keys: Sequence[tuple[str, int, int, int]], network: nn.Module) -> torch.Tensor:
+        """Denoise one batch: contours ``(B, H, W)`` and their (case, slice, round, candidate) -> gray levels."""
+        noise = NoiseStream([CandidateKey(self.seed, *key) for key in keys], (1, *contours.shape[1:]), contours.device)
+        buffer = torch.stack([torch.zeros_like(contours), contours], dim=1)
+
+        def predict(x: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+            buffer[:, :1] = x
+            output: torch.Tensor = network(buffer, timesteps)
+            return output.float()
+
+        common: dict[str, Any] = {
+            "alphas_cumprod": self.scheduler.alphas_cumprod,
+            "prediction_type": str(self.scheduler.prediction_type),
+            "draw": noise.draw,
+        }
+        if self.solver == "ddpm":
+            x0 = ddpm(predict, noise.draw(), **common)
+        else:
+            x0 = ddim(predict, noise.draw(), num_inference_steps=self.num_inference_steps, eta=self.eta, **common)
+        return ((x0[:, 0] + 1) * 127.5).clamp(0, 255)
+
+
+class CandidateDrawer:
+    """Candidates on demand, denoised in full batches: what a round leaves free is filled with slices that come next.
+
+    Args:
+        solve: ``(contours (B, H, W), keys, network) -> (B, H, W)``.
+        contours: ``(N, H, W)``, all slices.
+        case: id of the volume.
+        indices: slices that will be asked for, in order.
+        candidates: candidates a round.
+        batch_size: items in every call of ``solve``; the last batch is padded.
+        network: passed on.
+    """
+
+    def __init__(
+        self,
+        solve: Callable[[torch.Tensor, Sequence[tuple[str, int, int, int]], nn.Module], torch.Tensor],
+        contours: torch.Tensor,
+        case: str,
+        indices: Sequence[int],
+        candidates: int,
+        batch_size: int,
+        network: nn.Module,
+    ) -> None:
+        self._solve = solve
+        self._contours = contours
+        self._case = case
+        self._candidates = candidates
+        self._batch_size = batch_size
+        self._network = network
+        self._ready: dict[tuple[int, int, int], torch.Tensor] = {}
+        self._upcoming = deque((index, 0, candidate) for index in indices for candidate in range(candidates))
+        self.calls = 0
+
+    def __call__(self, slice_index: int, round_: int) -> torch.Tensor:
+        """All candidates of one round of one slice: ``(candidates, H, W)``."""
+        wanted = [(slice_index, round_, candidate) for candidate in range(self._candidates)]
+        missing = [item for item in wanted if item not in self._ready]
+        while missing:
+            batch, missing = missing[: self._batch_size], missing[self._batch_size :]
+            batch += self._next(self._batch_size - len(batch), wanted)
+            self._denoise(batch)
+        return torch.stack([self._ready[item] for item in wanted])
+
+    def forget(self, slice_index: int) -> None:
+        """Free the candidates of a slice that has been chosen."""
+        self._ready = {item: image for item, image in self._ready.items() if item[0] != slice_index}
+
+    def _next(self, count: int, wanted: Sequence[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+        items: list[tuple[int, int, int]] = []
+        while self._upcoming and len(items) < count:
+            item = self._upcoming.popleft()
+            if item not in self._ready and item not in wanted and item[0] >= wanted[0][0]:
+                items.append(item)
+        return items
+
+    def _denoise(self, items: list[tuple[int, int, int]]) -> None:
+        padded = items + items[:1] * (self._batch_size - len(items))
+        contours = self._contours[[item[0] for item in padded]]
+        images = self._solve(contours, [(self._case, *item) for item in padded], self._network)
+        self.calls += 1
+        self._ready.update(zip(items, images, strict=False))
+
+
+def _case_of(volume: torch.Tensor) -> str:
+    name = volume.meta.get("filename_or_obj", "") if isinstance(volume, MetaTensor) else ""
+    return case_of(str(name)) if name else ""
+
+
+def _check_size(contours: torch.Tensor, network: nn.Module) -> None:
+    divisor = getattr(network, "size_divisor", 1)
+    if any(size % divisor for size in contours.shape[1:]):
+        raise ValueError(
+            f"slices must have sizes divisible by {divisor} for this network, got {tuple(contours.shape[1:])}; "
+            f"add DivisiblePadd with k={divisor} to preprocessing"
+        )

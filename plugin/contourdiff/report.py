@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run leaves beside each translation: the label, a record of how it was made, and a picture to look at."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from ignite.engine import Engine
+from matplotlib.figure import Figure
+from monai.data import MetaTensor
+from monai.engines import SupervisedEvaluator
+from monai.engines.utils import IterationEvents
+from monai.transforms import LoadImage, ResampleToMatch
+
+from contourdiff import __version__
+from contourdiff.datalists import TranslationCases, case_of
+from contourdiff.inferers import VolumeRecord
+from contourdiff.networks import weights_sha256
+from contourdiff.writers import save_like, whole_file
+
+logger = logging.getLogger(__name__)
+
+PACKAGES = ("monai", "torch", "numpy", "scipy", "scikit-image", "nibabel")
+
+
+class TranslationReport:
+    """Handler and guard of a translation run: writes the files beside each MR volume, and outlives a failing case.
+
+    Args:
+        cases: the run's cases.
+        output_dir: where everything goes.
+        ckpt_path: weights file, whose SHA-256 is recorded.
+        settings: the run's knobs, recorded as they are.
+        slice_axis: axis along which slices are stacked after orientation.
+        window_hu: lower and upper end of the CT window, for the picture.
+        columns: slices in the picture.
+    """
+
+    def __init__(
+        self,
+        cases: TranslationCases,
+        output_dir: str | Path,
+        ckpt_path: str | Path,
+        settings: Mapping[str, Any],
+        slice_axis: int = 0,
+        window_hu: tuple[float, float] = (-200.0, 300.0),
+        columns: int = 6,
+    ) -> None:
+        self.cases = cases
+        self.output_dir = Path(output_dir)
+        self.ckpt_path = Path(ckpt_path)
+        self.settings = dict(settings)
+        self.slice_axis = slice_axis
+        self.window_hu = window_hu
+        self.columns = columns
+        self.done: list[str] = []
+        self._record: VolumeRecord | None = None
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the evaluator, behind its postprocessing."""
+        engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self)
+
+    def record(self, volume: VolumeRecord) -> None:
+        """Keep what the inferer tells of the volume in hand."""
+        self._record = volume
+
+    def iterate(self, engine: SupervisedEvaluator, batch: dict[str, Any]) -> dict[str, Any]:
+        """One case of the evaluator (its ``iteration_update``); an error is noted and the next case goes on."""
+        case = case_of(batch["image"].meta["filename_or_obj"][0])
+        try:
+            output: dict[str, Any] = SupervisedEvaluator._iteration(engine, engine, batch)  # type: ignore[arg-type]
+        except Exception as error:
+            logger.exception("%s: translation failed", case)
+            self.cases.failures[case] = f"{type(error).__name__}: {error}"
+            return {}
+        self.done.append(case)
+        return output
+
+    def __call__(self, engine: Engine) -> None:
+        """Write label, picture and record of the case that was translated; the record last, as the sign of success."""
+        contour = engine.state.batch[0]["image"]  # type: ignore[index]
+        source = Path(contour.meta["filename_or_obj"])
+        case = case_of(source)
+        label = self.cases.labels.get(case)
+        if label is not None:
+            save_like(_voxels(label), label, self.output_dir / f"{case}_label.nii.gz")
+        figure = self._picture(case, source, label, contour)
+        with whole_file(self.output_dir / f"{case}_mr.png") as aside:
+            figure.savefig(aside, format="png", dpi=90, facecolor="black")
+        content = json.dumps(self._sidecar(case, source, label, contour), indent=2)
+        with whole_file(self.output_dir / f"{case}_mr.json") as aside:
+            aside.write_text(content + "\n")
+
+    def _sidecar(self, case: str, source: Path, label: Path | None, contour: MetaTensor) -> dict[str, Any]:
+        record = self._record
+        if record is None or record.case != case:
+            raise RuntimeError(f"no record of {case}; pass on_volume=report.record to the inferer")
+        slices = [
+            {"slice": index, "center_mm": _center_mm(contour, self.slice_axis, index), "skipped": choice is None}
+            | ({} if choice is None else {k: v for k, v in asdict(choice).items() if k != "slice_index"})
+            for index, choice in enumerate(record.choices)
+        ]
+        return {
+            "case": case,
+            "image": source.name,
+            "label": None if label is None else label.name,
+            "contourdiff": __version__,
+            "python": platform.python_version(),
+            "packages": {name: version(name) for name in PACKAGES},
+            "weights": {"file": self.ckpt_path.name, "sha256": weights_sha256(self.ckpt_path)},
+            "settings": self.settings,
+            "warnings": self.cases.warnings.get(case, []),
+            "network_calls": record.network_calls,
+            "slices": slices,
+        }
+
+    def _picture(self, case: str, source: Path, label: Path | None, contour: MetaTensor) -> Figure:
+        ct = _on_grid(LoadImage(image_only=True, ensure_channel_first=True)(source), contour, "bilinear")
+        mr = _on_grid(_translation(self.output_dir / f"{case}_mr.nii.gz"), contour, "bilinear")
+        shown = contour if label is None else _on_grid(_translation(label), contour, "nearest")
+        axis = self.slice_axis
+        filled = np.nonzero(np.moveaxis(np.asarray(shown[0]), axis, 0).any(axis=(1, 2)))[0]
+        positions = np.quantile(filled, np.linspace(0.1, 0.9, self.columns)).astype(int) if len(filled) else [0]
+        low, high = self.window_hu
+        rows: list[tuple[str, torch.Tensor, float, float]] = [
+            ("CT", ct, low, high),
+            ("contour", contour, 0, 1),
+            ("MR", mr, 0, 255),
+        ]
+        if label is not None:
+            rows.append(("MR and label", mr, 0, 255))
+        figure = Figure(figsize=(2.4 * len(positions), 2.8 * len(rows)))
+        axes = figure.subplots(len(rows), len(positions), squeeze=False)
+        for row, (name, volume, vmin, vmax) in enumerate(rows):
+            for column, position in enumerate(positions):
+                ax = axes[row, column]
+                ax.imshow(_cut(volume, axis, position), cmap="gray", origin="lower", vmin=vmin, vmax=vmax)
+                if name == "MR and label" and (outline := _cut(shown, axis, position)).any():
+                    for value in np.unique(outline[outline > 0]):
+                        color = f"C{int(value) % 10}"
+                        ax.contour(outline == value, levels=[0.5], colors=[color], linewidths=0.8)
+                ax.invert_xaxis()
+                ax.set_axis_off()
+            axes[row, 0].set_title(name, fontsize=9, color="white", loc="left")
+        figure.tight_layout(pad=0.3)
+        return figure
+
+    def run(self, evaluator: SupervisedEvaluator) -> None:
+        """Run the evaluator over the cases and say how it went.
+
+        Raises:
+            SystemExit: with status 1 if any case failed, after all others are done.
+        """
+        if self.cases.items:
+            evaluator.run()
+        self._summarize()
+        if self.cases.failures:
+            raise SystemExit(1)
+
+    def _summarize(self) -> None:
+        for case in self.done:
+            logger.info("%s: done, %s", case, self.output_dir / f"{case}_mr.nii.gz")
+        for case in self.cases.kept:
+            logger.info("%s: kept, its translation is there already (pass --overwrite true to redo it)", case)
+        for case, reason in self.cases.failures.items():
+            logger.error("%s: failed, %s", case, reason)
+        logger.info(
+            "%d translated, %d kept, %d failed; results lie in %s",
+            len(self.done),
+            len(self.cases.kept),
+            len(self.cases.failures),
+            self.output_dir.resolve(),
+        )
+
+
+def _voxels(path: Path) -> np.ndarray:
+    """Voxels as they are stored where the header does not scale them, else scaled."""
+    return np.asanyarray(nib.load(path).dataobj)
+
+
+def _translation(path: Path) -> MetaTensor:
+    return LoadImage(image_only=True, ensure_channel_first=True)(path)
+
+
+def _on_grid(image: MetaTensor, target: MetaTensor, mode: str) -> torch.Tensor:
+    return ResampleToMatch(mode=mode, padding_mode="border" if mode == "bilinear" else "zeros")(image, img_dst=target)
+
+
+def _cut(volume: torch.Tensor, axis: int, position: int) -> np.ndarray:
+    return np.asarray(volume[0]).take(position, axis=axis).T
+
+
+def _center_mm(image: MetaTensor, axis: int, index: int) -> list[float]:
+    """RAS+ coordinates of the middle of a slice, in mm."""
+    voxel = [(size - 1) / 2 for size in image.shape[1:]] + [1.0]
+    voxel[axis] = index
+    return [round(float(x), 3) for x in (np.asarray(image.affine, dtype=np.float64) @ voxel)[:3]]
