@@ -36,9 +36,9 @@ def foreground_mask(
     if image.size == 0 or np.unique(image).size < classes:
         return np.zeros(image.shape, dtype=bool)
     mask = image > _lowest_threshold(image, classes)
-    mask = binary_erosion(mask)
-    mask = remove_small_objects(mask, max_size=max(int(round(min_object_px)) - 1, 0))
-    return np.asarray(remove_small_holes(mask, max_size=max(int(round(max_hole_px)), 0)), dtype=bool)
+    mask = binary_erosion(mask, border_value=1)  # as scikit-image's: the edge of the image is no edge of the body
+    mask = remove_small_objects(mask, max_size=max(round(min_object_px) - 1, 0))
+    return np.asarray(remove_small_holes(mask, max_size=max(round(max_hole_px), 0)), dtype=bool)
 
 
 def background_filter(

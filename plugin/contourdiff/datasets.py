@@ -63,13 +63,14 @@ class SliceDataset(Dataset, Randomizable):
         volume, position = self.index[item]
         data = self.volumes[volume]
         cut = {
-            key: convert_to_tensor(data[key], track_meta=False).select(self.slice_axis + 1, position) for key in self.keys
+            key: convert_to_tensor(data[key], track_meta=False).select(self.slice_axis + 1, position)
+            for key in self.keys
         }
         return cut if self.transform is None else apply_transform(self.transform, cut)
 
     def set_random_state(self, seed: int | None = None, state: Any = None) -> SliceDataset:
         """Seed the random transforms; MONAI's ``DataLoader`` does so in every worker."""
         super().set_random_state(seed, state)
-        if hasattr(self.transform, "set_random_state"):
+        if isinstance(self.transform, Randomizable):
             self.transform.set_random_state(seed, state)
         return self

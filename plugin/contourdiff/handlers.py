@@ -151,7 +151,7 @@ class TranslationPictures:
             prediction_type=str(self.scheduler.prediction_type),
         ).cpu()
         figure, axes = plt.subplots(3, len(items), figsize=(2.4 * len(items), 7.2), squeeze=False)
-        rows = ([item["image"] for item in items], contours.cpu(), translations)
+        rows: tuple[Any, ...] = ([item["image"] for item in items], contours.cpu(), translations)
         for row, (name, pictures) in enumerate(zip(("image", "contour", "translation"), rows, strict=True)):
             for column, picture in enumerate(pictures):
                 low = 0 if name == "contour" else -1

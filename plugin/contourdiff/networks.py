@@ -57,7 +57,9 @@ class ContourUNet(DiffusionModelUNet):
         """Height and width of the input must be multiples of this many pixels."""
         return self.patch_size * 2 ** (len(self.block_out_channels) - 1)
 
-    def forward(self, x: torch.Tensor, timesteps: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, timesteps: torch.Tensor | None = None, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
         """Network output for ``x (B, in_channels, H, W)`` at ``timesteps (B,)``: ``(B, out_channels, H, W)``."""
         if timesteps is None:
             timesteps = torch.zeros(x.shape[0], dtype=torch.long, device=x.device)

@@ -125,15 +125,15 @@ class TranslationReport:
         }
 
     def _picture(self, case: str, source: Path, label: Path | None, contour: MetaTensor) -> Figure:
-        ct = _on_grid(LoadImage(image_only=True, ensure_channel_first=True)(source), contour, "bilinear")
-        mr = _on_grid(_translation(self.output_dir / f"{case}_mr.nii.gz"), contour, "bilinear")
-        shown = contour if label is None else _on_grid(_translation(label), contour, "nearest")
+        low, high = self.window_hu
+        ct = _on_grid(((_load(source) - low) / (high - low)).clamp(0, 1), contour, "bilinear")
+        mr = _on_grid(_load(self.output_dir / f"{case}_mr.nii.gz"), contour, "bilinear")
+        shown = contour if label is None else _on_grid(_load(label), contour, "nearest")
         axis = self.slice_axis
         filled = np.nonzero(np.moveaxis(np.asarray(shown[0]), axis, 0).any(axis=(1, 2)))[0]
         positions = np.quantile(filled, np.linspace(0.1, 0.9, self.columns)).astype(int) if len(filled) else [0]
-        low, high = self.window_hu
         rows: list[tuple[str, torch.Tensor, float, float]] = [
-            ("CT", ct, low, high),
+            ("CT", ct, 0, 1),
             ("contour", contour, 0, 1),
             ("MR", mr, 0, 255),
         ]
@@ -188,12 +188,12 @@ def _voxels(path: Path) -> np.ndarray:
     return np.asanyarray(nib.load(path).dataobj)
 
 
-def _translation(path: Path) -> MetaTensor:
+def _load(path: Path) -> MetaTensor:
     return LoadImage(image_only=True, ensure_channel_first=True)(path)
 
 
-def _on_grid(image: MetaTensor, target: MetaTensor, mode: str) -> torch.Tensor:
-    return ResampleToMatch(mode=mode, padding_mode="border" if mode == "bilinear" else "zeros")(image, img_dst=target)
+def _on_grid(image: torch.Tensor, target: MetaTensor, mode: str) -> torch.Tensor:
+    return ResampleToMatch(mode=mode, padding_mode="zeros")(image, img_dst=target)
 
 
 def _cut(volume: torch.Tensor, axis: int, position: int) -> np.ndarray:

@@ -7,6 +7,7 @@ Names: ``alpha_bar`` is the cumulative product of ``1 - beta`` (the paper's alph
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -68,7 +69,7 @@ def ddim(
     timesteps = spaced_timesteps(len(alphas_cumprod), num_inference_steps)
     alpha_bars = [float(alphas_cumprod[t]) for t in timesteps] + [1.0]
     batch_timesteps = _batched(timesteps, x)
-    for step, (alpha_bar, alpha_bar_prev) in enumerate(zip(alpha_bars[:-1], alpha_bars[1:], strict=True)):
+    for step, (alpha_bar, alpha_bar_prev) in enumerate(pairwise(alpha_bars)):
         output = predict(x, batch_timesteps[step])
         # 1. predicted clean image, eq. (9), and the noise that goes with it
         x0, epsilon = _split(output, x, alpha_bar, prediction_type, clip_sample)

@@ -35,7 +35,9 @@ def save_like(data: np.ndarray, source: str | Path, path: str | Path) -> None:
     """
     image = nib.load(source)
     if data.shape != image.shape:
-        raise ValueError(f"expected the shape {image.shape} of {source}, got {data.shape}; invert every transform first")
+        raise ValueError(
+            f"expected the shape {image.shape} of {source}, got {data.shape}; invert every transform first"
+        )
     header = image.header.copy()
     header.set_data_dtype(data.dtype)
     header.set_slope_inter(1, 0)
@@ -58,10 +60,10 @@ class SourceGridWriter(NibabelWriter):
         self._own_affine = None if meta.get("affine") is None else convert_to_numpy(meta["affine"])
         super().set_metadata(meta_dict, resample, **options)
 
-    def write(self, filename: str | Path, verbose: bool = False, **kwargs: Any) -> None:
+    def write(self, filename: str | os.PathLike[Any], verbose: bool = False, **kwargs: Any) -> None:
         """Write whole or not at all."""
         data = np.asarray(convert_to_numpy(self.data_obj), dtype=self.output_dtype)
         expected = nib.load(self._source).affine
         if self._own_affine is None or not np.allclose(self._own_affine, expected, atol=1e-2):
             raise ValueError(f"the result is not on the grid of {self._source}; put Invertd before SaveImaged")
-        save_like(data, self._source, filename)
+        save_like(data, self._source, Path(filename))

@@ -21,9 +21,14 @@ class ContourDiffusionInferer(DiffusionInferer):
         timesteps: torch.Tensor,
         condition: torch.Tensor,
     ) -> torch.Tensor:
-        """Network output for the noised ``inputs``; images, noise and contours are ``(B, 1, H, W)``, timesteps ``(B,)``."""
+        """Network output for the noised ``inputs``; images, noise, contours: ``(B, 1, H, W)``, timesteps: ``(B,)``."""
         return super().__call__(
-            inputs, network, noise=noise, timesteps=timesteps, condition=condition, mode="concat"
+            inputs,
+            network,  # type: ignore[arg-type]  # any module with its signature
+            noise=noise,
+            timesteps=timesteps,
+            condition=condition,
+            mode="concat",
         )
 
 

@@ -82,7 +82,9 @@ class ContourTranslationInferer(Inferer):
         self.on_volume = on_volume
 
     @torch.no_grad()
-    def __call__(self, inputs: torch.Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def __call__(  # type: ignore[override]
+        self, inputs: torch.Tensor, network: nn.Module, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
         """Translate ``inputs``, contours of 0 and 1; the case is taken from the MetaTensor's ``filename_or_obj``."""
         if inputs.ndim != 5 or inputs.shape[1] != 1:
             raise ValueError(
@@ -107,7 +109,9 @@ class ContourTranslationInferer(Inferer):
             self.on_volume(VolumeRecord(case, choices, drawer.calls))
         return result.moveaxis(0, self.slice_axis)
 
-    def _solve(self, contours: torch.Tensor, keys: Sequence[tuple[str, int, int, int]], network: nn.Module) -> torch.Tensor:
+    def _solve(
+        self, contours: torch.Tensor, keys: Sequence[tuple[str, int, int, int]], network: nn.Module
+    ) -> torch.Tensor:
         """Denoise one batch: contours ``(B, H, W)`` and their (case, slice, round, candidate) -> gray levels."""
         noise = NoiseStream([CandidateKey(self.seed, *key) for key in keys], (1, *contours.shape[1:]), contours.device)
         buffer = torch.stack([torch.zeros_like(contours), contours], dim=1)

@@ -125,9 +125,7 @@ class GrayLevels(Transform):
         return convert_to_dst_type(data, img, dtype=getattr(torch, self.dtype))[0]
 
 
-def _slicewise(
-    img: NdarrayOrTensor, slice_axis: int, function: Callable[[np.ndarray], np.ndarray]
-) -> NdarrayOrTensor:
+def _slicewise(img: NdarrayOrTensor, slice_axis: int, function: Callable[[np.ndarray], np.ndarray]) -> NdarrayOrTensor:
     data = convert_to_numpy(img)
     if data.ndim == 3:
         data, slice_axis = data[:, None], 0

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 
 from monai.config import KeysCollection, NdarrayOrTensor
+from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from monai.utils import ensure_tuple
 
@@ -21,7 +22,7 @@ class InPlaneSmoothd(MapTransform):
         super().__init__(keys, allow_missing_keys)
         self.transform = InPlaneSmooth(spacing_mm, slice_axis)
 
-    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
+    def __call__(self, data: Mapping[Hashable, MetaTensor]) -> dict[Hashable, MetaTensor]:
         """Smooth every key of ``data``."""
         out = dict(data)
         for key in self.key_iterator(out):

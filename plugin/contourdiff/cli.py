@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Command line: ``contourdiff example | phantom | translate | agreement | curve``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import yaml
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse the command line and run; errors of the input end with one line and status 1."""
+    options = vars(_parser().parse_args(arguments))
+    command = options.pop("command")
+    try:
+        _COMMANDS[command](**options)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+def _example(folder: str, bundle: str | None) -> None:
+    from contourdiff.translate import run_example
+
+    output_dir = run_example(folder, bundle)
+    sys.stdout.write(
+        f"\nCT, label and affine of the phantom: {folder}/ct\n"
+        f"translated MR: {output_dir}/phantom_mr.nii.gz\n"
+        f"picture to look at: {output_dir}/phantom_mr.png\n"
+    )
+
+
+def _phantom(folder: str, seed: int) -> None:
+    from contourdiff.phantom import write_phantom
+
+    sys.stdout.write(f"{write_phantom(folder, seed=seed)}\n")
+
+
+def _translate(dataset_dir: str, output_dir: str, bundle: str | None, overlays: list[str], settings: list[str]) -> None:
+    from contourdiff.translate import translate
+
+    translate(dataset_dir, output_dir, bundle=bundle, overlays=overlays, **_settings(settings))
+
+
+def _agreement(weights: str, output_dir: str, bundle: str | None, settings: list[str]) -> None:
+    from contourdiff.evaluation.agreement import evaluate_bundle
+    from contourdiff.translate import find_bundle
+
+    train_config = str(find_bundle(bundle) / "configs" / "train.json")
+    summary = evaluate_bundle(train_config, weights, output_dir, **_settings(settings))
+    for name, value in summary.items():
+        sys.stdout.write(f"{name}: {value}\n")
+
+
+def _curve(log_dir: str, path: str) -> None:
+    from contourdiff.evaluation.curves import loss_curve
+
+    loss_curve(log_dir, path)
+
+
+def _settings(pairs: Sequence[str]) -> dict[str, Any]:
+    """``["seed=1", "amp=false"]`` -> ``{"seed": 1, "amp": False}``."""
+    if wrong := [pair for pair in pairs if "=" not in pair]:
+        raise ValueError(f"expected settings as name=value, got {wrong}")
+    return {name: yaml.safe_load(value) for name, value in (pair.split("=", 1) for pair in pairs)}
+
+
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "example": _example,
+    "phantom": _phantom,
+    "translate": _translate,
+    "agreement": _agreement,
+    "curve": _curve,
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="contourdiff", description="Translate labelled CT into MR.")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    example = commands.add_parser("example", help="make the digital lumbar phantom and translate it")
+    example.add_argument("folder", help="folder to make ct/ and mr/ in")
+
+    phantom = commands.add_parser("phantom", help="write the digital lumbar phantom with its label")
+    phantom.add_argument("folder")
+    phantom.add_argument("--seed", type=int, default=0)
+
+    translate = commands.add_parser("translate", help="translate a folder of CT volumes")
+    translate.add_argument("dataset_dir")
+    translate.add_argument("output_dir")
+    translate.add_argument("--overlays", nargs="*", default=[], help="fast, lumbar, hip_thigh")
+
+    agreement = commands.add_parser("agreement", help="translate the contours of held-out MR slices and compare")
+    agreement.add_argument("weights")
+    agreement.add_argument("output_dir")
+
+    curve = commands.add_parser("curve", help="draw the loss curve of a training")
+    curve.add_argument("log_dir")
+    curve.add_argument("path")
+
+    for command in (example, translate, agreement):
+        command.add_argument("--bundle", default=None, help="folder of the bundle, if not beside this package")
+    for command in (translate, agreement):
+        command.add_argument(
+            "--settings", nargs="*", default=[], metavar="NAME=VALUE", help="knobs of the config, such as seed=1"
+        )
+    return parser
