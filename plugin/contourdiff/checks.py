@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
 import zlib
 from pathlib import Path
@@ -11,11 +10,6 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
-from torch import nn
-
-from contourdiff.networks import load_weights
-
-logger = logging.getLogger(__name__)
 
 GRID_TOLERANCE_MM = 1e-3
 CT_MINIMUM_HU = -200
@@ -80,23 +74,6 @@ def check_output_dir(path: str | Path) -> None:
             pass
     except OSError as error:
         raise ValueError(f"expected a folder to write to at {path}, got: {error}; pass another --output_dir") from error
-
-
-def preflight(dataset_dir: str | Path, output_dir: str | Path, ckpt_path: str | Path, network: nn.Module) -> None:
-    """Check what all cases share; end the program with a clear message and status 1 if it will not do.
-
-    Raises:
-        SystemExit: if there is no such dataset folder, the weights do not load into ``network``, or the output folder
-            cannot be written to.
-    """
-    try:
-        if not Path(dataset_dir).is_dir():
-            raise ValueError(f"expected a folder of CT volumes at {dataset_dir}, found none; pass --dataset_dir")
-        load_weights(network, ckpt_path)
-        check_output_dir(output_dir)
-    except (ValueError, OSError) as error:
-        logger.error("%s", error)
-        raise SystemExit(f"error: {error}") from error
 
 
 def _check_grid(image: nib.Nifti1Image, label: nib.Nifti1Image, path: Path) -> None:

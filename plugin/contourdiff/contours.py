@@ -25,7 +25,8 @@ def foreground_mask(
         max_hole_px: enclosed holes of at most this many pixels are filled.
 
     Returns:
-        ``(H, W)`` bool. All ``False`` for a slice with fewer gray levels than classes (constant, empty, tiny).
+        ``(H, W)`` bool. All ``False`` for a slice with fewer gray levels than classes (constant, empty, tiny) or
+        without an object large enough.
 
     Raises:
         ValueError: if ``image`` is not two-dimensional, is not finite, or ``classes`` is below 2.
@@ -38,6 +39,8 @@ def foreground_mask(
     mask = image > _lowest_threshold(image, classes)
     mask = binary_erosion(mask, border_value=1)  # as scikit-image's: the edge of the image is no edge of the body
     mask = remove_small_objects(mask, max_size=max(round(min_object_px) - 1, 0))
+    if not mask.any():  # else a small slice without a body would be filled as one hole
+        return np.zeros(image.shape, dtype=bool)
     return np.asarray(remove_small_holes(mask, max_size=max(round(max_hole_px), 0)), dtype=bool)
 
 

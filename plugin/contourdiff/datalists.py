@@ -10,7 +10,10 @@ import json
 import logging
 from pathlib import Path
 
-from contourdiff.checks import check_case
+from torch import nn
+
+from contourdiff.checks import check_case, check_output_dir
+from contourdiff.networks import load_weights
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +91,39 @@ class TranslationCases:
         self.items.append({"image": str(image)})
         if label is not None:
             self.labels[case] = label
+
+
+def checked_cases(
+    dataset_dir: str | Path,
+    output_dir: str | Path,
+    ckpt_path: str | Path,
+    network: nn.Module,
+    datalist: str | Path | None = None,
+    overwrite: bool = False,
+) -> TranslationCases:
+    """Check all that can be checked before work starts; end the program with one clear line if nothing can be done.
+
+    Args:
+        dataset_dir: see :class:`TranslationCases`.
+        output_dir: made if it is absent.
+        ckpt_path: weights, which are loaded into ``network``.
+        network: the network that the weights are for.
+        datalist: see :class:`TranslationCases`.
+        overwrite: see :class:`TranslationCases`.
+
+    Raises:
+        SystemExit: with a message if there is no such folder, no case in it, the weights do not load, or the output
+            folder cannot be written to.
+    """
+    try:
+        if not Path(dataset_dir).is_dir():
+            raise FileNotFoundError(f"expected a folder of CT volumes at {dataset_dir}, found none; pass --dataset_dir")
+        load_weights(network, ckpt_path)
+        cases = TranslationCases(dataset_dir, output_dir, datalist, overwrite=overwrite)
+        check_output_dir(output_dir)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
+    return cases
 
 
 def _folder_pairs(root: Path) -> list[tuple[Path, Path | None]]:

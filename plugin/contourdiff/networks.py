@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,20 @@ import torch
 from monai.networks.nets.diffusion_model_unet import DiffusionModelUNet
 from torch import nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
+
+# What torch.load raises for files that are no weights, or no longer: found by flipping and cutting bytes.
+DAMAGED = (
+    pickle.UnpicklingError,
+    struct.error,
+    OSError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+)
 
 
 class ContourUNet(DiffusionModelUNet):
@@ -85,7 +100,7 @@ def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
         raise FileNotFoundError(f"expected weights at {path}, found none; pass --ckpt_path or train a model first")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except DAMAGED as error:
         first_line = str(error).strip().split("\n")[0][:200]
         raise ValueError(
             f"expected {path} to be an undamaged file of tensors (weights_only=True); reading it failed: {first_line}; "

@@ -13,6 +13,7 @@ from monai.inferers import Inferer
 from monai.networks.schedulers import Scheduler
 from monai.utils import convert_to_dst_type
 from torch import nn
+from torch.nn.functional import pad
 from tqdm import tqdm
 
 from contourdiff.datalists import case_of
@@ -47,6 +48,8 @@ class ContourTranslationInferer(Inferer):
         eta: DDIM's noise, 0 for none.
         batch_size: candidates a network call. Results are bit-identical at the same batch size, and differ by rounding
             between two.
+        margin_px: the network sees the box around all contours of the volume, this much wider on each side where the
+            volume has room, and padded to the multiple that the network asks for. Outside the box the result is 0.
         seed: seed of the noise.
         progress: show a bar that counts slices.
         on_volume: called with a :class:`VolumeRecord` after each volume.
@@ -61,6 +64,7 @@ class ContourTranslationInferer(Inferer):
         num_inference_steps: int = 50,
         eta: float = 0.0,
         batch_size: int = 8,
+        margin_px: int = 8,
         seed: int = 0,
         progress: bool = True,
         on_volume: Callable[[VolumeRecord], None] | None = None,
@@ -77,6 +81,7 @@ class ContourTranslationInferer(Inferer):
         self.num_inference_steps = num_inference_steps
         self.eta = eta
         self.batch_size = batch_size
+        self.margin_px = margin_px
         self.seed = seed
         self.progress = progress
         self.on_volume = on_volume
@@ -95,14 +100,14 @@ class ContourTranslationInferer(Inferer):
 
     def _translate(self, volume: torch.Tensor, case: str, network: nn.Module) -> torch.Tensor:
         contours = torch.as_tensor(volume).as_subclass(torch.Tensor).moveaxis(self.slice_axis, 0).float()
-        _check_size(contours, network)
         indices = torch.nonzero(contours.flatten(1).any(dim=1)).flatten().tolist()
-        drawer = CandidateDrawer(self._solve, contours, case, indices, self.rules.candidates, self.batch_size, network)
+        rows, columns, framed = _frame(contours, getattr(network, "size_divisor", 1), self.margin_px)
+        drawer = CandidateDrawer(self._solve, framed, case, indices, self.rules.candidates, self.batch_size, network)
         result = torch.zeros_like(contours)
         choices: list[Choice | None] = [None] * len(contours)
         walk = choose(drawer, indices, self.rules)
         for choice, image in tqdm(walk, case, total=len(indices), unit="slice", disable=not self.progress):
-            result[choice.slice_index] = image
+            result[choice.slice_index, rows, columns] = image[: rows.stop - rows.start, : columns.stop - columns.start]
             choices[choice.slice_index] = choice
             drawer.forget(choice.slice_index)
         if self.on_volume is not None:
@@ -201,10 +206,14 @@ def _case_of(volume: torch.Tensor) -> str:
     return case_of(str(name)) if name else ""
 
 
-def _check_size(contours: torch.Tensor, network: nn.Module) -> None:
-    divisor = getattr(network, "size_divisor", 1)
-    if any(size % divisor for size in contours.shape[1:]):
-        raise ValueError(
-            f"slices must have sizes divisible by {divisor} for this network, got {tuple(contours.shape[1:])}; "
-            f"add DivisiblePadd with k={divisor} to preprocessing"
-        )
+def _frame(contours: torch.Tensor, divisor: int, margin: int) -> tuple[slice, slice, torch.Tensor]:
+    """Box around all contours: its rows and columns in the volume, and the contours in it, padded behind to a multiple."""
+    bounds = []
+    for axes, size in (((0, 2), contours.shape[1]), ((0, 1), contours.shape[2])):
+        filled = torch.nonzero(contours.amax(dim=axes) > 0).flatten().tolist() if contours.numel() else []
+        first, last = (filled[0], filled[-1]) if filled else (0, size - 1)
+        bounds.append(slice(max(first - margin, 0), min(last + margin + 1, size)))
+    rows, columns = bounds
+    box = contours[:, rows, columns]
+    missing = [-size % divisor for size in box.shape[1:]]
+    return rows, columns, pad(box, (0, missing[1], 0, missing[0]))

@@ -1,0 +1,313 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bundle as its users run it: a folder of CT in, MR on the same grids out, and clear words where that cannot be."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from conftest import CONFIGS, REPOSITORY, TINY_NETWORK, ball_ct, write_nifti
+from monai.bundle import ConfigWorkflow, verify_metadata
+
+from contourdiff.translate import translate
+
+OBLIQUE = np.array([[3.0, 0.2, 0, -40], [-0.2, 2.5, 0.1, 12], [0.0, -0.1, 4.0, -7], [0, 0, 0, 1]])
+NAMES = ("a", "b", "c")
+
+
+def make_dataset(folder: Path, names: tuple[str, ...] = NAMES) -> Path:
+    for number, name in enumerate(names):
+        ct = ball_ct((10, 30, 26), seed=number)
+        write_nifti(folder / f"{name}.nii.gz", ct, OBLIQUE)
+        write_nifti(folder / "labels" / f"{name}.nii.gz", (ct > 200).astype(np.uint8) * (number + 27), OBLIQUE)
+    return folder
+
+
+def run(dataset_dir: Path, output_dir: Path, weights: Path, **settings: object) -> Path:
+    tiny = {
+        "network_def": TINY_NETWORK,
+        "ckpt_path": str(weights),
+        "num_inference_steps": 2,
+        "candidates": 2,
+        "max_rounds": 2,
+        "min_object_mm2": 100.0,
+        "batch_size": 4,
+        "logging_file": False,
+    }
+    return translate(dataset_dir, output_dir, **{**tiny, **settings})  # type: ignore[arg-type]
+
+
+def voxels(path: Path) -> np.ndarray:
+    return np.asarray(nib.load(path).dataobj)
+
+
+@pytest.fixture(scope="module")
+def translated(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("three")
+    dataset_dir = make_dataset(folder / "ct")
+    return dataset_dir, run(dataset_dir, folder / "mr", tiny_weights)
+
+
+def test_grid_and_labels_are_exact(translated: tuple[Path, Path]) -> None:
+    dataset_dir, output_dir = translated
+    for name in NAMES:
+        ct, mr = nib.load(dataset_dir / f"{name}.nii.gz"), nib.load(output_dir / f"{name}_mr.nii.gz")
+        assert mr.shape == ct.shape
+        np.testing.assert_array_equal(mr.affine, ct.affine)
+        assert mr.get_data_dtype() == np.float32
+        data = np.asarray(mr.dataobj)
+        assert data.min() >= 0
+        assert data.max() <= 255
+        assert data.std() > 1
+        label, source = output_dir / f"{name}_label.nii.gz", dataset_dir / "labels" / f"{name}.nii.gz"
+        np.testing.assert_array_equal(voxels(label), voxels(source))
+        assert nib.load(label).get_data_dtype() == nib.load(source).get_data_dtype()
+        np.testing.assert_array_equal(nib.load(label).affine, nib.load(source).affine)
+
+
+def test_record_and_picture(translated: tuple[Path, Path], tiny_weights: Path) -> None:
+    _, output_dir = translated
+    record = json.loads((output_dir / "a_mr.json").read_text())
+    assert record["weights"]["file"] == tiny_weights.name
+    assert len(record["weights"]["sha256"]) == 64
+    assert record["settings"]["seed"] == 0
+    assert record["settings"]["num_inference_steps"] == 2
+    assert {"monai", "torch", "scikit-image"} <= record["packages"].keys()
+    assert len(record["slices"]) == 10
+    drawn = [entry for entry in record["slices"] if not entry["skipped"]]
+    assert len(drawn) >= 5
+    assert drawn[0]["neighbor_distance"] is None
+    assert all(
+        {"round", "candidate", "rounds", "neighbor_distance", "accepted", "center_mm"} <= d.keys() for d in drawn
+    )
+    picture = (output_dir / "a_mr.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    assert sorted(path.name for path in output_dir.iterdir()) == sorted(
+        f"{name}_{end}" for name in NAMES for end in ("label.nii.gz", "mr.json", "mr.nii.gz", "mr.png")
+    )
+
+
+def test_same_case_alone_and_in_reversed_order(
+    translated: tuple[Path, Path], tiny_weights: Path, tmp_path: Path
+) -> None:
+    dataset_dir, output_dir = translated
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    shutil.copy(dataset_dir / "b.nii.gz", alone)
+    result = run(alone, tmp_path / "out", tiny_weights)
+    np.testing.assert_array_equal(voxels(result / "b_mr.nii.gz"), voxels(output_dir / "b_mr.nii.gz"))
+    assert not (result / "b_label.nii.gz").exists()
+    listed = {"testing": [{"image": f"{name}.nii.gz", "label": f"labels/{name}.nii.gz"} for name in NAMES[::-1]]}
+    (tmp_path / "list.json").write_text(json.dumps(listed))
+    backward = run(dataset_dir, tmp_path / "back", tiny_weights, datalist=str(tmp_path / "list.json"))
+    for name in NAMES:
+        for end in ("mr", "label"):
+            np.testing.assert_array_equal(
+                voxels(backward / f"{name}_{end}.nii.gz"), voxels(output_dir / f"{name}_{end}.nii.gz")
+            )
+
+
+def test_existing_outputs_are_kept_unless_told(tiny_weights: Path, tmp_path: Path) -> None:
+    dataset_dir = make_dataset(tmp_path / "ct", ("a",))
+    output_dir = run(dataset_dir, tmp_path / "mr", tiny_weights)
+    before = (output_dir / "a_mr.nii.gz").stat().st_mtime_ns
+    run(dataset_dir, output_dir, tiny_weights, seed=1)
+    assert (output_dir / "a_mr.nii.gz").stat().st_mtime_ns == before
+    run(dataset_dir, output_dir, tiny_weights, seed=1, overwrite=True, output_dtype="uint8")
+    assert nib.load(output_dir / "a_mr.nii.gz").get_data_dtype() == np.uint8
+    assert json.loads((output_dir / "a_mr.json").read_text())["settings"]["seed"] == 1
+
+
+def test_air_alone_gives_an_empty_volume(tiny_weights: Path, tmp_path: Path) -> None:
+    write_nifti(tmp_path / "ct" / "air.nii.gz", np.full((6, 20, 18), -1000, np.int16), OBLIQUE)
+    output_dir = run(tmp_path / "ct", tmp_path / "mr", tiny_weights)
+    assert not voxels(output_dir / "air_mr.nii.gz").any()
+    assert json.loads((output_dir / "air_mr.json").read_text())["network_calls"] == 0
+
+
+def corrupt(name: str, folder: Path) -> None:
+    """Put one bad case, ``bad``, into the folder."""
+    good = ball_ct((10, 30, 26))
+    path = folder / "bad.nii.gz"
+    if name == "not NIfTI":
+        path.write_bytes(gzip.compress(b"this is no image at all" * 50))
+    elif name == "truncated":
+        write_nifti(path, np.random.default_rng(0).integers(-1000, 1000, (10, 30, 26)).astype(np.int16), OBLIQUE)
+        path.write_bytes(path.read_bytes()[:3000])
+    elif name == "2-D":
+        write_nifti(path, good[0], OBLIQUE)
+    elif name == "4-D":
+        write_nifti(path, np.stack([good] * 2, axis=-1), OBLIQUE)
+    elif name == "empty":
+        write_nifti(path, good[:, :0], OBLIQUE)
+    elif name == "NaN":
+        write_nifti(path, np.where(good > 400, np.nan, good).astype(np.float32), OBLIQUE)
+    elif name == "infinite":
+        write_nifti(path, np.where(good > 400, np.inf, good).astype(np.float32), OBLIQUE)
+    elif name == "singular affine":
+        image = nib.Nifti1Image(good, np.eye(4))
+        image.header["sform_code"], image.header["qform_code"] = 2, 0
+        for row in ("srow_x", "srow_y", "srow_z"):
+            image.header[row] = (1, 1, 1, 0)
+        image = nib.Nifti1Image(good, None, image.header)
+        nib.save(image, path)
+    elif name == "label on another grid":
+        write_nifti(path, good, OBLIQUE)
+        write_nifti(folder / "labels" / "bad.nii.gz", (good > 200).astype(np.uint8)[:-1], OBLIQUE)
+
+
+BAD_CASES = {
+    "not NIfTI": "expected a readable NIfTI file",
+    "truncated": "expected a readable NIfTI file",
+    "2-D": r"expected a volume \(H, W, D\) in bad.nii.gz, got shape \(30, 26\)",
+    "4-D": r"got shape \(10, 30, 26, 2\)",
+    "empty": r"got shape \(10, 0, 26\)",
+    "NaN": "expected finite voxels in bad.nii.gz, got [0-9]+ that are NaN or infinite",
+    "infinite": "expected finite voxels",
+    "singular affine": "expected an invertible affine in bad.nii.gz",
+    "label on another grid": r"expected label bad.nii.gz on the image's grid \(10, 30, 26\), got \(9, 30, 26\)",
+}
+
+
+@pytest.mark.parametrize("name", BAD_CASES)
+def test_a_bad_case_is_named_and_the_others_are_done(
+    name: str, tiny_weights: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    dataset_dir = make_dataset(tmp_path / "ct", ("good",))
+    corrupt(name, dataset_dir)
+    caplog.set_level("INFO")
+    with pytest.raises(SystemExit) as stop:
+        run(dataset_dir, tmp_path / "mr", tiny_weights)
+    assert stop.value.code == 1
+    lines = [record.getMessage() for record in caplog.records]
+    first_error = next(line for line in lines if line.startswith("bad: "))
+    assert re.search(BAD_CASES[name], first_error), first_error
+    assert any(line.startswith("1 translated, 0 kept, 1 failed") for line in lines)
+    names = {path.name for path in (tmp_path / "mr").iterdir()}
+    assert names == {"good_label.nii.gz", "good_mr.json", "good_mr.nii.gz", "good_mr.png"}
+
+
+def make_weights(name: str, path: Path, tiny_weights: Path) -> None:
+    state = torch.load(tiny_weights, weights_only=True)
+    if name == "truncated":
+        path.write_bytes(tiny_weights.read_bytes()[:5000])
+    elif name == "other keys":
+        torch.save({f"module.{key}": value for key, value in state.items()}, path)
+    elif name == "other shapes":
+        torch.save({key: value[..., :1] for key, value in state.items()}, path)
+    elif name == "a pickle that runs code":
+        torch.save({"network": Malicious(path.parent / "ran")}, path)
+
+
+class Malicious:
+    """Makes a folder when it is unpickled by a loader that lets it."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.target),)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("absent", "expected weights at .*, found none"),
+        ("truncated", "to be an undamaged file of tensors"),
+        ("a pickle that runs code", "to be an undamaged file of tensors"),
+        ("other keys", "are of another network: [0-9]+ keys missing"),
+        ("other shapes", "[0-9]+ of another shape"),
+    ],
+)
+def test_bad_weights_stop_the_run_before_it_starts(name: str, message: str, tiny_weights: Path, tmp_path: Path) -> None:
+    dataset_dir = make_dataset(tmp_path / "ct", ("a",))
+    weights = tmp_path / "weights.pt"
+    make_weights(name, weights, tiny_weights)
+    with pytest.raises(SystemExit, match=message):
+        run(dataset_dir, tmp_path / "mr", weights)
+    assert not (tmp_path / "ran").exists()
+    assert not (tmp_path / "mr").exists()
+
+
+def test_no_such_folder_an_empty_one_and_an_output_that_is_a_file(tiny_weights: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="expected a folder of CT volumes at .*nowhere, found none"):
+        run(tmp_path / "nowhere", tmp_path / "mr", tiny_weights)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SystemExit, match=r"expected NIfTI files \(.nii, .nii.gz\) in .*empty, found none"):
+        run(tmp_path / "empty", tmp_path / "mr", tiny_weights)
+    dataset_dir = make_dataset(tmp_path / "ct", ("a",))
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(SystemExit, match="expected a folder to write to at .*file"):
+        run(dataset_dir, tmp_path / "file", tiny_weights)
+
+
+def test_a_volume_that_cannot_be_ct_gets_a_warning(
+    tiny_weights: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_nifti(tmp_path / "ct" / "mr.nii.gz", np.clip(ball_ct((10, 30, 26)), 0, None), OBLIQUE)
+    output_dir = run(tmp_path / "ct", tmp_path / "mr", tiny_weights)
+    assert "no voxel of mr.nii.gz lies below -200 HU" in caplog.text
+    assert "hardly is CT" in json.loads((output_dir / "mr_mr.json").read_text())["warnings"][0]
+
+
+@pytest.mark.parametrize("run_id", ["run", "inference"])
+def test_both_ids_from_the_command_line_in_any_directory(run_id: str, tiny_weights: Path, tmp_path: Path) -> None:
+    """A fresh process in another directory: exit status 0, and 1 with one clear last line for a missing folder."""
+    dataset_dir = make_dataset(tmp_path / "ct", ("a",))
+    (tmp_path / "tiny.json").write_text(json.dumps({"network_def": TINY_NETWORK, "min_object_mm2": 100.0}))
+    configs = f"['{CONFIGS / 'inference.json'}','{CONFIGS / 'fast.json'}','{tmp_path / 'tiny.json'}']"
+    command = [sys.executable, "-m", "monai.bundle", "run", run_id, "--config_file", configs]
+    command += ["--ckpt_path", str(tiny_weights), "--output_dir", str(tmp_path / "mr"), "--num_inference_steps", "1"]
+    done = subprocess.run([*command, "--dataset_dir", str(dataset_dir)], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "mr" / "a_mr.nii.gz").is_file()
+    if run_id == "run":
+        failed = subprocess.run([*command, "--dataset_dir", "nowhere"], cwd=tmp_path, capture_output=True, text=True)
+        assert failed.returncode == 1
+        assert failed.stderr.strip().splitlines()[-1].startswith("error: expected a folder of CT volumes at nowhere")
+
+
+def test_properties_of_both_workflows(tiny_weights: Path, tmp_path: Path) -> None:
+    dataset_dir = make_dataset(tmp_path / "ct")
+    settings = {"dataset_dir": str(dataset_dir), "output_dir": str(tmp_path / "mr"), "logging_file": False}
+    tiny = {**settings, "network_def": TINY_NETWORK, "ckpt_path": str(tiny_weights)}
+    inference = ConfigWorkflow(str(CONFIGS / "inference.json"), workflow_type="inference", **tiny)
+    inference.initialize()
+    assert inference.check_properties() == []
+    (tmp_path / "list.csv").write_text("file,split\na.nii.gz,train\nb.nii.gz,val\n")
+    settings |= {"datalist": str(tmp_path / "list.csv"), "image_size_px": [32, 32], "min_object_mm2": 100.0}
+    train = ConfigWorkflow(str(CONFIGS / "train.json"), workflow_type="train", network_def=TINY_NETWORK, **settings)
+    train.initialize()
+    assert train.check_properties() == []
+
+
+def test_metadata_is_valid(tmp_path: Path) -> None:
+    schema = REPOSITORY.parent / "shared" / "schemas" / "meta_schema_20240725.json"
+    if not schema.is_file():
+        pytest.skip("the metadata schema is not beside the repository")
+    shutil.copy(schema, tmp_path / "schema.json")
+    verify_metadata(meta_file=str(CONFIGS / "metadata.json"), filepath=str(tmp_path / "schema.json"))
+
+
+def test_shared_knobs_of_training_and_inference_agree() -> None:
+    inference, train = (json.loads((CONFIGS / f"{name}.json").read_text()) for name in ("inference", "train"))
+    shared = ("network_def", "scheduler", "spacing_mm", "axcodes", "slice_axis", "filter_classes", "min_object_mm2")
+    for key in (*shared, "max_hole_mm2", "contour_sigma_px", "contour_low_threshold", "contour_high_threshold"):
+        assert inference[key] == train[key], key
+
+
+def test_configs_read_like_a_letter() -> None:
+    for path in CONFIGS.glob("*.json"):
+        text = path.read_text()
+        assert text.count("\n") <= 230, path.name
+        assert "lambda" not in text, path.name

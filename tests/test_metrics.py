@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Laws of the agreement of two contours."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from contourdiff.metrics import contour_agreement
+
+
+def random_contour(seed: int, share: float = 0.1, shape: tuple[int, int] = (12, 9)) -> np.ndarray:
+    return (np.random.default_rng(seed).random(shape) < share).astype(np.float32)
+
+
+def share_near(points: np.ndarray, others: np.ndarray, tolerance_px: float) -> float:
+    near = total = 0
+    for y, x in np.argwhere(points):
+        total += 1
+        near += any((y - v) ** 2 + (x - u) ** 2 <= tolerance_px**2 for v, u in np.argwhere(others))
+    return near / total
+
+
+def oracle(contour: np.ndarray, reference: np.ndarray, tolerance_px: float) -> tuple[float, float, float]:
+    if not contour.any() and not reference.any():
+        return 1.0, 1.0, 1.0
+    if not contour.any() or not reference.any():
+        return 0.0, 0.0, 0.0
+    precision = share_near(contour, reference, tolerance_px)
+    recall = share_near(reference, contour, tolerance_px)
+    return precision, recall, 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+
+
+@pytest.mark.parametrize("tolerance_px", [0, 1, 2, 2.5])
+@pytest.mark.parametrize(("share", "other_share"), [(0.1, 0.1), (0.02, 0.3), (0, 0.1), (0.1, 0), (0, 0), (1, 0.05)])
+def test_equals_plain_loops(share: float, other_share: float, tolerance_px: float) -> None:
+    for seed in range(5):
+        contour, reference = random_contour(seed, share), random_contour(100 + seed, other_share)
+        assert contour_agreement(contour, reference, tolerance_px) == pytest.approx(
+            oracle(contour, reference, tolerance_px)
+        )
+
+
+def test_a_contour_agrees_with_itself() -> None:
+    contour = random_contour(0)
+    assert contour_agreement(contour, contour, 0) == (1, 1, 1)
+
+
+def test_a_shift_within_the_tolerance_does_not_matter() -> None:
+    contour = np.zeros((40, 40))
+    contour[10:30, 10] = contour[10:30, 29] = contour[10, 10:30] = contour[29, 10:30] = 1
+    assert contour_agreement(np.roll(contour, 1, axis=0), contour, 2) == (1, 1, 1)
+    shifted = contour_agreement(np.roll(contour, 5, axis=0), contour, 2)
+    assert max(shifted) < 1
+    assert min(shifted) > 0
+
+
+def test_swapping_the_arguments_swaps_precision_and_recall() -> None:
+    contour, reference = random_contour(1, 0.05), random_contour(2, 0.2)
+    there, back = contour_agreement(contour, reference, 1), contour_agreement(reference, contour, 1)
+    assert (there.precision, there.recall) == (back.recall, back.precision)
+    assert there.precision != there.recall
+    assert there.f1 == pytest.approx(back.f1)
+
+
+@pytest.mark.parametrize("axes", [(0,), (1,), (0, 1)])
+def test_flipping_both_changes_nothing(axes: tuple[int, ...]) -> None:
+    contour, reference = random_contour(3), random_contour(4)
+    flipped = contour_agreement(np.flip(contour, axes), np.flip(reference, axes), 1)
+    assert flipped == contour_agreement(contour, reference, 1)
+
+
+def test_a_larger_tolerance_never_agrees_less() -> None:
+    agreements = [contour_agreement(random_contour(5), random_contour(6), t).f1 for t in (0, 1, 2, 3, 20)]
+    assert agreements == sorted(agreements)
+    assert agreements[-1] == 1
+
+
+def test_errors_say_what_was_expected() -> None:
+    with pytest.raises(ValueError, match=r"one shape, got \(4, 4\) and \(4, 5\)"):
+        contour_agreement(np.zeros((4, 4)), np.zeros((4, 5)))
+    with pytest.raises(ValueError, match="compare slice by slice"):
+        contour_agreement(np.zeros((1, 4, 4)), np.zeros((1, 4, 4)))
+    with pytest.raises(ValueError, match="tolerance_px must be 0 or more, got -1"):
+        contour_agreement(np.zeros((4, 4)), np.zeros((4, 4)), -1)
