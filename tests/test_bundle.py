@@ -240,14 +240,14 @@ def test_bad_weights_stop_the_run_before_it_starts(name: str, message: str, tiny
 
 
 def test_no_such_folder_an_empty_one_and_an_output_that_is_a_file(tiny_weights: Path, tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="expected a folder of CT volumes at .*nowhere, found none"):
+    with pytest.raises(SystemExit, match=r"expected a folder of CT volumes at .*nowhere, found none"):
         run(tmp_path / "nowhere", tmp_path / "mr", tiny_weights)
     (tmp_path / "empty").mkdir()
     with pytest.raises(SystemExit, match=r"expected NIfTI files \(.nii, .nii.gz\) in .*empty, found none"):
         run(tmp_path / "empty", tmp_path / "mr", tiny_weights)
     dataset_dir = make_dataset(tmp_path / "ct", ("a",))
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(SystemExit, match="expected a folder to write to at .*file"):
+    with pytest.raises(SystemExit, match=r"expected a folder to write to at .*file"):
         run(dataset_dir, tmp_path / "file", tiny_weights)
 
 

@@ -91,7 +91,7 @@ def test_another_batch_size_differs_by_rounding_only(batch_size: int) -> None:
 
 @pytest.mark.parametrize("solver", ["ddim", "ddpm"])
 def test_batched_selection_equals_a_plain_sequential_loop(solver: str) -> None:
-    """Slice after slice, candidate after candidate, each denoised in a batch of its own that is padded to the same size."""
+    """Slice after slice, candidate after candidate, each in a batch of its own, padded to the same size."""
     volume, network = contours(shape=(5, 12, 8)), make_seeded()
     scheduler = SCHEDULER if solver == "ddim" else DDPMScheduler(num_train_timesteps=4, prediction_type="v_prediction")
     translation = ContourTranslationInferer(scheduler, rules=RULES, num_inference_steps=3, batch_size=4, margin_px=99,

@@ -122,7 +122,7 @@ def test_training_list_forms(trained: tuple[Path, Path], tmp_path: Path) -> None
     )
     with pytest.raises(ValueError, match=r"no image of split 'train' matches 't2/\*'"):
         training_cases(dataset_dir, "train", "index.csv", "t2/*")
-    with pytest.raises(FileNotFoundError, match="expected a folder of MR images at .*nowhere; pass --dataset_dir"):
+    with pytest.raises(FileNotFoundError, match=r"expected a folder of MR images at .*nowhere; pass --dataset_dir"):
         training_cases(tmp_path / "nowhere", "train")
 
 

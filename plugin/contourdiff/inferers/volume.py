@@ -207,7 +207,7 @@ def _case_of(volume: torch.Tensor) -> str:
 
 
 def _frame(contours: torch.Tensor, divisor: int, margin: int) -> tuple[slice, slice, torch.Tensor]:
-    """Box around all contours: its rows and columns in the volume, and the contours in it, padded behind to a multiple."""
+    """Box around all contours: its rows and columns, and the contours in it, padded behind to a multiple."""
     bounds = []
     for axes, size in (((0, 2), contours.shape[1]), ((0, 1), contours.shape[2])):
         filled = torch.nonzero(contours.amax(dim=axes) > 0).flatten().tolist() if contours.numel() else []
