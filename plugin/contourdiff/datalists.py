@@ -135,7 +135,7 @@ def _folder_pairs(root: Path) -> list[tuple[Path, Path | None]]:
 def _listed_pairs(root: Path, datalist: Path, section: str) -> list[tuple[Path, Path | None]]:
     content = _read_json(datalist)
     if section not in content:
-        raise ValueError(f"expected the list {section!r} in {datalist}, got {sorted(content)}; pass --section")
+        raise ValueError(f"expected the list {section!r} in {datalist}, got {sorted(content)}; name the list so")
     entries = [item if isinstance(item, dict) else {"image": item} for item in content[section]]
     return [(root / item["image"], root / item["label"] if item.get("label") else None) for item in entries]
 

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The weights that ship with the bundle, on real images."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import monai.bundle
+import nibabel as nib
+import numpy as np
+import torch
+from conftest import CONFIGS, write_nifti
+
+from contourdiff.evaluation.agreement import evaluate_bundle
+from contourdiff.networks import load_weights, weights_sha256
+from contourdiff.translate import run_example, translate
+
+BUNDLE = CONFIGS.parent
+WEIGHTS = BUNDLE / "models" / "model.pt"
+
+
+def test_weights_are_small_strict_and_named_in_the_model_card() -> None:
+    assert WEIGHTS.stat().st_size <= 25e6
+    parser = monai.bundle.ConfigParser()
+    parser.read_config(str(CONFIGS / "inference.json"))
+    network = load_weights(parser.get_parsed_content("network_def"), WEIGHTS)
+    assert all(torch.isfinite(value).all() for value in network.state_dict().values())
+    assert weights_sha256(WEIGHTS) in (BUNDLE / "docs" / "README.md").read_text()
+
+
+def test_shape_of_network_is_that_of_the_metadata() -> None:
+    monai.bundle.verify_net_in_out(
+        net_id="network_def",
+        meta_file=str(CONFIGS / "metadata.json"),
+        config_file=str(CONFIGS / "inference.json"),
+        n=4,
+    )
+
+
+def test_translations_follow_their_own_contour_and_not_another_patients(real_data: Path, tmp_path: Path) -> None:
+    summary = evaluate_bundle(
+        str(CONFIGS / "train.json"),
+        str(WEIGHTS),
+        str(tmp_path),
+        num_inference_steps=15,
+        max_slices=8,
+        dataset_dir=str(real_data / "mr_lumbar"),
+        datalist="index.csv",
+        file_pattern="t1/*",
+    )
+    assert summary["own_f1"]["mean"] > summary["shuffled_f1"]["mean"] + 0.1
+    assert summary["own_ssim"]["mean"] > summary["shuffled_ssim"]["mean"] + 0.1
+
+
+def test_real_ct_keeps_grid_and_labels_and_looks_like_t1(real_data: Path, tmp_path: Path) -> None:
+    """Four sagittal slices of a real CT: fat brighter than fluid in the canal's place, air black."""
+    source, label = (nib.load(real_data / "ct" / f"torso_{name}.nii.gz") for name in ("ct", "vertebrae"))
+    ct, classes = (np.asarray(image.dataobj)[58:62] for image in (source, label))
+    affine = source.affine.copy()
+    affine[:3, 3] += 58 * affine[:3, 0]
+    write_nifti(tmp_path / "ct" / "slab.nii.gz", ct, affine)
+    write_nifti(tmp_path / "ct" / "labels" / "slab.nii.gz", classes, affine)
+    output_dir = translate(tmp_path / "ct", tmp_path / "mr", overlays=("fast",), logging_file=False)
+    mr, mr_label = (nib.load(output_dir / f"slab_{end}.nii.gz") for end in ("mr", "label"))
+    np.testing.assert_array_equal(mr.affine, nib.load(tmp_path / "ct" / "slab.nii.gz").affine)
+    np.testing.assert_array_equal(np.asarray(mr_label.dataobj), classes)
+    gray = np.asarray(mr.dataobj)
+    fat, vertebrae, air = gray[(ct > -130) & (ct < -70)].mean(), gray[classes > 0].mean(), gray[ct < -900].mean()
+    assert air < 25
+    assert fat > air + 40
+    assert vertebrae > air + 40
+
+
+def test_example_of_the_readme(tmp_path: Path) -> None:
+    output_dir = run_example(tmp_path / "example")
+    record = json.loads((output_dir / "phantom_mr.json").read_text())
+    assert any(not entry["skipped"] for entry in record["slices"])
+    ct, mr = (nib.load(tmp_path / "example" / name) for name in ("ct/phantom.nii.gz", "mr/phantom_mr.nii.gz"))
+    np.testing.assert_array_equal(mr.affine, ct.affine)
+    label = np.asarray(nib.load(output_dir / "phantom_label.nii.gz").dataobj)
+    np.testing.assert_array_equal(label, np.asarray(nib.load(tmp_path / "example/ct/labels/phantom.nii.gz").dataobj))
+    assert np.asarray(mr.dataobj)[label > 0].mean() > 30
