@@ -301,8 +301,8 @@ def test_metadata_is_valid(tmp_path: Path) -> None:
 
 def test_shared_knobs_of_training_and_inference_agree() -> None:
     inference, train = (json.loads((CONFIGS / f"{name}.json").read_text()) for name in ("inference", "train"))
-    shared = ("network_def", "scheduler", "spacing_mm", "axcodes", "slice_axis", "filter_classes", "min_object_mm2")
-    for key in (*shared, "max_hole_mm2", "contour_sigma_px", "contour_low_threshold", "contour_high_threshold"):
+    shared = ("network_def", "scheduler", "spacing_mm", "axcodes", "slice_axis", "filter_classes")
+    for key in (*shared, "contour_sigma_px", "contour_low_threshold", "contour_high_threshold"):
         assert inference[key] == train[key], key
 
 
