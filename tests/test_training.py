@@ -100,15 +100,15 @@ def test_saved_model_is_the_moving_average_and_loads_strictly(trained: tuple[Pat
 def test_loss_falls(trained: tuple[Path, Path], tmp_path: Path) -> None:
     """With fixed noise and timesteps the validation loss can be compared between epochs."""
     dataset_dir, _ = trained
-    changes = {"max_epochs": 12, "val_interval": 3, "picture_interval": 100, "ema_momentum": 0.3}
+    changes = {"max_epochs": 6, "epoch_length": 40, "val_interval": 2, "picture_interval": 100, "ema_momentum": 0.1}
     workflow = ConfigWorkflow(workflow_type="train", **settings(dataset_dir, tmp_path, **changes))  # type: ignore[arg-type]
     workflow.initialize()
     losses: list[float] = []
     evaluator = workflow.parser.get_parsed_content("validate#evaluator")
     evaluator.add_event_handler(Events.COMPLETED, lambda engine: losses.append(engine.state.metrics["val_loss"]))
     workflow.run()
-    assert len(losses) == 4
-    assert losses[-1] < 0.8 * losses[0]
+    assert len(losses) == 3
+    assert losses[-1] < 0.9 * losses[0]
 
 
 def test_training_list_forms(trained: tuple[Path, Path], tmp_path: Path) -> None:
