@@ -43,7 +43,7 @@ class TranslationReport:
         settings: the run's knobs, recorded as they are.
         slice_axis: axis along which slices are stacked after orientation.
         window_hu: lower and upper end of the CT window, for the picture.
-        columns: slices in the picture.
+        columns: slices in the picture; an odd number shows the middle one.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class TranslationReport:
         settings: Mapping[str, Any],
         slice_axis: int = 0,
         window_hu: tuple[float, float] = (-200.0, 300.0),
-        columns: int = 6,
+        columns: int = 7,
     ) -> None:
         self.cases = cases
         self.output_dir = Path(output_dir)
