@@ -14,7 +14,7 @@ PACKAGE = PLUGIN / "contourdiff"
 MAX_LINES = 350
 
 FLOORS = (
-    {"contours", "noise", "solvers", "selection", "phantom"},
+    {"contours", "files", "noise", "solvers", "selection", "phantom"},
     {
         "transforms",
         "inferers",

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,15 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
+from matplotlib.figure import Figure
 from monai.data.utils import set_rnd
 from monai.engines.utils import IterationEvents
 from monai.networks.schedulers import Scheduler
 from torch import nn
 
+from contourdiff.files import whole_file
 from contourdiff.noise import CandidateKey, NoiseStream
 from contourdiff.solvers import ddim
-
-logger = logging.getLogger(__name__)
 
 
 class EpochSeeder:
@@ -89,10 +87,9 @@ class WeightsSaver:
 
     def __call__(self, engine: Engine) -> None:
         """Write aside, then rename."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        aside = self.path.with_name(f".{self.path.name}.partial")
-        torch.save({key: value.detach().cpu() for key, value in self.network.state_dict().items()}, aside)
-        os.replace(aside, self.path)
+        state = {key: value.detach().cpu() for key, value in self.network.state_dict().items()}
+        with whole_file(self.path) as aside:
+            torch.save(state, aside)
 
 
 class TranslationPictures:
@@ -136,9 +133,6 @@ class TranslationPictures:
     @torch.no_grad()
     def __call__(self, engine: Engine) -> None:
         """Translate and draw; the network's mode and the training's random state stay as they were."""
-        from monai.utils import optional_import
-
-        plt, _ = optional_import("matplotlib.pyplot")
         positions = np.linspace(0, len(self.dataset) - 1, min(self.count, len(self.dataset))).round().astype(int)
         items = [self.dataset[int(position)] for position in positions]
         contours = torch.stack([torch.as_tensor(item["contour"]) for item in items]).to(self.device)
@@ -150,7 +144,8 @@ class TranslationPictures:
             num_inference_steps=self.num_inference_steps,
             prediction_type=str(self.scheduler.prediction_type),
         ).cpu()
-        figure, axes = plt.subplots(3, len(items), figsize=(2.4 * len(items), 7.2), squeeze=False)
+        figure = Figure(figsize=(2.4 * len(items), 7.2))
+        axes = figure.subplots(3, len(items), squeeze=False)
         rows: tuple[Any, ...] = ([item["image"] for item in items], contours.cpu(), translations)
         for row, (name, pictures) in enumerate(zip(("image", "contour", "translation"), rows, strict=True)):
             for column, picture in enumerate(pictures):
@@ -158,7 +153,6 @@ class TranslationPictures:
                 axes[row, column].imshow(np.asarray(picture[0]).T, cmap="gray", origin="lower", vmin=low, vmax=1)
                 axes[row, column].set_axis_off()
             axes[row, 0].set_title(name, fontsize=8, loc="left")
-        self.output_dir.mkdir(parents=True, exist_ok=True)
         figure.tight_layout()
-        figure.savefig(self.output_dir / f"translations_{engine.state.epoch:05d}.png", dpi=80)
-        plt.close(figure)
+        with whole_file(self.output_dir / f"translations_{engine.state.epoch:05d}.png") as aside:
+            figure.savefig(aside, format="png", dpi=80)

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
+
+from contourdiff.files import whole_file
 
 LABELS = {"L5": 27, "L4": 28, "L3": 29, "L2": 30, "L1": 31}
 """Class numbers of TotalSegmentator, from the lowest lumbar vertebra up."""
@@ -121,10 +122,8 @@ def _write(array: np.ndarray, affine: np.ndarray, path: Path) -> None:
     image.set_qform(affine, code=1)
     image.set_sform(affine, code=1)
     image.header.set_xyzt_units("mm")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name.removesuffix('.nii.gz')}.partial.nii.gz")
-    nib.save(image, partial)
-    os.replace(partial, path)
+    with whole_file(path) as aside:
+        nib.save(image, aside)
 
 
 def _grid(shape: Sequence[int], spacing_mm: Sequence[float]) -> _Grid:

@@ -24,9 +24,10 @@ from monai.transforms import LoadImage, ResampleToMatch
 
 from contourdiff import __version__
 from contourdiff.datalists import TranslationCases, case_of
+from contourdiff.files import whole_file
 from contourdiff.inferers import VolumeRecord
 from contourdiff.networks import weights_sha256
-from contourdiff.writers import save_like, whole_file
+from contourdiff.writers import save_like
 
 logger = logging.getLogger(__name__)
 

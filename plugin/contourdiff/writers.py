@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that appear whole or not at all, and NIfTI files on exactly the grid they came from."""
+"""NIfTI files on exactly the grid they came from."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +13,7 @@ import numpy as np
 from monai.data import NibabelWriter
 from monai.utils import convert_to_numpy
 
-
-@contextmanager
-def whole_file(path: str | Path) -> Iterator[Path]:
-    """Yield a path beside ``path`` to write to; it becomes ``path`` on success and vanishes on failure."""
-    path = Path(path)
-    aside = path.with_name(f".partial-{os.getpid()}-{path.name}")
-    try:
-        yield aside
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+from contourdiff.files import whole_file
 
 
 def save_like(data: np.ndarray, source: str | Path, path: str | Path) -> None:

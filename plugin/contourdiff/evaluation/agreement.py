@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,11 @@ from monai.bundle import ConfigParser
 from monai.metrics import SSIMMetric
 from monai.networks.utils import eval_mode
 from torch import nn
+from torch.utils.data import Subset
 from tqdm import tqdm
 
 from contourdiff.datalists import case_of
+from contourdiff.files import whole_file
 from contourdiff.metrics import contour_agreement
 from contourdiff.networks import load_weights, weights_sha256
 from contourdiff.noise import CandidateKey, NoiseStream
@@ -122,7 +123,8 @@ def write_agreement(
         settings: what the numbers depend on (weights, steps, tolerance), listed below the summary.
     """
     summary = summarize(rows)
-    _write_whole(Path(output_dir) / "agreement.csv", lambda path: _write_csv(rows, path))
+    with whole_file(Path(output_dir) / "agreement.csv") as aside:
+        _write_csv(rows, aside)
     lines = [f"| {len(rows)} slices, mean ± std | own contour | another's contour |", "|---|---|---|"]
     for measure in MEASURES:
         cells = [summary[f"{pairing}_{measure}"] for pairing in PAIRINGS]
@@ -130,7 +132,8 @@ def write_agreement(
     better = float(np.mean([row["own_f1"] > row["shuffled_f1"] for row in rows]))
     lines += ["", f"The f1 with the own contour is the higher one in {better:.1%} of the slices.", ""]
     lines += [f"- {name}: {value}" for name, value in (settings or {}).items()]
-    _write_whole(Path(output_dir) / "agreement.md", lambda path: path.write_text("\n".join(lines) + "\n", "utf-8"))
+    with whole_file(Path(output_dir) / "agreement.md") as aside:
+        aside.write_text("\n".join(lines) + "\n", "utf-8")
 
 
 def agreement_picture(
@@ -167,7 +170,8 @@ def agreement_picture(
             axis.set_title(title, fontsize=8, loc="left")
         axes[0, column].set_title(f"{name}, f1 {row['own_f1']:.2f}\nreal MR", fontsize=8, loc="left")
     figure.tight_layout()
-    _write_whole(Path(path), lambda aside: figure.savefig(aside, dpi=100, format="png"))
+    with whole_file(path) as aside:
+        figure.savefig(aside, dpi=100, format="png")
 
 
 def evaluate_bundle(
@@ -205,7 +209,7 @@ def evaluate_bundle(
     scheduler, slices = parser.get_parsed_content("scheduler"), parser.get_parsed_content("validate#dataset")
     count = len(slices) if max_slices is None else min(max_slices, len(slices))
     chosen = [int(position) for position in np.linspace(0, len(slices) - 1, count).round()]
-    dataset = _Chosen(slices, chosen)
+    dataset: Any = Subset(slices, chosen)
     translations: dict[int, np.ndarray] = {}
     settings: dict[str, Any] = {"num_inference_steps": num_inference_steps, "tolerance_px": tolerance_px}
     settings["seed"] = parser.get_parsed_content("seed")
@@ -226,20 +230,6 @@ def evaluate_bundle(
     write_agreement(rows, output_dir, settings | {"weights (SHA-256)": weights_sha256(weights)})
     agreement_picture(rows, dataset, translations, contour, Path(output_dir) / "agreement.png")
     return summarize(rows)
-
-
-class _Chosen(Sequence[Mapping[str, Any]]):
-    """Some items of a dataset, in the order of their positions."""
-
-    def __init__(self, dataset: Any, positions: Sequence[int]) -> None:
-        self._dataset = dataset
-        self._positions = positions
-
-    def __len__(self) -> int:
-        return len(self._positions)
-
-    def __getitem__(self, item: Any) -> Any:
-        return self._dataset[self._positions[item]]
 
 
 def _parsed(train_config: str | Sequence[str], overrides: Mapping[str, Any]) -> ConfigParser:
@@ -298,14 +288,3 @@ def _write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-
-
-def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write aside, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.partial")
-    try:
-        write(aside)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)

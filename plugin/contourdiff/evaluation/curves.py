@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+
+from contourdiff.files import whole_file
 
 
 def loss_curve(
@@ -59,11 +60,8 @@ def loss_curve(
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     figure.tight_layout()
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.partial")
-    figure.savefig(aside, dpi=120, format="png")
-    os.replace(aside, path)
+    with whole_file(path) as aside:
+        figure.savefig(aside, dpi=120, format="png")
 
 
 def _read_scalars(log_dir: Path, tags: tuple[str, ...]) -> dict[str, np.ndarray]:
