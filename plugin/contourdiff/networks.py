@@ -84,6 +84,11 @@ class ContourUNet(DiffusionModelUNet):
         return pixel_shuffle(out, self.patch_size) if self.patch_size > 1 else out
 
 
+def start_weights(network: nn.Module, path: str | Path | None) -> nn.Module:
+    """Load weights to start a training from, strictly; without a ``path`` the network stays as it was drawn."""
+    return load_weights(network, path).train() if path else network
+
+
 def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
     """Load a state dict of tensors into ``network``, strictly, and return the network in evaluation mode.
 

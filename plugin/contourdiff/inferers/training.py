@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from monai.engines import DiffusionPrepareBatch
 from monai.inferers import DiffusionInferer
@@ -40,6 +42,7 @@ class ContourPrepareBatch(DiffusionPrepareBatch):
         condition_name: key of the contour in the batch.
         timestep_draws: a timestep is the largest of this many uniform draws: 1 is uniform, 2 spends more training on
             high noise, where the contour decides the picture.
+        contour_dropout: an item's contour is emptied with this probability; 1 trains without any condition.
         fixed_seed: if given, noise is drawn from this seed and timesteps are spread evenly over the batch, always the
             same: for a validation loss that can be compared between epochs.
     """
@@ -49,14 +52,26 @@ class ContourPrepareBatch(DiffusionPrepareBatch):
         scheduler: Scheduler,
         condition_name: str = "contour",
         timestep_draws: int = 1,
+        contour_dropout: float = 0.0,
         fixed_seed: int | None = None,
     ) -> None:
         super().__init__(num_train_timesteps=scheduler.num_train_timesteps, condition_name=condition_name)
         if timestep_draws < 1:
             raise ValueError(f"timestep_draws must be 1 or more, got {timestep_draws}")
+        if not 0 <= contour_dropout <= 1:
+            raise ValueError(f"contour_dropout must lie in [0, 1], got {contour_dropout}")
         self.scheduler = scheduler
+        self.contour_dropout = contour_dropout
         self.timestep_draws = timestep_draws
         self.fixed_seed = fixed_seed
+
+    def __call__(self, batchdata: dict[str, torch.Tensor], *args: Any, **kwargs: Any) -> Any:
+        """Images, target, and noise, timesteps and contours by name; contours emptied as ``contour_dropout`` asks."""
+        if self.contour_dropout:
+            contours = torch.as_tensor(batchdata[self.condition_name])
+            kept = torch.rand(len(contours)) >= self.contour_dropout
+            batchdata = {**batchdata, self.condition_name: contours * kept.view(-1, 1, 1, 1).to(contours)}
+        return super().__call__(batchdata, *args, **kwargs)
 
     def get_noise(self, images: torch.Tensor) -> torch.Tensor:
         """Gaussian noise of the shape of ``images``."""

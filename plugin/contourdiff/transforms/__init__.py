@@ -14,6 +14,7 @@ from contourdiff.transforms.dictionary import (
     InPlaneSmoothd,
     InPlaneSmoothDict,
 )
+from contourdiff.transforms.random import RandContour, RandContourd, RandContourDict
 
 __all__ = [
     "BackgroundFilter",
@@ -28,4 +29,7 @@ __all__ = [
     "InPlaneSmooth",
     "InPlaneSmoothDict",
     "InPlaneSmoothd",
+    "RandContour",
+    "RandContourDict",
+    "RandContourd",
 ]

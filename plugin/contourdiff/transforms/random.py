@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random contours for training: sparser, denser, broken and cluttered ones, as another scanner's may be."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+
+import numpy as np
+import torch
+from monai.config import KeysCollection, NdarrayOrTensor
+from monai.transforms import MapTransform, RandomizableTransform
+from monai.utils import convert_to_dst_type, convert_to_numpy, ensure_tuple
+from scipy.ndimage import label
+
+from contourdiff.contours import contour_of
+
+EIGHT_NEIGHBORS = np.ones((3, 3), dtype=int)
+
+
+def contour_fragments(contour: np.ndarray, cell_px: int, offset: tuple[int, int] = (0, 0)) -> tuple[np.ndarray, int]:
+    """Number the pieces of a contour that lie connected within one cell of a grid.
+
+    Args:
+        contour: ``(H, W)``, nonzero on the contour.
+        cell_px: side of the grid's square cells.
+        offset: shift of the grid, in pixels.
+
+    Returns:
+        ``(H, W)`` int with 0 off the contour and 1 to ``n`` on it, and ``n``.
+    """
+    rows, columns = ((np.arange(size) + shift) // cell_px for size, shift in zip(contour.shape, offset, strict=True))
+    cells = rows[:, None] * (columns.max() + 1) + columns[None, :]
+    pieces = label(np.asarray(contour) != 0, EIGHT_NEIGHBORS)[0]
+    keys = np.where(pieces > 0, pieces.astype(np.int64) * (int(cells.max()) + 1) + cells + 1, 0)
+    values, numbered = np.unique(keys, return_inverse=True)
+    numbered = numbered.reshape(contour.shape)
+    if values[0] != 0:
+        return numbered + 1, len(values)
+    return numbered, len(values) - 1
+
+
+class RandContour(RandomizableTransform):
+    """Canny contour with random smoothing and thresholds, from which fragments are lost and to which some are added.
+
+    The contour of a CT is not that of an MR: where one shows an edge the other may show none. A network that has seen
+    only perfect contours paints every stray edge and leaves every gap. What is added are fragments of the same
+    contour, moved elsewhere, so that they look like edges.
+
+    Args:
+        sigma_px: smallest and largest smoothing before the gradient, in pixels; drawn uniformly.
+        high_threshold: smallest and largest upper threshold, in gray levels; drawn uniformly on a logarithmic scale.
+        low_ratio: lower threshold as a share of the upper one.
+        dropout: a share of the fragments drawn from 0 to this is lost.
+        clutter: a share of the fragments drawn from 0 to this is repeated elsewhere.
+        cell_px: fragments are connected pieces within squares of this side.
+    """
+
+    def __init__(
+        self,
+        sigma_px: Sequence[float] = (1.0, 1.0),
+        high_threshold: Sequence[float] = (40.0, 40.0),
+        low_ratio: float = 0.5,
+        dropout: float = 0.0,
+        clutter: float = 0.0,
+        cell_px: int = 8,
+    ) -> None:
+        super().__init__(prob=1.0)
+        for name, share in (("dropout", dropout), ("clutter", clutter), ("low_ratio", low_ratio)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {share}")
+        for name, pair in (("sigma_px", sigma_px), ("high_threshold", high_threshold)):
+            if len(pair) != 2 or not 0 < pair[0] <= pair[1]:
+                raise ValueError(f"{name} must be two numbers, 0 < smallest <= largest, got {list(pair)}")
+        if cell_px < 1:
+            raise ValueError(f"cell_px must be 1 or more, got {cell_px}")
+        self.sigma_px = tuple(sigma_px)
+        self.high_threshold = tuple(high_threshold)
+        self.low_ratio = low_ratio
+        self.dropout = dropout
+        self.clutter = clutter
+        self.cell_px = cell_px
+
+    def __call__(self, img: NdarrayOrTensor, randomize: bool = True) -> NdarrayOrTensor:
+        """Contour of one slice: ``(1, H, W)`` gray levels in [0, 255] -> float32 0/1 of that shape."""
+        data = convert_to_numpy(img)
+        if data.ndim != 3 or data.shape[0] != 1:
+            raise ValueError(f"expected one slice (1, H, W), got shape {tuple(data.shape)}; cut volumes into slices")
+        if randomize:
+            self.randomize(None)
+        high = float(np.exp(self._high))
+        contour = contour_of(
+            data[0], sigma_px=self._sigma, low_threshold=self.low_ratio * high, high_threshold=high
+        ).astype(bool)
+        broken = self._broken(contour) if self.dropout or self.clutter else contour
+        return convert_to_dst_type(broken[None].astype(np.float32), img, dtype=torch.float32)[0]
+
+    def randomize(self, data: None = None) -> None:
+        """Draw smoothing, threshold and the two shares, and a seed for the fragments."""
+        super().randomize(data)
+        self._sigma = self.R.uniform(*self.sigma_px)
+        self._high = self.R.uniform(*np.log(self.high_threshold))
+        self._lost, self._added = self.R.uniform(0, self.dropout), self.R.uniform(0, self.clutter)
+        self._seed = int(self.R.randint(2**31))
+
+    def _broken(self, contour: np.ndarray) -> np.ndarray:
+        random = np.random.default_rng(self._seed)
+        offset = tuple(int(shift) for shift in random.integers(self.cell_px, size=2))
+        fragments, count = contour_fragments(contour, self.cell_px, offset)
+        kept = np.append(False, random.random(count) >= self._lost)[fragments]
+        repeated = np.append(False, random.random(count) < self._added)[fragments]
+        shift = tuple(int(step) for step in random.integers(contour.shape))
+        return kept | np.roll(repeated, shift, axis=(0, 1))
+
+
+class RandContourd(RandomizableTransform, MapTransform):
+    """Dictionary version of :class:`RandContour`; each key has its own draws.
+
+    Args:
+        keys: images whose contour is wanted.
+        output_keys: where the contours go; ``None`` replaces the images.
+        sigma_px: see :class:`RandContour`, as the arguments below.
+        high_threshold: see :class:`RandContour`.
+        low_ratio: see :class:`RandContour`.
+        dropout: see :class:`RandContour`.
+        clutter: see :class:`RandContour`.
+        cell_px: see :class:`RandContour`.
+        allow_missing_keys: do not raise where a key is absent.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        output_keys: KeysCollection | None = None,
+        sigma_px: Sequence[float] = (1.0, 1.0),
+        high_threshold: Sequence[float] = (40.0, 40.0),
+        low_ratio: float = 0.5,
+        dropout: float = 0.0,
+        clutter: float = 0.0,
+        cell_px: int = 8,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        RandomizableTransform.__init__(self, prob=1.0)
+        self.output_keys = self.keys if output_keys is None else ensure_tuple(output_keys)
+        if len(self.output_keys) != len(self.keys):
+            raise ValueError(f"expected one output key for each of {self.keys}, got {self.output_keys}")
+        self.transform = RandContour(sigma_px, high_threshold, low_ratio, dropout, clutter, cell_px)
+
+    def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> RandContourd:
+        """Seed the draws."""
+        super().set_random_state(seed, state)
+        self.transform.set_random_state(seed, state)
+        return self
+
+    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
+        """Put a random contour of every key of ``data`` under its output key."""
+        out = dict(data)
+        for key, output_key in self.key_iterator(out, self.output_keys):
+            out[output_key] = self.transform(out[key])
+        return out
+
+
+RandContourDict = RandContourd
