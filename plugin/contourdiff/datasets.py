@@ -24,6 +24,7 @@ class SliceDataset(Dataset, Randomizable):
         keys: keys to cut; the first one decides which slices have foreground. Other keys are left out.
         slice_axis: spatial axis along which the slices are stacked.
         min_foreground: slices with a smaller share of pixels above 0 in the first key are left out.
+        allow_empty: let a dataset without any slice pass, for a validation that nobody is held out for.
         transform: applied to each slice (``(C, H, W)`` per key); its random parts follow ``set_random_state``.
 
     Raises:
@@ -37,6 +38,7 @@ class SliceDataset(Dataset, Randomizable):
         slice_axis: int = 0,
         min_foreground: float = 0.05,
         transform: Callable[..., Any] | None = None,
+        allow_empty: bool = False,
     ) -> None:
         self.volumes = volumes
         self.keys = tuple(keys)
@@ -47,7 +49,7 @@ class SliceDataset(Dataset, Randomizable):
             for volume in range(len(volumes))
             for position in self._foreground_slices(volumes[volume][self.keys[0]], min_foreground)
         ]
-        if not self.index:
+        if not self.index and not allow_empty:
             raise ValueError(f"no slice along axis {slice_axis} has {min_foreground:.0%} foreground; check the images")
 
     def _foreground_slices(self, image: torch.Tensor, min_foreground: float) -> torch.Tensor:

@@ -67,7 +67,7 @@ class ContourPrepareBatch(DiffusionPrepareBatch):
 
     def __call__(self, batchdata: dict[str, torch.Tensor], *args: Any, **kwargs: Any) -> Any:
         """Images, target, and noise, timesteps and contours by name; contours emptied as ``contour_dropout`` asks."""
-        if self.contour_dropout:
+        if self.contour_dropout and self.condition_name is not None:
             contours = torch.as_tensor(batchdata[self.condition_name])
             kept = torch.rand(len(contours)) >= self.contour_dropout
             batchdata = {**batchdata, self.condition_name: contours * kept.view(-1, 1, 1, 1).to(contours)}

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from contourdiff.transforms.array import BackgroundFilter, Contour, GrayLevels, InPlaneSmooth
+from contourdiff.transforms.classes import JoinClasses, JoinClassesd, JoinClassesDict
 from contourdiff.transforms.dictionary import (
     BackgroundFilterd,
     BackgroundFilterDict,
@@ -29,6 +30,9 @@ __all__ = [
     "InPlaneSmooth",
     "InPlaneSmoothDict",
     "InPlaneSmoothd",
+    "JoinClasses",
+    "JoinClassesDict",
+    "JoinClassesd",
     "RandContour",
     "RandContourDict",
     "RandContourd",

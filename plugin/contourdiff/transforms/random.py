@@ -73,8 +73,8 @@ class RandContour(RandomizableTransform):
                 raise ValueError(f"{name} must be two numbers, 0 < smallest <= largest, got {list(pair)}")
         if cell_px < 1:
             raise ValueError(f"cell_px must be 1 or more, got {cell_px}")
-        self.sigma_px = tuple(sigma_px)
-        self.high_threshold = tuple(high_threshold)
+        self.sigma_px = (float(sigma_px[0]), float(sigma_px[1]))
+        self.high_threshold = (float(high_threshold[0]), float(high_threshold[1]))
         self.low_ratio = low_ratio
         self.dropout = dropout
         self.clutter = clutter
@@ -97,14 +97,14 @@ class RandContour(RandomizableTransform):
     def randomize(self, data: None = None) -> None:
         """Draw smoothing, threshold and the two shares, and a seed for the fragments."""
         super().randomize(data)
-        self._sigma = self.R.uniform(*self.sigma_px)
-        self._high = self.R.uniform(*np.log(self.high_threshold))
+        self._sigma = self.R.uniform(self.sigma_px[0], self.sigma_px[1])
+        self._high = self.R.uniform(np.log(self.high_threshold[0]), np.log(self.high_threshold[1]))
         self._lost, self._added = self.R.uniform(0, self.dropout), self.R.uniform(0, self.clutter)
         self._seed = int(self.R.randint(2**31))
 
     def _broken(self, contour: np.ndarray) -> np.ndarray:
         random = np.random.default_rng(self._seed)
-        offset = tuple(int(shift) for shift in random.integers(self.cell_px, size=2))
+        offset = int(random.integers(self.cell_px)), int(random.integers(self.cell_px))
         fragments, count = contour_fragments(contour, self.cell_px, offset)
         kept = np.append(False, random.random(count) >= self._lost)[fragments]
         repeated = np.append(False, random.random(count) < self._added)[fragments]
