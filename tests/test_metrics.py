@@ -83,3 +83,39 @@ def test_errors_say_what_was_expected() -> None:
         contour_agreement(np.zeros((1, 4, 4)), np.zeros((1, 4, 4)))
     with pytest.raises(ValueError, match="tolerance_px must be 0 or more, got -1"):
         contour_agreement(np.zeros((4, 4)), np.zeros((4, 4)), -1)
+
+
+def share_within(points: np.ndarray, others: np.ndarray, tolerance_mm: float, spacing: tuple[float, float]) -> float:
+    places, targets = np.argwhere(points) * spacing, np.argwhere(others) * spacing
+    near = [min(float(np.hypot(*(place - target))) for target in targets) <= tolerance_mm for place in places]
+    return sum(near) / len(near)
+
+
+@pytest.mark.parametrize("spacing", [(0.7, 2.3), (2.3, 0.7), (1.9, 1.9)])
+def test_with_a_spacing_the_tolerance_is_in_its_unit(spacing: tuple[float, float]) -> None:
+    for seed in range(5):
+        contour, reference = random_contour(seed), random_contour(100 + seed)
+        agreement = contour_agreement(contour, reference, 2.0, spacing=spacing)
+        assert agreement.precision == pytest.approx(share_within(contour, reference, 2.0, spacing))
+        assert agreement.recall == pytest.approx(share_within(reference, contour, 2.0, spacing))
+
+
+def test_a_spacing_of_one_changes_nothing_and_a_common_factor_cancels() -> None:
+    contour, reference = random_contour(7), random_contour(8)
+    plain = contour_agreement(contour, reference, 1.5)
+    assert contour_agreement(contour, reference, 1.5, spacing=(1, 1)) == plain
+    assert contour_agreement(contour, reference, 4.5, spacing=(3, 3)) == plain
+
+
+@pytest.mark.parametrize("pixel", [1.1, float(np.float32(1.1))])
+def test_three_pixels_of_1_1_mm_are_within_3_3_mm(pixel: float) -> None:
+    contour, reference = np.zeros((9, 9)), np.zeros((9, 9))
+    contour[1, 4] = reference[4, 4] = 1
+    assert contour_agreement(contour, reference, 3.3, spacing=(pixel, pixel)) == (1, 1, 1)
+    assert contour_agreement(contour, reference, 3.29, spacing=(pixel, pixel)) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("spacing", [(1.0,), (1.0, 1.0, 1.0), (0.0, 1.0), (1.0, float("nan"))])
+def test_a_wrong_spacing_is_an_error(spacing: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="spacing must be two positive numbers"):
+        contour_agreement(np.zeros((4, 4)), np.zeros((4, 4)), spacing=spacing)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +18,13 @@ class ContourAgreement(NamedTuple):
     f1: float
 
 
-def contour_agreement(contour: np.ndarray, reference: np.ndarray, tolerance_px: float = 2.0) -> ContourAgreement:
+def contour_agreement(
+    contour: np.ndarray,
+    reference: np.ndarray,
+    tolerance_px: float = 2.0,
+    *,
+    spacing: Sequence[float] | None = None,
+) -> ContourAgreement:
     """Share of each contour that lies near the other, as in the boundary F1 of edge detection.
 
     Precision is the share of the pixels of ``contour`` with a pixel of ``reference`` at most ``tolerance_px`` away
@@ -28,9 +35,12 @@ def contour_agreement(contour: np.ndarray, reference: np.ndarray, tolerance_px: 
         contour: ``(H, W)``, nonzero on the contour.
         reference: ``(H, W)``, nonzero on the contour to compare with.
         tolerance_px: largest distance that counts as near, in pixels; 0 asks for the same pixel.
+        spacing: size of a pixel along H and W. With it distances, and so ``tolerance_px``, are in the unit of
+            ``spacing``, such as mm; one millionth more than the tolerance is near, for a header holds float32.
 
     Raises:
-        ValueError: if the arrays are not two-dimensional or differ in shape, or ``tolerance_px`` is not 0 or more.
+        ValueError: if the arrays are not two-dimensional or differ in shape, ``tolerance_px`` is not 0 or more, or
+            ``spacing`` is not two positive numbers.
     """
     found, wanted = np.asarray(contour) != 0, np.asarray(reference) != 0
     if found.ndim != 2 or found.shape != wanted.shape:
@@ -40,10 +50,13 @@ def contour_agreement(contour: np.ndarray, reference: np.ndarray, tolerance_px: 
         )
     if not tolerance_px >= 0:
         raise ValueError(f"tolerance_px must be 0 or more, got {tolerance_px}")
+    if spacing is not None and (len(spacing) != 2 or not all(0 < size < np.inf for size in spacing)):
+        raise ValueError(f"spacing must be two positive numbers, of H and W, got {spacing}; pass that of the slice")
     if not found.any() or not wanted.any():
         empty = float(not found.any() and not wanted.any())
         return ContourAgreement(empty, empty, empty)
-    precision = float((distance_transform_edt(~wanted)[found] <= tolerance_px).mean())
-    recall = float((distance_transform_edt(~found)[wanted] <= tolerance_px).mean())
+    reach = tolerance_px if spacing is None else tolerance_px * (1 + 1e-6)
+    precision = float((distance_transform_edt(~wanted, sampling=spacing)[found] <= reach).mean())
+    recall = float((distance_transform_edt(~found, sampling=spacing)[wanted] <= reach).mean())
     total = precision + recall
     return ContourAgreement(precision, recall, 2 * precision * recall / total if total > 0 else 0.0)

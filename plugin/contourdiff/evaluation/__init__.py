@@ -11,12 +11,17 @@ from contourdiff.evaluation.agreement import (
     write_agreement,
 )
 from contourdiff.evaluation.curves import loss_curve
+from contourdiff.evaluation.scores import SegmentationScores, score_case, summarize_scores, write_scores
 
 __all__ = [
+    "SegmentationScores",
     "agreement_picture",
     "evaluate_bundle",
     "held_out_agreement",
     "loss_curve",
+    "score_case",
     "summarize",
+    "summarize_scores",
     "write_agreement",
+    "write_scores",
 ]
