@@ -15,6 +15,7 @@ from scipy.ndimage import label
 from contourdiff.contours import contour_of
 
 EIGHT_NEIGHBORS = np.ones((3, 3), dtype=int)
+REMAP_KNOTS = 4
 
 
 def contour_fragments(contour: np.ndarray, cell_px: int, offset: tuple[int, int] = (0, 0)) -> tuple[np.ndarray, int]:
@@ -53,6 +54,8 @@ class RandContour(RandomizableTransform):
         dropout: a share of the fragments drawn from 0 to this is lost.
         clutter: a share of the fragments drawn from 0 to this is repeated elsewhere.
         cell_px: fragments are connected pieces within squares of this side.
+        remap: gray levels are remapped with this probability, by a curve through ``REMAP_KNOTS`` random levels, blended
+            with the image itself by a random share. Air, exactly 0, stays 0.
     """
 
     def __init__(
@@ -63,9 +66,10 @@ class RandContour(RandomizableTransform):
         dropout: float = 0.0,
         clutter: float = 0.0,
         cell_px: int = 8,
+        remap: float = 0.0,
     ) -> None:
         super().__init__(prob=1.0)
-        for name, share in (("dropout", dropout), ("clutter", clutter), ("low_ratio", low_ratio)):
+        for name, share in (("dropout", dropout), ("clutter", clutter), ("low_ratio", low_ratio), ("remap", remap)):
             if not 0 <= share <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {share}")
         for name, pair in (("sigma_px", sigma_px), ("high_threshold", high_threshold)):
@@ -79,6 +83,7 @@ class RandContour(RandomizableTransform):
         self.dropout = dropout
         self.clutter = clutter
         self.cell_px = cell_px
+        self.remap = remap
 
     def __call__(self, img: NdarrayOrTensor, randomize: bool = True) -> NdarrayOrTensor:
         """Contour of one slice: ``(1, H, W)`` gray levels in [0, 255] -> float32 0/1 of that shape."""
@@ -89,7 +94,7 @@ class RandContour(RandomizableTransform):
             self.randomize(None)
         high = float(np.exp(self._high))
         contour = contour_of(
-            data[0], sigma_px=self._sigma, low_threshold=self.low_ratio * high, high_threshold=high
+            self._remapped(data[0]), sigma_px=self._sigma, low_threshold=self.low_ratio * high, high_threshold=high
         ).astype(bool)
         broken = self._broken(contour) if self.dropout or self.clutter else contour
         return convert_to_dst_type(broken[None].astype(np.float32), img, dtype=torch.float32)[0]
@@ -101,6 +106,14 @@ class RandContour(RandomizableTransform):
         self._high = self.R.uniform(np.log(self.high_threshold[0]), np.log(self.high_threshold[1]))
         self._lost, self._added = self.R.uniform(0, self.dropout), self.R.uniform(0, self.clutter)
         self._seed = int(self.R.randint(2**31))
+        self._share = self.R.uniform() if self.R.uniform() < self.remap else 0.0
+        self._levels = self.R.uniform(0, 255, REMAP_KNOTS)
+
+    def _remapped(self, image: np.ndarray) -> np.ndarray:
+        if self._share == 0:
+            return image
+        curve = np.interp(image, np.linspace(0, 255, REMAP_KNOTS), self._levels)
+        return np.where(image > 0, (1 - self._share) * image + self._share * curve, 0)
 
     def _broken(self, contour: np.ndarray) -> np.ndarray:
         random = np.random.default_rng(self._seed)
@@ -124,6 +137,7 @@ class RandContourd(RandomizableTransform, MapTransform):
         dropout: see :class:`RandContour`.
         clutter: see :class:`RandContour`.
         cell_px: see :class:`RandContour`.
+        remap: see :class:`RandContour`.
         allow_missing_keys: do not raise where a key is absent.
     """
 
@@ -137,6 +151,7 @@ class RandContourd(RandomizableTransform, MapTransform):
         dropout: float = 0.0,
         clutter: float = 0.0,
         cell_px: int = 8,
+        remap: float = 0.0,
         allow_missing_keys: bool = False,
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
@@ -144,7 +159,7 @@ class RandContourd(RandomizableTransform, MapTransform):
         self.output_keys = self.keys if output_keys is None else ensure_tuple(output_keys)
         if len(self.output_keys) != len(self.keys):
             raise ValueError(f"expected one output key for each of {self.keys}, got {self.output_keys}")
-        self.transform = RandContour(sigma_px, high_threshold, low_ratio, dropout, clutter, cell_px)
+        self.transform = RandContour(sigma_px, high_threshold, low_ratio, dropout, clutter, cell_px, remap)
 
     def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> RandContourd:
         """Seed the draws."""
