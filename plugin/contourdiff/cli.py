@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command line: ``contourdiff example | phantom | translate | agreement | curve``."""
+"""Command line: ``contourdiff example | phantom | translate | agreement | curve | table``."""
 
 from __future__ import annotations
 
@@ -60,6 +60,21 @@ def _curve(log_dir: str, path: str) -> None:
     loss_curve(log_dir, path)
 
 
+def _table(smoke: bool, folders: list[str], groups: list[str], mr_training: list[str], **options: Any) -> None:
+    from contourdiff.evaluation.table import TablePlan, run_table
+
+    named: dict[str, Any] = {
+        "folders": {name: str(value) for name, value in _settings(folders).items()},
+        "groups": {name: str(value) for name, value in _settings(groups).items()},
+        "mr_training": _settings(mr_training),
+    }
+    for name in ("translation", "segmentation", "unconditional"):
+        named[name] = _settings(options.pop(name))
+    given = {name: value for name, value in (options | named).items() if value not in (None, {})}
+    plan = TablePlan(**given)
+    sys.stdout.write(f"{run_table(plan.smoke() if smoke else plan)}\n")
+
+
 def _settings(pairs: Sequence[str]) -> dict[str, Any]:
     """``["seed=1", "amp=false"]`` -> ``{"seed": 1, "amp": False}``."""
     if wrong := [pair for pair in pairs if "=" not in pair]:
@@ -73,6 +88,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "translate": _translate,
     "agreement": _agreement,
     "curve": _curve,
+    "table": _table,
 }
 
 
@@ -100,7 +116,32 @@ def _parser() -> argparse.ArgumentParser:
     curve.add_argument("log_dir")
     curve.add_argument("path")
 
-    for command in (example, translate, agreement):
+    table = commands.add_parser("table", help="translate, train segmentation networks, test them on real MR")
+    table.add_argument("ct_dir", help="CT with labels: <case>.nii.gz and labels/<case>.nii.gz")
+    table.add_argument("mr_dir", help="real MR with labels, to test on: images/ and labels/")
+    table.add_argument("output_dir")
+    table.add_argument("--label_map", default=None, help="JSON file that joins the classes of CT and MR")
+    table.add_argument(
+        "--rows", nargs="*", help="without_adaptation unconditional single_candidate ours; all by default"
+    )
+    table.add_argument("--architectures", nargs="*", help="unet swin_unetr; both by default")
+    table.add_argument("--seeds", nargs="*", type=int, help="0 by default")
+    table.add_argument("--ckpt_path", default=None, help="weights of the translator; the bundle's without it")
+    table.add_argument("--overlays", nargs="*", default=["fast"], help="overlays of inference.json")
+    table.add_argument(
+        "--smoke", action="store_true", help="everything cut short: does it run? its figures mean nothing"
+    )
+    for option, metavar, text in (
+        ("folders", "ROW=FOLDER", "further rows: translations made by any tool"),
+        ("groups", "NAME=PATTERN", "test groups that are scored apart, by case id"),
+        ("mr_training", "NAME=VALUE", "dataset_dir=..., datalist=..., file_pattern=... for the row 'unconditional'"),
+        ("translation", "NAME=VALUE", "knobs of inference.json"),
+        ("segmentation", "NAME=VALUE", "knobs of segmentation_train.json"),
+        ("unconditional", "NAME=VALUE", "knobs of train.json for the row 'unconditional'"),
+    ):
+        table.add_argument(f"--{option}", nargs="*", default=[], metavar=metavar, help=text)
+
+    for command in (example, translate, agreement, table):
         command.add_argument("--bundle", default=None, help="folder of the bundle, if not beside this package")
     for command in (translate, agreement):
         command.add_argument(

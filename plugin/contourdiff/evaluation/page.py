@@ -18,8 +18,9 @@ from contourdiff.labels import labelled_cases
 
 PAPER = """\
 The paper's UNet (Chen et al., arXiv 2403.10786), trained on translations of its own CT and tested on its own MR,
-reached a Dice of 0.683 (lumbar spine), 0.633 (SPIDER, lumbar spine) and 0.731 (hip and thigh); without adaptation 0.287, 0.236
-and 0.004; the best of CycleGAN, SynSeg-Net, CyCADA and MaskGAN 0.535. Other patients, other CT: no contest with ours.
+reached a Dice of 0.683 (lumbar spine), 0.633 (SPIDER, lumbar spine) and 0.731 (hip and thigh); without adaptation
+0.287, 0.236 and 0.004; the best of CycleGAN, SynSeg-Net, CyCADA and MaskGAN 0.535. Other patients, other CT: no contest
+with ours.
 """
 MEASURES = ("dice", "assd_penalized_mm", "hd95_penalized_mm")
 COLUMNS = (
@@ -81,9 +82,8 @@ def write_page(
         lines += [f"## {group}", "", *_table(records, rows, architectures, group), "", f"![{group}]({picture})", ""]
     lines += [
         f"Mean over {len(seeds)} seed(s) ± the spread between them (standard deviation); in brackets the 95 % "
-        "bootstrap interval over cases, of the first seed. A missed structure counts as Dice 0 and as the image's diagonal in "
-        "ASSD. Pictures: reference green, prediction red, first seed, "
-        f"{architectures[0]}.",
+        "bootstrap interval over cases, of the first seed. A missed structure counts as Dice 0 and as the image's "
+        f"diagonal in ASSD. Pictures: reference green, prediction red, first seed, {architectures[0]}.",
         "",
         PAPER,
         "## Translations",
