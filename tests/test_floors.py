@@ -16,6 +16,7 @@ MAX_LINES = 350
 FLOORS = (
     {"contours", "files", "noise", "solvers", "selection", "phantom"},
     {
+        "anatomy",
         "transforms",
         "inferers",
         "networks",
@@ -23,6 +24,7 @@ FLOORS = (
         "metrics",
         "datalists",
         "datasets",
+        "labels",
         "checks",
         "writers",
         "bundles",

@@ -20,14 +20,16 @@ from matplotlib.figure import Figure
 from monai.data import MetaTensor
 from monai.engines import SupervisedEvaluator
 from monai.engines.utils import IterationEvents
-from monai.transforms import LoadImage, ResampleToMatch
+from monai.transforms import Compose, Invertd, LoadImage, ResampleToMatch, SaveImage
 
 from contourdiff import __version__
+from contourdiff.anatomy import AnatomyCheck, VolumeAnatomy
 from contourdiff.datalists import TranslationCases, case_of
 from contourdiff.files import whole_file
-from contourdiff.inferers import VolumeRecord
+from contourdiff.inferers import VolumeRecord, check_spread
 from contourdiff.networks import weights_sha256
-from contourdiff.writers import save_like
+from contourdiff.selection import SelectionRules
+from contourdiff.writers import SourceGridWriter, save_like
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +47,15 @@ class TranslationReport:
         slice_axis: axis along which slices are stacked after orientation.
         window_hu: lower and upper end of the CT window, for the picture.
         columns: slices in the picture; an odd number shows the middle one.
+        anatomy: check of each translation against its contours, recorded for every slice; ``None`` checks nothing.
+        preprocessing: what the maps below are brought back to the CT's grid through.
+        save_anatomy_map: write ``<case>_anatomy.nii.gz``, the codes of :func:`contourdiff.anatomy.anatomy_codes`.
+        save_uncertainty_map: write ``<case>_uncertainty.nii.gz``, the spread of the candidates in gray levels.
+        rules: the selection's, to see whether there is a spread at all.
+
+    Raises:
+        ValueError: if a map is asked for without what it is made from.
+        SystemExit: with a message if an uncertainty map is asked for and the rules draw a single candidate a slice.
     """
 
     def __init__(
@@ -56,7 +67,21 @@ class TranslationReport:
         slice_axis: int = 0,
         window_hu: tuple[float, float] = (-200.0, 300.0),
         columns: int = 7,
+        anatomy: AnatomyCheck | None = None,
+        preprocessing: Compose | None = None,
+        save_anatomy_map: bool = False,
+        save_uncertainty_map: bool = False,
+        rules: SelectionRules | None = None,
     ) -> None:
+        if (save_anatomy_map or save_uncertainty_map) and preprocessing is None:
+            raise ValueError("maps are inverted through preprocessing, got None; pass preprocessing to the report")
+        if save_anatomy_map and anatomy is None:
+            raise ValueError("the anatomy map wants a check, got None; pass anatomy to the report")
+        if save_uncertainty_map and rules is not None:
+            try:
+                check_spread(rules)
+            except ValueError as error:
+                raise SystemExit(f"error: {error}") from error
         self.cases = cases
         self.output_dir = Path(output_dir)
         self.ckpt_path = Path(ckpt_path)
@@ -64,8 +89,13 @@ class TranslationReport:
         self.slice_axis = slice_axis
         self.window_hu = window_hu
         self.columns = columns
+        self.anatomy = anatomy
+        self.preprocessing = preprocessing
+        self.save_anatomy_map = save_anatomy_map
+        self.save_uncertainty_map = save_uncertainty_map
         self.done: list[str] = []
         self._record: VolumeRecord | None = None
+        self._suspects: dict[str, str] = {}
 
     def attach(self, engine: Engine) -> None:
         """Attach to the evaluator, behind its postprocessing."""
@@ -98,18 +128,66 @@ class TranslationReport:
         figure = self._picture(case, source, label, contour)
         with whole_file(self.output_dir / f"{case}_mr.png") as aside:
             figure.savefig(aside, format="png", dpi=90, facecolor="black")
-        content = json.dumps(self._sidecar(case, source, label, contour), indent=2)
-        with whole_file(self.output_dir / f"{case}_mr.json") as aside:
-            aside.write_text(content + "\n")
-
-    def _sidecar(self, case: str, source: Path, label: Path | None, contour: MetaTensor) -> dict[str, Any]:
         record = self._record
         if record is None or record.case != case:
             raise RuntimeError(f"no record of {case}; pass on_volume=report.record to the inferer")
+        anatomy = self._check(record, contour)
+        self._write_maps(record, anatomy, contour)
+        content = json.dumps(self._sidecar(record, anatomy, source, label, contour), indent=2)
+        with whole_file(self.output_dir / f"{case}_mr.json") as aside:
+            aside.write_text(content + "\n")
+        self._record = None
+
+    def _check(self, record: VolumeRecord, contour: MetaTensor) -> VolumeAnatomy | None:
+        if self.anatomy is None:
+            return None
+        spacing_mm = [float(size) for size in contour.pixdim]
+        anatomy = self.anatomy(record.contours, record.translation, spacing_mm, record.box)
+        if anatomy.suspects:
+            self._suspects[record.case] = anatomy.warning()
+        return anatomy
+
+    def _write_maps(self, record: VolumeRecord, anatomy: VolumeAnatomy | None, contour: MetaTensor) -> None:
+        if self.save_anatomy_map and anatomy is not None:
+            self._save_map(torch.as_tensor(anatomy.codes), contour, "anatomy", np.uint8)
+        if self.save_uncertainty_map:
+            if record.spread is None:
+                raise RuntimeError(f"no spread of {record.case}; pass keep_spread=True to the inferer")
+            if record.spread.isnan().any():
+                logger.warning("%s: some slices had a single candidate; their uncertainty is unknown, 0", record.case)
+            self._save_map(record.spread.nan_to_num(0.0), contour, "uncertainty", np.float32)
+
+    def _save_map(self, volume: torch.Tensor, contour: MetaTensor, postfix: str, dtype: type) -> None:
+        """Bring a map ``(H, W, D)`` back as the translation was, codes by the nearest, and write it."""
+        codes = dtype is np.uint8
+        invert = Invertd("map", self.preprocessing, orig_keys="image", nearest_interp=codes)  # type: ignore[arg-type]
+        inverted = invert({"map": MetaTensor(volume[None].float()), "image": contour})["map"]
+        SaveImage(
+            self.output_dir,
+            output_postfix=postfix,
+            output_ext=".nii.gz",
+            output_dtype=dtype,
+            resample=False,
+            separate_folder=False,
+            print_log=False,
+            writer=SourceGridWriter,
+        )(inverted)
+
+    def _sidecar(
+        self,
+        record: VolumeRecord,
+        anatomy: VolumeAnatomy | None,
+        source: Path,
+        label: Path | None,
+        contour: MetaTensor,
+    ) -> dict[str, Any]:
+        case = record.case
+        verdicts = [None] * len(record.choices) if anatomy is None else anatomy.slices
         slices = [
             {"slice": index, "center_mm": _center_mm(contour, self.slice_axis, index), "skipped": choice is None}
             | ({} if choice is None else {k: v for k, v in asdict(choice).items() if k != "slice_index"})
-            for index, choice in enumerate(record.choices)
+            | ({} if verdict is None else verdict._asdict())
+            for index, (choice, verdict) in enumerate(zip(record.choices, verdicts, strict=True))
         ]
         return {
             "case": case,
@@ -122,6 +200,7 @@ class TranslationReport:
             "settings": self.settings,
             "warnings": self.cases.warnings.get(case, []),
             "network_calls": record.network_calls,
+            "anatomy": None if anatomy is None else anatomy.summary(),
             "slices": slices,
         }
 
@@ -171,6 +250,8 @@ class TranslationReport:
     def _summarize(self) -> None:
         for case in self.done:
             logger.info("%s: done, %s", case, self.output_dir / f"{case}_mr.nii.gz")
+            if case in self._suspects:
+                logger.warning("%s: %s", case, self._suspects[case])
         for case in self.cases.kept:
             logger.info("%s: kept, its translation is there already (pass --overwrite true to redo it)", case)
         for case, reason in self.cases.failures.items():

@@ -113,13 +113,14 @@ def folder_quality(
     grid = grid or QualityGrid()
     if (extractor is None) != (mr_dir is None):
         raise ValueError("FID and MMD want both real MR (mr_dir) and an extractor; give both or neither")
-    rows, labelled = [], []
+    rows: list[dict[str, Any]] = []
+    labelled: list[np.ndarray] = []
     for case in tqdm(labelled_cases(folder), desc="image quality", unit="case"):
         image, label = grid.load(case)
         filled = [index for index in range(len(label)) if label[index].any()]
         labelled += [image[index] for index in filled]
         name = case_of(case["image"]).removesuffix("_mr")
-        rows.append({"case": name} | flicker(image) | _boundaries(image, label, filled, grid))
+        rows.append({"case": name, **flicker(image), **_boundaries(image, label, filled, grid)})
     measures = [key for key in rows[0] if key != "case"]
     compared = None
     if extractor is not None and mr_dir is not None:

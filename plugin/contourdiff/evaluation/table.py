@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import monai.bundle
+from monai.bundle import ConfigParser
 
+from contourdiff.datalists import case_of
 from contourdiff.evaluation.page import write_page
+from contourdiff.evaluation.slabs import write_labelled_slab
 from contourdiff.files import whole_file
 from contourdiff.labels import LabelMap, labelled_cases
 from contourdiff.networks import weights_sha256
@@ -84,6 +87,7 @@ class TablePlan:
 def run_table(plan: TablePlan) -> Path:
     """Run what is missing of a plan and write ``table.csv``, ``table.md`` and its pictures.
 
+    The CT is first cut to the slices that have a label (``<output_dir>/ct``): every row learns from those alone.
     Every cell (row, architecture, seed) has a folder with weights, scores and predictions for each group. A cell that
     is there is kept, one that was cut off goes on from its last checkpoint; so the same command starts and resumes.
 
@@ -95,6 +99,7 @@ def run_table(plan: TablePlan) -> Path:
         ValueError: if the plan does not make sense, or the folder holds a table of another plan.
     """
     job = _Job(plan)
+    job.labelled_ct()
     cells = [
         (row, architecture, seed) for row in job.rows for architecture in plan.architectures for seed in plan.seeds
     ]
@@ -119,7 +124,7 @@ class _Job:
 
     def _check(self) -> None:
         plan = self.plan
-        LabelMap(self.label_map)
+        self._classes = LabelMap(self.label_map)
         unknown = [row for row in plan.rows if row not in ROWS]
         if unknown or set(plan.folders) & set(ROWS) or not self.rows or not plan.seeds or not plan.groups:
             raise ValueError(
@@ -134,6 +139,7 @@ class _Job:
             )
         for folder in (plan.ct_dir, *plan.folders.values()):
             labelled_cases(folder)
+        self._slice_end()
         for pattern in plan.groups.values():
             labelled_cases(plan.mr_dir, pattern=pattern)
         self._check_same_plan()
@@ -159,8 +165,21 @@ class _Job:
     def dataset_dir(self, row: str) -> Path:
         """Folder of images and labels that the networks of a row are trained on."""
         if row == WITHOUT_ADAPTATION:
-            return Path(self.plan.ct_dir)
+            return self.root / "ct"
         return Path(self.plan.folders[row]) if row in self.plan.folders else self.root / row / "translations"
+
+    def labelled_ct(self) -> None:
+        """Write the labelled slices of every CT, with their labels, to ``ct``."""
+        for case in labelled_cases(self.plan.ct_dir):
+            name = f"{case_of(case['image'])}.nii.gz"
+            write_labelled_slab(case, self._classes.values("ct"), self._slice_end(), self.root / "ct", name)
+
+    def _slice_end(self) -> str:
+        """Letter of the direction along which slices are stacked, from the knobs of the translation."""
+        parser = ConfigParser()
+        parser.read_config([str(self.configs / f"{name}.json") for name in ("inference", *self.plan.overlays)])
+        parser.update(dict(self.plan.translation))
+        return str(parser["axcodes"][parser["slice_axis"]])
 
     def translated(self, row: str) -> None:
         """Translate the CT for a row that is ours to translate; cases that are there are kept."""
@@ -172,7 +191,7 @@ class _Job:
         if row == UNCONDITIONAL:
             settings |= {"unconditional": True, "ckpt_path": str(self._unconditional_weights())}
         translate(
-            self.plan.ct_dir, self.dataset_dir(row), bundle=self.plan.bundle, overlays=self.plan.overlays, **settings
+            self.root / "ct", self.dataset_dir(row), bundle=self.plan.bundle, overlays=self.plan.overlays, **settings
         )
 
     def scored(self, row: str, architecture: str, seed: int) -> None:

@@ -4,6 +4,12 @@
 from __future__ import annotations
 
 from contourdiff.inferers.training import ContourDiffusionInferer, ContourPrepareBatch
-from contourdiff.inferers.volume import ContourTranslationInferer, VolumeRecord
+from contourdiff.inferers.volume import ContourTranslationInferer, VolumeRecord, check_spread
 
-__all__ = ["ContourDiffusionInferer", "ContourPrepareBatch", "ContourTranslationInferer", "VolumeRecord"]
+__all__ = [
+    "ContourDiffusionInferer",
+    "ContourPrepareBatch",
+    "ContourTranslationInferer",
+    "VolumeRecord",
+    "check_spread",
+]

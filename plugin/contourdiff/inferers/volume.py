@@ -25,11 +25,22 @@ SOLVERS = ("ddim", "ddpm")
 
 
 class VolumeRecord(NamedTuple):
-    """What happened to one volume: a choice for each translated slice, ``None`` for each skipped one."""
+    """What happened to one volume: a choice for each translated slice, ``None`` for each skipped one.
+
+    All volumes are float32 ``(H, W, D)`` on the model's grid, on the CPU: ``contours``, 0 or 1, that were given;
+    ``translation`` in gray levels, 0 outside the ``box`` that the network saw; ``spread``, for each voxel the
+    sample standard deviation in gray levels over all candidates that were drawn for its slice. ``spread`` is 0
+    where nothing was translated, and NaN where a single candidate was drawn for a slice; it is ``None`` unless the
+    inferer was asked for it.
+    """
 
     case: str
     choices: list[Choice | None]
     network_calls: int
+    contours: torch.Tensor
+    translation: torch.Tensor
+    box: tuple[slice, slice, slice]
+    spread: torch.Tensor | None = None
 
 
 class ContourTranslationInferer(Inferer):
@@ -52,7 +63,13 @@ class ContourTranslationInferer(Inferer):
             volume has room, and padded to the multiple that the network asks for. Outside the box the result is 0.
         seed: seed of the noise.
         progress: show a bar that counts slices.
+        keep_spread: record the spread of each slice's candidates; costs one more volume on the model's grid.
+        unconditional: the ablation: the network is given empty contours; which slices are translated, and where, is
+            still decided by the contours.
         on_volume: called with a :class:`VolumeRecord` after each volume.
+
+    Raises:
+        ValueError: for an unknown solver, a batch size below 1, or a spread of what is a single candidate a slice.
     """
 
     def __init__(
@@ -67,6 +84,8 @@ class ContourTranslationInferer(Inferer):
         margin_px: int = 8,
         seed: int = 0,
         progress: bool = True,
+        keep_spread: bool = False,
+        unconditional: bool = False,
         on_volume: Callable[[VolumeRecord], None] | None = None,
     ) -> None:
         super().__init__()
@@ -77,6 +96,8 @@ class ContourTranslationInferer(Inferer):
         self.scheduler = scheduler
         self.slice_axis = slice_axis
         self.rules = SelectionRules() if rules is None else rules
+        if keep_spread:
+            check_spread(self.rules)
         self.solver = solver
         self.num_inference_steps = num_inference_steps
         self.eta = eta
@@ -84,6 +105,8 @@ class ContourTranslationInferer(Inferer):
         self.margin_px = margin_px
         self.seed = seed
         self.progress = progress
+        self.keep_spread = keep_spread
+        self.unconditional = unconditional
         self.on_volume = on_volume
 
     @torch.no_grad()
@@ -102,16 +125,26 @@ class ContourTranslationInferer(Inferer):
         contours = torch.as_tensor(volume).as_subclass(torch.Tensor).moveaxis(self.slice_axis, 0).float()
         indices = torch.nonzero(contours.flatten(1).any(dim=1)).flatten().tolist()
         rows, columns, framed = _frame(contours, getattr(network, "size_divisor", 1), self.margin_px)
-        drawer = CandidateDrawer(self._solve, framed, case, indices, self.rules.candidates, self.batch_size, network)
+        shown = torch.zeros_like(framed) if self.unconditional else framed
+        drawer = CandidateDrawer(self._solve, shown, case, indices, self.rules.candidates, self.batch_size, network)
         result = torch.zeros_like(contours)
+        spread = torch.zeros_like(contours) if self.keep_spread else None
         choices: list[Choice | None] = [None] * len(contours)
         walk = choose(drawer, indices, self.rules)
         for choice, image in tqdm(walk, case, total=len(indices), unit="slice", disable=not self.progress):
             result[choice.slice_index, rows, columns] = image[: rows.stop - rows.start, : columns.stop - columns.start]
+            if spread is not None:
+                drawn = drawer.drawn(choice.slice_index)[:, : rows.stop - rows.start, : columns.stop - columns.start]
+                spread[choice.slice_index, rows, columns] = drawn.std(dim=0) if len(drawn) > 1 else torch.nan
             choices[choice.slice_index] = choice
             drawer.forget(choice.slice_index)
         if self.on_volume is not None:
-            self.on_volume(VolumeRecord(case, choices, drawer.calls))
+            given, made = (volume.moveaxis(0, self.slice_axis).cpu() for volume in (contours, result))
+            kept = None if spread is None else spread.moveaxis(0, self.slice_axis).cpu()
+            box = [rows, columns]
+            box.insert(self.slice_axis, slice(0, len(contours)))
+            record = VolumeRecord(case, choices, drawer.calls, given, made, (box[0], box[1], box[2]), kept)
+            self.on_volume(record)
         return result.moveaxis(0, self.slice_axis)
 
     def _solve(
@@ -181,6 +214,10 @@ class CandidateDrawer:
             self._denoise(batch)
         return torch.stack([self._ready[item] for item in wanted])
 
+    def drawn(self, slice_index: int) -> torch.Tensor:
+        """Every candidate that was drawn for a slice and is not forgotten, of all rounds: ``(N, H, W)``."""
+        return torch.stack([image for item, image in self._ready.items() if item[0] == slice_index])
+
     def forget(self, slice_index: int) -> None:
         """Free the candidates of a slice that has been chosen."""
         self._ready = {item: image for item, image in self._ready.items() if item[0] != slice_index}
@@ -199,6 +236,19 @@ class CandidateDrawer:
         images = self._solve(contours, [(self._case, *item) for item in padded], self._network)
         self.calls += 1
         self._ready.update(zip(items, images, strict=False))
+
+
+def check_spread(rules: SelectionRules) -> None:
+    """See that the rules can draw more than one candidate a slice, without which there is no spread.
+
+    Raises:
+        ValueError: if they cannot.
+    """
+    if rules.candidates * rules.max_rounds == 1:
+        raise ValueError(
+            "an uncertainty map wants 2 candidates a slice or more, got candidates 1 and max_rounds 1; "
+            "raise candidates or switch the map off"
+        )
 
 
 def _case_of(volume: torch.Tensor) -> str:

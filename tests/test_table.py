@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of the experiment: every cell is made once, resumed, and told truly; on real CT and real MR."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import monai.bundle
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from conftest import write_nifti
+from contourdiff.evaluation.page import _figure, write_page
+from contourdiff.evaluation.table import ROWS, TablePlan, run_table
+
+AFFINE = np.diag([4.0, 1.0, 1.0, 1.0])
+
+
+@pytest.fixture(scope="module")
+def plan(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> TablePlan:
+    """Eight sagittal slices of a real CT, two real labelled T1 slices, a handful of MR slices."""
+    root = tmp_path_factory.mktemp("table")
+    for folder, name in (("ct", "torso_ct"), ("ct/labels", "torso_vertebrae")):
+        (root / folder).mkdir()
+        image = nib.load(real_data / "ct" / f"{name}.nii.gz")
+        nib.save(image.slicer[56:64], root / folder / "torso.nii.gz")
+    return TablePlan(
+        ct_dir=root / "ct",
+        mr_dir=real_data / "mr_lumbar_labelled",
+        output_dir=root / "out",
+        architectures=("unet",),
+        groups={"t1": "spider_106_t1_slice0*"},
+        mr_training={"dataset_dir": str(real_data / "mr_lumbar"), "datalist": "index.csv", "file_pattern": "t1/2?_*"},
+    ).smoke()
+
+
+@pytest.fixture
+def count_runs(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Names of the configs of every bundle run."""
+    runs: list[list[str]] = []
+    original: Callable[..., None] = monai.bundle.run
+
+    def run(**settings: object) -> None:
+        runs.append([Path(str(file)).stem for file in settings["config_file"]])  # type: ignore[attr-defined]
+        original(**settings)
+
+    monkeypatch.setattr(monai.bundle, "run", run)
+    return runs
+
+
+def test_table_is_made_resumed_and_extended(plan: TablePlan, count_runs: list[list[str]]) -> None:
+    page = run_table(plan)
+    with (page.parent / "table.csv").open(newline="") as file:
+        records = list(csv.DictReader(file))
+    assert [record["row"] for record in records] == list(ROWS)
+    assert {record["structures"] for record in records} == {"2"}
+    assert all(0 <= float(record["dice"]) <= 1 for record in records)
+    assert len(count_runs) == 1 + 3 + 2 * len(ROWS)  # unconditional weights, translations, training and test a cell
+    assert (page.parent / "predictions_t1.png").stat().st_size > 10_000
+    assert "0.683" in page.read_text()
+
+    count_runs.clear()
+    (page.parent / "ours" / "unet_seed0" / "t1" / "scores.json").unlink()
+    run_table(replace(plan, rows=("ours",)))
+    assert count_runs.count(["segmentation_train", "evaluate"]) == 1
+    assert not any(run == ["segmentation_train"] for run in count_runs)
+
+    count_runs.clear()
+    translations = str(page.parent / "ours" / "translations")
+    run_table(replace(plan, rows=(), folders={"other tool": translations}, architectures=("swin_unetr",)))
+    assert count_runs == [["segmentation_train", "segmentation_any"], ["segmentation_train", "evaluate"]]
+
+    with pytest.raises(ValueError, match=r"another plan \(other: \['translation'\]\)"):
+        run_table(replace(plan, translation={"num_inference_steps": 3}))
+
+
+def test_single_candidates_and_empty_contours_are_what_the_rows_say(plan: TablePlan) -> None:
+    run_table(plan)
+    root = Path(plan.output_dir)
+    settings = {
+        row: json.loads((root / row / "translations" / "torso_mr.json").read_text())["settings"] for row in ROWS[1:]
+    }
+    assert [settings[row]["candidates"] for row in ROWS[1:]] == [2, 1, 2]
+    assert [settings[row]["unconditional"] for row in ROWS[1:]] == [True, False, False]
+    images = {row: nib.load(root / row / "translations" / "torso_mr.nii.gz").get_fdata() for row in ROWS[1:]}
+    assert (images["unconditional"] != images["ours"]).any()
+    weights = torch.load(root / "unconditional" / "weights" / "model.pt", weights_only=True)
+    assert all(value.isfinite().all() for value in weights.values())
+
+
+def test_a_training_that_was_cut_off_goes_on(plan: TablePlan, count_runs: list[list[str]], tmp_path: Path) -> None:
+    run_table(plan)
+    whole = replace(plan, rows=("without_adaptation",), output_dir=tmp_path, segmentation={"max_epochs": 2})
+    longer = replace(whole, segmentation={"max_epochs": 2, "val_interval": 1})
+    run_table(replace(longer, output_dir=tmp_path / "a"))
+    cell = tmp_path / "b" / "without_adaptation" / "unet_seed0"
+    monai.bundle.run(
+        config_file=[str(Path(__file__).parents[1] / "bundles/contourdiff_ct2mr/configs" / f"{name}.json")
+                     for name in ("segmentation_train", "segmentation_ct")],
+        dataset_dir=str(plan.ct_dir), output_dir=str(cell), val_fraction=0.0, val_interval=1, max_epochs=1,
+    )  # fmt: skip
+    assert [path.name for path in cell.glob("*.pt")] != []
+    before = torch.load(cell / "model.pt", weights_only=True)
+    run_table(replace(longer, output_dir=tmp_path / "b"))
+    after = torch.load(cell / "model.pt", weights_only=True)
+    assert any((before[key] != after[key]).any() for key in before)
+    assert (cell / "checkpoint_epoch=2.pt").is_file()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rows": ("mine",)}, "expected rows out of"),
+        ({"folders": {"ours": "somewhere"}}, "folders under other names"),
+        ({"architectures": ("vnet",)}, "expected architectures out of"),
+        ({"seeds": ()}, "a seed and a group"),
+        ({"mr_training": {}}, "learns from MR"),
+        ({"groups": {"t7": "*_t7_*"}}, "no labelled case"),
+        ({"label_map": "none.json"}, "pass --label_map"),
+        ({"ct_dir": "nowhere"}, "expected a folder"),
+    ],
+)
+def test_bad_plans_are_refused_before_any_work(
+    plan: TablePlan, count_runs: list[list[str]], tmp_path: Path, changes: dict, message: str
+) -> None:
+    with pytest.raises((ValueError, OSError), match=message):
+        run_table(replace(plan, output_dir=tmp_path / "none", **changes))
+    assert count_runs == []
+    assert not (tmp_path / "none").exists()
+
+
+def test_page_counts_missed_structures_and_means_over_seeds(tmp_path: Path) -> None:
+    image = write_nifti(tmp_path / "mr" / "images" / "a.nii.gz", np.random.default_rng(0).random((1, 20, 30)), AFFINE)
+    label = np.zeros((1, 20, 30), dtype=np.uint8)
+    label[0, 5:9, 6:12] = 1
+    write_nifti(tmp_path / "mr" / "labels" / image.name, label, AFFINE)
+    for seed, (dice, missed) in enumerate([(0.5, 0), (0.0, 1)]):
+        folder = tmp_path / "ours" / f"unet_seed{seed}" / "all"
+        write_nifti(folder / "a_pred.nii.gz", label * (1 - missed), AFFINE)
+        measures = {"dice": dice, "assd_penalized_mm": 2.0 + 8 * missed, "hd95_penalized_mm": 3.0}
+        ends = {f"{name}_{end}": None for name in measures for end in ("low", "high")}
+        counts = {"class": "femur", "cases": 1, "structures": 1, "missed": missed, "invented": 0, "dice_pooled": dice}
+        summary = [counts | measures | ends | {"assd_mm": None, "hd95_mm": None}] * 2
+        (folder / "scores.json").write_text(json.dumps({"summary": summary}))
+    page = write_page(tmp_path, ["ours"], ["unet"], [0, 1], {"all": "*"}, tmp_path / "mr")
+    assert "| ours | unet | femur | 0.250 ± 0.354 | 6.0 ± 5.7 | 1 of 2 |" in page.read_text()
+
+
+def test_a_figure_without_any_value_says_so() -> None:
+    assert _figure([{"dice": None}], "dice", 3) == "n/a"
