@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import CONFIGS, write_nifti
 from monai.data import MetaTensor
 
-from conftest import CONFIGS, write_nifti
 from contourdiff.labels import LabelMap, labelled_cases
 from contourdiff.transforms import JoinClasses, JoinClassesd
 

@@ -14,8 +14,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-
 from conftest import write_nifti
+
 from contourdiff.evaluation.page import _figure, write_page
 from contourdiff.evaluation.table import ROWS, TablePlan, run_table
 
@@ -148,8 +148,8 @@ def test_page_counts_missed_structures_and_means_over_seeds(tmp_path: Path) -> N
         counts = {"class": "femur", "cases": 1, "structures": 1, "missed": missed, "invented": 0, "dice_pooled": dice}
         summary = [counts | measures | ends | {"assd_mm": None, "hd95_mm": None}] * 2
         (folder / "scores.json").write_text(json.dumps({"summary": summary}))
-    page = write_page(tmp_path, ["ours"], ["unet"], [0, 1], {"all": "*"}, tmp_path / "mr")
-    assert "| ours | unet | femur | 0.250 ± 0.354 | 6.0 ± 5.7 | 1 of 2 |" in page.read_text()
+    page = write_page(tmp_path, {"all": "*"}, tmp_path / "mr")
+    assert "| ours | unet | femur | 2 | 0.250 ± 0.354 | 6.0 ± 5.7 | 1 of 2 |" in page.read_text()
 
 
 def test_a_figure_without_any_value_says_so() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command line: ``contourdiff example | phantom | translate | agreement | curve | table``."""
+"""Command line: ``contourdiff example | phantom | translate | agreement | curve | table | quality``."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ def _table(smoke: bool, folders: list[str], groups: list[str], mr_training: list
     from contourdiff.evaluation.table import TablePlan, run_table
 
     named: dict[str, Any] = {
-        "folders": {name: str(value) for name, value in _settings(folders).items()},
-        "groups": {name: str(value) for name, value in _settings(groups).items()},
+        "folders": _pairs(folders),
+        "groups": _pairs(groups),
         "mr_training": _settings(mr_training),
     }
     for name in ("translation", "segmentation", "unconditional"):
@@ -75,11 +75,35 @@ def _table(smoke: bool, folders: list[str], groups: list[str], mr_training: list
     sys.stdout.write(f"{run_table(plan.smoke() if smoke else plan)}\n")
 
 
+def _quality(folder: str, output_dir: str, extractor: str | None, **options: Any) -> None:
+    from contourdiff.evaluation.folders import folder_quality, write_quality
+    from contourdiff.evaluation.quality import load_extractor
+
+    if extractor is not None:
+        options |= {"extractor": load_extractor(extractor), "extractor_name": extractor}
+    quality = folder_quality(folder, **options)
+    write_quality(quality, output_dir)
+    for name, value in (quality["mean"] | (quality["set"] or {})).items():
+        sys.stdout.write(f"{name}: {value}\n")
+
+
 def _settings(pairs: Sequence[str]) -> dict[str, Any]:
-    """``["seed=1", "amp=false"]`` -> ``{"seed": 1, "amp": False}``."""
+    """``["seed=1", "amp=false"]`` -> ``{"seed": 1, "amp": False}``; what is no YAML stays text."""
+    return {name: _value(value) for name, value in _pairs(pairs).items()}
+
+
+def _pairs(pairs: Sequence[str]) -> dict[str, str]:
+    """``["t1=*_t1_*"]`` -> ``{"t1": "*_t1_*"}``."""
     if wrong := [pair for pair in pairs if "=" not in pair]:
         raise ValueError(f"expected settings as name=value, got {wrong}")
-    return {name: yaml.safe_load(value) for name, value in (pair.split("=", 1) for pair in pairs)}
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
+def _value(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
 
 
 _COMMANDS: dict[str, Callable[..., None]] = {
@@ -89,6 +113,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "agreement": _agreement,
     "curve": _curve,
     "table": _table,
+    "quality": _quality,
 }
 
 
@@ -140,6 +165,14 @@ def _parser() -> argparse.ArgumentParser:
         ("unconditional", "NAME=VALUE", "knobs of train.json for the row 'unconditional'"),
     ):
         table.add_argument(f"--{option}", nargs="*", default=[], metavar=metavar, help=text)
+
+    quality = commands.add_parser("quality", help="flicker, label boundaries, FID and MMD of a folder of translations")
+    quality.add_argument("folder", help="translations with labels")
+    quality.add_argument("output_dir")
+    quality.add_argument("--mr_dir", default=None, help="real MR with labels to compare with")
+    quality.add_argument("--mr_pattern", default="*", help="pattern of its case ids")
+    quality.add_argument("--extractor", default=None, help="feature extractor, a local TorchScript file that you trust")
+    quality.add_argument("--foreground_only", action="store_true", help="compare bodies alone")
 
     for command in (example, translate, agreement, table):
         command.add_argument("--bundle", default=None, help="folder of the bundle, if not beside this package")

@@ -22,6 +22,11 @@ reached a Dice of 0.683 (lumbar spine), 0.633 (SPIDER, lumbar spine) and 0.731 (
 0.287, 0.236 and 0.004; the best of CycleGAN, SynSeg-Net, CyCADA and MaskGAN 0.535. Other patients, other CT: no contest
 with ours.
 """
+NOTE = """\
+Dice and ASSD: mean over seeds ± their standard deviation; in brackets the 95 % bootstrap interval over cases of the
+first seed. A missed structure counts as Dice 0 and as the image's diagonal in ASSD. Pictures: reference green,
+prediction red, of the first network and seed.
+"""
 MEASURES = ("dice", "assd_penalized_mm", "hd95_penalized_mm")
 COLUMNS = (
     "row",
@@ -41,63 +46,71 @@ COLUMNS = (
 SHOWN_CASES = 6
 
 
-def write_page(
-    folder: Path,
-    rows: Sequence[str],
-    architectures: Sequence[str],
-    seeds: Sequence[int],
-    groups: Mapping[str, str],
-    mr_dir: str | Path,
-) -> Path:
+def write_page(folder: Path, groups: Mapping[str, str], mr_dir: str | Path, first: Sequence[str] = ()) -> Path:
     """Write ``table.csv`` (every cell and class), ``table.md`` (means over seeds) and ``predictions_<group>.png``.
+
+    Every finished cell in the folder is told, whichever run made it.
 
     Args:
         folder: output folder of the table; ``<row>/<architecture>_seed<seed>/<group>`` holds the scores.
-        rows: rows in order.
-        architectures: segmentation networks in order.
-        seeds: seeds; the first one's predictions are drawn.
         groups: test groups, name -> pattern of case ids.
         mr_dir: the real MR.
+        first: rows that come first, in this order.
 
     Returns:
         Path of ``table.md``.
     """
-    records = [
-        {"row": row, "architecture": architecture, "seed": seed, "group": group} | summary
-        for row in rows
-        for architecture in architectures
-        for seed in seeds
-        for group in groups
-        for summary in _summaries(folder / row / f"{architecture}_seed{seed}" / group)
-    ]
+    records = sorted(_records(folder, groups), key=lambda record: _rank(record, first))
     with whole_file(folder / "table.csv") as aside, aside.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=COLUMNS, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(records)
     lines = ["# Segmentation of real MR by networks that never saw one", ""]
     for group, pattern in groups.items():
-        cells = [f"{row}/{architectures[0]}_seed{seeds[0]}" for row in rows]
+        members = [record for record in records if record["group"] == group]
+        cells = list(dict.fromkeys(f"{r['row']}/{r['architecture']}_seed{r['seed']}" for r in _drawn(members)))
         picture = f"predictions_{group}.png"
         _draw_predictions(folder, cells, group, labelled_cases(mr_dir, pattern=pattern), folder / picture)
-        lines += [f"## {group}", "", *_table(records, rows, architectures, group), "", f"![{group}]({picture})", ""]
-    lines += [
-        f"Mean over {len(seeds)} seed(s) ± the spread between them (standard deviation); in brackets the 95 % "
-        "bootstrap interval over cases, of the first seed. A missed structure counts as Dice 0 and as the image's "
-        f"diagonal in ASSD. Pictures: reference green, prediction red, first seed, {architectures[0]}.",
-        "",
-        PAPER,
-        "## Translations",
-        "",
-        *(
-            f"![{row}: {path.stem}]({path.relative_to(folder).as_posix()})\n"
-            for row in rows
-            for path in sorted((folder / row / "translations").glob("*_mr.png"))
-        ),
-    ]
+        lines += [f"## {group}", "", *_table(members), "", f"![{group}]({picture})", ""]
+    rows = list(dict.fromkeys(record["row"] for record in records))
     path = folder / "table.md"
     with whole_file(path) as aside:
-        aside.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        aside.write_text("\n".join([*lines, NOTE, PAPER, *_translations(folder, rows)]) + "\n", encoding="utf-8")
     return path
+
+
+def _records(folder: Path, groups: Mapping[str, str]) -> list[dict[str, Any]]:
+    records = []
+    for cell in folder.glob("*/*_seed*"):
+        architecture, _, seed = cell.name.rpartition("_seed")
+        common = {"row": cell.parent.name, "architecture": architecture, "seed": int(seed)}
+        for group in groups:
+            if (cell / group / "scores.json").is_file():
+                records += [common | {"group": group} | summary for summary in _summaries(cell / group)]
+    return records
+
+
+def _rank(record: Mapping[str, Any], first: Sequence[str]) -> tuple[Any, ...]:
+    """Rows as given, then others by name; of each row the UNet first."""
+    row = record["row"]
+    position = list(first).index(row) if row in first else len(first)
+    return position, row, record["architecture"] != "unet", record["architecture"], record["seed"], record["group"]
+
+
+def _drawn(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Of each row the first architecture and seed, whose predictions are drawn."""
+    first: dict[str, Mapping[str, Any]] = {}
+    for record in records:
+        first.setdefault(record["row"], record)
+    return list(first.values())
+
+
+def _translations(folder: Path, rows: Sequence[str]) -> list[str]:
+    pictures = [(row, path) for row in rows for path in sorted((folder / row / "translations").glob("*_mr.png"))]
+    if not pictures:
+        return []
+    links = [f"![{row}: {path.stem}]({path.relative_to(folder).as_posix()})\n" for row, path in pictures]
+    return ["## Translations", "", *links]
 
 
 def _summaries(folder: Path) -> list[dict[str, Any]]:
@@ -106,22 +119,14 @@ def _summaries(folder: Path) -> list[dict[str, Any]]:
     return classes if len(classes) > 2 else classes[:1]  # with a single class "all" says the same again
 
 
-def _table(
-    records: Sequence[Mapping[str, Any]], rows: Sequence[str], architectures: Sequence[str], group: str
-) -> list[str]:
-    lines = [
-        "| row | network | class | Dice | ASSD, mm | missed |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        for architecture in architectures:
-            cell = [r for r in records if (r["row"], r["architecture"], r["group"]) == (row, architecture, group)]
-            for name in dict.fromkeys(record["class"] for record in cell):
-                members = [record for record in cell if record["class"] == name]
-                missed = sum(record["missed"] for record in members)
-                structures = sum(record["structures"] for record in members)
-                figures = [_figure(members, "dice", 3), _figure(members, "assd_penalized_mm", 1)]
-                lines.append(f"| {row} | {architecture} | {name} | {' | '.join(figures)} | {missed} of {structures} |")
+def _table(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = ["| row | network | class | seeds | Dice | ASSD, mm | missed |", "|---|---|---|---|---|---|---|"]
+    keys = dict.fromkeys((record["row"], record["architecture"], record["class"]) for record in records)
+    for key in keys:
+        members = [r for r in records if (r["row"], r["architecture"], r["class"]) == key]
+        missed, structures = (sum(record[name] for record in members) for name in ("missed", "structures"))
+        figures = [_figure(members, "dice", 3), _figure(members, "assd_penalized_mm", 1), f"{missed} of {structures}"]
+        lines.append(f"| {' | '.join([*key, str(len(members)), *figures])} |")
     return lines
 
 

@@ -107,7 +107,7 @@ def run_table(plan: TablePlan) -> Path:
         logger.info("cell %d of %d: %s, %s, seed %d", number, len(cells), row, architecture, seed)
         job.translated(row)
         job.scored(row, architecture, seed)
-    return write_page(Path(plan.output_dir), job.rows, plan.architectures, plan.seeds, plan.groups, plan.mr_dir)
+    return write_page(Path(plan.output_dir), plan.groups, plan.mr_dir, first=ROWS)
 
 
 class _Job:
