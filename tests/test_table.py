@@ -16,6 +16,7 @@ import pytest
 import torch
 from conftest import CONFIGS, write_nifti
 
+from contourdiff.cli import main
 from contourdiff.evaluation.page import _figure, write_page
 from contourdiff.evaluation.table import ROWS, TablePlan, run_table
 
@@ -137,6 +138,29 @@ def test_bad_plans_are_refused_before_any_work(
         run_table(replace(plan, output_dir=tmp_path / "none", **changes))
     assert count_runs == []
     assert not (tmp_path / "none").exists()
+
+
+def test_command_line_makes_the_plan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    plans: list[TablePlan] = []
+    monkeypatch.setattr("contourdiff.evaluation.table.run_table", lambda plan: plans.append(plan) or Path("table.md"))
+    options = ["--groups", "t1=*_t1_*", "t2=*_t2_*", "--segmentation", "max_epochs=40", "--seeds", "0", "1"]
+    training = ["--mr_training", "dataset_dir=mr", "file_pattern=*/t1", "--folders", "cycle=cycle_gan"]
+    main(["table", "ct", "mr", "out", *options, *training])
+    main(["table", "ct", "mr", "out", "--smoke", "--rows", "ours"])
+    assert plans[0] == TablePlan(
+        ct_dir="ct",
+        mr_dir="mr",
+        output_dir="out",
+        groups={"t1": "*_t1_*", "t2": "*_t2_*"},
+        seeds=[0, 1],
+        folders={"cycle": "cycle_gan"},
+        segmentation={"max_epochs": 40},
+        mr_training={"dataset_dir": "mr", "file_pattern": "*/t1"},
+    )
+    assert plans[1] == TablePlan(ct_dir="ct", mr_dir="mr", output_dir="out", rows=["ours"]).smoke()
+    assert capsys.readouterr().out == "table.md\ntable.md\n"
+    with pytest.raises(SystemExit, match="name=value"):
+        main(["table", "ct", "mr", "out", "--groups", "t1"])
 
 
 def test_page_counts_missed_structures_and_means_over_seeds(tmp_path: Path) -> None:

@@ -152,9 +152,9 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument("--architectures", nargs="*", help="unet swin_unetr; both by default")
     table.add_argument("--seeds", nargs="*", type=int, help="0 by default")
     table.add_argument("--ckpt_path", default=None, help="weights of the translator; the bundle's without it")
-    table.add_argument("--overlays", nargs="*", default=["fast"], help="overlays of inference.json")
+    table.add_argument("--overlays", nargs="*", help="overlays of inference.json, fast by default")
     table.add_argument(
-        "--smoke", action="store_true", help="everything cut short: does it run? its figures mean nothing"
+        "--smoke", action="store_true", help="everything cut short: it shows that all parts work together"
     )
     for option, metavar, text in (
         ("folders", "ROW=FOLDER", "further rows: translations made by any tool"),
