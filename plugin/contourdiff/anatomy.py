@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from monai.config import NdarrayOrTensor
-from scipy.ndimage import distance_transform_edt
 
-from contourdiff.metrics import contour_agreement
+from contourdiff.metrics import contour_agreement, near
 
 FOUND, INVENTED, LOST = 1, 2, 3  # codes of the anatomy map
 
@@ -99,8 +98,8 @@ def anatomy_codes(
     """
     found, given = np.asarray(found) != 0, np.asarray(given) != 0
     codes = np.where(given, LOST, 0).astype(np.uint8)
-    codes[given & _near(found, tolerance_mm, spacing_mm)] = FOUND
-    codes[found & ~_near(given, tolerance_mm, spacing_mm)] = INVENTED
+    codes[given & near(found, tolerance_mm, spacing_mm)] = FOUND
+    codes[found & ~near(given, tolerance_mm, spacing_mm)] = INVENTED
     return codes
 
 
@@ -237,10 +236,3 @@ class AnatomyCheck:
             verdicts[index] = slice_anatomy(*pair, self.limit, in_plane)
             np.moveaxis(codes, axis, 0)[index] = anatomy_codes(*pair, in_plane)
         return VolumeAnatomy(verdicts, codes)
-
-
-def _near(contour: np.ndarray, tolerance_mm: float, spacing_mm: Sequence[float]) -> np.ndarray:
-    """Pixels at most ``tolerance_mm`` from the contour, with the same room for float32 as ``contour_agreement``."""
-    if not contour.any():
-        return np.zeros(contour.shape, dtype=bool)
-    return np.asarray(distance_transform_edt(~contour, sampling=spacing_mm) <= tolerance_mm * (1 + 1e-6))

@@ -52,14 +52,24 @@ def check_case(image: str | Path, label: str | Path | None = None) -> list[str]:
     voxels = check_volume(image)
     minimum = float(voxels.min())
     if label is not None:
-        check_volume(label)
-        _check_grid(nib.load(image), nib.load(label), Path(label))
+        check_label(image, label)
     if minimum > CT_MINIMUM_HU:
         return [
             f"no voxel of {Path(image).name} lies below {CT_MINIMUM_HU} HU (lowest: {minimum:g}), "
             "so it hardly is CT in Hounsfield units; its contours may mean nothing"
         ]
     return []
+
+
+def check_label(image: str | Path, label: str | Path) -> np.ndarray:
+    """Read a label whole, see that it lies on its image's grid, and return its voxels, ``(H, W, D)``.
+
+    Raises:
+        ValueError: as :func:`check_volume`, or if the grids differ.
+    """
+    voxels = check_volume(label)
+    _check_grid(nib.load(image), nib.load(label), Path(label))
+    return voxels
 
 
 def check_output_dir(path: str | Path) -> None:

@@ -26,6 +26,11 @@ def case_of(path: str | Path) -> str:
     return next((name[: -len(suffix)] for suffix in NIFTI_SUFFIXES if name.lower().endswith(suffix)), name)
 
 
+def nifti_by_case(folder: Path) -> dict[str, Path]:
+    """NIfTI files directly in a folder, by case id; none where the folder does not exist."""
+    return {case_of(path): path for path in sorted(folder.glob("*")) if _is_nifti(path)}
+
+
 class TranslationCases:
     """CT volumes to translate, each checked before any work starts.
 
@@ -128,7 +133,7 @@ def checked_cases(
 
 def _folder_pairs(root: Path) -> list[tuple[Path, Path | None]]:
     images = sorted(path for path in root.iterdir() if _is_nifti(path))
-    by_case = {case_of(path): path for path in sorted((root / "labels").glob("*")) if _is_nifti(path)}
+    by_case = nifti_by_case(root / "labels")
     return [(image, by_case.get(case_of(image))) for image in images]
 
 

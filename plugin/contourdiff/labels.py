@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from monai.utils import ensure_tuple
 
-from contourdiff.checks import check_case, check_volume
-from contourdiff.datalists import NIFTI_SUFFIXES, case_of
+from contourdiff.checks import check_label, check_volume
+from contourdiff.datalists import case_of, nifti_by_case
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ def labelled_cases(
     if not 0 <= val_fraction < 1:
         raise ValueError(f"val_fraction must lie in [0, 1), got {val_fraction}")
     pairs = [pair for folder in ensure_tuple(dataset_dir) for pair in _pairs(Path(folder))]
-    named = [(_case_name(image), image, label) for image, label in pairs]
+    named = [(case_name(image), image, label) for image, label in pairs]
     named = [item for item in named if fnmatch.fnmatch(item[0], pattern)]
     patients = {name: _patient_of(name, patient_pattern) for name, _, _ in named}
     held_out = _held_out(set(patients.values()), val_fraction)
@@ -116,6 +116,11 @@ def labelled_cases(
             "beside <case>_label.nii.gz, or <case>.nii.gz and labels/<case>.nii.gz"
         )
     return items
+
+
+def case_name(image: str | Path) -> str:
+    """Case id of an image, without the ``_mr`` of a translation."""
+    return case_of(image).removesuffix("_mr")
 
 
 def _values_of(side: dict, names: Sequence[str]) -> dict[str, list[int]]:
@@ -140,25 +145,13 @@ def _pairs(root: Path) -> list[tuple[Path, Path]]:
     if not root.is_dir():
         raise FileNotFoundError(f"expected a folder of images and labels at {root}, found none; pass --dataset_dir")
     if (root / "labels").is_dir():
-        images = _by_case(root / "images" if (root / "images").is_dir() else root)
-        labels = _by_case(root / "labels")
+        images = nifti_by_case(root / "images" if (root / "images").is_dir() else root)
+        labels = nifti_by_case(root / "labels")
     else:
-        files = _by_case(root)
+        files = nifti_by_case(root)
         labels = {case.removesuffix("_label"): path for case, path in files.items() if case.endswith("_label")}
         images = {case.removesuffix("_mr"): path for case, path in files.items() if case.endswith("_mr")}
     return [(images[case], labels[case]) for case in sorted(images.keys() & labels.keys())]
-
-
-def _by_case(folder: Path) -> dict[str, Path]:
-    return {
-        case_of(path): path
-        for path in sorted(folder.iterdir())
-        if path.is_file() and path.name.lower().endswith(NIFTI_SUFFIXES) and not path.name.startswith(".")
-    }
-
-
-def _case_name(image: Path) -> str:
-    return case_of(image).removesuffix("_mr")
 
 
 def _patient_of(name: str, patient_pattern: str) -> str:
@@ -175,10 +168,11 @@ def _held_out(patients: set[str], val_fraction: float) -> set[str]:
 
 def _is_sound(name: str, image: Path, label: Path) -> bool:
     try:
-        check_case(image, label)
+        check_volume(image)
+        voxels = check_label(image, label)
     except ValueError as error:
         logger.error("%s is left out: %s", name, error)
         return False
-    if not np.any(check_volume(label)):
+    if not np.any(voxels):
         logger.warning("%s: its label is empty", name)
     return True

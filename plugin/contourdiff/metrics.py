@@ -18,6 +18,18 @@ class ContourAgreement(NamedTuple):
     f1: float
 
 
+def near(contour: np.ndarray, tolerance: float, spacing: Sequence[float] | None = None) -> np.ndarray:
+    """Pixels at most ``tolerance`` from a contour: bool ``(H, W)`` -> the same; none where there is no contour.
+
+    Distances are in pixels, or in the unit of ``spacing``; then one millionth more than the tolerance is near, for a
+    header holds float32.
+    """
+    if not contour.any():
+        return np.zeros(contour.shape, dtype=bool)
+    reach = tolerance if spacing is None else tolerance * (1 + 1e-6)
+    return np.asarray(distance_transform_edt(~contour, sampling=spacing) <= reach)
+
+
 def contour_agreement(
     contour: np.ndarray,
     reference: np.ndarray,
@@ -55,8 +67,7 @@ def contour_agreement(
     if not found.any() or not wanted.any():
         empty = float(not found.any() and not wanted.any())
         return ContourAgreement(empty, empty, empty)
-    reach = tolerance_px if spacing is None else tolerance_px * (1 + 1e-6)
-    precision = float((distance_transform_edt(~wanted, sampling=spacing)[found] <= reach).mean())
-    recall = float((distance_transform_edt(~found, sampling=spacing)[wanted] <= reach).mean())
+    precision = float(near(wanted, tolerance_px, spacing)[found].mean())
+    recall = float(near(found, tolerance_px, spacing)[wanted].mean())
     total = precision + recall
     return ContourAgreement(precision, recall, 2 * precision * recall / total if total > 0 else 0.0)

@@ -25,7 +25,7 @@ from monai.transforms import Compose, Invertd, LoadImage, ResampleToMatch, SaveI
 from contourdiff import __version__
 from contourdiff.anatomy import AnatomyCheck, VolumeAnatomy
 from contourdiff.datalists import TranslationCases, case_of
-from contourdiff.files import whole_file
+from contourdiff.files import whole_file, write_text
 from contourdiff.inferers import VolumeRecord, check_spread
 from contourdiff.networks import weights_sha256
 from contourdiff.selection import SelectionRules
@@ -134,8 +134,7 @@ class TranslationReport:
         anatomy = self._check(record, contour)
         self._write_maps(record, anatomy, contour)
         content = json.dumps(self._sidecar(record, anatomy, source, label, contour), indent=2)
-        with whole_file(self.output_dir / f"{case}_mr.json") as aside:
-            aside.write_text(content + "\n")
+        write_text(self.output_dir / f"{case}_mr.json", content + "\n")
         self._record = None
 
     def _check(self, record: VolumeRecord, contour: MetaTensor) -> VolumeAnatomy | None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from torch.utils.data import Subset
 from tqdm import tqdm
 
 from contourdiff.datalists import case_of
-from contourdiff.files import whole_file
+from contourdiff.files import whole_file, write_csv, write_text
 from contourdiff.metrics import contour_agreement
 from contourdiff.networks import load_weights, weights_sha256
 from contourdiff.noise import CandidateKey, NoiseStream
@@ -123,8 +122,7 @@ def write_agreement(
         settings: what the numbers depend on (weights, steps, tolerance), listed below the summary.
     """
     summary = summarize(rows)
-    with whole_file(Path(output_dir) / "agreement.csv") as aside:
-        _write_csv(rows, aside)
+    write_csv(Path(output_dir) / "agreement.csv", rows)
     lines = [f"| {len(rows)} slices, mean ± std | own contour | another's contour |", "|---|---|---|"]
     for measure in MEASURES:
         cells = [summary[f"{pairing}_{measure}"] for pairing in PAIRINGS]
@@ -132,8 +130,7 @@ def write_agreement(
     better = float(np.mean([row["own_f1"] > row["shuffled_f1"] for row in rows]))
     lines += ["", f"The f1 with the own contour is the higher one in {better:.1%} of the slices.", ""]
     lines += [f"- {name}: {value}" for name, value in (settings or {}).items()]
-    with whole_file(Path(output_dir) / "agreement.md") as aside:
-        aside.write_text("\n".join(lines) + "\n", "utf-8")
+    write_text(Path(output_dir) / "agreement.md", "\n".join(lines) + "\n")
 
 
 def agreement_picture(
@@ -281,10 +278,3 @@ def _compare(
 def _gray_levels(x: torch.Tensor) -> torch.Tensor:
     """[-1, 1] -> [0, 255], on the CPU."""
     return (x.detach().float().cpu() + 1) * 127.5
-
-
-def _write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)

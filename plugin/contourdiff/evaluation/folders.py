@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Sequence
@@ -24,10 +23,9 @@ from torch import nn
 from tqdm import tqdm
 
 from contourdiff.contours import contour_of
-from contourdiff.datalists import case_of
 from contourdiff.evaluation.quality import flicker, image_quality, label_boundary_agreement
-from contourdiff.files import whole_file
-from contourdiff.labels import labelled_cases
+from contourdiff.files import without_nan, write_csv, write_text
+from contourdiff.labels import case_name, labelled_cases
 from contourdiff.transforms import InPlaneSmoothd
 
 
@@ -119,8 +117,7 @@ def folder_quality(
         image, label = grid.load(case)
         filled = [index for index in range(len(label)) if label[index].any()]
         labelled += [image[index] for index in filled]
-        name = case_of(case["image"]).removesuffix("_mr")
-        rows.append({"case": name, **flicker(image), **_boundaries(image, label, filled, grid)})
+        rows.append({"case": case_name(case["image"]), **flicker(image), **_boundaries(image, label, filled, grid)})
     measures = [key for key in rows[0] if key != "case"]
     compared = None
     if extractor is not None and mr_dir is not None:
@@ -133,13 +130,8 @@ def folder_quality(
 def write_quality(quality: dict[str, Any], output_dir: str | Path) -> None:
     """Write ``quality.csv`` (a line for each case) and, last, ``quality.json``, each whole or not at all."""
     folder = Path(output_dir)
-    with whole_file(folder / "quality.csv") as aside, aside.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(quality["cases"][0]))
-        writer.writeheader()
-        writer.writerows(quality["cases"])
-    content = json.dumps(_without_nan(quality), indent=2, allow_nan=False)
-    with whole_file(folder / "quality.json") as aside:
-        aside.write_text(content + "\n", encoding="utf-8")
+    write_csv(folder / "quality.csv", quality["cases"])
+    write_text(folder / "quality.json", json.dumps(without_nan(quality), indent=2, allow_nan=False) + "\n")
 
 
 def _boundaries(image: np.ndarray, label: np.ndarray, filled: Sequence[int], grid: QualityGrid) -> dict[str, float]:
@@ -154,11 +146,3 @@ def _boundaries(image: np.ndarray, label: np.ndarray, filled: Sequence[int], gri
         return float(np.nanmean(values)) if np.isfinite(values).any() else math.nan
 
     return {"boundary": mean(0), "boundary_swapped": mean(max(1, len(filled) // 4)), "labelled_slices": len(filled)}
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,8 @@ import nibabel as nib
 import numpy as np
 from matplotlib.figure import Figure
 
-from contourdiff.files import whole_file
+from contourdiff.datalists import case_of
+from contourdiff.files import whole_file, write_csv, write_text
 from contourdiff.labels import labelled_cases
 
 PAPER = """\
@@ -61,10 +61,7 @@ def write_page(folder: Path, groups: Mapping[str, str], mr_dir: str | Path, firs
         Path of ``table.md``.
     """
     records = sorted(_records(folder, groups), key=lambda record: _rank(record, first))
-    with whole_file(folder / "table.csv") as aside, aside.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=COLUMNS, extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(records)
+    write_csv(folder / "table.csv", records, COLUMNS)
     lines = ["# Segmentation of real MR by networks that never saw one", ""]
     for group, pattern in groups.items():
         members = [record for record in records if record["group"] == group]
@@ -74,8 +71,7 @@ def write_page(folder: Path, groups: Mapping[str, str], mr_dir: str | Path, firs
         lines += [f"## {group}", "", *_table(members), "", f"![{group}]({picture})", ""]
     rows = list(dict.fromkeys(record["row"] for record in records))
     path = folder / "table.md"
-    with whole_file(path) as aside:
-        aside.write_text("\n".join([*lines, NOTE, PAPER, *_translations(folder, rows)]) + "\n", encoding="utf-8")
+    write_text(path, "\n".join([*lines, NOTE, PAPER, *_translations(folder, rows)]) + "\n")
     return path
 
 
@@ -157,7 +153,7 @@ def _draw_predictions(
         for line, cell in enumerate(cells):
             ax = axes[line, column]
             ax.imshow(image.take(position, axis).T, cmap="gray", origin="lower", vmin=low, vmax=max(high, low + 1))
-            name = Path(case["image"]).name.split(".nii")[0]
+            name = case_of(case["image"])
             predicted = _canonical(folder / cell / group / f"{name}_pred.nii.gz").take(position, axis) > 0
             for mask, color in ((reference, "lime"), (predicted, "red")):
                 if mask.any() and not mask.all():

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +15,7 @@ from ignite.engine import Engine, Events
 from monai.metrics import compute_average_surface_distance, compute_dice, compute_hausdorff_distance
 
 from contourdiff.datalists import case_of
-from contourdiff.files import whole_file
+from contourdiff.files import without_nan, write_csv, write_text
 
 ALL = "all"
 MEASURES = ("dice", "assd_mm", "assd_penalized_mm", "hd95_mm", "hd95_penalized_mm")
@@ -126,15 +125,10 @@ def write_scores(
         What :func:`summarize_scores` returns.
     """
     summary, folder = summarize_scores(rows), Path(output_dir)
-    with whole_file(folder / "scores.csv") as aside, aside.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(_without_nan(row) for row in rows)
-    with whole_file(folder / "scores.md") as aside:
-        aside.write_text("\n".join(_table(summary, settings or {})) + "\n", "utf-8")
-    content = {"settings": dict(settings or {}), "summary": [_without_nan(row) for row in summary]}
-    with whole_file(folder / "scores.json") as aside:
-        aside.write_text(json.dumps(content, indent=2, allow_nan=False, default=str) + "\n", "utf-8")
+    write_csv(folder / "scores.csv", [without_nan(row) for row in rows])
+    write_text(folder / "scores.md", "\n".join(_table(summary, settings or {})) + "\n")
+    content = {"settings": dict(settings or {}), "summary": [without_nan(row) for row in summary]}
+    write_text(folder / "scores.json", json.dumps(content, indent=2, allow_nan=False, default=str) + "\n")
     return summary
 
 
@@ -314,7 +308,3 @@ def _cell(row: Mapping[str, Any], measure: str, digits: int) -> str:
 
 def _number(value: float, digits: int) -> str:
     return "n/a" if math.isnan(value) else f"{value:.{digits}f}"
-
-
-def _without_nan(row: Mapping[str, Any]) -> Row:
-    return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}

@@ -16,7 +16,7 @@ from monai.bundle import ConfigParser
 from contourdiff.datalists import case_of
 from contourdiff.evaluation.page import write_page
 from contourdiff.evaluation.slabs import write_labelled_slab
-from contourdiff.files import whole_file
+from contourdiff.files import write_text
 from contourdiff.labels import LabelMap, labelled_cases
 from contourdiff.networks import weights_sha256
 from contourdiff.translate import find_bundle, translate
@@ -137,9 +137,10 @@ class _Job:
             raise ValueError(
                 f"the row {UNCONDITIONAL!r} learns from MR: pass its folder (dataset_dir), or leave it out"
             )
-        for folder in (plan.ct_dir, *plan.folders.values()):
+        self._ct_cases = labelled_cases(plan.ct_dir)
+        for folder in plan.folders.values():
             labelled_cases(folder)
-        self._slice_end()
+        self._slice_end = self._direction_of_slices()
         for pattern in plan.groups.values():
             labelled_cases(plan.mr_dir, pattern=pattern)
         self._check_same_plan()
@@ -159,8 +160,7 @@ class _Job:
         if path.is_file() and (old := json.loads(path.read_text(encoding="utf-8"))) != told:
             changed = sorted(name for name in told if old.get(name) != told[name])
             raise ValueError(f"{self.root} holds a table of another plan (other: {changed}); pass another output_dir")
-        with whole_file(path) as aside:
-            aside.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(told, indent=2) + "\n")
 
     def dataset_dir(self, row: str) -> Path:
         """Folder of images and labels that the networks of a row are trained on."""
@@ -170,11 +170,11 @@ class _Job:
 
     def labelled_ct(self) -> None:
         """Write the labelled slices of every CT, with their labels, to ``ct``."""
-        for case in labelled_cases(self.plan.ct_dir):
+        for case in self._ct_cases:
             name = f"{case_of(case['image'])}.nii.gz"
-            write_labelled_slab(case, self._classes.values("ct"), self._slice_end(), self.root / "ct", name)
+            write_labelled_slab(case, self._classes.values("ct"), self._slice_end, self.root / "ct", name)
 
-    def _slice_end(self) -> str:
+    def _direction_of_slices(self) -> str:
         """Letter of the direction along which slices are stacked, from the knobs of the translation."""
         parser = ConfigParser()
         parser.read_config([str(self.configs / f"{name}.json") for name in ("inference", *self.plan.overlays)])
@@ -206,30 +206,25 @@ class _Job:
             "seed": seed,
         }
         overlays = {WITHOUT_ADAPTATION: ["segmentation_ct"]}.get(row, ["segmentation_any"] * (row in self.plan.folders))
-        if not (cell / "trained.json").is_file():
-            self._run(["segmentation_train", *overlays], knobs, cell)
-            with whole_file(cell / "trained.json") as aside:
-                aside.write_text(json.dumps(knobs, indent=2) + "\n", encoding="utf-8")
+        weights = self._trained(["segmentation_train", *overlays], knobs, cell)
         for group, pattern in self.plan.groups.items():
             if not (cell / group / "scores.json").is_file():
                 test = {"test_dir": str(self.plan.mr_dir), "test_pattern": pattern, "output_dir": str(cell / group)}
-                self._run(["segmentation_train", "evaluate"], knobs | test | {"ckpt_path": str(cell / "model.pt")})
+                self._run(["segmentation_train", "evaluate"], knobs | test | {"ckpt_path": str(weights)})
 
     def _unconditional_weights(self) -> Path:
-        folder = self.root / UNCONDITIONAL / "weights"
+        knobs = {**self.plan.mr_training, **self.plan.unconditional, "initial_weights": str(self.ckpt_path)}
+        return self._trained(["train", "cpu", "unconditional"], knobs, self.root / UNCONDITIONAL / "weights")
+
+    def _trained(self, configs: Sequence[str], knobs: Mapping[str, Any], folder: Path) -> Path:
+        """Weights of a training: those that are there, or it goes on from its last checkpoint, or starts."""
         if not (folder / "trained.json").is_file():
-            knobs = {**self.plan.mr_training, **self.plan.unconditional, "initial_weights": str(self.ckpt_path)}
-            self._run(["train", "cpu", "unconditional"], knobs, folder)
-            with whole_file(folder / "trained.json") as aside:
-                aside.write_text(json.dumps(knobs, indent=2) + "\n", encoding="utf-8")
+            folder.mkdir(parents=True, exist_ok=True)
+            found = sorted(folder.glob("checkpoint_epoch=*.pt"), key=lambda path: path.stat().st_mtime)
+            resume = {"resume_from": str(found[-1])} if found else {}
+            self._run(configs, {**knobs, "output_dir": str(folder), **resume})
+            write_text(folder / "trained.json", json.dumps(knobs, indent=2) + "\n")
         return folder / "model.pt"
 
-    def _run(self, configs: Sequence[str], knobs: Mapping[str, Any], train_dir: Path | None = None) -> None:
-        """Run configs of the bundle; a training goes on from its last checkpoint."""
-        files = [str(self.configs / f"{name}.json") for name in configs]
-        resume: dict[str, Any] = {}
-        if train_dir is not None:
-            train_dir.mkdir(parents=True, exist_ok=True)
-            found = sorted(train_dir.glob("checkpoint_epoch=*.pt"), key=lambda path: path.stat().st_mtime)
-            resume = {"output_dir": str(train_dir)} | ({"resume_from": str(found[-1])} if found else {})
-        monai.bundle.run(config_file=files, **knobs, **resume)
+    def _run(self, configs: Sequence[str], knobs: Mapping[str, Any]) -> None:
+        monai.bundle.run(config_file=[str(self.configs / f"{name}.json") for name in configs], **knobs)

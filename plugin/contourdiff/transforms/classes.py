@@ -3,15 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
-
 import numpy as np
 import torch
 from monai.config import KeysCollection, NdarrayOrTensor
-from monai.transforms import MapTransform, Transform
+from monai.transforms import Transform
 from monai.utils import convert_to_dst_type, convert_to_numpy
 
 from contourdiff.labels import LabelMap
+from contourdiff.transforms.dictionary import KeyedTransform
 
 
 class JoinClasses(Transform):
@@ -37,21 +36,13 @@ class JoinClasses(Transform):
         return convert_to_dst_type(out, img, dtype=torch.float32)[0]
 
 
-class JoinClassesd(MapTransform):
+class JoinClassesd(KeyedTransform):
     """Dictionary version of :class:`JoinClasses`."""
 
     def __init__(
         self, keys: KeysCollection, label_map: LabelMap | str, side: str, allow_missing_keys: bool = False
     ) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.transform = JoinClasses(label_map, side)
-
-    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
-        """Map every key of ``data``."""
-        out = dict(data)
-        for key in self.key_iterator(out):
-            out[key] = self.transform(out[key])
-        return out
+        super().__init__(keys, JoinClasses(label_map, side), allow_missing_keys=allow_missing_keys)
 
 
 JoinClassesDict = JoinClassesd

@@ -3,34 +3,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any
 
-from monai.config import KeysCollection, NdarrayOrTensor
-from monai.data import MetaTensor
+from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from monai.utils import ensure_tuple
 
 from contourdiff.transforms.array import BackgroundFilter, Contour, GrayLevels, InPlaneSmooth
 
 
-class InPlaneSmoothd(MapTransform):
+class KeyedTransform(MapTransform):
+    """An array transform, applied to the item of every key.
+
+    Args:
+        keys: items to transform.
+        transform: the array transform.
+        output_keys: where the results go, one for each key; ``None`` replaces the items.
+        allow_missing_keys: do not raise where a key is absent.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        transform: Callable[[Any], Any],
+        output_keys: KeysCollection | None = None,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.output_keys = self.keys if output_keys is None else ensure_tuple(output_keys)
+        if len(self.output_keys) != len(self.keys):
+            raise ValueError(f"expected one output key for each of {self.keys}, got {self.output_keys}")
+        self.transform = transform
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Put the transformed item of every key of ``data`` under its output key."""
+        out = dict(data)
+        for key, output_key in self.key_iterator(out, self.output_keys):
+            out[output_key] = self.transform(out[key])
+        return out
+
+
+class InPlaneSmoothd(KeyedTransform):
     """Dictionary version of :class:`InPlaneSmooth`."""
 
     def __init__(
         self, keys: KeysCollection, spacing_mm: float, slice_axis: int = 0, allow_missing_keys: bool = False
     ) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.transform = InPlaneSmooth(spacing_mm, slice_axis)
-
-    def __call__(self, data: Mapping[Hashable, MetaTensor]) -> dict[Hashable, MetaTensor]:
-        """Smooth every key of ``data``."""
-        out = dict(data)
-        for key in self.key_iterator(out):
-            out[key] = self.transform(out[key])
-        return out
+        super().__init__(keys, InPlaneSmooth(spacing_mm, slice_axis), allow_missing_keys=allow_missing_keys)
 
 
-class BackgroundFilterd(MapTransform):
+class BackgroundFilterd(KeyedTransform):
     """Dictionary version of :class:`BackgroundFilter`."""
 
     def __init__(
@@ -42,18 +65,14 @@ class BackgroundFilterd(MapTransform):
         max_hole_mm2: float = 3600.0,
         allow_missing_keys: bool = False,
     ) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.transform = BackgroundFilter(slice_axis, classes, min_object_mm2, max_hole_mm2)
-
-    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
-        """Filter every key of ``data``."""
-        out = dict(data)
-        for key in self.key_iterator(out):
-            out[key] = self.transform(out[key])
-        return out
+        super().__init__(
+            keys,
+            BackgroundFilter(slice_axis, classes, min_object_mm2, max_hole_mm2),
+            allow_missing_keys=allow_missing_keys,
+        )
 
 
-class Contourd(MapTransform):
+class Contourd(KeyedTransform):
     """Dictionary version of :class:`Contour`; ``output_keys`` keeps the image beside its contour.
 
     Args:
@@ -76,33 +95,15 @@ class Contourd(MapTransform):
         high_threshold: float = 112.0,
         allow_missing_keys: bool = False,
     ) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.output_keys = self.keys if output_keys is None else ensure_tuple(output_keys)
-        if len(self.output_keys) != len(self.keys):
-            raise ValueError(f"expected one output key for each of {self.keys}, got {self.output_keys}")
-        self.transform = Contour(slice_axis, sigma_px, low_threshold, high_threshold)
-
-    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
-        """Put the contour of every key of ``data`` under its output key."""
-        out = dict(data)
-        for key, output_key in self.key_iterator(out, self.output_keys):
-            out[output_key] = self.transform(out[key])
-        return out
+        contour = Contour(slice_axis, sigma_px, low_threshold, high_threshold)
+        super().__init__(keys, contour, output_keys, allow_missing_keys)
 
 
-class GrayLevelsd(MapTransform):
+class GrayLevelsd(KeyedTransform):
     """Dictionary version of :class:`GrayLevels`."""
 
     def __init__(self, keys: KeysCollection, dtype: str = "float32", allow_missing_keys: bool = False) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.transform = GrayLevels(dtype)
-
-    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
-        """Clip and cast every key of ``data``."""
-        out = dict(data)
-        for key in self.key_iterator(out):
-            out[key] = self.transform(out[key])
-        return out
+        super().__init__(keys, GrayLevels(dtype), allow_missing_keys=allow_missing_keys)
 
 
 BackgroundFilterDict = BackgroundFilterd

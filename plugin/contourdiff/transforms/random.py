@@ -3,16 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from monai.config import KeysCollection, NdarrayOrTensor
-from monai.transforms import MapTransform, RandomizableTransform
-from monai.utils import convert_to_dst_type, convert_to_numpy, ensure_tuple
+from monai.transforms import RandomizableTransform
+from monai.utils import convert_to_dst_type, convert_to_numpy
 from scipy.ndimage import label
 
 from contourdiff.contours import contour_of
+from contourdiff.transforms.dictionary import KeyedTransform
 
 EIGHT_NEIGHBORS = np.ones((3, 3), dtype=int)
 REMAP_KNOTS = 4
@@ -125,7 +126,7 @@ class RandContour(RandomizableTransform):
         return kept | np.roll(repeated, shift, axis=(0, 1))
 
 
-class RandContourd(RandomizableTransform, MapTransform):
+class RandContourd(RandomizableTransform, KeyedTransform):
     """Dictionary version of :class:`RandContour`; each key has its own draws.
 
     Args:
@@ -141,6 +142,8 @@ class RandContourd(RandomizableTransform, MapTransform):
         allow_missing_keys: do not raise where a key is absent.
     """
 
+    transform: RandContour
+
     def __init__(
         self,
         keys: KeysCollection,
@@ -154,25 +157,15 @@ class RandContourd(RandomizableTransform, MapTransform):
         remap: float = 0.0,
         allow_missing_keys: bool = False,
     ) -> None:
-        MapTransform.__init__(self, keys, allow_missing_keys)
+        contour = RandContour(sigma_px, high_threshold, low_ratio, dropout, clutter, cell_px, remap)
+        KeyedTransform.__init__(self, keys, contour, output_keys, allow_missing_keys)
         RandomizableTransform.__init__(self, prob=1.0)
-        self.output_keys = self.keys if output_keys is None else ensure_tuple(output_keys)
-        if len(self.output_keys) != len(self.keys):
-            raise ValueError(f"expected one output key for each of {self.keys}, got {self.output_keys}")
-        self.transform = RandContour(sigma_px, high_threshold, low_ratio, dropout, clutter, cell_px, remap)
 
     def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> RandContourd:
         """Seed the draws."""
         super().set_random_state(seed, state)
         self.transform.set_random_state(seed, state)
         return self
-
-    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
-        """Put a random contour of every key of ``data`` under its output key."""
-        out = dict(data)
-        for key, output_key in self.key_iterator(out, self.output_keys):
-            out[output_key] = self.transform(out[key])
-        return out
 
 
 RandContourDict = RandContourd
