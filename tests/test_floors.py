@@ -14,7 +14,7 @@ PACKAGE = PLUGIN / "contourdiff"
 MAX_LINES = 350
 
 FLOORS = (
-    {"contours", "files", "noise", "solvers", "selection", "phantom"},
+    {"allocator", "contours", "files", "noise", "solvers", "selection", "phantom"},
     {
         "anatomy",
         "transforms",

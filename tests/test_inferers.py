@@ -101,8 +101,8 @@ def test_batched_selection_equals_a_plain_sequential_loop(solver: str) -> None:
     def draw(index: int, round_: int) -> torch.Tensor:
         images = []
         for candidate in range(RULES.candidates):
-            contour = volume[index][None].expand(4, -1, -1)
-            images.append(translation._solve(contour, [("a", index, round_, candidate)] * 4, network)[0])
+            contour = volume[index][None, None].expand(4, -1, -1, -1)
+            images.append(translation.denoiser(network)(contour, [("a", index, round_, candidate)] * 4)[0])
         return torch.stack(images)
 
     with torch.no_grad():
@@ -123,7 +123,7 @@ def test_solve_is_ddim_on_the_candidates_own_noise() -> None:
             num_inference_steps=3,
             prediction_type="v_prediction",
         )
-        got = inferer()._solve(contour[None].expand(4, -1, -1), keys, network)
+        got = inferer().denoiser(network)(stacked, keys)
     assert torch.equal(got, ((expected[:, 0] + 1) * 127.5).clamp(0, 255))
 
 

@@ -9,9 +9,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler
 
 from contourdiff.noise import CandidateKey, NoiseStream
-from contourdiff.solvers import ddim, ddpm, spaced_timesteps
+from contourdiff.solvers import ddim, ddpm, dpm_solver, karras_spacing, spaced_timesteps
 
 TOTAL = 1000
 ALPHA_BARS = torch.cumprod(1 - torch.linspace(1e-4, 0.02, TOTAL, dtype=torch.float64), dim=0)
@@ -24,11 +25,13 @@ def drawer(seed: int, shape: tuple[int, ...] = (COUNT, 1, 1, 1)) -> Callable[[],
     return lambda: torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
-def ideal(prediction_type: str) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+def ideal(
+    prediction_type: str, alpha_bars: torch.Tensor = ALPHA_BARS
+) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     """The best possible network for images whose pixels are independent draws of N(MEAN, STD^2)."""
 
     def predict(x: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        alpha_bar = ALPHA_BARS[timesteps].reshape(-1, 1, 1, 1)
+        alpha_bar = alpha_bars[timesteps].reshape(-1, 1, 1, 1)
         signal, noise = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
         x0 = MEAN + STD**2 * signal * (x - signal * MEAN) / (alpha_bar * STD**2 + 1 - alpha_bar)
         epsilon = (x - signal * x0) / noise
@@ -127,6 +130,80 @@ def test_twice_the_ddim_steps_halve_the_error() -> None:
         assert coarse / fine == pytest.approx(2, abs=0.1)
 
 
+def nonlinear(prediction_type: str) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """A network of one fixed convolution that knows the time; outputs of order one at every timestep."""
+    kernel = 0.4 * torch.randn((1, 1, 3, 3), generator=torch.Generator().manual_seed(0))
+
+    def predict(x: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        alpha_bar = ALPHA_BARS.float()[timesteps].reshape(-1, 1, 1, 1)
+        time = timesteps.reshape(-1, 1, 1, 1) / TOTAL
+        v = torch.tanh(torch.nn.functional.conv2d(x, kernel, padding=1) + torch.sin(7 * time)) - 0.3 * time * x
+        return v if prediction_type == "v_prediction" else alpha_bar.sqrt() * v + (1 - alpha_bar).sqrt() * x
+
+    return predict
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 10, 14, 15, 20, 25, 100])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers, for NumPy 2
+def test_dpm_solver_is_that_of_diffusers(steps: int, prediction_type: str) -> None:
+    scheduler = DPMSolverMultistepScheduler(
+        num_train_timesteps=TOTAL,
+        beta_start=1e-4,
+        beta_end=0.02,
+        beta_schedule="linear",
+        algorithm_type="dpmsolver++",
+        solver_order=2,
+        use_karras_sigmas=True,
+        prediction_type=prediction_type,
+        final_sigmas_type="zero",
+    )
+    scheduler.set_timesteps(steps)
+    scheduler.set_begin_index(0)
+    timesteps, sigmas = karras_spacing(scheduler.alphas_cumprod, steps)
+    assert timesteps == scheduler.timesteps.tolist()
+    assert sigmas == pytest.approx(scheduler.sigmas[:-1].tolist(), rel=1e-6)
+    start = drawer(0, (3, 1, 16, 16))().float()
+    expected, predict = start, nonlinear(prediction_type)
+    for timestep in scheduler.timesteps:
+        expected = scheduler.step(predict(expected, timestep.expand(3)), timestep, expected).prev_sample
+    kwargs = {"num_inference_steps": steps, "prediction_type": prediction_type, "clip_sample": False}
+    result = dpm_solver(predict, start, alphas_cumprod=scheduler.alphas_cumprod, **kwargs)
+    # epsilon at the noisiest timestep loses two digits of float32, which three steps or fewer do not forget
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-5 if steps >= 10 else 1e-4)
+
+
+@pytest.mark.parametrize(("steps", "distinct"), [(1, 1), (2, 2), (20, 20), (50, 50), (78, 78), (79, 78), (100, 99)])
+def test_karras_levels_fall_from_end_to_end_and_late_ones_may_share_a_timestep(steps: int, distinct: int) -> None:
+    timesteps, sigmas = karras_spacing(ALPHA_BARS, steps)
+    ends = [float(((1 - ALPHA_BARS[t]) / ALPHA_BARS[t]).sqrt()) for t in (TOTAL - 1, 0)]
+    assert len(timesteps) == len(sigmas) == steps
+    assert len(set(timesteps)) == distinct
+    assert timesteps == sorted(timesteps, reverse=True)
+    assert (timesteps[0], sigmas[0]) == (TOTAL - 1, pytest.approx(ends[0]))
+    assert all(before > after for before, after in pairwise(sigmas))
+    if steps > 1:
+        assert (timesteps[-1], sigmas[-1]) == (0, pytest.approx(ends[1]))
+        gaps = [before - after for before, after in pairwise(sigma ** (1 / 7) for sigma in sigmas)]
+        assert gaps == pytest.approx([(ends[0] ** (1 / 7) - ends[1] ** (1 / 7)) / (steps - 1)] * (steps - 1))
+
+
+def test_dpm_solver_is_of_second_order_and_needs_fewer_steps_than_ddim() -> None:
+    """Affine under this network, as DDIM is: see above."""
+    start = torch.tensor([-1.0, 1.0], dtype=torch.float64).reshape(2, 1, 1, 1)
+
+    def error(solver: Callable[..., torch.Tensor], steps: int) -> float:
+        kwargs = {"alphas_cumprod": ALPHA_BARS, "num_inference_steps": steps, "clip_sample": False}
+        low, high = solver(ideal("epsilon"), start, **kwargs).flatten().tolist()
+        assert (low + high) / 2 == pytest.approx(MEAN, abs=2e-3)
+        return abs(STD - (high - low) / 2)
+
+    assert error(dpm_solver, 20) < error(ddim, 50) < 0.03
+    assert error(dpm_solver, 50) < error(ddim, 400)
+    for coarse, fine in pairwise(error(dpm_solver, steps) for steps in (25, 50, 100)):
+        assert coarse / fine > 4
+
+
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_ddpm_reaches_the_distribution_that_the_network_knows(prediction_type: str) -> None:
     result = ddpm(
@@ -142,28 +219,24 @@ def test_ddpm_reaches_the_distribution_that_the_network_knows(prediction_type: s
 
 
 @pytest.mark.parametrize("clip_sample", [False, True])
-def test_epsilon_and_v_of_one_model_give_one_image(clip_sample: bool) -> None:
+@pytest.mark.parametrize("solver", ["ddim", "ddim with noise", "ddpm", "dpm_solver"])
+def test_epsilon_and_v_of_one_model_give_one_image(solver: str, clip_sample: bool) -> None:
     shape = (4, 1, 6, 6)
-    kwargs = {"alphas_cumprod": ALPHA_BARS, "clip_sample": clip_sample}
-    for eta in (0.0, 0.5):
-        by_type = [
-            ddim(
-                ideal(prediction_type),
-                drawer(8, shape)(),
-                num_inference_steps=20,
-                prediction_type=prediction_type,
-                eta=eta,
-                draw=drawer(9, shape),
-                **kwargs,
-            )
-            for prediction_type in ("epsilon", "v_prediction")
-        ]
-        torch.testing.assert_close(*by_type, rtol=0, atol=1e-8)
-    by_type = [
-        ddpm(ideal(kind), drawer(8, shape)(), draw=drawer(9, shape), prediction_type=kind, **kwargs)
-        for kind in ("epsilon", "v_prediction")
-    ]
-    torch.testing.assert_close(*by_type, rtol=0, atol=1e-8)
+    alpha_bars = ALPHA_BARS.clone()
+    if solver == "dpm_solver":  # its levels lie up to half a timestep off: the model knows them as they are
+        timesteps, sigmas = karras_spacing(ALPHA_BARS, 20)
+        alpha_bars[timesteps] = 1 / (1 + torch.tensor(sigmas, dtype=torch.float64) ** 2)
+
+    def sample(kind: str) -> torch.Tensor:
+        kwargs = {"alphas_cumprod": ALPHA_BARS, "prediction_type": kind, "clip_sample": clip_sample}
+        predict, start, draw = ideal(kind, alpha_bars), drawer(8, shape)(), drawer(9, shape)
+        if solver == "ddpm":
+            return ddpm(predict, start, draw=draw, **kwargs)
+        if solver == "dpm_solver":
+            return dpm_solver(predict, start, num_inference_steps=20, **kwargs)
+        return ddim(predict, start, num_inference_steps=20, eta=0.5 * (solver != "ddim"), draw=draw, **kwargs)
+
+    torch.testing.assert_close(sample("epsilon"), sample("v_prediction"), rtol=0, atol=1e-8)
 
 
 def test_ddim_with_every_step_and_eta_one_is_ddpm_with_the_posterior_variance() -> None:
@@ -194,6 +267,8 @@ def test_clipped_samples_lie_in_the_range_of_training_images(eta: float) -> None
     result = ddim(wild, drawer(0, shape)(), num_inference_steps=10, eta=eta, **kwargs)
     assert float(result.abs().max()) <= 1 + 1e-12
     assert float(ddpm(wild, drawer(0, shape)(), **kwargs).abs().max()) <= 1 + 1e-9
+    result = dpm_solver(wild, drawer(0, shape)(), alphas_cumprod=ALPHA_BARS, num_inference_steps=10)
+    assert float(result.abs().max()) <= 1
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
@@ -239,6 +314,7 @@ def test_samplers_leave_their_input_alone() -> None:
     before = start.clone()
     ddim(ideal("epsilon"), start, alphas_cumprod=ALPHA_BARS, num_inference_steps=5, eta=1.0, draw=drawer(1, shape))
     ddpm(ideal("epsilon"), start, alphas_cumprod=ALPHA_BARS, draw=drawer(1, shape))
+    dpm_solver(ideal("epsilon"), start, alphas_cumprod=ALPHA_BARS, num_inference_steps=5)
     assert torch.equal(start, before)
 
 
@@ -255,6 +331,14 @@ def test_impossible_settings_are_refused() -> None:
         ddpm(ideal("epsilon"), x, alphas_cumprod=ALPHA_BARS, draw=lambda: x, prediction_type="sample")
     with pytest.raises(ValueError, match="num_inference_steps must lie in"):
         ddim(ideal("epsilon"), x, alphas_cumprod=ALPHA_BARS, num_inference_steps=TOTAL + 1)
+    for steps in (-1, 0, TOTAL + 1):
+        with pytest.raises(ValueError, match=rf"num_inference_steps must lie in 1\.\.{TOTAL} .* got {steps}"):
+            dpm_solver(ideal("epsilon"), x, alphas_cumprod=ALPHA_BARS, num_inference_steps=steps)
+    with pytest.raises(ValueError, match="prediction_type must be one of"):
+        dpm_solver(ideal("epsilon"), x, prediction_type="sample", **kwargs)
+    for schedule in ([0.9, 0.5, 0.0], [1.0, 0.5, 0.1], [0.9, 0.9, 0.1], [0.1, 0.5, 0.9]):
+        with pytest.raises(ValueError, match=r"alphas_cumprod must fall strictly and lie between 0 and 1, got .* ddim"):
+            dpm_solver(ideal("epsilon"), x, alphas_cumprod=torch.tensor(schedule), num_inference_steps=2)
 
 
 def test_known_alpha_bars_are_the_schedule_of_the_paper() -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+
+CUT_OFF = 4  # standard deviations of the kernel along the slices; what lies beyond is below 1e-7 of the variance
 
 
 class CandidateKey(NamedTuple):
@@ -27,21 +30,82 @@ def candidate_generator(key: CandidateKey) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
+def kernel_weights(length_mm: float, slice_spacing_mm: float) -> tuple[float, ...]:
+    """Weights with which white noise of a slice and its neighbors makes noise that is correlated along the slices.
+
+    A Gaussian of standard deviation ``length_mm / sqrt(2)``, cut off at four of them. Two slices ``d`` mm apart are
+    then correlated by ``exp(-d^2 / (2 length_mm^2))``, within 0.02 for a ``length_mm`` of one slice spacing or more. A
+    shorter one correlates less than that: neighbors at 0.7 spacings by 0.25 instead of 0.36.
+
+    Args:
+        length_mm: correlation length, in mm; 0 leaves slices independent.
+        slice_spacing_mm: from one slice to the next, in mm.
+
+    Returns:
+        An odd number of weights, the slice's own in the middle, whose squares sum to 1; ``(1.0,)`` for length 0.
+
+    Raises:
+        ValueError: for a negative length, or a spacing that is not positive.
+    """
+    if not 0 <= length_mm < math.inf:
+        raise ValueError(f"length_mm must be 0 (independent slices) or positive and finite, got {length_mm}")
+    if not 0 < slice_spacing_mm < math.inf:
+        raise ValueError(f"slice_spacing_mm must be positive and finite, got {slice_spacing_mm}")
+    deviation = length_mm / 2**0.5 / slice_spacing_mm
+    if deviation == 0:
+        return (1.0,)
+    reach = math.ceil(CUT_OFF * deviation)
+    gaussian = [math.exp(-(offset / deviation) * (offset / deviation) / 2) for offset in range(-reach, reach + 1)]
+    norm = math.fsum(value**2 for value in gaussian) ** 0.5
+    return tuple(value / norm for value in gaussian)
+
+
 class NoiseStream:
     """Standard normal noise for a batch of candidates, each from its own generator.
+
+    With more than one weight, noise of slice ``s`` is the sum over offsets ``j`` of ``weights[j]`` times the white
+    noise whose key says slice ``s + j`` and is the same otherwise. That is a stationary Gaussian process along the
+    slices: white noise goes on beyond the first slice and the last, so their variance is 1 too.
 
     Args:
         keys: one key for each item of the batch.
         shape: shape of one item, ``(1, H, W)``.
         device: where the noise is wanted; it is drawn on the CPU so that every device sees the same.
+        weights: of the white noise of a slice and its neighbors, from :func:`kernel_weights`.
+
+    Raises:
+        ValueError: for an even number of weights, or squares of them that do not sum to 1.
     """
 
-    def __init__(self, keys: Sequence[CandidateKey], shape: Sequence[int], device: torch.device | str = "cpu") -> None:
-        self._generators = [candidate_generator(key) for key in keys]
+    def __init__(
+        self,
+        keys: Sequence[CandidateKey],
+        shape: Sequence[int],
+        device: torch.device | str = "cpu",
+        weights: Sequence[float] = (1.0,),
+    ) -> None:
+        if len(weights) % 2 == 0 or not math.isclose(math.fsum(weight**2 for weight in weights), 1, abs_tol=1e-6):
+            raise ValueError(
+                "weights must be odd in number and their squares sum to 1, as those of kernel_weights do, "
+                f"got {tuple(weights)}"
+            )
+        reach = len(weights) // 2
+        self._sources = [
+            [key._replace(slice_index=key.slice_index + offset) for offset in range(-reach, reach + 1)] for key in keys
+        ]
+        self._generators = {key: candidate_generator(key) for sources in self._sources for key in sources}
+        self._weights = tuple(weights)
         self._shape = tuple(shape)
         self._device = device
 
     def draw(self) -> torch.Tensor:
         """Next noise of every candidate: ``(B, 1, H, W)`` float32."""
-        noise = torch.stack([torch.randn(self._shape, generator=generator) for generator in self._generators])
-        return noise.to(self._device)
+        white = {key: torch.randn(self._shape, generator=each) for key, each in self._generators.items()}
+        return torch.stack([self._blend([white[key] for key in sources]) for sources in self._sources]).to(self._device)
+
+    def _blend(self, white: list[torch.Tensor]) -> torch.Tensor:
+        """Weighted sum of one candidate, in one order; product and sum apart, for a fused one rounds differently."""
+        noise = self._weights[0] * white[0]
+        for weight, other in zip(self._weights[1:], white[1:], strict=True):
+            noise = noise + weight * other
+        return noise

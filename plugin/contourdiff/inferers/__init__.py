@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+from contourdiff.inferers.engine import Denoiser
+from contourdiff.inferers.scan import VolumeRecord
 from contourdiff.inferers.training import ContourDiffusionInferer, ContourPrepareBatch
-from contourdiff.inferers.volume import ContourTranslationInferer, VolumeRecord, check_spread
+from contourdiff.inferers.volume import ContourTranslationInferer, check_spread
 
 __all__ = [
     "ContourDiffusionInferer",
     "ContourPrepareBatch",
     "ContourTranslationInferer",
+    "Denoiser",
     "VolumeRecord",
     "check_spread",
 ]

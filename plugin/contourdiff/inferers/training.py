@@ -13,7 +13,17 @@ from torch import nn
 
 
 class ContourDiffusionInferer(DiffusionInferer):
-    """MONAI's ``DiffusionInferer`` with the contour concatenated to the noisy image: ``(x_t, c)`` in the paper."""
+    """MONAI's ``DiffusionInferer`` with the contour concatenated to the noisy image: ``(x_t, c)`` in the paper.
+
+    Args:
+        scheduler: noise scheduler of the training.
+        amp: run the network in bfloat16 where autocast holds it safe, on whatever device the images are. MONAI's own
+            ``amp`` of the engines knows CUDA alone.
+    """
+
+    def __init__(self, scheduler: Scheduler, amp: bool = False) -> None:
+        super().__init__(scheduler)
+        self.amp = amp
 
     def __call__(  # type: ignore[override]
         self,
@@ -23,15 +33,20 @@ class ContourDiffusionInferer(DiffusionInferer):
         timesteps: torch.Tensor,
         condition: torch.Tensor,
     ) -> torch.Tensor:
-        """Network output for the noised ``inputs``; images, noise, contours: ``(B, 1, H, W)``, timesteps: ``(B,)``."""
-        return super().__call__(
-            inputs,
-            network,  # type: ignore[arg-type]  # any module with its signature
-            noise=noise,
-            timesteps=timesteps,
-            condition=condition,
-            mode="concat",
-        )
+        """Network output for the noised ``inputs``, float32.
+
+        Images, noise and contours are ``(B, 1, H, W)``, timesteps ``(B,)``.
+        """
+        with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=self.amp):
+            output = super().__call__(
+                inputs,
+                network,  # type: ignore[arg-type]  # any module with its signature
+                noise=noise,
+                timesteps=timesteps,
+                condition=condition,
+                mode="concat",
+            )
+        return output.float()
 
 
 class ContourPrepareBatch(DiffusionPrepareBatch):

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from collections import deque
+import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from monai.data import MetaTensor, decollate_batch
@@ -13,34 +13,20 @@ from monai.inferers import Inferer
 from monai.networks.schedulers import Scheduler
 from monai.utils import convert_to_dst_type
 from torch import nn
-from torch.nn.functional import pad
 from tqdm import tqdm
 
+from contourdiff.allocator import keep_freed_memory
 from contourdiff.datalists import case_of
-from contourdiff.noise import CandidateKey, NoiseStream
-from contourdiff.selection import Choice, SelectionRules, choose
-from contourdiff.solvers import ddim, ddpm
+from contourdiff.inferers.drawer import CandidateDrawer
+from contourdiff.inferers.engine import Denoiser
+from contourdiff.inferers.guided import Walk, guided
+from contourdiff.inferers.scan import Scan, VolumeRecord
+from contourdiff.noise import kernel_weights
+from contourdiff.selection import SelectionRules, choose, walk_order
 
-SOLVERS = ("ddim", "ddpm")
-
-
-class VolumeRecord(NamedTuple):
-    """What happened to one volume: a choice for each translated slice, ``None`` for each skipped one.
-
-    All volumes are float32 ``(H, W, D)`` on the model's grid, on the CPU: ``contours``, 0 or 1, that were given;
-    ``translation`` in gray levels, 0 outside the ``box`` that the network saw; ``spread``, for each voxel the
-    sample standard deviation in gray levels over all candidates that were drawn for its slice. ``spread`` is 0
-    where nothing was translated, and NaN where a single candidate was drawn for a slice; it is ``None`` unless the
-    inferer was asked for it.
-    """
-
-    case: str
-    choices: list[Choice | None]
-    network_calls: int
-    contours: torch.Tensor
-    translation: torch.Tensor
-    box: tuple[slice, slice, slice]
-    spread: torch.Tensor | None = None
+WALK_STARTS = ("first", "fullest")
+GUIDED_MULTIPLE = 32
+"""Frames of neighbor-guided translation are padded to multiples of this, so that many volumes share a frame's size."""
 
 
 class ContourTranslationInferer(Inferer):
@@ -54,11 +40,12 @@ class ContourTranslationInferer(Inferer):
         scheduler: noise scheduler of the training: its ``alphas_cumprod`` and ``prediction_type`` are used.
         slice_axis: spatial axis along which the slices are stacked.
         rules: rules of the selection; ``None`` takes the paper's for the lumbar spine.
-        solver: ``"ddim"``, or ``"ddpm"`` for the paper's ancestral sampler, which ignores the next two.
-        num_inference_steps: DDIM steps.
+        solver: ``"ddim"``, ``"dpm_solver"``, or ``"ddpm"`` for the paper's ancestral sampler, which ignores the next
+            two.
+        num_inference_steps: network calls for a candidate.
         eta: DDIM's noise, 0 for none.
-        batch_size: candidates a network call. Results are bit-identical at the same batch size, and differ by rounding
-            between two.
+        batch_size: candidates a network call; halved, and said so in the log, when the device runs out of memory.
+            Results are bit-identical at the same batch size, and differ by rounding between two.
         margin_px: the network sees the box around all contours of the volume, this much wider on each side where the
             volume has room, and padded to the multiple that the network asks for. Outside the box the result is 0.
         seed: seed of the noise.
@@ -66,10 +53,20 @@ class ContourTranslationInferer(Inferer):
         keep_spread: record the spread of each slice's candidates; costs one more volume on the model's grid.
         unconditional: the ablation: the network is given empty contours; which slices are translated, and where, is
             still decided by the contours.
+        neighbor_guided: translate each slice as a single sample, given its neighbor's translation; wants a network
+            with three input channels that was trained so. Only where a run of slices starts is a candidate chosen.
+        walk_start: ``"first"`` walks from the first slice to the last; ``"fullest"`` from the slice whose contours
+            cover the largest box, to both ends.
+        noise_length_mm: the starting noise of two slices d mm apart is correlated by exp(-d^2 / (2 length^2));
+            0 for independent noise. Wants volumes that are MetaTensors.
+        amp: run the network in bfloat16 where autocast holds it safe.
+        acceleration: see :class:`contourdiff.inferers.engine.Denoiser`.
+        keep_freed_memory: on a CPU, see :func:`contourdiff.allocator.keep_freed_memory`; concerns the whole process.
         on_volume: called with a :class:`VolumeRecord` after each volume.
 
     Raises:
-        ValueError: for an unknown solver, a batch size below 1, or a spread of what is a single candidate a slice.
+        ValueError: for an unknown solver, acceleration or start of the walk, a batch size below 1, a spread of what is
+            a single candidate a slice, or correlated noise for neighbor-guided translation.
     """
 
     def __init__(
@@ -86,18 +83,28 @@ class ContourTranslationInferer(Inferer):
         progress: bool = True,
         keep_spread: bool = False,
         unconditional: bool = False,
+        neighbor_guided: bool = False,
+        walk_start: str = "first",
+        noise_length_mm: float = 0.0,
+        amp: bool = False,
+        acceleration: str | None = None,
+        keep_freed_memory: bool = False,
         on_volume: Callable[[VolumeRecord], None] | None = None,
     ) -> None:
         super().__init__()
-        if solver not in SOLVERS:
-            raise ValueError(f"solver must be one of {SOLVERS}, got {solver!r}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
+        if walk_start not in WALK_STARTS:
+            raise ValueError(f"walk_start must be one of {WALK_STARTS}, got {walk_start!r}")
+        if neighbor_guided and (noise_length_mm or keep_spread):
+            raise ValueError(
+                "neighbor-guided translation draws a single candidate a slice, with noise of its own; expected "
+                f"noise_length_mm 0 and no uncertainty map, got {noise_length_mm} and {keep_spread}"
+            )
         self.scheduler = scheduler
         self.slice_axis = slice_axis
         self.rules = SelectionRules() if rules is None else rules
         if keep_spread:
             check_spread(self.rules)
+        kernel_weights(noise_length_mm, 1.0)
         self.solver = solver
         self.num_inference_steps = num_inference_steps
         self.eta = eta
@@ -107,7 +114,14 @@ class ContourTranslationInferer(Inferer):
         self.progress = progress
         self.keep_spread = keep_spread
         self.unconditional = unconditional
+        self.neighbor_guided = neighbor_guided
+        self.walk_start = walk_start
+        self.noise_length_mm = noise_length_mm
+        self.amp = amp
+        self.acceleration = acceleration
+        self.keep_freed_memory = keep_freed_memory
         self.on_volume = on_volume
+        self.denoiser(nn.Identity())  # sees to its own arguments before any work
 
     @torch.no_grad()
     def __call__(  # type: ignore[override]
@@ -118,124 +132,72 @@ class ContourTranslationInferer(Inferer):
             raise ValueError(
                 f"inputs must be (B, 1, H, W, D), got {tuple(inputs.shape)}; add EnsureChannelFirstd to preprocessing"
             )
-        volumes = [self._translate(volume[0], _case_of(volume), network) for volume in decollate_batch(inputs)]
-        return convert_to_dst_type(torch.stack(volumes)[:, None], inputs, dtype=torch.float32)[0]
+        if self.keep_freed_memory and inputs.device.type == "cpu":
+            keep_freed_memory()
+        scans = [self._scan(volume[0], network) for volume in decollate_batch(inputs)]
+        if self.neighbor_guided:
+            self._guided(scans, network)
+        else:
+            for scan in scans:
+                self._selected(scan, network)
+        made = torch.stack([scan.result.moveaxis(0, self.slice_axis) for scan in scans])
+        return convert_to_dst_type(made[:, None], inputs, dtype=torch.float32)[0]
 
-    def _translate(self, volume: torch.Tensor, case: str, network: nn.Module) -> torch.Tensor:
+    def denoiser(self, network: nn.Module, slice_distance_mm: float = 1.0) -> Denoiser:
+        """Engine with this inferer's settings, for volumes whose slices are ``slice_distance_mm`` apart."""
+        return Denoiser(
+            network,
+            self.scheduler,
+            solver=self.solver,
+            num_inference_steps=self.num_inference_steps,
+            eta=self.eta,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            noise_weights=kernel_weights(self.noise_length_mm, slice_distance_mm),
+            amp=self.amp,
+            acceleration=self.acceleration,
+        )
+
+    def _scan(self, volume: torch.Tensor, network: nn.Module) -> Scan:
+        if self.noise_length_mm and not isinstance(volume, MetaTensor):
+            raise ValueError("noise_length_mm wants the slices' distance; expected a MetaTensor, got a plain tensor")
+        distance_mm = float(volume.pixdim[self.slice_axis]) if isinstance(volume, MetaTensor) else 1.0
+        divisor = getattr(network, "size_divisor", 1)
+        multiple = math.lcm(divisor, GUIDED_MULTIPLE) if self.neighbor_guided else divisor
         contours = torch.as_tensor(volume).as_subclass(torch.Tensor).moveaxis(self.slice_axis, 0).float()
-        indices = torch.nonzero(contours.flatten(1).any(dim=1)).flatten().tolist()
-        rows, columns, framed = _frame(contours, getattr(network, "size_divisor", 1), self.margin_px)
-        shown = torch.zeros_like(framed) if self.unconditional else framed
-        drawer = CandidateDrawer(self._solve, shown, case, indices, self.rules.candidates, self.batch_size, network)
-        result = torch.zeros_like(contours)
-        spread = torch.zeros_like(contours) if self.keep_spread else None
-        choices: list[Choice | None] = [None] * len(contours)
-        walk = choose(drawer, indices, self.rules)
-        for choice, image in tqdm(walk, case, total=len(indices), unit="slice", disable=not self.progress):
-            result[choice.slice_index, rows, columns] = image[: rows.stop - rows.start, : columns.stop - columns.start]
-            if spread is not None:
-                drawn = drawer.drawn(choice.slice_index)[:, : rows.stop - rows.start, : columns.stop - columns.start]
-                spread[choice.slice_index, rows, columns] = drawn.std(dim=0) if len(drawn) > 1 else torch.nan
-            choices[choice.slice_index] = choice
+        return Scan(contours, _case_of(volume), distance_mm, multiple, self.margin_px, self.keep_spread)
+
+    def _foreground(self, scan: Scan) -> dict[int, float] | None:
+        return scan.foreground() if self.walk_start == "fullest" else None
+
+    def _selected(self, scan: Scan, network: nn.Module) -> None:
+        """Independent candidates, denoised across slices, and one walk that chooses."""
+        denoiser = self.denoiser(network, scan.distance_mm)
+        foreground = self._foreground(scan)
+        order = [index for index, _ in walk_order(scan.indices, foreground)]
+        shown = torch.zeros_like(scan.framed) if self.unconditional else scan.framed
+        drawer = CandidateDrawer(
+            denoiser, shown, scan.case, order, self.rules.candidates, self.rules.max_rounds, self.batch_size
+        )
+        walk = choose(drawer, scan.indices, self.rules, foreground)
+        for choice, image in tqdm(walk, scan.case, total=len(order), unit="slice", disable=not self.progress):
+            scan.put(choice, image, drawer.drawn(choice.slice_index))
             drawer.forget(choice.slice_index)
         if self.on_volume is not None:
-            given, made = (volume.moveaxis(0, self.slice_axis).cpu() for volume in (contours, result))
-            kept = None if spread is None else spread.moveaxis(0, self.slice_axis).cpu()
-            box = [rows, columns]
-            box.insert(self.slice_axis, slice(0, len(contours)))
-            record = VolumeRecord(case, choices, drawer.calls, given, made, (box[0], box[1], box[2]), kept)
-            self.on_volume(record)
-        return result.moveaxis(0, self.slice_axis)
+            self.on_volume(scan.record(denoiser.calls, self.slice_axis))
 
-    def _solve(
-        self, contours: torch.Tensor, keys: Sequence[tuple[str, int, int, int]], network: nn.Module
-    ) -> torch.Tensor:
-        """Denoise one batch: contours ``(B, H, W)`` and their (case, slice, round, candidate) -> gray levels."""
-        noise = NoiseStream([CandidateKey(self.seed, *key) for key in keys], (1, *contours.shape[1:]), contours.device)
-        buffer = torch.stack([torch.zeros_like(contours), contours], dim=1)
-
-        def predict(x: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-            buffer[:, :1] = x
-            output: torch.Tensor = network(buffer, timesteps)
-            return output.float()
-
-        common: dict[str, Any] = {
-            "alphas_cumprod": self.scheduler.alphas_cumprod,
-            "prediction_type": str(self.scheduler.prediction_type),
-            "draw": noise.draw,
-        }
-        if self.solver == "ddpm":
-            x0 = ddpm(predict, noise.draw(), **common)
-        else:
-            x0 = ddim(predict, noise.draw(), num_inference_steps=self.num_inference_steps, eta=self.eta, **common)
-        return ((x0[:, 0] + 1) * 127.5).clamp(0, 255)
-
-
-class CandidateDrawer:
-    """Candidates on demand, denoised in full batches: what a round leaves free is filled with slices that come next.
-
-    Args:
-        solve: ``(contours (B, H, W), keys, network) -> (B, H, W)``.
-        contours: ``(N, H, W)``, all slices.
-        case: id of the volume.
-        indices: slices that will be asked for, in order.
-        candidates: candidates a round.
-        batch_size: items in every call of ``solve``; the last batch is padded.
-        network: passed on.
-    """
-
-    def __init__(
-        self,
-        solve: Callable[[torch.Tensor, Sequence[tuple[str, int, int, int]], nn.Module], torch.Tensor],
-        contours: torch.Tensor,
-        case: str,
-        indices: Sequence[int],
-        candidates: int,
-        batch_size: int,
-        network: nn.Module,
-    ) -> None:
-        self._solve = solve
-        self._contours = contours
-        self._case = case
-        self._candidates = candidates
-        self._batch_size = batch_size
-        self._network = network
-        self._ready: dict[tuple[int, int, int], torch.Tensor] = {}
-        self._upcoming = deque((index, 0, candidate) for index in indices for candidate in range(candidates))
-        self.calls = 0
-
-    def __call__(self, slice_index: int, round_: int) -> torch.Tensor:
-        """All candidates of one round of one slice: ``(candidates, H, W)``."""
-        wanted = [(slice_index, round_, candidate) for candidate in range(self._candidates)]
-        missing = [item for item in wanted if item not in self._ready]
-        while missing:
-            batch, missing = missing[: self._batch_size], missing[self._batch_size :]
-            batch += self._next(self._batch_size - len(batch), wanted)
-            self._denoise(batch)
-        return torch.stack([self._ready[item] for item in wanted])
-
-    def drawn(self, slice_index: int) -> torch.Tensor:
-        """Every candidate that was drawn for a slice and is not forgotten, of all rounds: ``(N, H, W)``."""
-        return torch.stack([image for item, image in self._ready.items() if item[0] == slice_index])
-
-    def forget(self, slice_index: int) -> None:
-        """Free the candidates of a slice that has been chosen."""
-        self._ready = {item: image for item, image in self._ready.items() if item[0] != slice_index}
-
-    def _next(self, count: int, wanted: Sequence[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
-        items: list[tuple[int, int, int]] = []
-        while self._upcoming and len(items) < count:
-            item = self._upcoming.popleft()
-            if item not in self._ready and item not in wanted and item[0] >= wanted[0][0]:
-                items.append(item)
-        return items
-
-    def _denoise(self, items: list[tuple[int, int, int]]) -> None:
-        padded = items + items[:1] * (self._batch_size - len(items))
-        contours = self._contours[[item[0] for item in padded]]
-        images = self._solve(contours, [(self._case, *item) for item in padded], self._network)
-        self.calls += 1
-        self._ready.update(zip(items, images, strict=False))
+    def _guided(self, scans: Sequence[Scan], network: nn.Module) -> None:
+        """Each slice a single sample, given its neighbor's translation; all volumes walk side by side."""
+        denoiser = self.denoiser(network)
+        walks = [Walk(scan.case, scan.framed, walk_order(scan.indices, self._foreground(scan))) for scan in scans]
+        steps = guided(walks, denoiser, self.batch_size, self.rules, self.unconditional)
+        total = sum(len(walk.order) for walk in walks)
+        name = ", ".join(scan.case for scan in scans)
+        for number, choice, image in tqdm(steps, name, total=total, unit="slice", disable=not self.progress):
+            scans[number].put(choice, image)
+        if self.on_volume is not None:
+            for scan in scans:
+                self.on_volume(scan.record(denoiser.calls, self.slice_axis))
 
 
 def check_spread(rules: SelectionRules) -> None:
@@ -254,16 +216,3 @@ def check_spread(rules: SelectionRules) -> None:
 def _case_of(volume: torch.Tensor) -> str:
     name = volume.meta.get("filename_or_obj", "") if isinstance(volume, MetaTensor) else ""
     return case_of(str(name)) if name else ""
-
-
-def _frame(contours: torch.Tensor, divisor: int, margin: int) -> tuple[slice, slice, torch.Tensor]:
-    """Box around all contours: its rows and columns, and the contours in it, padded behind to a multiple."""
-    bounds = []
-    for axes, size in (((0, 2), contours.shape[1]), ((0, 1), contours.shape[2])):
-        filled = torch.nonzero(contours.amax(dim=axes) > 0).flatten().tolist() if contours.numel() else []
-        first, last = (filled[0], filled[-1]) if filled else (0, size - 1)
-        bounds.append(slice(max(first - margin, 0), min(last + margin + 1, size)))
-    rows, columns = bounds
-    box = contours[:, rows, columns]
-    missing = [-size % divisor for size in box.shape[1:]]
-    return rows, columns, pad(box, (0, missing[1], 0, missing[0]))

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine: one fixed batch of candidates at a time, from their noise to gray levels."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from monai.networks.schedulers import Scheduler
+from torch import nn
+
+from contourdiff.noise import CandidateKey, NoiseStream
+from contourdiff.solvers import ddim, ddpm, dpm_solver
+
+logger = logging.getLogger(__name__)
+
+SOLVERS = ("ddim", "ddpm", "dpm_solver")
+ACCELERATIONS = (None, "trace", "compile")
+Item = tuple[str, int, int, int]
+"""(case, slice, round, candidate)"""
+Forward = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class Denoiser:
+    """Denoise candidates in batches of exactly ``batch_size``; one item's result depends on nothing else in its batch.
+
+    Contours are written once for a batch, into the buffer that the network reads; coefficients and timesteps are made
+    once for a chain; no step waits for the device.
+
+    Args:
+        network: called with ``(cat[x, conditions] (B, 1 + C, H, W), timesteps (B,))``.
+        scheduler: noise scheduler of the training: its ``alphas_cumprod`` and ``prediction_type`` are used.
+        solver: one of ``SOLVERS``.
+        num_inference_steps: network calls a chain; ``"ddpm"`` ignores it and the next.
+        eta: DDIM's noise.
+        batch_size: items in every call of the network; a smaller batch is padded. Halved, with a line in the log, when
+            the device has not the memory.
+        seed: seed of the noise.
+        noise_weights: see :class:`contourdiff.noise.NoiseStream`.
+        amp: run the network in bfloat16 where autocast holds it safe.
+        acceleration: ``"trace"`` runs a traced and frozen copy of the network, for CPUs; ``"compile"`` hands it to
+            ``torch.compile`` with CUDA graphs; ``None`` takes it as it is. Both read the weights as they are now.
+
+    Raises:
+        ValueError: for an unknown solver or acceleration, or a batch size below 1.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        scheduler: Scheduler,
+        *,
+        solver: str = "ddim",
+        num_inference_steps: int = 50,
+        eta: float = 0.0,
+        batch_size: int = 8,
+        seed: int = 0,
+        noise_weights: Sequence[float] = (1.0,),
+        amp: bool = False,
+        acceleration: str | None = None,
+    ) -> None:
+        if solver not in SOLVERS:
+            raise ValueError(f"solver must be one of {SOLVERS}, got {solver!r}")
+        if acceleration not in ACCELERATIONS:
+            raise ValueError(f"acceleration must be one of {ACCELERATIONS}, got {acceleration!r}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
+        self.network = network
+        self.scheduler = scheduler
+        self.solver = solver
+        self.num_inference_steps = num_inference_steps
+        self.eta = eta
+        self.batch_size = batch_size
+        self.seed = seed
+        self.noise_weights = tuple(noise_weights)
+        self.amp = amp
+        self.acceleration = acceleration
+        self.calls = 0
+        self._forward: Forward | None = None
+
+    @torch.inference_mode()
+    def __call__(self, conditions: torch.Tensor, items: Sequence[Item]) -> torch.Tensor:
+        """Gray levels in [0, 255], ``(N, H, W)``, for ``conditions (N, C, H, W)`` and what names each one's noise."""
+        images = []
+        start = 0
+        while start < len(items):
+            stop = start + self.batch_size
+            try:
+                images.append(self._batch(conditions[start:stop], items[start:stop]))
+            except torch.OutOfMemoryError:
+                self._halve()
+            else:
+                start = stop
+        return torch.cat(images)
+
+    def _batch(self, conditions: torch.Tensor, items: Sequence[Item]) -> torch.Tensor:
+        missing = self.batch_size - len(items)
+        padded = [*items, *[items[0]] * missing]
+        conditions = torch.cat([conditions, conditions[:1].expand(missing, -1, -1, -1)])
+        device, size = conditions.device, conditions.shape[2:]
+        noise = NoiseStream([CandidateKey(self.seed, *item) for item in padded], (1, *size), device, self.noise_weights)
+        shape = (self.batch_size, 1 + conditions.shape[1], *size)
+        layout = torch.channels_last if self.acceleration else torch.contiguous_format
+        buffer = torch.empty(shape, device=device, memory_format=layout)
+        buffer[:, 1:] = conditions
+
+        def predict(x: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+            buffer[:, :1] = x
+            return self._answer(buffer, timesteps).float()
+
+        self.calls += 1
+        return ((self._solve(predict, noise)[: len(items), 0] + 1) * 127.5).clamp(0, 255)
+
+    def _solve(self, predict: Forward, noise: NoiseStream) -> torch.Tensor:
+        common: dict[str, Any] = {
+            "alphas_cumprod": self.scheduler.alphas_cumprod,
+            "prediction_type": str(self.scheduler.prediction_type),
+        }
+        if self.solver == "ddpm":
+            return ddpm(predict, noise.draw(), draw=noise.draw, **common)
+        common["num_inference_steps"] = self.num_inference_steps
+        if self.solver == "dpm_solver":
+            return dpm_solver(predict, noise.draw(), **common)
+        return ddim(predict, noise.draw(), eta=self.eta, draw=noise.draw, **common)
+
+    def _answer(self, buffer: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(buffer.device.type, dtype=torch.bfloat16, enabled=self.amp, cache_enabled=False):
+            if self._forward is None:
+                self._forward = accelerated(self.network, self.acceleration, buffer, timesteps)
+            return self._forward(buffer, timesteps)
+
+    def _halve(self) -> None:
+        if self.batch_size == 1:
+            raise MemoryError(
+                "one slice does not fit into the device's memory; expected room for a batch of 1; take a smaller "
+                "network, a larger spacing_mm, or device cpu"
+            )
+        self.batch_size //= 2
+        logger.warning("out of memory: batch_size is %d from here on", self.batch_size)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def accelerated(network: nn.Module, acceleration: str | None, inputs: torch.Tensor, timesteps: torch.Tensor) -> Forward:
+    """Network to call in place of ``network``, for inference with its present weights.
+
+    Tracing and compiling put the weights into channels-last order, in place. A network that cannot be traced, such as
+    one that branches on values, is taken as it is, and the log says so.
+    """
+    if acceleration is None:
+        return network
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
+    if acceleration == "compile":
+        compiled: Forward = torch.compile(network, mode="reduce-overhead", dynamic=False)
+        return compiled
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what tracing says of sizes that become constants: sizes stay the same here
+        try:
+            traced = torch.jit.trace(network, (inputs[:1], timesteps[:1]), check_trace=False)
+            with contextlib.suppress(RuntimeError):  # a network in training mode cannot be frozen
+                traced = torch.jit.freeze(traced)
+        except Exception as error:
+            logger.info("the network is not traced: %s", str(error).strip().split("\n")[0])
+            return network
+    answer: Forward = traced
+    return answer
