@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command line: ``contourdiff example | phantom | translate | agreement | curve | table | quality``."""
+"""Command line: ``contourdiff example | phantom | translate | agreement | curve | table | quality | gap``."""
 
 from __future__ import annotations
 
@@ -87,6 +87,12 @@ def _quality(folder: str, output_dir: str, extractor: str | None, **options: Any
         sys.stdout.write(f"{name}: {value}\n")
 
 
+def _gap(mr_settings: list[str], settings: list[str], **options: Any) -> None:
+    from contourdiff.evaluation.gap_page import run_gap
+
+    sys.stdout.write(f"{run_gap(**options, mr_settings=_settings(mr_settings), **_settings(settings))}\n")
+
+
 def _settings(pairs: Sequence[str]) -> dict[str, Any]:
     """``["seed=1", "amp=false"]`` -> ``{"seed": 1, "amp": False}``; what is no YAML stays text."""
     return {name: _value(value) for name, value in _pairs(pairs).items()}
@@ -114,6 +120,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "curve": _curve,
     "table": _table,
     "quality": _quality,
+    "gap": _gap,
 }
 
 
@@ -174,9 +181,20 @@ def _parser() -> argparse.ArgumentParser:
     quality.add_argument("--extractor", default=None, help="feature extractor, a local TorchScript file that you trust")
     quality.add_argument("--foreground_only", action="store_true", help="compare bodies alone")
 
-    for command in (example, translate, agreement, table):
+    gap = commands.add_parser("gap", help="compare the contours of CT and of MR, tissue by tissue")
+    gap.add_argument("ct_dir", help="CT with labels: <case>.nii.gz and labels/<case>.nii.gz")
+    gap.add_argument("mr_dir", help="real MR with labels: the same, or images/ and labels/")
+    gap.add_argument("output_dir")
+    gap.add_argument("--ct_pattern", default="*", help="pattern of the case ids of the CT")
+    gap.add_argument("--mr_pattern", default="*", help="pattern of the case ids of the MR")
+    gap.add_argument("--min_inside_cm2", type=float, default=0.0, help="leave out slices with less area inside bone")
+    gap.add_argument("--label_map", default=None, help="JSON file that tells bone, in CT and in MR")
+    gap.add_argument("--overlays", nargs="*", default=[], help="overlays of inference.json")
+    gap.add_argument("--mr_settings", nargs="*", default=[], metavar="NAME=VALUE", help="knobs of train.json")
+
+    for command in (example, translate, agreement, table, gap):
         command.add_argument("--bundle", default=None, help="folder of the bundle, if not beside this package")
-    for command in (translate, agreement):
+    for command in (translate, agreement, gap):
         command.add_argument(
             "--settings", nargs="*", default=[], metavar="NAME=VALUE", help="knobs of the config, such as seed=1"
         )

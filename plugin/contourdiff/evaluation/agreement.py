@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from contourdiff.datalists import case_of
 from contourdiff.files import whole_file, write_csv, write_text
+from contourdiff.inferers.guided import first_condition
 from contourdiff.metrics import contour_agreement
 from contourdiff.networks import load_weights, weights_sha256
 from contourdiff.noise import CandidateKey, NoiseStream
@@ -53,7 +54,8 @@ def held_out_agreement(
     its partner, the item at the same relative position in the next group: what agreement comes by chance.
 
     Args:
-        network: called with ``(cat[x, contour] (B, 2, H, W), timesteps (B,))``.
+        network: called with ``(cat[x, contour] (B, 2, H, W), timesteps (B,))``; an empty neighbor follows the contour
+            where items have a ``neighbor``.
         dataset: items with ``image`` in [-1, 1] and ``contour``, both ``(1, H, W)``.
         alphas_cumprod: ``(T,)`` cumulative products of the training schedule.
         prediction_type: what the network was trained to predict, ``"epsilon"`` or ``"v_prediction"``.
@@ -79,11 +81,11 @@ def held_out_agreement(
     with eval_mode(network), tqdm(total=len(dataset), desc="translate held-out slices", unit="slice") as progress:
         for start in range(0, len(dataset), batch_size):
             positions = range(start, min(start + batch_size, len(dataset)))
-            contours = torch.stack([torch.as_tensor(dataset[i]["contour"]) for i in positions]).float().to(device)
+            contours = torch.stack([first_condition(dataset[i]) for i in positions]).float().to(device)
             keys = [CandidateKey(seed, f"slice{i}", i, 0, 0) for i in positions]
             translations = ddim(
                 lambda x, t, given=contours: network(torch.cat([x, given], dim=1), t),  # type: ignore[misc]
-                NoiseStream(keys, contours.shape[1:], device).draw(),
+                NoiseStream(keys, (1, *contours.shape[2:]), device).draw(),
                 alphas_cumprod=alphas_cumprod,
                 num_inference_steps=num_inference_steps,
                 prediction_type=prediction_type,
@@ -200,7 +202,7 @@ def evaluate_bundle(
     Raises:
         ValueError: for an override that the config does not have, or if all slices are of one volume.
     """
-    parser = _parsed(train_config, overrides)
+    parser = parsed_config(train_config, overrides)
     device, contour = parser.get_parsed_content("device"), parser.get_parsed_content("contour").transform
     network = load_weights(parser.get_parsed_content("network_def"), weights).to(device)
     scheduler, slices = parser.get_parsed_content("scheduler"), parser.get_parsed_content("validate#dataset")
@@ -229,7 +231,8 @@ def evaluate_bundle(
     return summarize(rows)
 
 
-def _parsed(train_config: str | Sequence[str], overrides: Mapping[str, Any]) -> ConfigParser:
+def parsed_config(train_config: str | Sequence[str], overrides: Mapping[str, Any]) -> ConfigParser:
+    """Config of the given files with knobs changed; a knob that they do not have is refused."""
     parser = ConfigParser()
     parser.read_config(train_config)
     known = set(parser.get())
