@@ -24,6 +24,7 @@ FLOORS = (
         "metrics",
         "datalists",
         "datasets",
+        "flicker",
         "labels",
         "checks",
         "writers",

@@ -25,10 +25,12 @@ class SliceDataset(Dataset, Randomizable):
         slice_axis: spatial axis along which the slices are stacked.
         min_foreground: slices with a smaller share of pixels above 0 in the first key are left out.
         allow_empty: let a dataset without any slice pass, for a validation that nobody is held out for.
+        neighbors: give each slice also an adjacent one of its volume as ``neighbor``, cut from the first key: the one
+            before every other slice, the one behind the rest.
         transform: applied to each slice (``(C, H, W)`` per key); its random parts follow ``set_random_state``.
 
     Raises:
-        ValueError: if no slice of any volume has foreground.
+        ValueError: if no slice of any volume has foreground, or a volume has one slice where neighbors are wanted.
     """
 
     def __init__(
@@ -39,11 +41,15 @@ class SliceDataset(Dataset, Randomizable):
         min_foreground: float = 0.05,
         transform: Callable[..., Any] | None = None,
         allow_empty: bool = False,
+        neighbors: bool = False,
     ) -> None:
         self.volumes = volumes
         self.keys = tuple(keys)
         self.slice_axis = slice_axis
         self.transform = transform
+        self.neighbors = neighbors
+        if neighbors:
+            self._check_neighbors()
         self.index = [
             (volume, int(position))
             for volume in range(len(volumes))
@@ -51,6 +57,15 @@ class SliceDataset(Dataset, Randomizable):
         ]
         if not self.index and not allow_empty:
             raise ValueError(f"no slice along axis {slice_axis} has {min_foreground:.0%} foreground; check the images")
+
+    def _check_neighbors(self) -> None:
+        single = [n for n, volume in enumerate(self.volumes) if volume[self.keys[0]].shape[self.slice_axis + 1] < 2]
+        if single:
+            raise ValueError(
+                "neighbor-guided training learns from adjacent slices: expected volumes of 2 slices or more along axis "
+                f"{self.slice_axis}, got {len(single)} single slices among {len(self.volumes)} images; give "
+                "volumes, or set neighbor_guided to false"
+            )
 
     def _foreground_slices(self, image: torch.Tensor, min_foreground: float) -> torch.Tensor:
         slices = torch.as_tensor(image)[0].moveaxis(self.slice_axis, 0).flatten(1)
@@ -68,6 +83,11 @@ class SliceDataset(Dataset, Randomizable):
             key: convert_to_tensor(data[key], track_meta=False).select(self.slice_axis + 1, position)
             for key in self.keys
         }
+        if self.neighbors:
+            image = convert_to_tensor(data[self.keys[0]], track_meta=False)
+            last = image.shape[self.slice_axis + 1] - 1
+            beside = position + 1 if position == 0 or (position % 2 and position < last) else position - 1
+            cut["neighbor"] = image.select(self.slice_axis + 1, beside)
         return cut if self.transform is None else apply_transform(self.transform, cut)
 
     def set_random_state(self, seed: int | None = None, state: Any = None) -> SliceDataset:

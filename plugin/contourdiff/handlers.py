@@ -17,6 +17,7 @@ from monai.networks.schedulers import Scheduler
 from torch import nn
 
 from contourdiff.files import whole_file
+from contourdiff.inferers.guided import first_condition
 from contourdiff.noise import CandidateKey, NoiseStream
 from contourdiff.solvers import ddim
 
@@ -135,18 +136,18 @@ class TranslationPictures:
         """Translate and draw; the network's mode and the training's random state stay as they were."""
         positions = np.linspace(0, len(self.dataset) - 1, min(self.count, len(self.dataset))).round().astype(int)
         items = [self.dataset[int(position)] for position in positions]
-        contours = torch.stack([torch.as_tensor(item["contour"]) for item in items]).to(self.device)
+        contours = torch.stack([first_condition(item) for item in items]).to(self.device)
         keys = [CandidateKey(0, "validation", int(position), 0, 0) for position in positions]
         translations = ddim(
             lambda x, t: self.network(torch.cat([x, contours], dim=1), t),
-            NoiseStream(keys, contours.shape[1:], self.device).draw(),
+            NoiseStream(keys, (1, *contours.shape[2:]), self.device).draw(),
             alphas_cumprod=self.scheduler.alphas_cumprod,
             num_inference_steps=self.num_inference_steps,
             prediction_type=str(self.scheduler.prediction_type),
         ).cpu()
         figure = Figure(figsize=(2.4 * len(items), 7.2))
         axes = figure.subplots(3, len(items), squeeze=False)
-        rows: tuple[Any, ...] = ([item["image"] for item in items], contours.cpu(), translations)
+        rows: tuple[Any, ...] = ([item["image"] for item in items], contours[:, :1].cpu(), translations)
         for row, (name, pictures) in enumerate(zip(("image", "contour", "translation"), rows, strict=True)):
             for column, picture in enumerate(pictures):
                 low = 0 if name == "contour" else -1

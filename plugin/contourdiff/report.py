@@ -26,6 +26,7 @@ from contourdiff import __version__
 from contourdiff.anatomy import AnatomyCheck, VolumeAnatomy
 from contourdiff.datalists import TranslationCases, case_of
 from contourdiff.files import whole_file, write_text
+from contourdiff.flicker import flicker_line, flicker_of
 from contourdiff.inferers import VolumeRecord, check_spread
 from contourdiff.networks import weights_sha256
 from contourdiff.selection import SelectionRules
@@ -49,6 +50,7 @@ class TranslationReport:
         columns: slices in the picture; an odd number shows the middle one.
         anatomy: check of each translation against its contours, recorded for every slice; ``None`` checks nothing.
         preprocessing: what the maps below are brought back to the CT's grid through.
+        reference_flicker: see :func:`contourdiff.flicker.flicker_of`.
         save_anatomy_map: write ``<case>_anatomy.nii.gz``, the codes of :func:`contourdiff.anatomy.anatomy_codes`.
         save_uncertainty_map: write ``<case>_uncertainty.nii.gz``, the spread of the candidates in gray levels.
         rules: the selection's, to see whether there is a spread at all.
@@ -72,6 +74,7 @@ class TranslationReport:
         save_anatomy_map: bool = False,
         save_uncertainty_map: bool = False,
         rules: SelectionRules | None = None,
+        reference_flicker: float | None = None,
     ) -> None:
         if (save_anatomy_map or save_uncertainty_map) and preprocessing is None:
             raise ValueError("maps are inverted through preprocessing, got None; pass preprocessing to the report")
@@ -93,7 +96,9 @@ class TranslationReport:
         self.preprocessing = preprocessing
         self.save_anatomy_map = save_anatomy_map
         self.save_uncertainty_map = save_uncertainty_map
+        self.reference_flicker = reference_flicker
         self.done: list[str] = []
+        self._flicker: dict[str, str] = {}
         self._record: VolumeRecord | None = None
         self._suspects: dict[str, str] = {}
 
@@ -181,6 +186,8 @@ class TranslationReport:
         contour: MetaTensor,
     ) -> dict[str, Any]:
         case = record.case
+        flicker = flicker_of(record, self.slice_axis, self.reference_flicker)
+        self._flicker[case] = flicker_line(flicker)
         verdicts = [None] * len(record.choices) if anatomy is None else anatomy.slices
         slices = [
             {"slice": index, "center_mm": _center_mm(contour, self.slice_axis, index), "skipped": choice is None}
@@ -199,6 +206,7 @@ class TranslationReport:
             "settings": self.settings,
             "warnings": self.cases.warnings.get(case, []),
             "network_calls": record.network_calls,
+            "flicker": flicker,
             "anatomy": None if anatomy is None else anatomy.summary(),
             "slices": slices,
         }
@@ -248,7 +256,7 @@ class TranslationReport:
 
     def _summarize(self) -> None:
         for case in self.done:
-            logger.info("%s: done, %s", case, self.output_dir / f"{case}_mr.nii.gz")
+            logger.info("%s: done, %s; %s", case, self.output_dir / f"{case}_mr.nii.gz", self._flicker.get(case, ""))
             if case in self._suspects:
                 logger.warning("%s: %s", case, self._suspects[case])
         for case in self.cases.kept:

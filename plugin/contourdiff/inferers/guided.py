@@ -8,8 +8,8 @@ the adjacent real slice with a small probability and is empty else.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 
@@ -19,6 +19,16 @@ EMPTY = 0.0
 """What the neighbor's channel holds where there is none: mid-gray, which no slice with air around it is."""
 
 Denoise = Callable[[torch.Tensor, Sequence[tuple[str, int, int, int]]], torch.Tensor]
+
+
+def first_condition(item: Mapping[str, Any]) -> torch.Tensor:
+    """What the network is given beside the noisy slice where no neighbor is translated yet: ``(C, H, W)``.
+
+    The item's ``contour (1, H, W)``, and an empty neighbor if the item has a ``neighbor``, as those of neighbor-guided
+    training have.
+    """
+    contour = torch.as_tensor(item["contour"])
+    return torch.cat([contour, torch.full_like(contour, EMPTY)]) if "neighbor" in item else contour
 
 
 class Walk(NamedTuple):

@@ -11,6 +11,8 @@ from monai.inferers import DiffusionInferer
 from monai.networks.schedulers import Scheduler
 from torch import nn
 
+from contourdiff.inferers.guided import EMPTY
+
 
 class ContourDiffusionInferer(DiffusionInferer):
     """MONAI's ``DiffusionInferer`` with the contour concatenated to the noisy image: ``(x_t, c)`` in the paper.
@@ -58,6 +60,8 @@ class ContourPrepareBatch(DiffusionPrepareBatch):
         timestep_draws: a timestep is the largest of this many uniform draws: 1 is uniform, 2 spends more training on
             high noise, where the contour decides the picture.
         contour_dropout: an item's contour is emptied with this probability; 1 trains without any condition.
+        neighbor_probability: where items have a ``neighbor`` in [-1, 1], it is concatenated to the contour with this
+            probability, and an empty one else.
         fixed_seed: if given, noise is drawn from this seed and timesteps are spread evenly over the batch, always the
             same: for a validation loss that can be compared between epochs.
     """
@@ -68,25 +72,33 @@ class ContourPrepareBatch(DiffusionPrepareBatch):
         condition_name: str = "contour",
         timestep_draws: int = 1,
         contour_dropout: float = 0.0,
+        neighbor_probability: float = 0.2,
         fixed_seed: int | None = None,
     ) -> None:
         super().__init__(num_train_timesteps=scheduler.num_train_timesteps, condition_name=condition_name)
         if timestep_draws < 1:
             raise ValueError(f"timestep_draws must be 1 or more, got {timestep_draws}")
-        if not 0 <= contour_dropout <= 1:
-            raise ValueError(f"contour_dropout must lie in [0, 1], got {contour_dropout}")
+        for name, value in (("contour_dropout", contour_dropout), ("neighbor_probability", neighbor_probability)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {value}")
         self.scheduler = scheduler
         self.contour_dropout = contour_dropout
+        self.neighbor_probability = neighbor_probability
         self.timestep_draws = timestep_draws
         self.fixed_seed = fixed_seed
 
     def __call__(self, batchdata: dict[str, torch.Tensor], *args: Any, **kwargs: Any) -> Any:
-        """Images, target, and noise, timesteps and contours by name; contours emptied as ``contour_dropout`` asks."""
-        if self.contour_dropout and self.condition_name is not None:
-            contours = torch.as_tensor(batchdata[self.condition_name])
-            kept = torch.rand(len(contours)) >= self.contour_dropout
-            batchdata = {**batchdata, self.condition_name: contours * kept.view(-1, 1, 1, 1).to(contours)}
-        return super().__call__(batchdata, *args, **kwargs)
+        """Images, target, and noise, timesteps and conditions by name; some conditions emptied, as told above."""
+        name = str(self.condition_name)
+        contours = torch.as_tensor(batchdata[name])
+        if self.contour_dropout:
+            contours = torch.where(_drawn(1 - self.contour_dropout, contours), contours, torch.zeros_like(contours))
+        if "neighbor" in batchdata:
+            neighbors = torch.as_tensor(batchdata["neighbor"])
+            given = _drawn(self.neighbor_probability, neighbors)
+            neighbors = torch.where(given, neighbors, torch.full_like(neighbors, EMPTY))
+            contours = torch.cat([contours, neighbors], dim=1)
+        return super().__call__({**batchdata, name: contours}, *args, **kwargs)
 
     def get_noise(self, images: torch.Tensor) -> torch.Tensor:
         """Gaussian noise of the shape of ``images``."""
@@ -110,3 +122,8 @@ class ContourPrepareBatch(DiffusionPrepareBatch):
             velocity: torch.Tensor = self.scheduler.get_velocity(images, noise, timesteps)
             return velocity
         return noise
+
+
+def _drawn(probability: float, items: torch.Tensor) -> torch.Tensor:
+    """For each item of a batch, whether it is taken: ``(B, 1, 1, 1)``."""
+    return (torch.rand(len(items)) < probability).view(-1, 1, 1, 1).to(items.device)
