@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command line: ``contourdiff example | phantom | translate | agreement | curve | table | quality | gap``."""
+"""Command line: ``contourdiff example | phantom | translate | agreement | curve | steps | table | quality | gap``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import yaml
+
+DEFAULT_SOLVERS = (
+    "ddim:50",
+    "ddim:15",
+    "ddim:20",
+    "ddim:25",
+    "dpm_solver:10",
+    "dpm_solver:15",
+    "dpm_solver:20",
+    "dpm_solver:25",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -52,6 +63,15 @@ def _agreement(weights: str, output_dir: str, bundle: str | None, settings: list
     summary = evaluate_bundle(train_config, weights, output_dir, **_settings(settings))
     for name, value in summary.items():
         sys.stdout.write(f"{name}: {value}\n")
+
+
+def _steps(weights: str, output_dir: str, bundle: str | None, **options: Any) -> None:
+    from contourdiff.evaluation.steps import compare_steps
+    from contourdiff.translate import find_bundle
+
+    train_config = str(find_bundle(bundle) / "configs" / "train.json")
+    overrides = _settings(options.pop("settings"))
+    sys.stdout.write(compare_steps(train_config, weights, output_dir, **options, **overrides))
 
 
 def _curve(log_dir: str, path: str) -> None:
@@ -117,6 +137,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "phantom": _phantom,
     "translate": _translate,
     "agreement": _agreement,
+    "steps": _steps,
     "curve": _curve,
     "table": _table,
     "quality": _quality,
@@ -144,6 +165,12 @@ def _parser() -> argparse.ArgumentParser:
     agreement.add_argument("weights")
     agreement.add_argument("output_dir")
 
+    steps = commands.add_parser("steps", help="compare solvers and numbers of steps on held-out MR slices")
+    steps.add_argument("weights")
+    steps.add_argument("output_dir")
+    steps.add_argument("--solvers", nargs="+", default=list(DEFAULT_SOLVERS), metavar="NAME:STEPS")
+    steps.add_argument("--reference", default="ddim:200", metavar="NAME:STEPS", help="stands for the exact solution")
+    steps.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     curve = commands.add_parser("curve", help="draw the loss curve of a training")
     curve.add_argument("log_dir")
     curve.add_argument("path")
@@ -192,9 +219,9 @@ def _parser() -> argparse.ArgumentParser:
     gap.add_argument("--overlays", nargs="*", default=[], help="overlays of inference.json")
     gap.add_argument("--mr_settings", nargs="*", default=[], metavar="NAME=VALUE", help="knobs of train.json")
 
-    for command in (example, translate, agreement, table, gap):
+    for command in (example, translate, agreement, steps, table, gap):
         command.add_argument("--bundle", default=None, help="folder of the bundle, if not beside this package")
-    for command in (translate, agreement, gap):
+    for command in (translate, agreement, steps, gap):
         command.add_argument(
             "--settings", nargs="*", default=[], metavar="NAME=VALUE", help="knobs of the config, such as seed=1"
         )

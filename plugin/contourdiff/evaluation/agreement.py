@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -46,6 +46,7 @@ def held_out_agreement(
     tolerance_px: float = 2.0,
     device: torch.device | str = "cpu",
     on_translation: Callable[[int, np.ndarray], None] | None = None,
+    solve: Callable[..., torch.Tensor] = ddim,
 ) -> list[Row]:
     """Translate the contour of each slice and compare the result with that slice and, as a control, with another's.
 
@@ -62,12 +63,13 @@ def held_out_agreement(
         contour: ``(1, H, W)`` gray levels in [0, 255] -> contour of that shape, as the contours of the dataset.
         groups: for each item, the number of its patient or volume; items of a group stand together. Without it each
             item is a group of its own, so that the partner of item i is item i + 1, of the last the first.
-        num_inference_steps: DDIM steps.
+        num_inference_steps: steps of the solver.
         batch_size: slices that are translated together; the result does not depend on it.
         seed: seed of the noise.
         tolerance_px: see :func:`contourdiff.metrics.contour_agreement`.
         device: where the network is.
         on_translation: called with each item's position and translation, ``(H, W)`` gray levels in [0, 255].
+        solve: :func:`contourdiff.solvers.ddim` or :func:`contourdiff.solvers.dpm_solver`.
 
     Returns:
         One row for each item: ``index``, ``partner`` and the columns named in ``COLUMNS``.
@@ -83,7 +85,7 @@ def held_out_agreement(
             positions = range(start, min(start + batch_size, len(dataset)))
             contours = torch.stack([first_condition(dataset[i]) for i in positions]).float().to(device)
             keys = [CandidateKey(seed, f"slice{i}", i, 0, 0) for i in positions]
-            translations = ddim(
+            translations = solve(
                 lambda x, t, given=contours: network(torch.cat([x, given], dim=1), t),  # type: ignore[misc]
                 NoiseStream(keys, (1, *contours.shape[2:]), device).draw(),
                 alphas_cumprod=alphas_cumprod,
@@ -202,33 +204,53 @@ def evaluate_bundle(
     Raises:
         ValueError: for an override that the config does not have, or if all slices are of one volume.
     """
-    parser = parsed_config(train_config, overrides)
-    device, contour = parser.get_parsed_content("device"), parser.get_parsed_content("contour").transform
-    network = load_weights(parser.get_parsed_content("network_def"), weights).to(device)
-    scheduler, slices = parser.get_parsed_content("scheduler"), parser.get_parsed_content("validate#dataset")
-    count = len(slices) if max_slices is None else min(max_slices, len(slices))
-    chosen = [int(position) for position in np.linspace(0, len(slices) - 1, count).round()]
-    dataset: Any = Subset(slices, chosen)
+    held_out = held_out_slices(train_config, weights, max_slices, overrides)
     translations: dict[int, np.ndarray] = {}
     settings: dict[str, Any] = {"num_inference_steps": num_inference_steps, "tolerance_px": tolerance_px}
-    settings["seed"] = parser.get_parsed_content("seed")
-    rows = held_out_agreement(
-        network,
-        dataset,
-        scheduler.alphas_cumprod,
-        prediction_type=str(scheduler.prediction_type),
-        contour=contour,
-        groups=[slices.index[position][0] for position in chosen],
-        batch_size=parser.get_parsed_content("batch_size"),
-        device=device,
-        on_translation=translations.__setitem__,
-        **settings,
-    )
-    for row, (volume, position) in zip(rows, (slices.index[position] for position in chosen), strict=True):
-        row |= {"case": case_of(slices.volumes.data[volume]["image"]), "slice": position}
+    settings["seed"] = held_out.seed
+    rows = held_out_agreement(**held_out.arguments, on_translation=translations.__setitem__, **settings)
+    for row, (case, position) in zip(rows, held_out.places, strict=True):
+        row |= {"case": case, "slice": position}
     write_agreement(rows, output_dir, settings | {"weights (SHA-256)": weights_sha256(weights)})
+    dataset, contour = held_out.arguments["dataset"], held_out.arguments["contour"]
     agreement_picture(rows, dataset, translations, contour, Path(output_dir) / "agreement.png")
     return summarize(rows)
+
+
+class HeldOut(NamedTuple):
+    """Held-out slices of a training config and the network to translate them: what :func:`held_out_agreement` wants.
+
+    ``arguments`` are its keyword arguments; ``places`` the case and slice of each item; ``seed`` the config's.
+    """
+
+    arguments: dict[str, Any]
+    places: list[tuple[str, int]]
+    seed: int
+
+
+def held_out_slices(
+    train_config: str | Sequence[str], weights: str, max_slices: int | None, overrides: Mapping[str, Any]
+) -> HeldOut:
+    """Load what :func:`evaluate_bundle` evaluates; arguments and errors are told there."""
+    parser = parsed_config(train_config, overrides)
+    device, scheduler = parser.get_parsed_content("device"), parser.get_parsed_content("scheduler")
+    network = load_weights(parser.get_parsed_content("network_def"), weights).to(device)
+    slices = parser.get_parsed_content("validate#dataset")
+    count = len(slices) if max_slices is None else min(max_slices, len(slices))
+    chosen = [int(position) for position in np.linspace(0, len(slices) - 1, count).round()]
+    index = [slices.index[position] for position in chosen]
+    arguments = {
+        "network": network,
+        "dataset": Subset(slices, chosen),
+        "alphas_cumprod": scheduler.alphas_cumprod,
+        "prediction_type": str(scheduler.prediction_type),
+        "contour": parser.get_parsed_content("contour").transform,
+        "groups": [volume for volume, _ in index],
+        "batch_size": parser.get_parsed_content("batch_size"),
+        "device": device,
+    }
+    places = [(case_of(slices.volumes.data[volume]["image"]), position) for volume, position in index]
+    return HeldOut(arguments, places, parser.get_parsed_content("seed"))
 
 
 def parsed_config(train_config: str | Sequence[str], overrides: Mapping[str, Any]) -> ConfigParser:
