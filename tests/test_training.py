@@ -111,6 +111,41 @@ def test_loss_falls(trained: tuple[Path, Path], tmp_path: Path) -> None:
     assert losses[-1] < 0.9 * losses[0]
 
 
+def losses_of(dataset_dir: Path, output_dir: Path, **changes: object) -> list[float]:
+    """Losses of every step; the state of the generators before the run is arbitrary."""
+    torch.manual_seed(int.from_bytes(output_dir.name.encode()[-4:], "big"))
+    np.random.seed(len(output_dir.name))  # what MONAI's transforms start from
+    plan = {"max_epochs": 2, "epoch_length": 25, "val_interval": 2, "picture_interval": 100, **changes}
+    workflow = ConfigWorkflow(workflow_type="train", **settings(dataset_dir, output_dir, **plan))  # type: ignore[arg-type]
+    workflow.initialize()
+    losses: list[float] = []
+    trainer = workflow.parser.get_parsed_content("train#trainer")
+    trainer.add_event_handler(
+        Events.ITERATION_COMPLETED, lambda engine: losses.append(float(engine.state.output["loss"]))
+    )
+    workflow.run()
+    return losses
+
+
+def test_same_seed_same_losses_for_fifty_steps(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    dataset_dir, _ = trained
+    first = losses_of(dataset_dir, tmp_path / "first")
+    assert len(first) == 50
+    assert losses_of(dataset_dir, tmp_path / "another") == first
+    assert losses_of(dataset_dir, tmp_path / "other_seed", seed=1) != first
+
+
+def test_mixed_precision_trains_on_any_device(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    """In bfloat16 the losses are near those of float32, and not the same; weights and their average stay float32."""
+    dataset_dir, _ = trained
+    exact = losses_of(dataset_dir, tmp_path / "float32", max_epochs=1)
+    mixed = losses_of(dataset_dir, tmp_path / "bfloat16", max_epochs=1, amp=True)
+    assert mixed != exact
+    np.testing.assert_allclose(mixed, exact, rtol=0.05)
+    state = torch.load(tmp_path / "bfloat16" / "model.pt", weights_only=True)
+    assert {value.dtype for value in state.values()} == {torch.float32}
+
+
 def test_training_list_forms(trained: tuple[Path, Path], tmp_path: Path) -> None:
     dataset_dir, _ = trained
     assert [case_of(item["image"]) for item in training_cases(dataset_dir, "val", "index.csv")] == ["mr2", "mr5"]
