@@ -14,6 +14,7 @@ from test_inferers import RULES, SCHEDULER, as_case, contours, inferer, make_see
 
 from contourdiff.inferers import ContourTranslationInferer, Denoiser, VolumeRecord
 from contourdiff.inferers.drawer import CandidateDrawer
+from contourdiff.inferers.engine import fitting_batch_size
 from contourdiff.networks import ContourUNet
 from contourdiff.selection import SelectionRules, choose, runs_of, walk_order
 
@@ -121,6 +122,21 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(limit: int, caplog: py
     torch.testing.assert_close(got, inferer(batch_size=fitting)(volume, network), atol=1e-2, rtol=0)
     assert sizes[-1] == fitting
     assert f"out of memory: batch_size is {fitting} from here on" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("fixed", "item", "free", "expected"),
+    [(100, 10, 1000, 64), (100, 10, 500, 16), (0, 10, 100, 8), (0, 10, 5, 1), (1000, 10, 10, 1), (0, 0, 9, 8)],
+)
+def test_batch_size_from_free_memory(fixed: int, item: int, free: int, expected: int) -> None:
+    assert fitting_batch_size(lambda items: fixed + item * items, free) == expected
+
+
+def test_without_a_batch_size_a_cpu_takes_eight() -> None:
+    records: list[VolumeRecord] = []
+    got = inferer(batch_size=None, on_volume=records.append)(as_case([contours()], ["a"]), make_seeded())
+    assert records[0].batch_size == 8
+    assert torch.equal(torch.as_tensor(got[0, 0]), translate(contours(), batch_size=8))
 
 
 def test_not_even_one_slice_fits() -> None:

@@ -83,6 +83,23 @@ class Denoiser:
         self._forward: Forward | None = None
 
     @torch.inference_mode()
+    def fit(self, conditions: torch.Tensor) -> int:
+        """Set ``batch_size`` to what fits into the free memory of a CUDA device, for ``conditions (N, C, H, W)``."""
+        device = conditions.device
+
+        def needed(items: int) -> int:
+            torch.cuda.reset_peak_memory_stats(device)
+            before = torch.cuda.memory_allocated(device)
+            buffer = torch.zeros(items, 1 + conditions.shape[1], *conditions.shape[2:], device=device)
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.amp, cache_enabled=False):
+                self.network(buffer, torch.zeros(items, dtype=torch.long, device=device))
+            return int(torch.cuda.max_memory_allocated(device)) - before
+
+        self.batch_size = fitting_batch_size(needed, torch.cuda.mem_get_info(device)[0])
+        logger.info("batch_size is %d, from the free memory of %s", self.batch_size, device)
+        return self.batch_size
+
+    @torch.inference_mode()
     def __call__(self, conditions: torch.Tensor, items: Sequence[Item]) -> torch.Tensor:
         """Gray levels in [0, 255], ``(N, H, W)``, for ``conditions (N, C, H, W)`` and what names each one's noise."""
         images = []
@@ -143,6 +160,21 @@ class Denoiser:
         logger.warning("out of memory: batch_size is %d from here on", self.batch_size)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def fitting_batch_size(needed: Callable[[int], int], free: int, largest: int = 64, share: float = 0.8) -> int:
+    """Largest power of two up to ``largest`` whose forward pass takes at most a ``share`` of the ``free`` bytes.
+
+    Args:
+        needed: bytes that a forward pass of so many items takes at its peak; asked for 1 and 2.
+        free: bytes.
+        largest: upper limit.
+        share: of the free bytes that may be taken.
+    """
+    one, two = needed(1), needed(2)
+    item = max(two - one, 1)
+    fitting = int((share * free - (one - item)) // item)
+    return int(2 ** (max(1, min(fitting, largest)).bit_length() - 1))
 
 
 def accelerated(network: nn.Module, acceleration: str | None, inputs: torch.Tensor, timesteps: torch.Tensor) -> Forward:

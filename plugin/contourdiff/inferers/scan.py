@@ -20,6 +20,7 @@ class VolumeRecord(NamedTuple):
     where nothing was translated, and NaN where a single candidate was drawn for a slice; it is ``None`` unless the
     inferer was asked for it. ``single_distances`` has, for each slice that was compared with a neighbor, the distance
     in gray levels squared that a run without selection would have had there: that of the first candidates of both.
+    ``batch_size`` is the one that was used at last.
     """
 
     case: str
@@ -30,6 +31,7 @@ class VolumeRecord(NamedTuple):
     box: tuple[slice, slice, slice]
     spread: torch.Tensor | None = None
     single_distances: list[float | None] | None = None
+    batch_size: int | None = None
 
 
 class Scan:
@@ -88,7 +90,7 @@ class Scan:
         told = dict(zip(places, values, strict=True))
         return [told.get(index) for index in range(len(self.contours))]
 
-    def record(self, network_calls: int, slice_axis: int) -> VolumeRecord:
+    def record(self, network_calls: int, batch_size: int, slice_axis: int) -> VolumeRecord:
         """All that is told of the volume, with its slices along ``slice_axis``."""
         box = [self.rows, self.columns]
         box.insert(slice_axis, slice(0, len(self.contours)))
@@ -101,6 +103,7 @@ class Scan:
             box=(box[0], box[1], box[2]),
             spread=None if self.spread is None else self.spread.moveaxis(0, slice_axis).cpu(),
             single_distances=self.single_distances(),
+            batch_size=batch_size,
         )
 
     def _compare_single(self, index: int, neighbor: int | None, single: torch.Tensor) -> None:

@@ -24,6 +24,7 @@ from contourdiff.inferers.scan import Scan, VolumeRecord
 from contourdiff.noise import kernel_weights
 from contourdiff.selection import SelectionRules, choose, walk_order
 
+CPU_BATCH_SIZE = 8
 WALK_STARTS = ("first", "fullest")
 GUIDED_MULTIPLE = 32
 """Frames of neighbor-guided translation are padded to multiples of this, so that many volumes share a frame's size."""
@@ -44,7 +45,8 @@ class ContourTranslationInferer(Inferer):
             two.
         num_inference_steps: network calls for a candidate.
         eta: DDIM's noise, 0 for none.
-        batch_size: candidates a network call; halved, and said so in the log, when the device runs out of memory.
+        batch_size: candidates a network call; ``None`` takes 8 on a CPU, and on a CUDA device what fits into its free
+            memory. Halved, and said so in the log, when the device runs out of memory.
             Results are bit-identical at the same batch size, and differ by rounding between two.
         margin_px: the network sees the box around all contours of the volume, this much wider on each side where the
             volume has room, and padded to the multiple that the network asks for. Outside the box the result is 0.
@@ -77,7 +79,7 @@ class ContourTranslationInferer(Inferer):
         solver: str = "ddim",
         num_inference_steps: int = 50,
         eta: float = 0.0,
-        batch_size: int = 8,
+        batch_size: int | None = 8,
         margin_px: int = 8,
         seed: int = 0,
         progress: bool = True,
@@ -151,7 +153,7 @@ class ContourTranslationInferer(Inferer):
             solver=self.solver,
             num_inference_steps=self.num_inference_steps,
             eta=self.eta,
-            batch_size=self.batch_size,
+            batch_size=CPU_BATCH_SIZE if self.batch_size is None else self.batch_size,
             seed=self.seed,
             noise_weights=kernel_weights(self.noise_length_mm, slice_distance_mm),
             amp=self.amp,
@@ -173,31 +175,33 @@ class ContourTranslationInferer(Inferer):
     def _selected(self, scan: Scan, network: nn.Module) -> None:
         """Independent candidates, denoised across slices, and one walk that chooses."""
         denoiser = self.denoiser(network, scan.distance_mm)
+        if self.batch_size is None and scan.framed.is_cuda and scan.indices:
+            denoiser.fit(scan.framed[:1, None])
         foreground = self._foreground(scan)
         order = [index for index, _ in walk_order(scan.indices, foreground)]
         shown = torch.zeros_like(scan.framed) if self.unconditional else scan.framed
         drawer = CandidateDrawer(
-            denoiser, shown, scan.case, order, self.rules.candidates, self.rules.max_rounds, self.batch_size
+            denoiser, shown, scan.case, order, self.rules.candidates, self.rules.max_rounds, denoiser.batch_size
         )
         walk = choose(drawer, scan.indices, self.rules, foreground)
         for choice, image in tqdm(walk, scan.case, total=len(order), unit="slice", disable=not self.progress):
             scan.put(choice, image, drawer.drawn(choice.slice_index))
             drawer.forget(choice.slice_index)
         if self.on_volume is not None:
-            self.on_volume(scan.record(denoiser.calls, self.slice_axis))
+            self.on_volume(scan.record(denoiser.calls, denoiser.batch_size, self.slice_axis))
 
     def _guided(self, scans: Sequence[Scan], network: nn.Module) -> None:
         """Each slice a single sample, given its neighbor's translation; all volumes walk side by side."""
         denoiser = self.denoiser(network)
         walks = [Walk(scan.case, scan.framed, walk_order(scan.indices, self._foreground(scan))) for scan in scans]
-        steps = guided(walks, denoiser, self.batch_size, self.rules, self.unconditional)
+        steps = guided(walks, denoiser, denoiser.batch_size, self.rules, self.unconditional)
         total = sum(len(walk.order) for walk in walks)
         name = ", ".join(scan.case for scan in scans)
         for number, choice, image in tqdm(steps, name, total=total, unit="slice", disable=not self.progress):
             scans[number].put(choice, image)
         if self.on_volume is not None:
             for scan in scans:
-                self.on_volume(scan.record(denoiser.calls, self.slice_axis))
+                self.on_volume(scan.record(denoiser.calls, denoiser.batch_size, self.slice_axis))
 
 
 def check_spread(rules: SelectionRules) -> None:
