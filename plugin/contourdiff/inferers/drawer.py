@@ -15,9 +15,9 @@ class CandidateDrawer:
     """Candidates of one volume, denoised in full batches across slices and rounds.
 
     A batch that the slice in hand does not fill takes, in this order: first rounds of the slices that come next, which
-    are always needed; then further rounds of the slice in hand and of those that come next, which may be needed, and
-    cost nothing because the batch is computed anyway. Work ahead is bounded by two batches, so that memory does not
-    grow with the number of slices.
+    are always needed; then further rounds of the slice in hand and of those whose first round is drawn, which may be
+    needed, and cost nothing because the batch is computed anyway. How far it looks ahead is bounded by the size of two
+    batches of first rounds, so that memory does not grow with the number of slices.
 
     Args:
         denoise: ``(contours (N, 1, H, W), (case, slice, round, candidate) of each) -> (N, H, W)``, for up to
@@ -84,7 +84,8 @@ class CandidateDrawer:
         waiting = sum(place[0] not in current for place in self._ready)
         rounds = [(index, 0) for index in following if waiting < 2 * self._batch_size]
         rounds += [(index, round_) for round_ in range(1, self._max_rounds) for index in current]
-        rounds += [(index, round_) for round_ in range(1, self._max_rounds) for index in following]
+        begun = [index for index in following if (index, 0, 0) in self._ready or (index, 0) in rounds]
+        rounds += [(index, round_) for round_ in range(1, self._max_rounds) for index in begun]
         places = (place for index, round_ in rounds for place in self._round(index, round_))
         free = [place for place in places if place not in self._ready and place not in taken]
         return free[:count]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -58,7 +59,7 @@ class Scan:
         self.spread = torch.zeros_like(contours) if keep_spread else None
         self.choices: list[Choice | None] = [None] * len(contours)
         self._singles: dict[int, torch.Tensor] = {}
-        self._single_distances: dict[int, torch.Tensor] = {}
+        self._single_distances = torch.full((len(contours),), torch.nan, dtype=torch.float64, device=contours.device)
 
     def foreground(self) -> dict[int, float]:
         """For each slice with a contour, the area in pixels of the box around it."""
@@ -85,10 +86,8 @@ class Scan:
 
     def single_distances(self) -> list[float | None]:
         """See :class:`VolumeRecord`; one transfer from the device."""
-        places = list(self._single_distances)
-        values = torch.cat([self._single_distances[place] for place in places]).tolist() if places else []
-        told = dict(zip(places, values, strict=True))
-        return [told.get(index) for index in range(len(self.contours))]
+        values: list[float] = self._single_distances.tolist()
+        return [None if math.isnan(value) else value for value in values]
 
     def record(self, network_calls: int, batch_size: int, slice_axis: int) -> VolumeRecord:
         """All that is told of the volume, with its slices along ``slice_axis``."""
@@ -110,7 +109,7 @@ class Scan:
         if neighbor is None:
             self._singles = {}
         else:
-            self._single_distances[index] = neighbor_distances(single[None], self._singles[neighbor])
+            self._single_distances[index : index + 1] = neighbor_distances(single[None], self._singles[neighbor])
         self._singles[index] = single
         ends = {min(self._singles), max(self._singles)}  # the walk goes on from these two alone
         self._singles = {kept: image for kept, image in self._singles.items() if kept in ends}

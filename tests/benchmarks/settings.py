@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all benchmarks share: how much is run, the networks, tables and the description of the machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser
+from monai.networks.schedulers import DDPMScheduler, Scheduler
+from torch import nn
+
+from contourdiff.networks import ContourUNet, load_weights
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+BUNDLE = REPOSITORY / "bundles" / "contourdiff_ct2mr"
+MIB = 2**20
+
+PAPER_NETWORK: dict[str, Any] = {
+    "patch_size": 1,
+    "channels": [128, 128, 256, 256, 512, 512],
+    "attention_levels": [False, False, False, False, True, False],
+    "num_res_blocks": 2,
+    "num_head_channels": 8,
+    "norm_eps": 1e-5,
+}
+TINY_NETWORK: dict[str, Any] = {
+    "patch_size": 2,
+    "channels": [32, 32],
+    "attention_levels": [False, False],
+    "num_res_blocks": 1,
+    "num_head_channels": 32,
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much is run.
+
+    Args:
+        rounds: counted rounds of the timings, after a warm-up.
+        steps: DDIM steps with the bundle's network.
+        slices: slices translated with the bundle's network.
+        quick: everything small, with a tiny network: for tests of the benchmarks, not for figures.
+        ct: CT file whose contours are translated; empty for the digital phantom.
+    """
+
+    rounds: int = 5
+    steps: int = 10
+    slices: int = 3
+    quick: bool = False
+    ct: str = ""
+
+
+class Convolution(nn.Module):
+    """A single convolution in the place of the network, where what lies around the network is measured."""
+
+    size_divisor = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(2, 1, 3, padding=1)
+
+    def forward(self, x: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """``(B, 2, H, W)`` at ``timesteps (B,)`` -> ``(B, 1, H, W)``."""
+        answer: torch.Tensor = self.convolution(x)
+        return answer
+
+
+def make_network(name: str, flash: bool = False) -> nn.Module:
+    """Network in evaluation mode; the same weights in every process.
+
+    Args:
+        name: ``"bundle"``, with the bundle's weights; ``"paper"`` or ``"tiny"`` with random ones, the last layer
+            included; or ``"convolution"``.
+        flash: use PyTorch's fused attention; the state dict is the same.
+    """
+    torch.manual_seed(0)
+    if name == "convolution":
+        return Convolution().eval()
+    if name == "bundle":
+        parser = inference_config()
+        parser["network_def"]["use_flash_attention"] = flash
+        return load_weights(parser.get_parsed_content("network_def"), BUNDLE / "models" / "model.pt")
+    definition = {"paper": PAPER_NETWORK, "tiny": TINY_NETWORK}[name]
+    network: Any = ContourUNet(**definition, use_flash_attention=flash)
+    torch.nn.init.normal_(network.out[2].conv.weight, std=0.02, generator=torch.Generator().manual_seed(1))
+    made: nn.Module = network.eval()
+    return made
+
+
+def make_scheduler(prediction_type: str = "v_prediction") -> Scheduler:
+    """The bundle's noise schedule.
+
+    The paper's network is told to predict the velocity, too, which costs the same: its weights are random here, and
+    from the noise at the last timestep a clean image is 158 times the difference of two numbers, so that rounding
+    alone would tell two correct loops apart.
+    """
+    return DDPMScheduler(num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, prediction_type=prediction_type)
+
+
+def inference_config() -> ConfigParser:
+    """The bundle's ``inference.json``."""
+    parser = ConfigParser()
+    parser.read_config(str(BUNDLE / "configs" / "inference.json"))
+    return parser
+
+
+def machine() -> dict[str, str | int]:
+    """Processor, cores that this process may use, threads of torch, and versions."""
+    models = []
+    cpu_info = Path("/proc/cpuinfo")
+    if cpu_info.is_file():
+        lines = cpu_info.read_text(encoding="utf-8").splitlines()
+        models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {
+        "processor": models[0] if models else platform.processor() or platform.machine(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "cores that may be used": cores,
+        "threads of torch": torch.get_num_threads(),
+        "graphics card": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "monai", "diffusers", "numpy")},
+    }
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Markdown table; fractions with three significant digits."""
+
+    def cell(value: object) -> str:
+        return f"{value:.3g}" if isinstance(value, float) and abs(value) < 1000 else str(value)
+
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(cell(value) for value in line) + " |" for line in lines)
