@@ -216,10 +216,9 @@ def test_spread_is_the_deviation_over_every_candidate_of_every_round() -> None:
     for index in (1, 2, 4):
         choice = record.choices[index]
         assert choice is not None
-        contour = volume[index][None].expand(4, -1, -1)
+        contour = volume[index][None, None].expand(4, -1, -1, -1)
         keys = [("a", index, round_, number) for round_ in range(choice.rounds) for number in range(3)]
-        with torch.no_grad():
-            images = torch.stack([plain._solve(contour, [key] * 4, network)[0] for key in keys])
+        images = torch.stack([plain.denoiser(network)(contour, [key] * 4)[0] for key in keys])
         torch.testing.assert_close(record.spread[index], images.std(dim=0))
     assert not record.spread[[0, 3]].any()
 

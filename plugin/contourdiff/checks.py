@@ -34,7 +34,7 @@ def check_volume(path: str | Path) -> np.ndarray:
         raise ValueError(f"expected a readable NIfTI file at {path}, got: {error}; copy or convert it again") from error
     if affine is None or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise ValueError(f"expected an invertible affine in {path.name}, got {np.asarray(affine).tolist()}; repair it")
-    if not np.isfinite(voxels).all():
+    if voxels.dtype.kind not in "biu" and not np.isfinite(voxels).all():
         count = int(np.size(voxels) - np.isfinite(voxels).sum())
         raise ValueError(f"expected finite voxels in {path.name}, got {count} that are NaN or infinite; replace them")
     return voxels
@@ -49,8 +49,7 @@ def check_case(image: str | Path, label: str | Path | None = None) -> list[str]:
     Raises:
         ValueError: as :func:`check_volume`, or if the label is on another grid.
     """
-    voxels = check_volume(image)
-    minimum = float(voxels.min())
+    minimum = float(check_volume(image).min())
     if label is not None:
         check_label(image, label)
     if minimum > CT_MINIMUM_HU:

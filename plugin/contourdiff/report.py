@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import logging
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -15,12 +15,12 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from matplotlib.figure import Figure
 from monai.data import MetaTensor
 from monai.engines import SupervisedEvaluator
 from monai.engines.utils import IterationEvents
-from monai.transforms import Compose, Invertd, LoadImage, ResampleToMatch, SaveImage
+from monai.transforms import Compose, Invertd, SaveImage
 
 from contourdiff import __version__
 from contourdiff.anatomy import AnatomyCheck, VolumeAnatomy
@@ -30,6 +30,7 @@ from contourdiff.flicker import flicker_line, flicker_of
 from contourdiff.inferers import VolumeRecord, check_spread
 from contourdiff.networks import weights_sha256
 from contourdiff.selection import SelectionRules
+from contourdiff.transforms import FilePlanes
 from contourdiff.writers import SourceGridWriter, save_like
 
 logger = logging.getLogger(__name__)
@@ -105,6 +106,7 @@ class TranslationReport:
     def attach(self, engine: Engine) -> None:
         """Attach to the evaluator, behind its postprocessing."""
         engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self)
+        engine.add_event_handler(Events.GET_BATCH_STARTED, _free)
 
     def record(self, volume: VolumeRecord) -> None:
         """Keep what the inferer tells of the volume in hand."""
@@ -206,33 +208,33 @@ class TranslationReport:
             "settings": self.settings,
             "warnings": self.cases.warnings.get(case, []),
             "network_calls": record.network_calls,
+            "batch_size": record.batch_size,
             "flicker": flicker,
             "anatomy": None if anatomy is None else anatomy.summary(),
             "slices": slices,
         }
 
     def _picture(self, case: str, source: Path, label: Path | None, contour: MetaTensor) -> Figure:
-        low, high = self.window_hu
-        ct = _on_grid(((_load(source) - low) / (high - low)).clamp(0, 1), contour, "bilinear")
-        mr = _on_grid(_load(self.output_dir / f"{case}_mr.nii.gz"), contour, "bilinear")
-        shown = contour if label is None else _on_grid(_load(label), contour, "nearest")
         axis = self.slice_axis
-        filled = np.nonzero(np.moveaxis(np.asarray(shown[0]), axis, 0).any(axis=(1, 2)))[0]
+        contours = np.moveaxis(np.asarray(contour[0]), axis, 0)
+        shown = contours if label is None else _planes(label, contour, axis, range(len(contours)), "nearest")
+        filled = [index for index, plane in enumerate(shown) if plane.any()]
         positions = np.quantile(filled, np.linspace(0.1, 0.9, self.columns)).astype(int) if len(filled) else [0]
-        rows: list[tuple[str, torch.Tensor, float, float]] = [
-            ("CT", ct, 0, 1),
-            ("contour", contour, 0, 1),
+        mr = _planes(self.output_dir / f"{case}_mr.nii.gz", contour, axis, positions, "bilinear")
+        rows: list[tuple[str, Sequence[np.ndarray], float, float]] = [
+            ("CT", _planes(source, contour, axis, positions, "bilinear", self.window_hu), 0, 1),
+            ("contour", [contours[position] for position in positions], 0, 1),
             ("MR", mr, 0, 255),
         ]
         if label is not None:
             rows.append(("MR and label", mr, 0, 255))
         figure = Figure(figsize=(2.4 * len(positions), 2.8 * len(rows)))
         axes = figure.subplots(len(rows), len(positions), squeeze=False)
-        for row, (name, volume, vmin, vmax) in enumerate(rows):
+        for row, (name, planes, vmin, vmax) in enumerate(rows):
             for column, position in enumerate(positions):
                 ax = axes[row, column]
-                ax.imshow(_cut(volume, axis, position), cmap="gray", origin="lower", vmin=vmin, vmax=vmax)
-                if name == "MR and label" and (outline := _cut(shown, axis, position)).any():
+                ax.imshow(planes[column].T, cmap="gray", origin="lower", vmin=vmin, vmax=vmax)
+                if name == "MR and label" and (outline := shown[position].T).any():
                     for value in np.unique(outline[outline > 0]):
                         color = f"C{int(value) % 10}"
                         ax.contour(outline == value, levels=[0.5], colors=[color], linewidths=0.8)
@@ -272,21 +274,26 @@ class TranslationReport:
         )
 
 
+def _free(engine: Engine) -> None:
+    """Let go of the last case before the next one is read, so that two never lie in memory together."""
+    engine.state.batch = engine.state.output = None
+
+
 def _voxels(path: Path) -> np.ndarray:
     """Voxels as they are stored where the header does not scale them, else scaled."""
     return np.asanyarray(nib.load(path).dataobj)
 
 
-def _load(path: Path) -> MetaTensor:
-    return LoadImage(image_only=True, ensure_channel_first=True)(path)
-
-
-def _on_grid(image: torch.Tensor, target: MetaTensor, mode: str) -> torch.Tensor:
-    return ResampleToMatch(mode=mode, padding_mode="zeros")(image, img_dst=target)
-
-
-def _cut(volume: torch.Tensor, axis: int, position: int) -> np.ndarray:
-    return np.asarray(volume[0]).take(position, axis=axis).T
+def _planes(
+    path: Path,
+    target: MetaTensor,
+    axis: int,
+    positions: Iterable[int],
+    mode: str,
+    window: tuple[float, float] | None = None,
+) -> list[np.ndarray]:
+    file = FilePlanes(path, window)
+    return [file.plane(target, axis, int(position), mode) for position in positions]
 
 
 def _center_mm(image: MetaTensor, axis: int, index: int) -> list[float]:

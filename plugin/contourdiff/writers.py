@@ -52,6 +52,7 @@ class SourceGridWriter(NibabelWriter):
     def write(self, filename: str | os.PathLike[Any], verbose: bool = False, **kwargs: Any) -> None:
         """Write whole or not at all."""
         data = np.asarray(convert_to_numpy(self.data_obj), dtype=self.output_dtype)
+        self.data_obj = None  # SaveImage keeps its writer, which must not keep the volume until the next case
         expected = nib.load(self._source).affine
         if self._own_affine is None or not np.allclose(self._own_affine, expected, atol=1e-2):
             raise ValueError(f"the result is not on the grid of {self._source}; put Invertd before SaveImaged")

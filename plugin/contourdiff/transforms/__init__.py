@@ -15,7 +15,9 @@ from contourdiff.transforms.dictionary import (
     InPlaneSmoothd,
     InPlaneSmoothDict,
 )
+from contourdiff.transforms.planes import FilePlanes
 from contourdiff.transforms.random import RandContour, RandContourd, RandContourDict
+from contourdiff.transforms.spacing import SlabResample, SlabSpacingd, SlabSpacingDict
 
 __all__ = [
     "BackgroundFilter",
@@ -24,6 +26,7 @@ __all__ = [
     "Contour",
     "ContourDict",
     "Contourd",
+    "FilePlanes",
     "GrayLevels",
     "GrayLevelsDict",
     "GrayLevelsd",
@@ -36,4 +39,7 @@ __all__ = [
     "RandContour",
     "RandContourDict",
     "RandContourd",
+    "SlabResample",
+    "SlabSpacingDict",
+    "SlabSpacingd",
 ]

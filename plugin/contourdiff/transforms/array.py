@@ -121,7 +121,9 @@ class GrayLevels(Transform):
     def __call__(self, img: NdarrayOrTensor) -> NdarrayOrTensor:
         """Gray levels of any shape -> the same shape in ``dtype``."""
         data = convert_to_numpy(img).clip(0, 255)
-        data = (data.round() if self.dtype == "uint8" else data).astype(self.dtype)
+        if self.dtype == "uint8":
+            data.round(out=data)
+        data = data.astype(self.dtype, copy=False)
         return convert_to_dst_type(data, img, dtype=getattr(torch, self.dtype))[0]
 
 
