@@ -157,8 +157,8 @@ def test_first_condition_has_an_empty_neighbor() -> None:
 
 
 def test_options_that_contradict_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"noise_length_mm 0 and no uncertainty map, got 3\.0 and False"):
-        inferer(noise_length_mm=3.0)
+    with pytest.raises(ValueError, match="a single candidate a slice, which has no spread; expected no uncertainty"):
+        inferer(keep_spread=True)
     with pytest.raises(ValueError, match="walk_start must be one of"):
         inferer(walk_start="middle")
 

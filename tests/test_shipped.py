@@ -9,6 +9,7 @@ from pathlib import Path
 import monai.bundle
 import nibabel as nib
 import numpy as np
+import pytest
 import torch
 from conftest import CONFIGS, write_nifti
 
@@ -17,16 +18,30 @@ from contourdiff.networks import load_weights, weights_sha256
 from contourdiff.translate import run_example, translate
 
 BUNDLE = CONFIGS.parent
-WEIGHTS = BUNDLE / "models" / "model.pt"
 
 
-def test_weights_are_small_strict_and_named_in_the_model_card() -> None:
-    assert WEIGHTS.stat().st_size <= 25e6
+@pytest.mark.parametrize(
+    ("overlay", "weights", "card"),
+    [
+        (None, "model.pt", "README.md"),
+        ("faithful", "model_faithful.pt", "faithful.md"),
+        ("t2", "model_t2.pt", "t2.md"),
+    ],
+)
+def test_weights_are_small_strict_and_named_in_their_model_card(overlay: str | None, weights: str, card: str) -> None:
+    path = BUNDLE / "models" / weights
+    assert path.stat().st_size <= 25e6
     parser = monai.bundle.ConfigParser()
-    parser.read_config(str(CONFIGS / "inference.json"))
-    network = load_weights(parser.get_parsed_content("network_def"), WEIGHTS)
+    parser.read_config([str(CONFIGS / f"{name}.json") for name in ("inference", overlay) if name])
+    parser["bundle_root"] = str(BUNDLE)
+    assert Path(parser.get_parsed_content("ckpt_path")) == path
+    network = load_weights(parser.get_parsed_content("network_def"), path)
     assert all(torch.isfinite(value).all() for value in network.state_dict().values())
-    assert weights_sha256(WEIGHTS) in (BUNDLE / "docs" / "README.md").read_text()
+    assert weights_sha256(path) in (BUNDLE / "docs" / card).read_text()
+
+
+def test_no_weights_lie_about_without_a_card() -> None:
+    assert {path.name for path in (BUNDLE / "models").iterdir()} == {"model.pt", "model_faithful.pt", "model_t2.pt"}
 
 
 def test_shape_of_network_is_that_of_the_metadata() -> None:
@@ -38,16 +53,21 @@ def test_shape_of_network_is_that_of_the_metadata() -> None:
     )
 
 
-def test_translations_follow_their_own_contour_and_not_another_patients(real_data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("weights", "sequence"), [("model.pt", "t1"), ("model_faithful.pt", "t1"), ("model_t2.pt", "t2")]
+)
+def test_translations_follow_their_own_contour_and_not_another_patients(
+    weights: str, sequence: str, real_data: Path, tmp_path: Path
+) -> None:
     summary = evaluate_bundle(
         str(CONFIGS / "train.json"),
-        str(WEIGHTS),
+        str(BUNDLE / "models" / weights),
         str(tmp_path),
         num_inference_steps=15,
-        max_slices=8,
+        max_slices=8 if weights == "model.pt" else 4,
         dataset_dir=str(real_data / "mr_lumbar"),
         datalist="index.csv",
-        file_pattern="t1/*",
+        file_pattern=f"{sequence}/*",
     )
     assert summary["own_f1"]["mean"] > summary["shuffled_f1"]["mean"] + 0.1
     assert summary["own_ssim"]["mean"] > summary["shuffled_ssim"]["mean"] + 0.1

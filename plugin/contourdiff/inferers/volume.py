@@ -60,7 +60,7 @@ class ContourTranslationInferer(Inferer):
         walk_start: ``"first"`` walks from the first slice to the last; ``"fullest"`` from the slice whose contours
             cover the largest box, to both ends.
         noise_length_mm: the starting noise of two slices d mm apart is correlated by exp(-d^2 / (2 length^2));
-            0 for independent noise. Wants volumes that are MetaTensors.
+            0 for independent noise. Wants volumes that are MetaTensors. Neighbor-guided translation does without.
         amp: run the network in bfloat16 where autocast holds it safe.
         acceleration: see :class:`contourdiff.inferers.engine.Denoiser`.
         keep_freed_memory: on a CPU, see :func:`contourdiff.allocator.keep_freed_memory`; concerns the whole process.
@@ -68,7 +68,7 @@ class ContourTranslationInferer(Inferer):
 
     Raises:
         ValueError: for an unknown solver, acceleration or start of the walk, a batch size below 1, a spread of what is
-            a single candidate a slice, or correlated noise for neighbor-guided translation.
+            a single candidate a slice.
     """
 
     def __init__(
@@ -96,10 +96,10 @@ class ContourTranslationInferer(Inferer):
         super().__init__()
         if walk_start not in WALK_STARTS:
             raise ValueError(f"walk_start must be one of {WALK_STARTS}, got {walk_start!r}")
-        if neighbor_guided and (noise_length_mm or keep_spread):
+        if neighbor_guided and keep_spread:
             raise ValueError(
-                "neighbor-guided translation draws a single candidate a slice, with noise of its own; expected "
-                f"noise_length_mm 0 and no uncertainty map, got {noise_length_mm} and {keep_spread}"
+                "neighbor-guided translation draws a single candidate a slice, which has no spread; expected no "
+                "uncertainty map; switch it off"
             )
         self.scheduler = scheduler
         self.slice_axis = slice_axis
@@ -161,7 +161,7 @@ class ContourTranslationInferer(Inferer):
         )
 
     def _scan(self, volume: torch.Tensor, network: nn.Module) -> Scan:
-        if self.noise_length_mm and not isinstance(volume, MetaTensor):
+        if self.noise_length_mm and not self.neighbor_guided and not isinstance(volume, MetaTensor):
             raise ValueError("noise_length_mm wants the slices' distance; expected a MetaTensor, got a plain tensor")
         distance_mm = float(volume.pixdim[self.slice_axis]) if isinstance(volume, MetaTensor) else 1.0
         divisor = getattr(network, "size_divisor", 1)
