@@ -46,7 +46,7 @@ def test_traced_network_makes_the_same_picture(solver: str) -> None:
     for size in ((32, 24), (24, 40)):
         given = (torch.rand(4, 1, *size, generator=torch.Generator().manual_seed(1)) > 0.8).float()
         torch.testing.assert_close(traced(given, ITEMS), plain(given, ITEMS), atol=0.02, rtol=0)
-    assert isinstance(traced._forward, torch.jit.ScriptModule)
+    assert isinstance(traced.accelerator._forward, torch.jit.ScriptModule)
 
 
 def test_tracing_changes_no_choice() -> None:
@@ -69,6 +69,18 @@ def test_new_weights_are_seen_by_the_next_volume() -> None:
         network.out[2].conv.weight.mul_(-1)  # type: ignore[union-attr]
     after = torch.as_tensor(translation(as_case([contours()], ["a"]), network))
     assert not torch.allclose(before, after, atol=1)
+
+
+def test_a_network_is_traced_once_for_many_volumes(monkeypatch: pytest.MonkeyPatch) -> None:
+    traces: list[object] = []
+    trace = torch.jit.trace
+    monkeypatch.setattr(torch.jit, "trace", lambda *args, **options: traces.append(args) or trace(*args, **options))
+    translation, network = inferer(acceleration="trace"), make_seeded()
+    for number in range(3):
+        translation(as_case([contours(number)], [str(number)]), network)
+    assert len(traces) == 1
+    translation(as_case([contours()], ["a"]), make_seeded())
+    assert len(traces) == 2
 
 
 def test_what_cannot_be_traced_is_taken_as_it_is(caplog: pytest.LogCaptureFixture) -> None:

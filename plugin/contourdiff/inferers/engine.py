@@ -25,6 +25,44 @@ Item = tuple[str, int, int, int]
 Forward = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
+class Accelerator:
+    """A network made fast once, and kept until another network or other weights come.
+
+    Changed weights are seen by the version that torch counts for every tensor, which optimizers, averages and
+    ``load_state_dict`` raise. So a translation inside a training never goes on with old weights, and a folder of
+    volumes is not traced anew for each; what a trace holds is not freed completely when it is dropped.
+
+    Args:
+        acceleration: one of ``ACCELERATIONS``, see :class:`Denoiser`.
+
+    Raises:
+        ValueError: for another one.
+    """
+
+    def __init__(self, acceleration: str | None = None) -> None:
+        if acceleration not in ACCELERATIONS:
+            raise ValueError(f"acceleration must be one of {ACCELERATIONS}, got {acceleration!r}")
+        self.acceleration = acceleration
+        self._network: Forward | None = None
+        self._versions: list[tuple[int, int]] = []
+        self._forward: Forward | None = None
+
+    def __call__(self, network: Forward, inputs: torch.Tensor, timesteps: torch.Tensor) -> Forward:
+        """What to call in place of ``network``, for inputs like these."""
+        if self.acceleration is None:
+            return network
+        if self._forward is None or network is not self._network or _versions(network) != self._versions:
+            self._forward = None  # frees the old one before the new one is made
+            self._forward = accelerated(network, self.acceleration, inputs, timesteps)  # type: ignore[arg-type]
+            self._network, self._versions = network, _versions(network)
+        return self._forward
+
+
+def _versions(network: Forward) -> list[tuple[int, int]]:
+    state = network.state_dict(keep_vars=True).values() if isinstance(network, nn.Module) else ()
+    return [(id(value), 0 if value.is_inference() else value._version) for value in state]
+
+
 class Denoiser:
     """Denoise candidates in batches of exactly ``batch_size``; one item's result depends on nothing else in its batch.
 
@@ -43,7 +81,8 @@ class Denoiser:
         noise_weights: see :class:`contourdiff.noise.NoiseStream`.
         amp: run the network in bfloat16 where autocast holds it safe.
         acceleration: ``"trace"`` runs a traced and frozen copy of the network, for CPUs; ``"compile"`` hands it to
-            ``torch.compile`` with CUDA graphs; ``None`` takes it as it is. Both read the weights as they are now.
+            ``torch.compile`` with CUDA graphs; ``None`` takes it as it is.
+        accelerator: what was made of the network before, to be used again; it takes the place of ``acceleration``.
 
     Raises:
         ValueError: for an unknown solver or acceleration, or a batch size below 1.
@@ -62,11 +101,10 @@ class Denoiser:
         noise_weights: Sequence[float] = (1.0,),
         amp: bool = False,
         acceleration: str | None = None,
+        accelerator: Accelerator | None = None,
     ) -> None:
         if solver not in SOLVERS:
             raise ValueError(f"solver must be one of {SOLVERS}, got {solver!r}")
-        if acceleration not in ACCELERATIONS:
-            raise ValueError(f"acceleration must be one of {ACCELERATIONS}, got {acceleration!r}")
         if batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
         self.network = network
@@ -78,9 +116,8 @@ class Denoiser:
         self.seed = seed
         self.noise_weights = tuple(noise_weights)
         self.amp = amp
-        self.acceleration = acceleration
+        self.accelerator = Accelerator(acceleration) if accelerator is None else accelerator
         self.calls = 0
-        self._forward: Forward | None = None
 
     @torch.inference_mode()
     def fit(self, conditions: torch.Tensor) -> int:
@@ -91,7 +128,7 @@ class Denoiser:
             torch.cuda.reset_peak_memory_stats(device)
             before = torch.cuda.memory_allocated(device)
             buffer = torch.zeros(items, 1 + conditions.shape[1], *conditions.shape[2:], device=device)
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.amp, cache_enabled=False):
+            with self._autocast(device):
                 self.network(buffer, torch.zeros(items, dtype=torch.long, device=device))
             return int(torch.cuda.max_memory_allocated(device)) - before
 
@@ -121,13 +158,19 @@ class Denoiser:
         device, size = conditions.device, conditions.shape[2:]
         noise = NoiseStream([CandidateKey(self.seed, *item) for item in padded], (1, *size), device, self.noise_weights)
         shape = (self.batch_size, 1 + conditions.shape[1], *size)
-        layout = torch.channels_last if self.acceleration else torch.contiguous_format
+        layout = torch.channels_last if self.accelerator.acceleration else torch.contiguous_format
         buffer = torch.empty(shape, device=device, memory_format=layout)
         buffer[:, 1:] = conditions
 
+        buffer[:, :1] = 0
+        with self._autocast(device):
+            start = torch.zeros(self.batch_size, dtype=torch.long, device=device)
+            forward = self.accelerator(self.network, buffer, start)
+
         def predict(x: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
             buffer[:, :1] = x
-            return self._answer(buffer, timesteps).float()
+            with self._autocast(device):
+                return forward(buffer, timesteps).float()
 
         self.calls += 1
         return ((self._solve(predict, noise)[: len(items), 0] + 1) * 127.5).clamp(0, 255)
@@ -144,11 +187,8 @@ class Denoiser:
             return dpm_solver(predict, noise.draw(), **common)
         return ddim(predict, noise.draw(), eta=self.eta, draw=noise.draw, **common)
 
-    def _answer(self, buffer: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(buffer.device.type, dtype=torch.bfloat16, enabled=self.amp, cache_enabled=False):
-            if self._forward is None:
-                self._forward = accelerated(self.network, self.acceleration, buffer, timesteps)
-            return self._forward(buffer, timesteps)
+    def _autocast(self, device: torch.device) -> torch.autocast:
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.amp, cache_enabled=False)
 
     def _halve(self) -> None:
         if self.batch_size == 1:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from contourdiff.allocator import keep_freed_memory
 from contourdiff.datalists import case_of
 from contourdiff.inferers.drawer import CandidateDrawer
-from contourdiff.inferers.engine import Denoiser
+from contourdiff.inferers.engine import Accelerator, Denoiser
 from contourdiff.inferers.guided import Walk, guided
 from contourdiff.inferers.scan import Scan, VolumeRecord
 from contourdiff.noise import kernel_weights
@@ -120,7 +120,7 @@ class ContourTranslationInferer(Inferer):
         self.walk_start = walk_start
         self.noise_length_mm = noise_length_mm
         self.amp = amp
-        self.acceleration = acceleration
+        self._accelerator = Accelerator(acceleration)
         self.keep_freed_memory = keep_freed_memory
         self.on_volume = on_volume
         self.denoiser(nn.Identity())  # sees to its own arguments before any work
@@ -157,7 +157,7 @@ class ContourTranslationInferer(Inferer):
             seed=self.seed,
             noise_weights=kernel_weights(self.noise_length_mm, slice_distance_mm),
             amp=self.amp,
-            acceleration=self.acceleration,
+            accelerator=self._accelerator,
         )
 
     def _scan(self, volume: torch.Tensor, network: nn.Module) -> Scan:
