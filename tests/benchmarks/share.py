@@ -43,7 +43,7 @@ class Clock:
 
 
 def run(settings: Settings, directory: Path) -> dict[str, Any]:
-    """Seconds of the network, of tracing it, of the noise, and of all the rest, of the fastest of three runs."""
+    """Seconds of the network, of looking whether its trace still holds, of the noise, and of all the rest, of the fastest of three runs."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if settings.quick:
         name, contours, source = "tiny", random_contours(4, 32), "noise"
@@ -72,7 +72,7 @@ def report(result: dict[str, Any]) -> str:
     """Markdown of :func:`run`."""
     told = (
         f"Network: {result['network']}; {result['slices']} slices, contours of {result['contours']}, "
-        f"{CANDIDATES} candidates, batches of {BATCH_SIZE}, {result['steps']} steps; a trace is made once for a volume."
+        f"{CANDIDATES} candidates, batches of {BATCH_SIZE}, {result['steps']} steps; the network was traced before."
     )
     seconds = result["seconds"]
     rows = [(name, value, 100 * value / seconds["all"]) for name, value in seconds.items()]
@@ -81,19 +81,19 @@ def report(result: dict[str, Any]) -> str:
 
 def _once(inferer: ContourTranslationInferer, inputs: torch.Tensor, network: torch.nn.Module) -> dict[str, float]:
     clock = Clock()
-    prepare = clock.timed("tracing", engine.accelerated)
+    prepare = clock.timed("preparing", engine.Accelerator.__call__)
 
-    def accelerated(*args: Any) -> Callable[..., Any]:
-        return clock.timed("network", prepare(*args))
+    def prepared(self: engine.Accelerator, *args: Any) -> Callable[..., Any]:
+        return clock.timed("network", prepare(self, *args))
 
     draw = NoiseStream.draw
     timed_draw = clock.timed("noise", draw)
     with (
-        patch.object(engine, "accelerated", accelerated),
+        patch.object(engine.Accelerator, "__call__", prepared),
         patch.object(NoiseStream, "draw", lambda self: timed_draw(self)),
     ):
         clock.timed("all", inferer)(inputs, network)
-    seconds = {name: clock.seconds[name] for name in ("network", "tracing", "noise")}
+    seconds = {name: clock.seconds[name] for name in ("network", "preparing", "noise")}
     return {**seconds, "rest": clock.seconds["all"] - sum(seconds.values()), "all": clock.seconds["all"]}
 
 
