@@ -43,7 +43,7 @@ class Clock:
 
 
 def run(settings: Settings, directory: Path) -> dict[str, Any]:
-    """Seconds of the network, of looking whether its trace still holds, of the noise, and of all the rest, of the fastest of three runs."""
+    """Seconds of the network, of seeing whether its trace holds, of the noise, and the rest; fastest of three runs."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if settings.quick:
         name, contours, source = "tiny", random_contours(4, 32), "noise"
