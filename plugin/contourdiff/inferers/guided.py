@@ -47,7 +47,7 @@ class _Step(NamedTuple):
 
 
 def guided(
-    walks: Sequence[Walk], denoise: Denoise, batch_size: int, rules: SelectionRules, unconditional: bool = False
+    walks: Sequence[Walk], denoise: Denoise, batch_size: int, rules: SelectionRules
 ) -> Iterator[tuple[int, Choice, torch.Tensor]]:
     """Translate all walks side by side; every end of every run of slices has one item in a batch.
 
@@ -60,7 +60,6 @@ def guided(
             conditions are contour and neighbor, the latter in [-1, 1] or ``EMPTY``.
         batch_size: items in a call of ``denoise``, at most.
         rules: of the selection at the starts; ``distance_threshold`` decides what the others are told to have passed.
-        unconditional: give empty contours.
 
     Yields:
         Number of the walk, what was chosen, and the ``(H, W)`` slice.
@@ -69,8 +68,9 @@ def guided(
 
     def condition(walk: int, index: int, translation: torch.Tensor | None) -> torch.Tensor:
         contour = walks[walk].contours[index]
-        given = torch.zeros_like(contour) if unconditional else contour
-        return torch.stack([given, torch.full_like(contour, EMPTY) if translation is None else translation / 127.5 - 1])
+        return torch.stack(
+            [contour, torch.full_like(contour, EMPTY) if translation is None else translation / 127.5 - 1]
+        )
 
     def go_on(walk: int, index: int, image: torch.Tensor) -> None:
         queue.extend(_Step(walk, after, index, image) for after, neighbor in walks[walk].order if neighbor == index)

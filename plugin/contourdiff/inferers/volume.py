@@ -172,6 +172,10 @@ class ContourTranslationInferer(Inferer):
     def _foreground(self, scan: Scan) -> dict[int, float] | None:
         return scan.foreground() if self.walk_start == "fullest" else None
 
+    def _shown(self, scan: Scan) -> torch.Tensor:
+        """Contours that the network is given."""
+        return torch.zeros_like(scan.framed) if self.unconditional else scan.framed
+
     def _selected(self, scan: Scan, network: nn.Module) -> None:
         """Independent candidates, denoised across slices, and one walk that chooses."""
         denoiser = self.denoiser(network, scan.distance_mm)
@@ -179,9 +183,14 @@ class ContourTranslationInferer(Inferer):
             denoiser.fit(scan.framed[:1, None])
         foreground = self._foreground(scan)
         order = [index for index, _ in walk_order(scan.indices, foreground)]
-        shown = torch.zeros_like(scan.framed) if self.unconditional else scan.framed
         drawer = CandidateDrawer(
-            denoiser, shown, scan.case, order, self.rules.candidates, self.rules.max_rounds, denoiser.batch_size
+            denoiser,
+            self._shown(scan),
+            scan.case,
+            order,
+            self.rules.candidates,
+            self.rules.max_rounds,
+            denoiser.batch_size,
         )
         walk = choose(drawer, scan.indices, self.rules, foreground)
         for choice, image in tqdm(walk, scan.case, total=len(order), unit="slice", disable=not self.progress):
@@ -193,8 +202,8 @@ class ContourTranslationInferer(Inferer):
     def _guided(self, scans: Sequence[Scan], network: nn.Module) -> None:
         """Each slice a single sample, given its neighbor's translation; all volumes walk side by side."""
         denoiser = self.denoiser(network)
-        walks = [Walk(scan.case, scan.framed, walk_order(scan.indices, self._foreground(scan))) for scan in scans]
-        steps = guided(walks, denoiser, denoiser.batch_size, self.rules, self.unconditional)
+        walks = [Walk(scan.case, self._shown(scan), walk_order(scan.indices, self._foreground(scan))) for scan in scans]
+        steps = guided(walks, denoiser, denoiser.batch_size, self.rules)
         total = sum(len(walk.order) for walk in walks)
         name = ", ".join(scan.case for scan in scans)
         for number, choice, image in tqdm(steps, name, total=total, unit="slice", disable=not self.progress):
