@@ -26,6 +26,19 @@ def find_bundle(bundle: str | Path | None = None) -> Path:
     return root
 
 
+def inference_configs(bundle: str | Path | None = None, overlays: Sequence[str] = ()) -> list[str]:
+    """Paths of ``inference.json`` and of its overlays, given by name.
+
+    Raises:
+        FileNotFoundError: for a missing bundle or overlay.
+    """
+    configs = find_bundle(bundle) / "configs"
+    files = [configs / f"{name}.json" for name in ("inference", *overlays)]
+    if missing := [file.stem for file in files if not file.is_file()]:
+        raise FileNotFoundError(f"expected overlays of inference.json in {configs}, found no {missing}")
+    return [str(file) for file in files]
+
+
 def translate(
     dataset_dir: str | Path,
     output_dir: str | Path,
@@ -50,13 +63,8 @@ def translate(
         FileNotFoundError: for a missing bundle or overlay.
         SystemExit: with a message if nothing can be translated; with status 1 if some case could not be.
     """
-    configs = find_bundle(bundle) / "configs"
-    files = [configs / f"{name}.json" for name in ("inference", *overlays)]
-    for file in files:
-        if not file.is_file():
-            raise FileNotFoundError(f"expected the overlay {file.stem!r} at {file}, found none")
     monai.bundle.run(
-        config_file=[str(file) for file in files],
+        config_file=inference_configs(bundle, overlays),
         dataset_dir=str(dataset_dir),
         output_dir=str(output_dir),
         **settings,

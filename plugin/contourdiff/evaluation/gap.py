@@ -22,7 +22,7 @@ from contourdiff.evaluation.quality import label_boundary_agreement
 from contourdiff.evaluation.slabs import OPPOSITE
 from contourdiff.labels import LabelMap, case_name, labelled_cases
 from contourdiff.transforms import JoinClassesd
-from contourdiff.translate import find_bundle
+from contourdiff.translate import find_bundle, inference_configs
 
 logger = logging.getLogger(__name__)
 
@@ -208,10 +208,7 @@ def contour_gap(
         ValueError: for an unknown knob, or if a side has no labelled case, or none of the wanted bones.
     """
     root = find_bundle(bundle)
-    files = [root / "configs" / f"{name}.json" for name in ("inference", *overlays)]
-    if missing := [file.stem for file in files if not file.is_file()]:
-        raise FileNotFoundError(f"expected overlays of inference.json in {root / 'configs'}, found no {missing}")
-    inference = parsed_config([str(file) for file in files], settings)
+    inference = parsed_config(inference_configs(root, overlays), settings)
     geometry = {
         name: inference.get_parsed_content(name) for name in ("axcodes", "slice_axis", "spacing_mm", "pixdim_mm")
     }
