@@ -14,10 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from benchmarks.contours import SIZE_PX, middle_contours
-from benchmarks.loop import CANDIDATES, TOLERANCE
+from benchmarks.loop import CANDIDATES, TOLERANCE, by_inferer
 from benchmarks.sequential import Sampler, Translation, translate_in_sequence
 from benchmarks.settings import Settings, make_network, make_scheduler, table
-from contourdiff.inferers import ContourTranslationInferer, VolumeRecord
 from contourdiff.selection import SelectionRules
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -94,19 +93,13 @@ def _loops(name: str, contours: torch.Tensor, steps: int, rounds: int) -> tuple[
             sampler = Sampler(plain, make_scheduler(), steps, CANDIDATES)
             return translate_in_sequence(contours, sampler, RULES)
 
-    def ours(batch_size: int, amp: bool) -> Translation:
-        records: list[VolumeRecord] = []
-        inferer = ContourTranslationInferer(make_scheduler(), rules=RULES, num_inference_steps=steps, amp=amp,
-                                            batch_size=batch_size, margin_px=SIZE_PX, progress=False,
-                                            on_volume=records.append)  # fmt: skip
-        volume = inferer(contours[None, None], fused)[0, 0]
-        picks = [(each.slice_index, each.round, each.candidate) for each in records[0].choices if each is not None]
-        return Translation(volume, picks, records[0].network_calls)
+    def ours(batch_size: int, amp: bool) -> Callable[[], Translation]:
+        return by_inferer(fused, contours, steps, RULES, batch_size=batch_size, amp=amp)
 
     ways: dict[str, Callable[[], Translation]] = {
         "paper": paper,
-        f"ours, batches of {CANDIDATES}": lambda: ours(CANDIDATES, False),
-        "ours, bfloat16, batches of 64": lambda: ours(64, True),
+        f"ours, batches of {CANDIDATES}": ours(CANDIDATES, False),
+        "ours, bfloat16, batches of 64": ours(64, True),
     }
     made = [way() for way in ways.values()]
     largest = float((made[1].volume - made[0].volume).abs().max())

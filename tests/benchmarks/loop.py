@@ -64,7 +64,8 @@ def variant_of(name: str, network: str, contours: torch.Tensor, steps: int, rule
     """Translation of ``contours (slices, H, W)`` by one of ``VARIANTS``, to be called without arguments."""
     scheduler = make_scheduler()
     if name == "ours":
-        return _ours(make_network(network, flash=True), contours, steps, rules)
+        options = {"batch_size": rules.candidates, "acceleration": "trace", "keep_freed_memory": True}
+        return by_inferer(make_network(network, flash=True), contours, steps, rules, **options)
     expert = name == "expert"
     layout = torch.channels_last if expert else torch.contiguous_format
     model = make_network(network).to(memory_format=layout)  # type: ignore[call-overload]  # missing in torch's stubs
@@ -77,18 +78,17 @@ def variant_of(name: str, network: str, contours: torch.Tensor, steps: int, rule
     return translate
 
 
-def _ours(model: Any, contours: torch.Tensor, steps: int, rules: SelectionRules) -> Translate:
+def by_inferer(model: Any, contours: torch.Tensor, steps: int, rules: SelectionRules, **options: Any) -> Translate:
+    """Translation of ``contours (slices, H, W)``, framed whole, by our inferer and its ``options``."""
     records: list[VolumeRecord] = []
     inferer = ContourTranslationInferer(
         make_scheduler(),
         rules=rules,
         num_inference_steps=steps,
-        batch_size=rules.candidates,
         margin_px=max(contours.shape),
         progress=False,
-        acceleration="trace",
-        keep_freed_memory=True,
         on_volume=records.append,
+        **options,
     )
 
     def translate() -> Translation:

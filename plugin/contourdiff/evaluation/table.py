@@ -19,7 +19,7 @@ from contourdiff.evaluation.slabs import write_labelled_slab
 from contourdiff.files import write_text
 from contourdiff.labels import LabelMap, labelled_cases
 from contourdiff.networks import weights_sha256
-from contourdiff.translate import find_bundle, translate
+from contourdiff.translate import find_bundle, inference_configs, translate
 
 logger = logging.getLogger(__name__)
 
@@ -177,7 +177,7 @@ class _Job:
     def _direction_of_slices(self) -> str:
         """Letter of the direction along which slices are stacked, from the knobs of the translation."""
         parser = ConfigParser()
-        parser.read_config([str(self.configs / f"{name}.json") for name in ("inference", *self.plan.overlays)])
+        parser.read_config(inference_configs(self.configs.parent, self.plan.overlays))
         parser.update(dict(self.plan.translation))
         return str(parser["axcodes"][parser["slice_axis"]])
 
