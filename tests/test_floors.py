@@ -24,6 +24,7 @@ FLOORS = (
         "metrics",
         "datalists",
         "datasets",
+        "engines",
         "flicker",
         "labels",
         "checks",

@@ -15,7 +15,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Engine
 from matplotlib.figure import Figure
 from monai.data import MetaTensor
 from monai.engines import SupervisedEvaluator
@@ -25,6 +25,7 @@ from monai.transforms import Compose, Invertd, SaveImage
 from contourdiff import __version__
 from contourdiff.anatomy import AnatomyCheck, VolumeAnatomy
 from contourdiff.datalists import TranslationCases, case_of
+from contourdiff.engines import CaseIteration
 from contourdiff.files import whole_file, write_text
 from contourdiff.flicker import flicker_line, flicker_of
 from contourdiff.inferers import VolumeRecord, check_spread
@@ -39,7 +40,7 @@ PACKAGES = ("monai", "torch", "numpy", "scipy", "scikit-image", "nibabel")
 
 
 class TranslationReport:
-    """Handler and guard of a translation run: writes the files beside each MR volume, and outlives a failing case.
+    """Handler of a translation run: writes the files beside each MR volume, and tells at the end how it went.
 
     Args:
         cases: the run's cases.
@@ -100,29 +101,16 @@ class TranslationReport:
         self.reference_flicker = reference_flicker
         self.done: list[str] = []
         self._flicker: dict[str, str] = {}
-        self._record: VolumeRecord | None = None
+        self._records: dict[str, VolumeRecord] = {}
         self._suspects: dict[str, str] = {}
 
     def attach(self, engine: Engine) -> None:
         """Attach to the evaluator, behind its postprocessing."""
         engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self)
-        engine.add_event_handler(Events.GET_BATCH_STARTED, _free)
 
     def record(self, volume: VolumeRecord) -> None:
-        """Keep what the inferer tells of the volume in hand."""
-        self._record = volume
-
-    def iterate(self, engine: SupervisedEvaluator, batch: dict[str, Any]) -> dict[str, Any]:
-        """One case of the evaluator (its ``iteration_update``); an error is noted and the next case goes on."""
-        case = case_of(batch["image"].meta["filename_or_obj"][0])
-        try:
-            output: dict[str, Any] = SupervisedEvaluator._iteration(engine, engine, batch)  # type: ignore[arg-type]
-        except Exception as error:
-            logger.exception("%s: translation failed", case)
-            self.cases.failures[case] = f"{type(error).__name__}: {error}"
-            return {}
-        self.done.append(case)
-        return output
+        """Keep what the inferer tells of a volume, until that is written."""
+        self._records[volume.case] = volume
 
     def __call__(self, engine: Engine) -> None:
         """Write label, picture and record of the case that was translated; the record last, as the sign of success."""
@@ -135,14 +123,14 @@ class TranslationReport:
         figure = self._picture(case, source, label, contour)
         with whole_file(self.output_dir / f"{case}_mr.png") as aside:
             figure.savefig(aside, format="png", dpi=90, facecolor="black")
-        record = self._record
-        if record is None or record.case != case:
+        record = self._records.pop(case, None)
+        if record is None:
             raise RuntimeError(f"no record of {case}; pass on_volume=report.record to the inferer")
         anatomy = self._check(record, contour)
         self._write_maps(record, anatomy, contour)
         content = json.dumps(self._sidecar(record, anatomy, source, label, contour), indent=2)
         write_text(self.output_dir / f"{case}_mr.json", content + "\n")
-        self._record = None
+        self.done.append(case)
 
     def _check(self, record: VolumeRecord, contour: MetaTensor) -> VolumeAnatomy | None:
         if self.anatomy is None:
@@ -244,14 +232,18 @@ class TranslationReport:
         figure.tight_layout(pad=0.3)
         return figure
 
-    def run(self, evaluator: SupervisedEvaluator) -> None:
+    def run(self, evaluator: SupervisedEvaluator, iteration: CaseIteration) -> None:
         """Run the evaluator over the cases and say how it went.
+
+        Args:
+            evaluator: has this report among its handlers.
+            iteration: its ``iteration_update``.
 
         Raises:
             SystemExit: with status 1 if any case failed, after all others are done.
         """
         if self.cases.items:
-            evaluator.run()
+            iteration.run(evaluator)
         self._summarize()
         if self.cases.failures:
             raise SystemExit(1)
@@ -272,11 +264,6 @@ class TranslationReport:
             len(self.cases.failures),
             self.output_dir.resolve(),
         )
-
-
-def _free(engine: Engine) -> None:
-    """Let go of the last case before the next one is read, so that two never lie in memory together."""
-    engine.state.batch = engine.state.output = None
 
 
 def _voxels(path: Path) -> np.ndarray:

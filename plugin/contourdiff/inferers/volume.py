@@ -127,23 +127,33 @@ class ContourTranslationInferer(Inferer):
 
     @torch.no_grad()
     def __call__(  # type: ignore[override]
-        self, inputs: torch.Tensor, network: nn.Module, *args: Any, **kwargs: Any
-    ) -> torch.Tensor:
-        """Translate ``inputs``, contours of 0 and 1; the case is taken from the MetaTensor's ``filename_or_obj``."""
-        if inputs.ndim != 5 or inputs.shape[1] != 1:
-            raise ValueError(
-                f"inputs must be (B, 1, H, W, D), got {tuple(inputs.shape)}; add EnsureChannelFirstd to preprocessing"
-            )
-        if self.keep_freed_memory and inputs.device.type == "cpu":
+        self, inputs: torch.Tensor | Sequence[torch.Tensor], network: nn.Module, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Translate contours of 0 and 1; the case is taken from each MetaTensor's ``filename_or_obj``.
+
+        Args:
+            inputs: a batch ``(B, 1, H, W, D)``, or a sequence of volumes ``(1, H, W, D)`` that differ in size.
+            network: denoises; see :class:`contourdiff.inferers.engine.Denoiser`.
+            args: as given by evaluators, not used.
+            kwargs: as given by evaluators, not used.
+
+        Returns:
+            Gray levels, as the inputs were given: a tensor for a batch, a list for a sequence.
+        """
+        volumes = _volumes(inputs)
+        if self.keep_freed_memory and any(volume.device.type == "cpu" for volume in volumes):
             keep_freed_memory()
-        scans = [self._scan(volume[0], network) for volume in decollate_batch(inputs)]
+        scans = [self._scan(volume[0], network) for volume in volumes]
         if self.neighbor_guided:
             self._guided(scans, network)
         else:
             for scan in scans:
                 self._selected(scan, network)
-        made = torch.stack([scan.result.moveaxis(0, self.slice_axis) for scan in scans])
-        return convert_to_dst_type(made[:, None], inputs, dtype=torch.float32)[0]
+        made = [scan.result.moveaxis(0, self.slice_axis)[None] for scan in scans]
+        if isinstance(inputs, torch.Tensor):
+            return convert_to_dst_type(torch.stack(made), inputs, dtype=torch.float32)[0]
+        pairs = zip(made, volumes, strict=True)
+        return [convert_to_dst_type(one, volume, dtype=torch.float32)[0] for one, volume in pairs]
 
     def denoiser(self, network: nn.Module, slice_distance_mm: float = 1.0) -> Denoiser:
         """Engine with this inferer's settings, for volumes whose slices are ``slice_distance_mm`` apart."""
@@ -224,6 +234,19 @@ def check_spread(rules: SelectionRules) -> None:
             "an uncertainty map wants 2 candidates a slice or more, got candidates 1 and max_rounds 1; "
             "raise candidates or switch the map off"
         )
+
+
+def _volumes(inputs: torch.Tensor | Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Each volume ``(1, H, W, D)`` of a batch or a sequence."""
+    if isinstance(inputs, torch.Tensor):
+        if inputs.ndim != 5 or inputs.shape[1] != 1:
+            raise ValueError(
+                f"inputs must be (B, 1, H, W, D), got {tuple(inputs.shape)}; add EnsureChannelFirstd to preprocessing"
+            )
+        return list(decollate_batch(inputs))
+    if unfit := [tuple(volume.shape) for volume in inputs if volume.ndim != 4 or volume.shape[0] != 1]:
+        raise ValueError(f"each volume must be (1, H, W, D), got {unfit[0]}; add EnsureChannelFirstd to preprocessing")
+    return list(inputs)
 
 
 def _case_of(volume: torch.Tensor) -> str:
