@@ -21,7 +21,7 @@ from contourdiff.transforms import FilePlanes, SlabSpacingd
 from contourdiff.transforms.spacing import sample_slabs
 
 PLANE = (320, 320)
-SLICES = (8, 80, 160)
+SLICES = (8, 160, 320)
 COPIES = 5.0
 """Float32 copies of the volume that may lie in memory together at the peak, everything counted; about 4 by measure."""
 
