@@ -12,7 +12,7 @@ import torch
 from conftest import make_tiny_network
 from test_inferers import RULES, SCHEDULER, as_case, contours, inferer, make_seeded, translate
 
-from contourdiff.inferers import ContourTranslationInferer, Denoiser, VolumeRecord
+from contourdiff.inferers import ContourTranslationInferer, Denoiser, VolumeRecord, engine
 from contourdiff.inferers.drawer import CandidateDrawer
 from contourdiff.inferers.engine import fitting_batch_size
 from contourdiff.networks import ContourUNet
@@ -49,8 +49,26 @@ def test_traced_network_makes_the_same_picture(solver: str) -> None:
     assert isinstance(traced.accelerator._forward, torch.jit.ScriptModule)
 
 
-def test_tracing_changes_no_choice() -> None:
-    assert choices_of(acceleration="trace") == choices_of()
+@pytest.mark.parametrize("acceleration", ["lean", "trace"])
+def test_acceleration_changes_no_choice(acceleration: str) -> None:
+    assert choices_of(acceleration=acceleration) == choices_of()
+
+
+@pytest.mark.parametrize(("amp", "expected"), [(False, 1), (True, 0)])
+@pytest.mark.parametrize("acceleration", ["lean", "trace"])
+def test_fewer_multiplications_are_for_float32(
+    acceleration: str, amp: bool, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bfloat16 sums of rows would lose digits."""
+    asked: list[torch.nn.Module] = []
+    make = engine.with_fewer_multiplications
+    monkeypatch.setattr(engine, "with_fewer_multiplications", lambda network: asked.append(network) or make(network))
+    given = (torch.rand(4, 1, 32, 32, generator=torch.Generator().manual_seed(1)) > 0.8).float()
+    options = {"num_inference_steps": 2, "batch_size": 4, "amp": amp}
+    got = Denoiser(attention_network(), SCHEDULER, acceleration=acceleration, **options)(given, ITEMS)  # type: ignore[arg-type]
+    plain = Denoiser(attention_network(), SCHEDULER, **options)(given, ITEMS)  # type: ignore[arg-type]
+    assert len(asked) == expected
+    assert (got - plain).abs().mean() < (1 if amp else 1e-3)
 
 
 def test_tracing_is_the_same_alone_and_in_a_batch() -> None:

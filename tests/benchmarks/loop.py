@@ -64,7 +64,8 @@ def variant_of(name: str, network: str, contours: torch.Tensor, steps: int, rule
     """Translation of ``contours (slices, H, W)`` by one of ``VARIANTS``, to be called without arguments."""
     scheduler = make_scheduler()
     if name == "ours":
-        options = {"batch_size": rules.candidates, "acceleration": "trace", "keep_freed_memory": True}
+        acceleration = "lean" if network == "paper" else "trace"  # as docs/performance.md recommends
+        options = {"batch_size": rules.candidates, "acceleration": acceleration, "keep_freed_memory": True}
         return by_inferer(make_network(network, flash=True), contours, steps, rules, **options)
     expert = name == "expert"
     layout = torch.channels_last if expert else torch.contiguous_format
