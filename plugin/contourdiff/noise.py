@@ -90,22 +90,23 @@ class NoiseStream:
                 f"got {tuple(weights)}"
             )
         reach = len(weights) // 2
-        self._sources = [
+        sources = [
             [key._replace(slice_index=key.slice_index + offset) for offset in range(-reach, reach + 1)] for key in keys
         ]
-        self._generators = {key: candidate_generator(key) for sources in self._sources for key in sources}
+        places = {key: place for place, key in enumerate(dict.fromkeys(key for row in sources for key in row))}
+        self._generators = [candidate_generator(key) for key in places]
+        self._places = torch.tensor([[places[key] for key in row] for row in sources], device=device)
         self._weights = tuple(weights)
         self._shape = tuple(shape)
         self._device = device
 
     def draw(self) -> torch.Tensor:
-        """Next noise of every candidate: ``(B, 1, H, W)`` float32."""
-        white = {key: torch.randn(self._shape, generator=each) for key, each in self._generators.items()}
-        return torch.stack([self._blend([white[key] for key in sources]) for sources in self._sources]).to(self._device)
+        """Next noise of every candidate: ``(B, 1, H, W)`` float32.
 
-    def _blend(self, white: list[torch.Tensor]) -> torch.Tensor:
-        """Weighted sum of one candidate, in one order; product and sum apart, for a fused one rounds differently."""
-        noise = self._weights[0] * white[0]
-        for weight, other in zip(self._weights[1:], white[1:], strict=True):
-            noise = noise + weight * other
+        White noise is blended on the device, in one order; product and sum apart, for a fused one rounds differently.
+        """
+        white = torch.stack([torch.randn(self._shape, generator=each) for each in self._generators]).to(self._device)
+        noise = self._weights[0] * white[self._places[:, 0]]
+        for offset, weight in enumerate(self._weights[1:], start=1):
+            noise = noise + weight * white[self._places[:, offset]]
         return noise

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The same convolutions with fewer multiplications, for inference on a CPU.
 
-A 3 x 3 convolution of many channels keeps every multiplier of a CPU busy (99 % of the peak was measured), so nothing
-around it makes it faster, only doing less does. Both ways below are exact but for rounding, about 1e-6 of the largest
-value, and give each item of a batch the same result whatever lies beside it.
+A 3 x 3 convolution of many channels keeps the multipliers of a CPU busy (228 to 233 GFLOP/s were measured at every
+size, where a matrix product reached 184), so only multiplying less makes it faster. Both ways below are exact but for
+rounding, about 1e-6 of the largest value, and give each item of a batch the same result whatever lies beside it.
 """
 
 from __future__ import annotations
