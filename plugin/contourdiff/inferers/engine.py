@@ -82,9 +82,9 @@ class Denoiser:
         noise_weights: see :class:`contourdiff.noise.NoiseStream`.
         amp: run the network in bfloat16 where autocast holds it safe.
         acceleration: ``"lean"`` puts the network into channels-last layout and, on CPUs in float32, runs a copy whose
-            convolutions take fewer multiplications, see :mod:`contourdiff.inferers.convolutions`; ``"trace"`` traces and freezes that copy, a little
-            faster for small networks and twice the memory for big ones; ``"compile"`` hands the network to
-            ``torch.compile`` with CUDA graphs; ``None`` takes it as it is.
+            convolutions take fewer multiplications, see :mod:`contourdiff.inferers.convolutions`; ``"trace"`` traces
+            and freezes that copy, a little faster for small networks and twice the memory for big ones;
+            ``"compile"`` hands the network to ``torch.compile`` with CUDA graphs; ``None`` takes it as it is.
         accelerator: what was made of the network before, to be used again; it takes the place of ``acceleration``.
 
     Raises:
