@@ -12,10 +12,12 @@ import torch
 from conftest import make_tiny_network
 from test_inferers import RULES, SCHEDULER, as_case, contours, inferer, make_seeded, translate
 
+from contourdiff import noise
 from contourdiff.inferers import ContourTranslationInferer, Denoiser, VolumeRecord, engine
 from contourdiff.inferers.drawer import CandidateDrawer
 from contourdiff.inferers.engine import fitting_batch_size
 from contourdiff.networks import ContourUNet
+from contourdiff.noise import kernel_weights
 from contourdiff.selection import SelectionRules, choose, runs_of, walk_order
 
 ITEMS = [("a", 1, 0, number) for number in range(4)]
@@ -52,6 +54,22 @@ def test_traced_network_makes_the_same_picture(solver: str) -> None:
 @pytest.mark.parametrize("acceleration", ["lean", "trace"])
 def test_acceleration_changes_no_choice(acceleration: str) -> None:
     assert choices_of(acceleration=acceleration) == choices_of()
+
+
+def test_white_noise_that_slices_share_is_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer draws than a quarter of those that every batch would make by itself."""
+    drawn: list[object] = []
+    generator = noise.candidate_generator
+    monkeypatch.setattr(noise, "candidate_generator", lambda key: drawn.append(key) or generator(key))
+    volume = as_case([contours(shape=(24, 16, 16))], ["a"])
+    rules = SelectionRules(candidates=2, max_rounds=1)
+    options = {"rules": rules, "noise_length_mm": 3.0, "batch_size": 4, "num_inference_steps": 1}
+    records: list[VolumeRecord] = []
+    inferer(on_volume=records.append, **options)(volume, make_seeded())
+    reach = len(kernel_weights(3.0, 1.0)) // 2
+    for_each_batch = (2 + 2 * reach) * rules.candidates
+    assert len(drawn) == len(set(drawn))
+    assert 4 * len(drawn) < records[0].network_calls * for_each_batch
 
 
 @pytest.mark.parametrize(("amp", "expected"), [(False, 1), (True, 0)])

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
+from contourdiff import noise
 from contourdiff.noise import CandidateKey, NoiseStream, candidate_generator, kernel_weights
 
 KEY = CandidateKey(seed=7, case="case_01", slice_index=12, round=0, candidate=3)
@@ -157,3 +158,20 @@ def test_impossible_kernels_are_refused() -> None:
     for weights in ((), (0.6, 0.8), (0.5, 0.5, 0.5), (math.nan,)):
         with pytest.raises(ValueError, match="weights must be odd in number and their squares sum to 1"):
             NoiseStream([KEY], SHAPE, weights=weights)
+
+
+@pytest.mark.parametrize("weights", [(1.0,), (0.6, 0.0, 0.8)])
+def test_known_noise_changes_nothing_and_is_not_drawn_again(
+    weights: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = [KEY._replace(slice_index=index) for index in range(6)]
+    expected = draws(keys[2:], weights=weights)
+    known = NoiseStream(keys[:4], SHAPE, weights=weights)
+    known.draw()
+    drawn: list[CandidateKey] = []
+    monkeypatch.setattr(noise, "candidate_generator", lambda key: drawn.append(key) or candidate_generator(key))
+    stream = NoiseStream(keys[2:], SHAPE, weights=weights, known=known.first)
+    assert torch.equal(stream.draw(), expected[:, 0])
+    assert {key.slice_index for key in drawn} == ({4, 5} if len(weights) == 1 else {5, 6})
+    assert not set(drawn) & set(known.first)
+    assert all(torch.equal(stream.draw(), expected[:, number]) for number in (1, 2))

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -72,6 +72,11 @@ class NoiseStream:
         shape: shape of one item, ``(1, H, W)``.
         device: where the noise is wanted; it is drawn on the CPU so that every device sees the same.
         weights: of the white noise of a slice and its neighbors, from :func:`kernel_weights`.
+        known: ``first`` of another stream of this shape and device, whose white noise need not be drawn again:
+            neighbors share most of it.
+
+    Attributes:
+        first: white noise of the first draw, by its key; empty before.
 
     Raises:
         ValueError: for an even number of weights, or squares of them that do not sum to 1.
@@ -83,6 +88,7 @@ class NoiseStream:
         shape: Sequence[int],
         device: torch.device | str = "cpu",
         weights: Sequence[float] = (1.0,),
+        known: Mapping[CandidateKey, torch.Tensor] | None = None,
     ) -> None:
         if len(weights) % 2 == 0 or not math.isclose(math.fsum(weight**2 for weight in weights), 1, abs_tol=1e-6):
             raise ValueError(
@@ -94,19 +100,38 @@ class NoiseStream:
             [key._replace(slice_index=key.slice_index + offset) for offset in range(-reach, reach + 1)] for key in keys
         ]
         places = {key: place for place, key in enumerate(dict.fromkeys(key for row in sources for key in row))}
-        self._generators = [candidate_generator(key) for key in places]
+        self._keys = list(places)
         self._places = torch.tensor([[places[key] for key in row] for row in sources], device=device)
+        self._generators: list[torch.Generator] | None = None
+        self._known = {} if known is None else known
         self._weights = tuple(weights)
         self._shape = tuple(shape)
         self._device = device
+        self.first: dict[CandidateKey, torch.Tensor] = {}
 
     def draw(self) -> torch.Tensor:
         """Next noise of every candidate: ``(B, 1, H, W)`` float32.
 
         White noise is blended on the device, in one order; product and sum apart, for a fused one rounds differently.
         """
-        white = torch.stack([torch.randn(self._shape, generator=each) for each in self._generators]).to(self._device)
+        white = self._next() if self.first else self._begin()
         noise = self._weights[0] * white[self._places[:, 0]]
         for offset, weight in enumerate(self._weights[1:], start=1):
             noise = noise + weight * white[self._places[:, offset]]
         return noise
+
+    def _begin(self) -> torch.Tensor:
+        """First white noise of every key, that of the unknown ones drawn and moved to the device together."""
+        unknown = [key for key in self._keys if key not in self._known]
+        if unknown:
+            drawn = torch.stack([torch.randn(self._shape, generator=candidate_generator(key)) for key in unknown])
+            self.first.update(zip(unknown, drawn.to(self._device), strict=True))
+        self.first = {key: self.first[key] if key in self.first else self._known[key] for key in self._keys}
+        return torch.stack(list(self.first.values()))
+
+    def _next(self) -> torch.Tensor:
+        if self._generators is None:
+            self._generators = [candidate_generator(key) for key in self._keys]
+            for generator in self._generators:
+                torch.randn(self._shape, generator=generator)  # the first draw, which is past
+        return torch.stack([torch.randn(self._shape, generator=each) for each in self._generators]).to(self._device)

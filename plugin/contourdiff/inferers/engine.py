@@ -121,6 +121,7 @@ class Denoiser:
         self.amp = amp
         self.accelerator = Accelerator(acceleration) if accelerator is None else accelerator
         self.calls = 0
+        self._white: dict[torch.Size, dict[CandidateKey, torch.Tensor]] = {}  # of the last batch
 
     @torch.inference_mode()
     def fit(self, conditions: torch.Tensor) -> int:
@@ -159,7 +160,8 @@ class Denoiser:
         padded = [*items, *[items[0]] * missing]
         conditions = torch.cat([conditions, conditions[:1].expand(missing, -1, -1, -1)])
         device, size = conditions.device, conditions.shape[2:]
-        noise = NoiseStream([CandidateKey(self.seed, *item) for item in padded], (1, *size), device, self.noise_weights)
+        keys = [CandidateKey(self.seed, *item) for item in padded]
+        noise = NoiseStream(keys, (1, *size), device, self.noise_weights, self._white.get(size))
         shape = (self.batch_size, 1 + conditions.shape[1], *size)
         layout = torch.channels_last if self.accelerator.acceleration else torch.contiguous_format
         buffer = torch.empty(shape, device=device, memory_format=layout)
@@ -176,7 +178,9 @@ class Denoiser:
                 return forward(buffer, timesteps).float()
 
         self.calls += 1
-        return ((self._solve(predict, noise)[: len(items), 0] + 1) * 127.5).clamp(0, 255)
+        images = self._solve(predict, noise)
+        self._white = {size: noise.first}
+        return ((images[: len(items), 0] + 1) * 127.5).clamp(0, 255)
 
     def _solve(self, predict: Forward, noise: NoiseStream) -> torch.Tensor:
         common: dict[str, Any] = {
