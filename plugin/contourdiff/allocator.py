@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The memory allocator of the C library, told to keep what was freed."""
+"""The memory allocator of the C library, told to keep what was freed, and when to let go of it."""
 
 from __future__ import annotations
 
 import ctypes
 import logging
 import sys
+from typing import Any
 
 logger = logging.getLogger(__name__)
 
@@ -19,15 +20,31 @@ def keep_freed_memory() -> bool:
     The GNU C library maps each big block anew and unmaps it when it is freed; a network on a CPU then spends much of
     its time on page faults. The same can be had for a whole process by the environment variables ``MALLOC_MMAP_MAX_=0
     MALLOC_TRIM_THRESHOLD_=2147483647 MALLOC_TOP_PAD_=536870912``. Results stay the same to the bit; the process holds
-    the memory of its peak until it ends. Source: mallopt(3).
+    the memory of its peak until it ends or calls :func:`release_freed_memory`. Source: mallopt(3).
 
     Returns:
         Whether the settings were taken; ``False`` where the C library is another one.
     """
-    if not sys.platform.startswith("linux"):
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = _function("mallopt")
     taken = mallopt is not None and all(mallopt(option, value) == 1 for option, value in SETTINGS.items())
     if not taken:
         logger.info("the memory allocator of this system takes no settings; a CPU may be slower than it could be")
     return taken
+
+
+def release_freed_memory() -> bool:
+    """Hand what is free at the moment back to the kernel, as between two volumes, whose blocks differ in size.
+
+    What is left between blocks in use would not fit the next volume, and memory would grow from case to case. Source:
+    malloc_trim(3).
+
+    Returns:
+        Whether anything could be handed back.
+    """
+    trim = _function("malloc_trim")
+    return trim is not None and trim(ctypes.c_size_t(0)) == 1
+
+
+def _function(name: str) -> Any:
+    """A function of the C library, or ``None`` where it has none of that name."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform.startswith("linux") else None

@@ -16,6 +16,7 @@ from monai.data import Dataset
 from monai.engines import SupervisedEvaluator
 from monai.engines.utils import IterationEvents
 
+from contourdiff.allocator import release_freed_memory
 from contourdiff.datalists import TranslationCases, case_of
 
 logger = logging.getLogger(__name__)
@@ -149,6 +150,7 @@ class CaseIteration:
             except Exception as failure:
                 self._note(case, failure)
             _free(engine)
+            release_freed_memory()
 
     def _note(self, case: str, error: Exception) -> None:
         """Tell of the fault itself, which MONAI wraps into the name of the transform that it happened in."""
