@@ -7,11 +7,21 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+from monai.transforms import ScaleIntensityRange
 from skimage.data import camera
 from skimage.transform import resize
 
 from contourdiff.contours import background_filter, contour_of
-from contourdiff.transforms import BackgroundFilter, BackgroundFilterd, Contour, Contourd, GrayLevels, InPlaneSmooth
+from contourdiff.transforms import (
+    BackgroundFilter,
+    BackgroundFilterd,
+    Contour,
+    Contourd,
+    GrayLevels,
+    InPlaneSmooth,
+    Slicewise,
+    Slicewised,
+)
 
 VOLUME = np.stack([np.roll(camera()[::8, ::8], 5 * k, axis=0) for k in range(4)])[None].astype(np.float32)
 AFFINE = np.array([[3.0, 0, 0, 5], [0, 2, 0, -7], [0, 0, 1.5, 11], [0, 0, 0, 1]])
@@ -59,6 +69,20 @@ def test_filter_sizes_are_physical() -> None:
 def test_two_dimensional_image_is_one_slice() -> None:
     image = VOLUME[:, 0]
     np.testing.assert_array_equal(Contour()(image), Contour()(image[:, None])[:, 0])
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_slicewise_changes_no_bit_of_the_windowing(axis: int) -> None:
+    """Of MONAI's transform of the whole volume, that is."""
+    hu = torch.as_tensor(np.random.default_rng(0).uniform(-1100, 2000, (1, 9, 8, 7)).astype(np.float32))
+    volume = MetaTensor(hu, affine=torch.diag(torch.tensor([3.0, 2.0, 1.0, 1.0])))
+    window = ScaleIntensityRange(a_min=-200, a_max=300, b_min=0, b_max=255, clip=True)
+    whole = window(volume)
+    sliced = Slicewised("image", window, slice_axis=axis)({"image": volume})["image"]
+    assert torch.equal(sliced.as_tensor(), whole.as_tensor())
+    assert torch.equal(sliced.affine, volume.affine)
+    assert torch.equal(volume.as_tensor(), hu)
+    assert torch.equal(Slicewise(window, slice_axis=axis)(volume).as_tensor(), whole.as_tensor())
 
 
 def test_wrong_dimensions_are_explained() -> None:

@@ -10,8 +10,10 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h of the GNU C library
-SETTINGS = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 512 * 2**20}
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -2, -3, -4  # malloc.h of the GNU C library
+KEEP = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 512 * 2**20}
+RELEASE = {M_MMAP_MAX: 65536, M_MMAP_THRESHOLD: 32 * 2**20, M_TRIM_THRESHOLD: 64 * 2**20, M_TOP_PAD: 128 * 2**10}
+"""The library's own values, with the thresholds that it comes to by itself where big blocks are freed."""
 
 
 def keep_freed_memory() -> bool:
@@ -25,24 +27,29 @@ def keep_freed_memory() -> bool:
     Returns:
         Whether the settings were taken; ``False`` where the C library is another one.
     """
-    mallopt = _function("mallopt")
-    taken = mallopt is not None and all(mallopt(option, value) == 1 for option, value in SETTINGS.items())
+    taken = _set(KEEP)
     if not taken:
         logger.info("the memory allocator of this system takes no settings; a CPU may be slower than it could be")
     return taken
 
 
 def release_freed_memory() -> bool:
-    """Hand what is free at the moment back to the kernel, as between two volumes, whose blocks differ in size.
+    """Undo :func:`keep_freed_memory`: hand back what is free, and from now on each big block when it is freed.
 
-    What is left between blocks in use would not fit the next volume, and memory would grow from case to case. Source:
-    malloc_trim(3).
+    For the time when no network works: blocks of a volume's size do not fit into what is free between blocks in use,
+    and memory would grow with every step of the way. Source: mallopt(3), malloc_trim(3).
 
     Returns:
         Whether anything could be handed back.
     """
+    _set(RELEASE)
     trim = _function("malloc_trim")
     return trim is not None and trim(ctypes.c_size_t(0)) == 1
+
+
+def _set(settings: dict[int, int]) -> bool:
+    mallopt = _function("mallopt")
+    return mallopt is not None and all(mallopt(option, value) == 1 for option, value in settings.items())
 
 
 def _function(name: str) -> Any:

@@ -170,6 +170,7 @@ def _translate(engine: SupervisedEvaluator, items: Sequence[Item]) -> list[Trans
         inputs: Any = [item["image"].to(engine.state.device, non_blocking=engine.non_blocking) for item in items]
         with engine.mode(engine.network):
             outputs = engine.inferer(inputs, engine.network)
+        release_freed_memory()
         return [Translated(*each) for each in zip(names, items, (output.cpu() for output in outputs), strict=True)]
     except Exception as error:
         if len(items) == 1:

@@ -31,7 +31,7 @@ from contourdiff.flicker import flicker_line, flicker_of
 from contourdiff.inferers import VolumeRecord, check_spread
 from contourdiff.networks import weights_sha256
 from contourdiff.selection import SelectionRules
-from contourdiff.transforms import FilePlanes
+from contourdiff.transforms import Planes
 from contourdiff.writers import SourceGridWriter, save_like
 
 logger = logging.getLogger(__name__)
@@ -120,7 +120,8 @@ class TranslationReport:
         label = self.cases.labels.get(case)
         if label is not None:
             save_like(_voxels(label), label, self.output_dir / f"{case}_label.nii.gz")
-        figure = self._picture(case, source, label, contour)
+        translation = engine.state.output[0]["pred"]  # type: ignore[index]
+        figure = self._picture(source, label, contour, translation)
         with whole_file(self.output_dir / f"{case}_mr.png") as aside:
             figure.savefig(aside, format="png", dpi=90, facecolor="black")
         record = self._records.pop(case, None)
@@ -202,13 +203,13 @@ class TranslationReport:
             "slices": slices,
         }
 
-    def _picture(self, case: str, source: Path, label: Path | None, contour: MetaTensor) -> Figure:
+    def _picture(self, source: Path, label: Path | None, contour: MetaTensor, translation: MetaTensor) -> Figure:
         axis = self.slice_axis
         contours = np.moveaxis(np.asarray(contour[0]), axis, 0)
         shown = contours if label is None else _planes(label, contour, axis, range(len(contours)), "nearest")
         filled = [index for index, plane in enumerate(shown) if plane.any()]
         positions = np.quantile(filled, np.linspace(0.1, 0.9, self.columns)).astype(int) if len(filled) else [0]
-        mr = _planes(self.output_dir / f"{case}_mr.nii.gz", contour, axis, positions, "bilinear")
+        mr = _planes(translation, contour, axis, positions, "bilinear")
         rows: list[tuple[str, Sequence[np.ndarray], float, float]] = [
             ("CT", _planes(source, contour, axis, positions, "bilinear", self.window_hu), 0, 1),
             ("contour", [contours[position] for position in positions], 0, 1),
@@ -272,15 +273,15 @@ def _voxels(path: Path) -> np.ndarray:
 
 
 def _planes(
-    path: Path,
+    source: Path | MetaTensor,
     target: MetaTensor,
     axis: int,
     positions: Iterable[int],
     mode: str,
     window: tuple[float, float] | None = None,
 ) -> list[np.ndarray]:
-    file = FilePlanes(path, window)
-    return [file.plane(target, axis, int(position), mode) for position in positions]
+    planes = Planes(source, window)
+    return [planes.plane(target, axis, int(position), mode) for position in positions]
 
 
 def _center_mm(image: MetaTensor, axis: int, index: int) -> list[float]:

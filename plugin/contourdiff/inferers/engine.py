@@ -175,7 +175,8 @@ class Denoiser:
         def predict(x: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
             buffer[:, :1] = x
             with self._autocast(device):
-                return forward(buffer, timesteps).float()
+                # a copy, for a CUDA graph writes the next step's result into the same memory
+                return forward(buffer, timesteps).to(torch.float32, copy=True)
 
         self.calls += 1
         images = self._solve(predict, noise)
@@ -227,15 +228,14 @@ def fitting_batch_size(needed: Callable[[int], int], free: int, largest: int = 6
 def accelerated(network: nn.Module, acceleration: str | None, inputs: torch.Tensor, timesteps: torch.Tensor) -> Forward:
     """Network to call in place of ``network``, for inference with its present weights.
 
-    The weights are put into channels-last order, in place. A network that cannot be traced, such as one that branches
-    on values, is left untraced, and the log says so.
+    The weights are put into channels-last order, in place. A network that cannot be traced or compiled, such as one
+    that branches on values, is left as it is, and the log says so.
     """
     if acceleration is None:
         return network
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
     if acceleration == "compile":
-        compiled: Forward = torch.compile(network, mode="reduce-overhead", dynamic=False)
-        return compiled
+        return _compiled(network, inputs, timesteps)
     lean = with_fewer_multiplications(network) if _in_float32_on_cpu(inputs) else network
     if acceleration == "lean":
         return lean
@@ -250,6 +250,19 @@ def accelerated(network: nn.Module, acceleration: str | None, inputs: torch.Tens
             return lean
     answer: Forward = traced
     return answer
+
+
+def _compiled(network: nn.Module, inputs: torch.Tensor, timesteps: torch.Tensor) -> Forward:
+    """The network through ``torch.compile``, or as it is where that fails, as without a compiler on the machine."""
+    compiled: Forward = torch.compile(network, mode="reduce-overhead")
+    try:
+        compiled(inputs, timesteps)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        logger.warning("the network is not compiled: %s", str(error).strip().split("\n")[0])
+        return network
+    return compiled
 
 
 def _in_float32_on_cpu(inputs: torch.Tensor) -> bool:

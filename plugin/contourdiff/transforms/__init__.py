@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from contourdiff.transforms.array import BackgroundFilter, Contour, GrayLevels, InPlaneSmooth
+from contourdiff.transforms.array import BackgroundFilter, Contour, GrayLevels, InPlaneSmooth, Slicewise
 from contourdiff.transforms.classes import JoinClasses, JoinClassesd, JoinClassesDict
 from contourdiff.transforms.dictionary import (
     BackgroundFilterd,
@@ -14,8 +14,10 @@ from contourdiff.transforms.dictionary import (
     GrayLevelsDict,
     InPlaneSmoothd,
     InPlaneSmoothDict,
+    Slicewised,
+    SlicewiseDict,
 )
-from contourdiff.transforms.planes import FilePlanes
+from contourdiff.transforms.planes import Planes
 from contourdiff.transforms.random import RandContour, RandContourd, RandContourDict
 from contourdiff.transforms.spacing import SlabResample, SlabSpacingd, SlabSpacingDict
 
@@ -26,7 +28,6 @@ __all__ = [
     "Contour",
     "ContourDict",
     "Contourd",
-    "FilePlanes",
     "GrayLevels",
     "GrayLevelsDict",
     "GrayLevelsd",
@@ -36,10 +37,14 @@ __all__ = [
     "JoinClasses",
     "JoinClassesDict",
     "JoinClassesd",
+    "Planes",
     "RandContour",
     "RandContourDict",
     "RandContourd",
     "SlabResample",
     "SlabSpacingDict",
     "SlabSpacingd",
+    "Slicewise",
+    "SlicewiseDict",
+    "Slicewised",
 ]

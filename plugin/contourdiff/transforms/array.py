@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,6 +43,23 @@ class InPlaneSmooth(Transform):
             for channel in data:
                 gaussian_filter(channel, sigmas, output=channel, mode="nearest")
         return convert_to_dst_type(data, img, dtype=torch.float32)[0]
+
+
+class Slicewise(Transform):
+    """Another transform, slice by slice, so that only a slice at a time takes the memory of its steps.
+
+    Args:
+        transform: takes and returns a slice ``(H, W)`` of the same shape, such as MONAI's ``ScaleIntensityRange``.
+        slice_axis: spatial axis along which slices are stacked, 0 for the first after the channel.
+    """
+
+    def __init__(self, transform: Callable[[Any], Any], slice_axis: int = 0) -> None:
+        self.transform = transform
+        self.slice_axis = slice_axis
+
+    def __call__(self, img: NdarrayOrTensor) -> NdarrayOrTensor:
+        """Transform ``img``, ``(C, H, W)`` or ``(C, H, W, D)`` -> the same shape, float32."""
+        return _slicewise(img, self.slice_axis, self.transform)
 
 
 class BackgroundFilter(Transform):

@@ -10,7 +10,7 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from monai.utils import ensure_tuple
 
-from contourdiff.transforms.array import BackgroundFilter, Contour, GrayLevels, InPlaneSmooth
+from contourdiff.transforms.array import BackgroundFilter, Contour, GrayLevels, InPlaneSmooth, Slicewise
 
 
 class KeyedTransform(MapTransform):
@@ -51,6 +51,19 @@ class InPlaneSmoothd(KeyedTransform):
         self, keys: KeysCollection, spacing_mm: float, slice_axis: int = 0, allow_missing_keys: bool = False
     ) -> None:
         super().__init__(keys, InPlaneSmooth(spacing_mm, slice_axis), allow_missing_keys=allow_missing_keys)
+
+
+class Slicewised(KeyedTransform):
+    """Dictionary version of :class:`Slicewise`."""
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        transform: Callable[[Any], Any],
+        slice_axis: int = 0,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, Slicewise(transform, slice_axis), allow_missing_keys=allow_missing_keys)
 
 
 class BackgroundFilterd(KeyedTransform):
@@ -110,3 +123,4 @@ BackgroundFilterDict = BackgroundFilterd
 ContourDict = Contourd
 GrayLevelsDict = GrayLevelsd
 InPlaneSmoothDict = InPlaneSmoothd
+SlicewiseDict = Slicewised

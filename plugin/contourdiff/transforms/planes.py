@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Single planes of a volume that lies in a file, on the grid of another volume."""
+"""Single planes of a volume, on the grid of another one."""
 
 from __future__ import annotations
 
@@ -10,28 +10,37 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import SpatialResample
+from monai.utils import convert_to_numpy
+from nibabel.arrayproxy import ArrayProxy
 from nibabel.volumeutils import apply_read_scaling
 
+SLAB_SLICES = 32
+"""Slices of a file that are read at a time."""
 
-class FilePlanes:
-    """Planes of a NIfTI volume where another grid has its slices: what a picture shows, without a volume of floats.
+
+class Planes:
+    """Planes of a volume where another grid has its slices: what a picture shows, without a resampled volume.
 
     The voxels are held as they are stored; of them, only the part that a plane passes through is scaled and resampled.
 
     Args:
-        path: NIfTI file.
+        source: NIfTI file, or a volume ``(1, H, W, D)``, which is not copied.
         window: values that become 0 and 1, with all beyond clipped, before anything is resampled; ``None`` for none.
     """
 
-    def __init__(self, path: str | Path, window: tuple[float, float] | None = None) -> None:
-        image = nib.load(path)
-        self.affine = np.asarray(image.affine, dtype=np.float64)
+    def __init__(self, source: str | Path | MetaTensor, window: tuple[float, float] | None = None) -> None:
         self.window = window
-        self._stored = image.dataobj.get_unscaled()
-        self._scaling = image.dataobj.slope, image.dataobj.inter
+        self._scaling: tuple[float, float] = 1.0, 0.0
+        if isinstance(source, MetaTensor):
+            self._stored = convert_to_numpy(source[0])
+        else:
+            source = nib.load(source, keep_file_open=True)
+            self._stored = _stored(source.dataobj)
+            self._scaling = source.dataobj.slope, source.dataobj.inter
+        self.affine = np.asarray(source.affine, dtype=np.float64)
 
     def plane(self, target: MetaTensor, axis: int, position: int, mode: str) -> np.ndarray:
-        """One slice of the grid of ``target (C, H, W, D)``, two-dimensional float32; 0 outside of the file's volume.
+        """One slice of the grid of ``target (C, H, W, D)``, two-dimensional float32; 0 outside of the volume.
 
         Args:
             target: volume whose grid is wanted.
@@ -58,13 +67,24 @@ class FilePlanes:
         plane = resample(MetaTensor(values[None], affine=own), torch.as_tensor(affine), shape)
         return np.asarray(plane)[0].take(0, axis=axis)
 
-    def _part(self, to_file: np.ndarray, shape: list[int], axis: int) -> tuple[slice, ...]:
-        """Voxels of the file that the plane passes through: cut along the axis that stands on it, whole otherwise."""
-        own_axis = int(np.argmax(np.abs(to_file[:3, axis])))
+    def _part(self, to_own: np.ndarray, shape: list[int], axis: int) -> tuple[slice, ...]:
+        """Voxels that the plane passes through: cut along the axis that stands on it, whole otherwise."""
+        own_axis = int(np.argmax(np.abs(to_own[:3, axis])))
         corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(shape) - 1)
-        depths = (corners @ to_file[:3, :3].T + to_file[:3, 3])[:, own_axis]
+        depths = (corners @ to_own[:3, :3].T + to_own[:3, 3])[:, own_axis]
         part = [slice(0, size) for size in self._stored.shape]
         size = self._stored.shape[own_axis]
         begin, end = np.clip([np.floor(depths.min()) - 1, np.ceil(depths.max()) + 2], 0, size).astype(int)
         part[own_axis] = slice(int(begin), int(end))
         return tuple(part)
+
+
+def _stored(proxy: ArrayProxy) -> np.ndarray:
+    """All voxels as they are stored; a slab at a time where nothing is scaled, for zipped files are read twofold."""
+    if (proxy.slope, proxy.inter) != (1, 0):
+        return proxy.get_unscaled()
+    voxels = np.empty(proxy.shape, dtype=proxy.dtype, order="F")
+    for start in range(0, proxy.shape[-1], SLAB_SLICES):
+        slab = (..., slice(start, start + SLAB_SLICES))
+        voxels[slab] = proxy[slab]
+    return voxels

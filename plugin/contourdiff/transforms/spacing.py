@@ -124,8 +124,7 @@ class SlabResample(SpatialResample):
             orig_size=tuple(image.shape[1:]),
             transform_info=self.get_transform_info(),
         )
-        source = torch.empty(image.shape, dtype=working, device=image.device).copy_(image.as_tensor())
-        resampled = MetaTensor(sample_slabs(source, torch.as_tensor(affine), shape, **chosen))
+        resampled = MetaTensor(sample_slabs(image.as_tensor().to(working), torch.as_tensor(affine), shape, **chosen))
         return cast(torch.Tensor, resampled.copy_meta_from(noted))
 
     def inverse(self, data: torch.Tensor) -> torch.Tensor:
