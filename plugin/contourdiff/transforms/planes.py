@@ -32,12 +32,12 @@ class Planes:
         self.window = window
         self._scaling: tuple[float, float] = 1.0, 0.0
         if isinstance(source, MetaTensor):
-            self._stored = convert_to_numpy(source[0])
+            affine, self._stored = source.affine, convert_to_numpy(source[0])
         else:
-            source = nib.load(source, keep_file_open=True)
-            self._stored = _stored(source.dataobj)
-            self._scaling = source.dataobj.slope, source.dataobj.inter
-        self.affine = np.asarray(source.affine, dtype=np.float64)
+            image = nib.load(source, keep_file_open=True)
+            affine, self._stored = image.affine, _stored(image.dataobj)
+            self._scaling = image.dataobj.slope, image.dataobj.inter
+        self.affine = np.asarray(affine, dtype=np.float64)
 
     def plane(self, target: MetaTensor, axis: int, position: int, mode: str) -> np.ndarray:
         """One slice of the grid of ``target (C, H, W, D)``, two-dimensional float32; 0 outside of the volume.
