@@ -137,3 +137,4 @@ def test_a_file_in_slabs_is_the_file(name: str, scaling: tuple[float, float], tm
     for position in range(stored.shape[2]):
         plane = planes.plane(volume, 2, position, "nearest")
         np.testing.assert_allclose(plane, np.asarray(volume[0, ..., position]), rtol=1e-6)
+    assert isinstance(planes._stored, np.memmap) == (name == "case.nii")  # not read before it is wanted

@@ -11,7 +11,6 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import SpatialResample
 from monai.utils import convert_to_numpy
-from nibabel.arrayproxy import ArrayProxy
 from nibabel.volumeutils import apply_read_scaling
 
 SLAB_SLICES = 32
@@ -35,7 +34,7 @@ class Planes:
             affine, self._stored = source.affine, convert_to_numpy(source[0])
         else:
             image = nib.load(source, keep_file_open=True)
-            affine, self._stored = image.affine, _stored(image.dataobj)
+            affine, self._stored = image.affine, _stored(image)
             self._scaling = image.dataobj.slope, image.dataobj.inter
         self.affine = np.asarray(affine, dtype=np.float64)
 
@@ -79,9 +78,11 @@ class Planes:
         return tuple(part)
 
 
-def _stored(proxy: ArrayProxy) -> np.ndarray:
-    """All voxels as they are stored; a slab at a time where nothing is scaled, for zipped files are read twofold."""
-    if (proxy.slope, proxy.inter) != (1, 0):
+def _stored(image: nib.Nifti1Image) -> np.ndarray:
+    """All voxels as they are stored: mapped, or, of a zipped file, a slab at a time, for nibabel reads it twofold."""
+    proxy = image.dataobj
+    zipped = Path(image.get_filename()).suffix == ".gz"
+    if not zipped or (proxy.slope, proxy.inter) != (1, 0):
         return proxy.get_unscaled()
     voxels = np.empty(proxy.shape, dtype=proxy.dtype, order="F")
     for start in range(0, proxy.shape[-1], SLAB_SLICES):
