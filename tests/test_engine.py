@@ -15,7 +15,8 @@ from conftest import make_tiny_network
 from test_inferers import RULES, SCHEDULER, as_case, contours, inferer, make_seeded, translate
 from torch._dynamo.testing import CompileCounter
 
-from contourdiff import noise
+from contourdiff import allocator, noise
+from contourdiff.allocator import keep_freed_memory, stop_keeping_freed_memory
 from contourdiff.inferers import ContourTranslationInferer, Denoiser, VolumeRecord, engine
 from contourdiff.inferers.drawer import CandidateDrawer
 from contourdiff.inferers.engine import fitting_batch_size
@@ -363,11 +364,12 @@ def test_kept_memory_is_released_when_told() -> None:
     """Blocks between others that stay are kept when they are freed, handed back afterwards, and not kept any more."""
     code = (
         "import re; from pathlib import Path; import torch\n"
-        "from contourdiff.allocator import keep_freed_memory, release_freed_memory\n"
+        "from contourdiff.allocator import keep_freed_memory, release_freed_memory, stop_keeping_freed_memory\n"
         "held = lambda: int(re.search(r'VmRSS:\\s+(\\d+)', Path('/proc/self/status').read_text())[1]) / 1000\n"
         "if not keep_freed_memory(): raise SystemExit('another C library')\n"
         "before = held(); blocks = [torch.ones(2_500_000) for _ in range(20)]; full = held()\n"
-        "stay = blocks[1::2]; del blocks; kept = held(); taken = release_freed_memory()\n"
+        "stay = blocks[1::2]; del blocks; kept = held()\n"
+        "stop_keeping_freed_memory(); taken = release_freed_memory()\n"
         "print(taken, full - before > 190, full - kept < 20, kept - held() > 90, float(sum(b.sum() for b in stay)))\n"
         "low = held(); blocks = [torch.ones(10_000_000) for _ in range(6)]; full = held(); stay += blocks[1::2]\n"
         "del blocks; print(full - low > 230, full - held() > 110)"
@@ -376,6 +378,19 @@ def test_kept_memory_is_released_when_told() -> None:
     if "another C library" in done.stderr:
         pytest.skip("the C library takes no such settings")
     assert done.stdout.splitlines() == ["True True True True 25000000.0", "True True"], done.stderr
+
+
+def test_what_was_not_kept_is_not_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings of the process's own, such as those of its environment, are left alone."""
+    made: list[dict[int, int]] = []
+    monkeypatch.setattr(allocator, "_set", lambda settings: made.append(settings) or True)
+    monkeypatch.setattr(allocator, "_kept", False)
+    stop_keeping_freed_memory()
+    assert made == []
+    keep_freed_memory()
+    stop_keeping_freed_memory()
+    stop_keeping_freed_memory()
+    assert made == [allocator.KEEP, allocator.RELEASE]
 
 
 def test_rules_of_the_tests_ask_for_further_rounds() -> None:

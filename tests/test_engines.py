@@ -19,6 +19,7 @@ from test_bundle import NAMES, OBLIQUE, make_dataset, run, voxels
 from test_guided import GUIDED_NETWORK, make_guided_network
 from test_inferers import contours, inferer, make_seeded, translate
 
+from contourdiff import allocator, engines
 from contourdiff.datalists import case_of
 from contourdiff.inferers import ContourTranslationInferer
 from contourdiff.transforms import InPlaneSmoothd
@@ -93,6 +94,19 @@ def test_the_last_case_is_written_and_the_next_one_read_while_the_network_works(
     assert read == list(NAMES)
     assert threads == {threading.get_ident()}  # the network stays in the thread of the caller
     assert len(list((tmp_path / "mr").glob("*_mr.json"))) == len(NAMES)
+
+
+@pytest.mark.parametrize("overlap_io", [False, True])
+def test_memory_is_kept_while_the_network_works_and_no_longer(
+    overlap_io: bool, tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A case that is completed beside the network's work does not end it."""
+    stops: list[int] = []
+    stop = engines.stop_keeping_freed_memory
+    monkeypatch.setattr(engines, "stop_keeping_freed_memory", lambda: stops.append(threading.get_ident()) or stop())
+    run(make_dataset(tmp_path / "ct"), tmp_path / "mr", tiny_weights, overlap_io=overlap_io, keep_freed_memory=True)
+    assert stops == [threading.get_ident()] * len(NAMES)
+    assert not allocator._kept
 
 
 @pytest.mark.parametrize("cases_at_once", [1, 3])

@@ -16,7 +16,7 @@ from monai.data import Dataset
 from monai.engines import SupervisedEvaluator
 from monai.engines.utils import IterationEvents
 
-from contourdiff.allocator import release_freed_memory
+from contourdiff.allocator import release_freed_memory, stop_keeping_freed_memory
 from contourdiff.datalists import TranslationCases, case_of
 
 logger = logging.getLogger(__name__)
@@ -170,13 +170,15 @@ def _translate(engine: SupervisedEvaluator, items: Sequence[Item]) -> list[Trans
         inputs: Any = [item["image"].to(engine.state.device, non_blocking=engine.non_blocking) for item in items]
         with engine.mode(engine.network):
             outputs = engine.inferer(inputs, engine.network)
-        release_freed_memory()
         return [Translated(*each) for each in zip(names, items, (output.cpu() for output in outputs), strict=True)]
     except Exception as error:
         if len(items) == 1:
             return [Translated(names[0], items[0], None, error)]
         logger.warning("%s failed together, translating them one by one: %s", ", ".join(names), error)
         return [each for item in items for each in _translate(engine, [item])]
+    finally:
+        stop_keeping_freed_memory()
+        release_freed_memory()
 
 
 def _free(engine: Engine) -> None:
