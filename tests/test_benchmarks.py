@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from benchmarks import loop, memory, rounds, run, scaling
 from benchmarks.contours import in_frame, random_contours
 from benchmarks.sequential import Translation
 from benchmarks.settings import make_network
-
-from contourdiff.inferers.drawer import CandidateDrawer
-from contourdiff.selection import SelectionRules
+from contourdiff.sampling.candidate_pool import CandidatePool
+from contourdiff.sampling.selection import SelectionRules
 
 RULES = SelectionRules(candidates=4, max_rounds=3, mean_threshold=127.0, distance_threshold=900.0)
 SLICES = 100
@@ -88,15 +88,15 @@ def test_the_pass_rate_is_that_of_the_synthetic_candidates() -> None:
 
 def test_work_ahead_takes_no_later_round_before_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     early = []
-    ahead = CandidateDrawer._ahead
+    ahead = CandidatePool._ahead
 
-    def watched(self: CandidateDrawer, count: int, taken: set[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+    def watched(self: CandidatePool, count: int, taken: set[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
         free = ahead(self, count, taken)
         known = {*self._ready, *taken, *free}
         early.extend(place for place in free if (place[0], 0, 0) not in known)
         return free
 
-    monkeypatch.setattr(CandidateDrawer, "_ahead", watched)
+    monkeypatch.setattr(CandidatePool, "_ahead", watched)
     rounds.in_batches(SLICES, 64, 0.1)
     assert early == []
 

@@ -16,39 +16,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIGS, REPOSITORY, TINY_NETWORK, ball_ct, write_nifti
 from monai.bundle import ConfigWorkflow, verify_metadata
 
-from contourdiff.translate import translate
-
-OBLIQUE = np.array([[3.0, 0.2, 0, -40], [-0.2, 2.5, 0.1, 12], [0.0, -0.1, 4.0, -7], [0, 0, 0, 1]])
-NAMES = ("a", "b", "c")
-
-
-def make_dataset(folder: Path, names: tuple[str, ...] = NAMES) -> Path:
-    for number, name in enumerate(names):
-        ct = ball_ct((10, 30, 26), seed=number)
-        write_nifti(folder / f"{name}.nii.gz", ct, OBLIQUE)
-        write_nifti(folder / "labels" / f"{name}.nii.gz", (ct > 200).astype(np.uint8) * (number + 27), OBLIQUE)
-    return folder
-
-
-def run(dataset_dir: Path, output_dir: Path, weights: Path, **settings: object) -> Path:
-    tiny = {
-        "network_def": TINY_NETWORK,
-        "ckpt_path": str(weights),
-        "num_inference_steps": 2,
-        "candidates": 2,
-        "max_rounds": 2,
-        "min_object_mm2": 100.0,
-        "batch_size": 4,
-        "logging_file": False,
-    }
-    return translate(dataset_dir, output_dir, **{**tiny, **settings})  # type: ignore[arg-type]
-
-
-def voxels(path: Path) -> np.ndarray:
-    return np.asarray(nib.load(path).dataobj)
+from helpers import CONFIGS, NAMES, OBLIQUE, REPOSITORY, TINY_NETWORK, ball_ct, make_dataset, run, voxels, write_nifti
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,8 @@ import pytest
 import torch
 from monai.networks.nets.diffusion_model_unet import DiffusionModelUNet
 
-from contourdiff.networks import ContourUNet, load_weights, weights_sha256
+from contourdiff.networks import ContourUNet
+from contourdiff.weights import load_weights, sha256_of
 
 TINY: dict[str, Any] = {
     "channels": (32, 32),
@@ -243,4 +244,4 @@ def test_damaged_weights_load_or_are_refused_clearly(tmp_path: Path) -> None:
 
 
 def test_sha256_is_that_of_the_file(weights: Path) -> None:
-    assert weights_sha256(weights) == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert sha256_of(weights) == hashlib.sha256(weights.read_bytes()).hexdigest()

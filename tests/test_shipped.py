@@ -11,11 +11,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIGS, write_nifti
 
-from contourdiff.evaluation.agreement import evaluate_bundle
-from contourdiff.networks import load_weights, weights_sha256
-from contourdiff.translate import run_example, translate
+from contourdiff.bundle import run_example, translate
+from contourdiff.evaluation.held_out import evaluate_bundle
+from contourdiff.weights import load_weights, sha256_of
+from helpers import CONFIGS, write_nifti
 
 BUNDLE = CONFIGS.parent
 
@@ -37,7 +37,7 @@ def test_weights_are_small_strict_and_named_in_their_model_card(overlay: str | N
     assert Path(parser.get_parsed_content("ckpt_path")) == path
     network = load_weights(parser.get_parsed_content("network_def"), path)
     assert all(torch.isfinite(value).all() for value in network.state_dict().values())
-    assert weights_sha256(path) in (BUNDLE / "docs" / card).read_text()
+    assert sha256_of(path) in (BUNDLE / "docs" / card).read_text()
 
 
 def test_no_weights_lie_about_without_a_card() -> None:

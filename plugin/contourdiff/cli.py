@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _example(folder: str, bundle: str | None) -> None:
-    from contourdiff.translate import run_example
+    from contourdiff.bundle import run_example
 
     output_dir = run_example(folder, bundle)
     sys.stdout.write(
@@ -50,14 +50,14 @@ def _phantom(folder: str, seed: int) -> None:
 
 
 def _translate(dataset_dir: str, output_dir: str, bundle: str | None, overlays: list[str], settings: list[str]) -> None:
-    from contourdiff.translate import translate
+    from contourdiff.bundle import translate
 
     translate(dataset_dir, output_dir, bundle=bundle, overlays=overlays, **_settings(settings))
 
 
 def _agreement(weights: str, output_dir: str, bundle: str | None, settings: list[str]) -> None:
-    from contourdiff.evaluation.agreement import evaluate_bundle
-    from contourdiff.translate import find_bundle
+    from contourdiff.bundle import find_bundle
+    from contourdiff.evaluation.held_out import evaluate_bundle
 
     train_config = str(find_bundle(bundle) / "configs" / "train.json")
     summary = evaluate_bundle(train_config, weights, output_dir, **_settings(settings))
@@ -66,22 +66,22 @@ def _agreement(weights: str, output_dir: str, bundle: str | None, settings: list
 
 
 def _steps(weights: str, output_dir: str, bundle: str | None, **options: Any) -> None:
-    from contourdiff.evaluation.steps import compare_steps
-    from contourdiff.translate import find_bundle
+    from contourdiff.bundle import find_bundle
+    from contourdiff.evaluation.solver_comparison import compare_solvers
 
     train_config = str(find_bundle(bundle) / "configs" / "train.json")
     overrides = _settings(options.pop("settings"))
-    sys.stdout.write(compare_steps(train_config, weights, output_dir, **options, **overrides))
+    sys.stdout.write(compare_solvers(train_config, weights, output_dir, **options, **overrides))
 
 
 def _curve(log_dir: str, path: str) -> None:
-    from contourdiff.evaluation.curves import loss_curve
+    from contourdiff.evaluation.loss_curve import loss_curve
 
     loss_curve(log_dir, path)
 
 
 def _table(smoke: bool, folders: list[str], groups: list[str], mr_training: list[str], **options: Any) -> None:
-    from contourdiff.evaluation.table import TablePlan, run_table
+    from contourdiff.evaluation.experiment import ExperimentPlan, run_experiment
 
     named: dict[str, Any] = {
         "folders": _pairs(folders),
@@ -91,13 +91,13 @@ def _table(smoke: bool, folders: list[str], groups: list[str], mr_training: list
     for name in ("translation", "segmentation", "unconditional"):
         named[name] = _settings(options.pop(name))
     given = {name: value for name, value in (options | named).items() if value not in (None, {})}
-    plan = TablePlan(**given)
-    sys.stdout.write(f"{run_table(plan.smoke() if smoke else plan)}\n")
+    plan = ExperimentPlan(**given)
+    sys.stdout.write(f"{run_experiment(plan.smoke() if smoke else plan)}\n")
 
 
 def _quality(folder: str, output_dir: str, extractor: str | None, **options: Any) -> None:
-    from contourdiff.evaluation.folders import folder_quality, write_quality
-    from contourdiff.evaluation.quality import load_extractor
+    from contourdiff.evaluation.folder_quality import folder_quality, write_quality
+    from contourdiff.metrics.image_quality import load_extractor
 
     if extractor is not None:
         options |= {"extractor": load_extractor(extractor), "extractor_name": extractor}
@@ -108,7 +108,7 @@ def _quality(folder: str, output_dir: str, extractor: str | None, **options: Any
 
 
 def _gap(mr_settings: list[str], settings: list[str], **options: Any) -> None:
-    from contourdiff.evaluation.gap_page import run_gap
+    from contourdiff.evaluation.contour_gap_report import run_gap
 
     sys.stdout.write(f"{run_gap(**options, mr_settings=_settings(mr_settings), **_settings(settings))}\n")
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import nibabel as nib
 import numpy as np
 
-from contourdiff.files import whole_file
+from contourdiff.data.atomic import atomic_write
 
 LABELS = {"L5": 27, "L4": 28, "L3": 29, "L2": 30, "L1": 31}
 """Class numbers of TotalSegmentator, from the lowest lumbar vertebra up."""
@@ -122,7 +122,7 @@ def _write(array: np.ndarray, affine: np.ndarray, path: Path) -> None:
     image.set_qform(affine, code=1)
     image.set_sform(affine, code=1)
     image.header.set_xyzt_units("mm")
-    with whole_file(path) as aside:
+    with atomic_write(path) as aside:
         nib.save(image, aside)
 
 

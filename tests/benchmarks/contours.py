@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from benchmarks.settings import REPOSITORY, Settings, inference_config
-from contourdiff.files import whole_file
+from contourdiff.data.atomic import atomic_write
 from contourdiff.phantom import write_phantom
 
 SIZE_PX = 256
@@ -44,7 +44,7 @@ def middle_contours(settings: Settings, directory: Path) -> tuple[np.ndarray, st
         volume = np.asarray(item["image"][0]) > 0
         start = max(volume.shape[0] // 2 - KEPT_SLICES // 2, 0)
         slices = in_frame(volume[start : start + KEPT_SLICES], SIZE_PX)
-        with whole_file(kept) as aside:
+        with atomic_write(kept) as aside:
             np.save(aside, slices.astype(np.uint8))
     return np.load(kept).astype(np.float32), name
 

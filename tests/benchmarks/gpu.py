@@ -17,7 +17,7 @@ from benchmarks.contours import SIZE_PX, middle_contours
 from benchmarks.loop import CANDIDATES, TOLERANCE, by_inferer
 from benchmarks.sequential import Sampler, Translation, translate_in_sequence
 from benchmarks.settings import Settings, make_network, make_scheduler, table
-from contourdiff.selection import SelectionRules
+from contourdiff.sampling.selection import SelectionRules
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 SIDE = 8192  # of the matrices whose product tells the card's rate

@@ -24,8 +24,9 @@ from tqdm import tqdm
 from benchmarks.contours import middle_contours, random_contours
 from benchmarks.sequential import Sampler, Translation, translate_in_sequence
 from benchmarks.settings import Settings, make_network, make_scheduler, table
-from contourdiff.inferers import ContourTranslationInferer, VolumeRecord
-from contourdiff.selection import SelectionRules
+from contourdiff.inference.inferer import ContourTranslationInferer
+from contourdiff.inference.volume_state import VolumeResult
+from contourdiff.sampling.selection import SelectionRules
 
 VARIANTS = ("paper", "expert", "ours")
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "2147483647", "MALLOC_TOP_PAD_": "536870912"}
@@ -81,7 +82,7 @@ def variant_of(name: str, network: str, contours: torch.Tensor, steps: int, rule
 
 def by_inferer(model: Any, contours: torch.Tensor, steps: int, rules: SelectionRules, **options: Any) -> Translate:
     """Translation of ``contours (slices, H, W)``, framed whole, by our inferer and its ``options``."""
-    records: list[VolumeRecord] = []
+    records: list[VolumeResult] = []
     inferer = ContourTranslationInferer(
         make_scheduler(),
         rules=rules,

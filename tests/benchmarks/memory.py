@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from benchmarks.contours import random_contours
 from benchmarks.settings import MIB, Settings, make_network, make_scheduler, table
-from contourdiff.inferers import ContourTranslationInferer
-from contourdiff.selection import SelectionRules
+from contourdiff.inference.inferer import ContourTranslationInferer
+from contourdiff.sampling.selection import SelectionRules
 
 SLICES = (16, 64, 256)
 BATCH_SIZES = (4, 8, 16)

@@ -13,8 +13,8 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.settings import Settings, table
-from contourdiff.inferers.drawer import CandidateDrawer
-from contourdiff.selection import Choice, SelectionRules, choose
+from contourdiff.sampling.candidate_pool import CandidatePool
+from contourdiff.sampling.selection import Choice, SelectionRules, choose
 
 PASS_RATES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 BATCH_SIZES = (4, 8, 64)
@@ -59,7 +59,7 @@ def in_batches(slices: int, batch_size: int, pass_rate: float, case: str = "a") 
         return torch.stack([candidate_image(item, pass_rate) for item in items])
 
     order = list(range(slices))
-    drawer = CandidateDrawer(
+    drawer = CandidatePool(
         denoise, torch.zeros(slices, 1, 2), case, order, RULES.candidates, RULES.max_rounds, batch_size
     )
     choices = []

@@ -21,7 +21,7 @@ if not __package__:
 from benchmarks import gpu, loop, memory, rounds, scaling, share
 from benchmarks.contours import default_ct
 from benchmarks.settings import Settings, machine, table
-from contourdiff.files import without_nan, write_text
+from contourdiff.data.atomic import without_nan, write_text
 
 logger = logging.getLogger(__name__)
 

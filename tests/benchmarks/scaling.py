@@ -12,8 +12,9 @@ from tqdm import tqdm
 
 from benchmarks.contours import random_contours
 from benchmarks.settings import Settings, make_network, make_scheduler, table
-from contourdiff.inferers import ContourTranslationInferer, VolumeRecord
-from contourdiff.selection import SelectionRules
+from contourdiff.inference.inferer import ContourTranslationInferer
+from contourdiff.inference.volume_state import VolumeResult
+from contourdiff.sampling.selection import SelectionRules
 
 SLICES = (16, 32, 64, 128, 256, 512)
 CANDIDATES, BATCH_SIZE, STEPS, SIZE_PX = 4, 8, 2, 32
@@ -21,7 +22,7 @@ CANDIDATES, BATCH_SIZE, STEPS, SIZE_PX = 4, 8, 2, 32
 
 def network_calls(slices: int, network: nn.Module) -> tuple[int, float]:
     """Batches that are denoised for ``slices`` slices, one round each, and the seconds that this takes."""
-    records: list[VolumeRecord] = []
+    records: list[VolumeResult] = []
     inferer = ContourTranslationInferer(
         make_scheduler(),
         rules=SelectionRules(candidates=CANDIDATES, max_rounds=1),

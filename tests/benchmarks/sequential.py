@@ -13,9 +13,9 @@ import torch
 from diffusers import DDIMScheduler
 from monai.networks.schedulers import Scheduler
 
-from contourdiff.noise import CandidateKey, NoiseStream
-from contourdiff.selection import SelectionRules
-from contourdiff.solvers import spaced_timesteps
+from contourdiff.sampling.noise import CandidateKey, NoiseStream
+from contourdiff.sampling.selection import SelectionRules
+from contourdiff.sampling.solvers import spaced_timesteps
 
 Network = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Pick = tuple[int, int, int]

@@ -16,7 +16,8 @@ from monai.bundle import ConfigParser
 from monai.networks.schedulers import DDPMScheduler, Scheduler
 from torch import nn
 
-from contourdiff.networks import ContourUNet, load_weights
+from contourdiff.networks import ContourUNet
+from contourdiff.weights import load_weights
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BUNDLE = REPOSITORY / "bundles" / "contourdiff_ct2mr"

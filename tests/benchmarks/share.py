@@ -15,9 +15,10 @@ from tqdm import tqdm
 
 from benchmarks.contours import middle_contours, random_contours
 from benchmarks.settings import Settings, make_network, make_scheduler, table
-from contourdiff.inferers import ContourTranslationInferer, engine
-from contourdiff.noise import NoiseStream
-from contourdiff.selection import SelectionRules
+from contourdiff.inference import denoiser as engine
+from contourdiff.inference.inferer import ContourTranslationInferer
+from contourdiff.sampling.noise import NoiseStream
+from contourdiff.sampling.selection import SelectionRules
 
 CANDIDATES, BATCH_SIZE = 4, 8
 

@@ -1,50 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Transforms for MONAI pipelines: background filter, contour, slices."""
+"""Transforms for MONAI pipelines: background filter, contour, in-plane resampling, label classes."""
 
 from __future__ import annotations
 
-from contourdiff.transforms.array import BackgroundFilter, Contour, GrayLevels, InPlaneSmooth, Slicewise
-from contourdiff.transforms.classes import JoinClasses, JoinClassesd, JoinClassesDict
-from contourdiff.transforms.dictionary import (
-    BackgroundFilterd,
-    BackgroundFilterDict,
-    Contourd,
-    ContourDict,
-    GrayLevelsd,
-    GrayLevelsDict,
-    InPlaneSmoothd,
-    InPlaneSmoothDict,
-    Slicewised,
-    SlicewiseDict,
-)
-from contourdiff.transforms.planes import Planes
-from contourdiff.transforms.random import RandContour, RandContourd, RandContourDict
-from contourdiff.transforms.spacing import SlabResample, SlabSpacingd, SlabSpacingDict
-
-__all__ = [
-    "BackgroundFilter",
-    "BackgroundFilterDict",
-    "BackgroundFilterd",
-    "Contour",
-    "ContourDict",
-    "Contourd",
-    "GrayLevels",
-    "GrayLevelsDict",
-    "GrayLevelsd",
-    "InPlaneSmooth",
-    "InPlaneSmoothDict",
-    "InPlaneSmoothd",
-    "JoinClasses",
-    "JoinClassesDict",
-    "JoinClassesd",
-    "Planes",
-    "RandContour",
-    "RandContourDict",
-    "RandContourd",
-    "SlabResample",
-    "SlabSpacingDict",
-    "SlabSpacingd",
-    "Slicewise",
-    "SlicewiseDict",
-    "Slicewised",
-]
+from contourdiff.transforms.background_filter import BackgroundFilter, BackgroundFilterd, BackgroundFilterDict
+from contourdiff.transforms.contour import Contour, Contourd, ContourDict
+from contourdiff.transforms.gray_levels import GrayLevels, GrayLevelsd, GrayLevelsDict
+from contourdiff.transforms.in_plane_resample import ChunkedResample, ChunkedSpacingd, ChunkedSpacingDict
+from contourdiff.transforms.in_plane_smooth import InPlaneSmooth, InPlaneSmoothd, InPlaneSmoothDict
+from contourdiff.transforms.rand_contour import RandContour, RandContourd, RandContourDict
+from contourdiff.transforms.remap_labels import RemapLabels, RemapLabelsd, RemapLabelsDict
+from contourdiff.transforms.slicewise import Slicewise, Slicewised, SlicewiseDict

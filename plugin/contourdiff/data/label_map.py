@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Labelled cases for a segmentation network, and the map that joins the classes of CT and MR."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from monai.utils import ensure_tuple
+
+logger = logging.getLogger(__name__)
+
+SIDES = ("ct", "mr")
+
+
+class LabelMap:
+    """Classes of a segmentation and the label values that belong to each, on the CT's side and on the MR's.
+
+    The file is JSON; a value may be a number or a range of numbers, both ends included::
+
+        {
+            "classes": ["vertebra"],
+            "ct": {"vertebra": ["27-50"]},
+            "mr": {"vertebra": [1, 2, 3, 4, 5, 6, 7]}
+        }
+
+    Values that no class lists are background. The classes are numbered from 1 in their order.
+
+    Args:
+        path: the JSON file.
+
+    Attributes:
+        classes: number -> name, without the background.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is not of this form, or one value belongs to two classes.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"expected a label map at {path}, found none; pass --label_map")
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            names = [str(name) for name in content["classes"]]
+            self._values = {side: _values_of(content[side], names) for side in SIDES}
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(
+                f"expected classes and, for ct and mr, the label values of each class in {path}, got: {error!r}"
+            ) from error
+        if not names or len(set(names)) != len(names):
+            raise ValueError(f"expected one class or more, each named once, in {path}, got {names}")
+        self.classes = dict(enumerate(names, start=1))
+
+    def values(self, side: str) -> dict[int, list[int]]:
+        """Label values of each class on one side: ``{1: [27, 28, ...]}``."""
+        if side not in SIDES:
+            raise ValueError(f"side must be one of {SIDES}, got {side!r}")
+        return {number: self._values[side][name] for number, name in self.classes.items()}
+
+
+def _values_of(side: dict, names: Sequence[str]) -> dict[str, list[int]]:
+    if set(side) != set(names):
+        raise ValueError(f"classes {sorted(names)} but values for {sorted(side)}")
+    values = {name: [value for entry in ensure_tuple(side[name]) for value in _range(entry)] for name in names}
+    every = [value for listed in values.values() for value in listed]
+    if len(set(every)) != len(every):
+        raise ValueError(f"values listed twice: {sorted({value for value in every if every.count(value) > 1})}")
+    return values
+
+
+def _range(entry: int | str) -> range:
+    first, _, last = str(entry).partition("-")
+    numbers = range(int(first), int(last or first) + 1)
+    if len(numbers) == 0 or numbers[0] < 1:
+        raise ValueError(f"{entry!r} is no range of label values above 0")
+    return numbers

@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scores of segmentations: Dice and surface distances in mm, with what was missed told beside every mean."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.metrics import compute_average_surface_distance, compute_dice, compute_hausdorff_distance
+
+from contourdiff.data.atomic import without_nan, write_csv, write_text
+from contourdiff.data.cases import case_of
+
+ALL = "all"
+MEASURES = ("dice", "assd_mm", "assd_penalized_mm", "hd95_mm", "hd95_penalized_mm")
+
+Row = dict[str, Any]
+
+
+def score_case(
+    pred: np.ndarray,
+    label: np.ndarray,
+    classes: Mapping[int, str],
+    spacing_mm: Sequence[float],
+    case: str,
+) -> list[Row]:
+    """Score the segmentation of one case, a row for each class.
+
+    Axes of size 1 are dropped: a slice that is stored as a volume is scored in 2-D, else each pixel is surface.
+    The surface of a structure is its pixels with a neighbor (4 in 2-D, 6 in 3-D) outside of it or of the image.
+
+    ``dice`` is 2 |P and L| / (|P| + |L|). ``assd_mm`` is the mean of the distances of *all* surface pixels of both
+    structures to the other surface, as MONAI computes it, not the mean of the two directed means. ``hd95_mm`` is the
+    larger of the two directed 95th percentiles, interpolated linearly.
+
+    What happens when one of the two is empty:
+
+    - label there, prediction empty: ``missed``. Dice is 0 and the distances are NaN; the penalized distances are the
+      diagonal of the image in mm, as in the BraTS challenges.
+    - label empty, prediction there: ``invented``. Dice and all distances are NaN. It is counted apart; its pixels
+      enter the pooled Dice.
+    - both empty: ``present`` is false, Dice and distances are NaN, and nothing is averaged.
+
+    Args:
+        pred: integer classes, 2-D or 3-D.
+        label: integer classes of the same shape, the reference.
+        classes: number in the arrays -> name. Other numbers are background.
+        spacing_mm: size of a pixel along each axis of the arrays, those of size 1 too.
+        case: id of the case.
+
+    Returns:
+        Rows with ``case``, ``class``, ``dice``, ``assd_mm``, ``hd95_mm``, ``missed``, ``invented``, ``present``,
+        ``assd_penalized_mm``, ``hd95_penalized_mm``, ``intersection``, ``pred_voxels`` and ``label_voxels``.
+
+    Raises:
+        ValueError: if the shapes differ, less than 2 or more than 3 axes are longer than 1, the spacing does not fit,
+            the values are not integers, or there is no class.
+    """
+    pred, label, spacing = _checked(np.asarray(pred), np.asarray(label), spacing_mm, case)
+    if not classes:
+        raise ValueError("expected classes such as {1: 'femur'}, got none; name what is to be scored")
+    diagonal_mm = float(np.linalg.norm(np.multiply(label.shape, spacing)))
+    rows = [
+        {"case": case, "class": name} | _score_structure(pred == number, label == number, spacing, diagonal_mm)
+        for number, name in classes.items()
+    ]
+    if len({row["class"] for row in rows} | {ALL}) != len(rows) + 1:
+        raise ValueError(f"expected a name for each class, none twice nor {ALL!r}, got {dict(classes)}; rename")
+    return rows
+
+
+def summarize_scores(rows: Sequence[Mapping[str, Any]], n_bootstrap: int = 2000, seed: int = 0) -> list[Row]:
+    """Means over cases with 95 % intervals, for each class and for all classes together (``"all"``).
+
+    A mean is over structures that are present. ``dice`` counts a missed one as 0 and ``*_penalized_mm`` as the
+    image's diagonal; ``assd_mm`` and ``hd95_mm`` are of the ``found`` ones only, to be read with ``missed`` beside
+    them. ``dice_pooled`` has the sums of all cases in numerator and denominator, invented pixels too.
+
+    Intervals (``*_low``, ``*_high``) are percentiles 2.5 and 97.5 of means over resampled cases. A case is drawn with
+    all its classes, for they are not independent. Cases of one patient are not either: such an interval is too narrow.
+    With one case it is NaN.
+
+    Args:
+        rows: what :func:`score_case` returned, of all cases.
+        n_bootstrap: how often cases are drawn.
+        seed: seed of the draws.
+
+    Returns:
+        One row for each class in the order of their first appearance, then ``"all"``: ``class``, ``cases`` (with a
+        structure present), ``structures``, ``found``, ``missed``, ``invented``, ``dice_pooled``, and for each of
+        ``MEASURES`` its mean and interval.
+
+    Raises:
+        ValueError: if there are no rows, or two of one case and class.
+    """
+    keys = [(row["case"], row["class"]) for row in rows]
+    if not keys or len(set(keys)) != len(keys):
+        twice = sorted({key for key in keys if keys.count(key) > 1})
+        raise ValueError(f"expected a row for each case and class, got {len(keys)} rows, twice: {twice}; rename files")
+    names = list(dict.fromkeys(row["class"] for row in rows))
+    groups = {name: [row for row in rows if row["class"] == name] for name in names} | {ALL: list(rows)}
+    return [_summary(name, members, n_bootstrap, seed) for name, members in groups.items()]
+
+
+def write_scores(
+    rows: Sequence[Mapping[str, Any]], output_dir: str | Path, settings: Mapping[str, Any] | None = None
+) -> list[Row]:
+    """Write ``scores.csv`` (a line for each case and class), ``scores.md`` (a table) and, last, ``scores.json``.
+
+    Each file appears whole or not at all; ``scores.json`` (summary and settings) is the sign of success. What is not
+    a number is ``null`` in JSON, empty in CSV.
+
+    Args:
+        rows: what :func:`score_case` returned, of all cases.
+        output_dir: folder to write to, made if need be.
+        settings: what the numbers depend on (weights, data), kept beside the summary.
+
+    Returns:
+        What :func:`summarize_scores` returns.
+    """
+    summary, folder = summarize_scores(rows), Path(output_dir)
+    write_csv(folder / "scores.csv", [without_nan(row) for row in rows])
+    write_text(folder / "scores.md", "\n".join(_table(summary, settings or {})) + "\n")
+    content = {"settings": dict(settings or {}), "summary": [without_nan(row) for row in summary]}
+    write_text(folder / "scores.json", json.dumps(content, indent=2, allow_nan=False, default=str) + "\n")
+    return summary
+
+
+class SegmentationScores:
+    """Handler that scores each case of a ``SupervisedEvaluator`` after its postprocessing and writes the scores.
+
+    It reads ``pred`` and ``label`` of the decollated ``engine.state.output``, each ``(1, *spatial)`` of integer
+    classes on one grid. Spacing and case id are those of the label's file.
+
+    Args:
+        classes: see :func:`score_case`.
+        output_dir: where :func:`write_scores` writes when the evaluator has completed.
+        settings: see :func:`write_scores`.
+
+    Attributes:
+        rows: the scores so far; emptied when the evaluator starts.
+    """
+
+    def __init__(
+        self, classes: Mapping[int, str], output_dir: str | Path, settings: Mapping[str, Any] | None = None
+    ) -> None:
+        self.classes = {int(number): name for number, name in classes.items()}  # a JSON config has strings for keys
+        self.output_dir = Path(output_dir)
+        self.settings = settings
+        self.rows: list[Row] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the evaluator."""
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+        engine.add_event_handler(Events.COMPLETED, self.write)
+
+    def start(self, engine: Engine) -> None:
+        """Forget the scores of an earlier run."""
+        self.rows = []
+
+    def __call__(self, engine: Engine) -> None:
+        """Score the cases of one iteration.
+
+        Raises:
+            ValueError: if the output is not decollated, or an item lacks a label that knows its file, or a channel
+                is not the only one.
+        """
+        items: Any = engine.state.output
+        if not isinstance(items, list):
+            raise ValueError(f"expected a list of items, got {type(items).__name__}; set decollate=True")
+        for item in items:
+            pred, label = item["pred"], item["label"]
+            meta = getattr(label, "meta", {})
+            if len(pred) != 1 or len(label) != 1 or "filename_or_obj" not in meta:
+                raise ValueError(
+                    f"expected pred and label (1, *spatial) and a label that knows its file, got {tuple(pred.shape)}, "
+                    f"{tuple(label.shape)} and a label with {sorted(meta)}; load it with LoadImaged, put AsDiscreted "
+                    "(argmax) in postprocessing"
+                )
+            # whole columns: MetaTensor.pixdim takes the upper left corner, which is wrong for a sagittal slice in 2-D
+            spacing_mm = np.linalg.norm(np.asarray(label.affine)[:-1, : label.ndim - 1], axis=0)
+            arrays = [value.detach().cpu().numpy()[0] for value in (pred, label)]
+            self.rows += score_case(arrays[0], arrays[1], self.classes, spacing_mm, case_of(meta["filename_or_obj"]))
+
+    def write(self, engine: Engine) -> None:
+        """Write what was collected."""
+        write_scores(self.rows, self.output_dir, self.settings)
+
+
+def _checked(
+    pred: np.ndarray, label: np.ndarray, spacing_mm: Sequence[float], case: str
+) -> tuple[np.ndarray, np.ndarray, list[float]]:
+    """Both arrays and the spacing without axes of size 1."""
+    if pred.shape != label.shape:
+        raise ValueError(
+            f"{case}: expected prediction and label of one shape, got {pred.shape} and {label.shape}; "
+            "bring the prediction back to the label's grid (Invertd)"
+        )
+    if len(spacing_mm) != label.ndim or not all(0 < size < math.inf for size in spacing_mm):
+        raise ValueError(
+            f"{case}: expected {label.ndim} positive spacings in mm, one for each axis of {label.shape}, "
+            f"got {[float(size) for size in spacing_mm]}; pass those of the label's file"
+        )
+    long_axes = [axis for axis, size in enumerate(label.shape) if size != 1]
+    if len(long_axes) not in (2, 3) or not label.size:
+        raise ValueError(f"{case}: expected a slice or a volume, got shape {label.shape}; take channels apart first")
+    for name, array in (("prediction", pred), ("label", label)):
+        if not np.array_equal(array, np.round(array)):
+            raise ValueError(f"{case}: expected integer classes in the {name}, got fractions or NaN; apply argmax")
+    return np.squeeze(pred), np.squeeze(label), [float(spacing_mm[axis]) for axis in long_axes]
+
+
+def _score_structure(pred: np.ndarray, label: np.ndarray, spacing: list[float], diagonal_mm: float) -> Row:
+    """Scores of one structure, given as two bool masks."""
+    present, found = bool(label.any()), bool(pred.any())
+    y_pred, y = torch.from_numpy(pred)[None, None], torch.from_numpy(label)[None, None]
+    assd = hd95 = math.nan
+    if present and found:  # MONAI answers infinity and warns if one is empty
+        options: dict[str, Any] = {"include_background": True, "spacing": spacing}
+        assd = float(compute_average_surface_distance(y_pred, y, symmetric=True, **options))
+        hd95 = float(compute_hausdorff_distance(y_pred, y, percentile=95, **options))
+    missed = present and not found
+    return {
+        "dice": float(compute_dice(y_pred, y)),
+        "assd_mm": assd,
+        "hd95_mm": hd95,
+        "missed": missed,
+        "invented": found and not present,
+        "present": present,
+        "assd_penalized_mm": diagonal_mm if missed else assd,
+        "hd95_penalized_mm": diagonal_mm if missed else hd95,
+        "intersection": int((pred & label).sum()),
+        "pred_voxels": int(pred.sum()),
+        "label_voxels": int(label.sum()),
+    }
+
+
+def _summary(name: str, rows: Sequence[Mapping[str, Any]], n_bootstrap: int, seed: int) -> Row:
+    """One row of :func:`summarize_scores`."""
+    present, missed = [row for row in rows if row["present"]], sum(row["missed"] for row in rows)
+    voxels = sum(row["pred_voxels"] + row["label_voxels"] for row in rows)
+    summary: Row = {
+        "class": name,
+        "cases": len({row["case"] for row in present}),
+        "structures": len(present),
+        "found": len(present) - missed,
+        "missed": missed,
+        "invented": sum(row["invented"] for row in rows),
+        "dice_pooled": 2 * sum(row["intersection"] for row in rows) / voxels if voxels else math.nan,
+    }
+    for measure in MEASURES:
+        values = [(row["case"], row[measure]) for row in present if not math.isnan(row[measure])]
+        mean, low, high = _mean_with_interval(values, n_bootstrap, seed)
+        summary |= {measure: mean, f"{measure}_low": low, f"{measure}_high": high}
+    return summary
+
+
+def _mean_with_interval(values: Iterable[tuple[str, float]], n_bootstrap: int, seed: int) -> tuple[float, float, float]:
+    """Mean of all values and percentiles 2.5 and 97.5 of such means over resampled cases: ``[(case, value), ...]``."""
+    by_case: dict[str, list[float]] = {}
+    for case, value in values:
+        by_case.setdefault(case, []).append(value)
+    if not by_case:
+        return math.nan, math.nan, math.nan
+    sums = np.array([sum(members) for members in by_case.values()])
+    counts = np.array([len(members) for members in by_case.values()])
+    mean = float(sums.sum() / counts.sum())
+    if len(by_case) == 1:
+        return mean, math.nan, math.nan
+    drawn = np.random.default_rng(seed).integers(len(sums), size=(n_bootstrap, len(sums)))
+    low, high = np.percentile(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1), [2.5, 97.5])
+    return mean, float(low), float(high)
+
+
+def _table(summary: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> list[str]:
+    """Lines of the table for humans: no mean of distances stands without its count of missed structures."""
+    lines = [
+        "| class | cases | missed | invented | Dice | pooled Dice | ASSD of found, mm | ASSD, missed penalized, mm "
+        "| HD95 of found, mm | HD95, missed penalized, mm |",
+        "|---" * 10 + "|",
+    ]
+    for row in summary:
+        dice, *distances = (_cell(row, measure, 3 if measure == "dice" else 2) for measure in MEASURES)
+        pooled = _number(row["dice_pooled"], 3)
+        missed = f"missed {row['missed']} of {row['structures']}"
+        cells = [row["class"], row["cases"], missed, row["invented"], dice, pooled, *distances]
+        lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
+    lines += [
+        "",
+        "Means with 95 % bootstrap intervals over cases. Dice counts a missed structure as 0. A penalized distance "
+        "counts it as the diagonal of the image; a distance of found structures leaves it out.",
+        "",
+    ]
+    return lines + [f"- {name}: {value}" for name, value in settings.items()]
+
+
+def _cell(row: Mapping[str, Any], measure: str, digits: int) -> str:
+    mean, low, high = (_number(row[key], digits) for key in (measure, f"{measure}_low", f"{measure}_high"))
+    return mean if low == "n/a" else f"{mean} [{low}, {high}]"
+
+
+def _number(value: float, digits: int) -> str:
+    return "n/a" if math.isnan(value) else f"{value:.{digits}f}"

@@ -1,0 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From random numbers to chosen slices, in torch alone."""
+
+from __future__ import annotations

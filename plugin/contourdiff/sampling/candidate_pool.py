@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Candidates on demand: what a batch has room for beside the slice in hand is filled with work that comes next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+Place = tuple[int, int, int]
+"""(slice, round, candidate)"""
+
+
+class CandidatePool:
+    """Candidates of one volume, denoised in full batches across slices and rounds.
+
+    A batch that the slice in hand does not fill takes, in this order: first rounds of the slices that come next, which
+    are always needed; then further rounds of the slice in hand and of those whose first round is drawn, which may be
+    needed, and cost nothing because the batch is computed anyway. How far it looks ahead is bounded by the size of two
+    batches of first rounds, so that memory does not grow with the number of slices.
+
+    Args:
+        denoise: ``(contours (N, 1, H, W), (case, slice, round, candidate) of each) -> (N, H, W)``, for up to
+            ``batch_size`` items.
+        contours: ``(slices, H, W)``, of all slices of the volume.
+        case: id of the volume.
+        order: slices in the order in which they will be asked for.
+        candidates: candidates a round.
+        max_rounds: rounds that a slice may ask for.
+        batch_size: items in a call of ``denoise``.
+    """
+
+    def __init__(
+        self,
+        denoise: Callable[[torch.Tensor, Sequence[tuple[str, int, int, int]]], torch.Tensor],
+        contours: torch.Tensor,
+        case: str,
+        order: Sequence[int],
+        candidates: int,
+        max_rounds: int,
+        batch_size: int,
+    ) -> None:
+        self._denoise = denoise
+        self._contours = contours
+        self._case = case
+        self._order = list(order)
+        self._candidates = candidates
+        self._max_rounds = max_rounds
+        self._batch_size = batch_size
+        self._ready: dict[Place, torch.Tensor] = {}
+        self._asked: dict[int, int] = {}
+        self._position = 0
+
+    def __call__(self, slice_index: int, round_: int) -> torch.Tensor:
+        """All candidates of one round of one slice: ``(candidates, H, W)``."""
+        self._asked[slice_index] = round_
+        wanted = self._round(slice_index, round_)
+        missing = [place for place in wanted if place not in self._ready]
+        while missing:
+            batch, missing = missing[: self._batch_size], missing[self._batch_size :]
+            batch += self._ahead(self._batch_size - len(batch), {*batch, *missing})
+            contours = self._contours[[place[0] for place in batch]][:, None]
+            images = self._denoise(contours, [(self._case, *place) for place in batch])
+            self._ready.update(zip(batch, images, strict=True))
+        return torch.stack([self._ready[place] for place in wanted])
+
+    def drawn(self, slice_index: int) -> torch.Tensor:
+        """Every candidate that was asked for, of all rounds of a slice that is not forgotten: ``(N, H, W)``."""
+        rounds = range(self._asked[slice_index] + 1)
+        return torch.stack([self._ready[place] for round_ in rounds for place in self._round(slice_index, round_)])
+
+    def forget(self, slice_index: int) -> None:
+        """Free the candidates of a slice that has been chosen; slices are forgotten in the order of the walk."""
+        self._ready = {place: image for place, image in self._ready.items() if place[0] != slice_index}
+        self._position = self._order.index(slice_index, self._position) + 1
+
+    def _round(self, slice_index: int, round_: int) -> list[Place]:
+        return [(slice_index, round_, candidate) for candidate in range(self._candidates)]
+
+    def _ahead(self, count: int, taken: set[Place]) -> list[Place]:
+        """Up to ``count`` places that are neither ready nor ``taken``."""
+        near = self._order[self._position : self._position + 1 + -(-2 * self._batch_size // self._candidates)]
+        current, following = near[:1], near[1:]
+        waiting = sum(place[0] not in current for place in self._ready)
+        rounds = [(index, 0) for index in following if waiting < 2 * self._batch_size]
+        rounds += [(index, round_) for round_ in range(1, self._max_rounds) for index in current]
+        begun = [index for index in following if (index, 0, 0) in self._ready or (index, 0) in rounds]
+        rounds += [(index, round_) for round_ in range(1, self._max_rounds) for index in begun]
+        places = (place for index, round_ in rounds for place in self._round(index, round_))
+        free = [place for place in places if place not in self._ready and place not in taken]
+        return free[:count]

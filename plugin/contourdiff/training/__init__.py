@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parts of a training: inferer, slices, handlers."""
+
+from __future__ import annotations
+
+from contourdiff.training.inferer import ContourDiffusionInferer, ContourPrepareBatch
+from contourdiff.training.slice_dataset import SliceDataset

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Dictionary versions of :mod:`contourdiff.transforms.contour`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any
+
+from monai.config import KeysCollection
+from monai.transforms import MapTransform
+from monai.utils import ensure_tuple
+
+
+class KeyedTransform(MapTransform):
+    """An array transform, applied to the item of every key.
+
+    Args:
+        keys: items to transform.
+        transform: the array transform.
+        output_keys: where the results go, one for each key; ``None`` replaces the items.
+        allow_missing_keys: do not raise where a key is absent.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        transform: Callable[[Any], Any],
+        output_keys: KeysCollection | None = None,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.output_keys = self.keys if output_keys is None else ensure_tuple(output_keys)
+        if len(self.output_keys) != len(self.keys):
+            raise ValueError(f"expected one output key for each of {self.keys}, got {self.output_keys}")
+        self.transform = transform
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Put the transformed item of every key of ``data`` under its output key."""
+        out = dict(data)
+        for key, output_key in self.key_iterator(out, self.output_keys):
+            out[output_key] = self.transform(out[key])
+        return out

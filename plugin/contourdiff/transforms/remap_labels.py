@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Label values of a source joined to the classes of a segmentation."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from monai.config import KeysCollection, NdarrayOrTensor
+from monai.transforms import Transform
+from monai.utils import convert_to_dst_type, convert_to_numpy
+
+from contourdiff.data.label_map import LabelMap
+from contourdiff.transforms.keyed import KeyedTransform
+
+
+class RemapLabels(Transform):
+    """Replace label values by class numbers; a value that no class lists becomes 0.
+
+    MONAI's ``MapLabelValue`` leaves such values as they are, so that a label of another organ would count as a class.
+
+    Args:
+        label_map: a :class:`contourdiff.data.label_map.LabelMap` or its file.
+        side: whose values come in, ``"ct"`` or ``"mr"``.
+    """
+
+    def __init__(self, label_map: LabelMap | str, side: str) -> None:
+        loaded = label_map if isinstance(label_map, LabelMap) else LabelMap(label_map)
+        self.values = loaded.values(side)
+
+    def __call__(self, img: NdarrayOrTensor) -> NdarrayOrTensor:
+        """Label of any shape -> class numbers of that shape, float32 as MONAI's losses and resampling want it."""
+        data = np.rint(convert_to_numpy(img)).astype(np.int64)
+        out = np.zeros(data.shape, dtype=np.float32)
+        for number, values in self.values.items():
+            out[np.isin(data, values)] = number
+        return convert_to_dst_type(out, img, dtype=torch.float32)[0]
+
+
+class RemapLabelsd(KeyedTransform):
+    """Dictionary version of :class:`RemapLabels`."""
+
+    def __init__(
+        self, keys: KeysCollection, label_map: LabelMap | str, side: str, allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, RemapLabels(label_map, side), allow_missing_keys=allow_missing_keys)
+
+
+RemapLabelsDict = RemapLabelsd

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Apply a transform slice by slice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection, NdarrayOrTensor
+from monai.transforms import Transform
+from monai.utils import convert_to_dst_type, convert_to_numpy
+
+from contourdiff.transforms.keyed import KeyedTransform
+
+
+class Slicewise(Transform):
+    """Another transform, slice by slice, so that only a slice at a time takes the memory of its steps.
+
+    Args:
+        transform: takes and returns a slice ``(H, W)`` of the same shape, such as MONAI's ``ScaleIntensityRange``.
+        slice_axis: spatial axis along which slices are stacked, 0 for the first after the channel.
+    """
+
+    def __init__(self, transform: Callable[[Any], Any], slice_axis: int = 0) -> None:
+        self.transform = transform
+        self.slice_axis = slice_axis
+
+    def __call__(self, img: NdarrayOrTensor) -> NdarrayOrTensor:
+        """Transform ``img``, ``(C, H, W)`` or ``(C, H, W, D)`` -> the same shape, float32."""
+        return slicewise(img, self.slice_axis, self.transform)
+
+
+def slicewise(img: NdarrayOrTensor, slice_axis: int, function: Callable[[np.ndarray], np.ndarray]) -> NdarrayOrTensor:
+    """Apply ``function`` to every slice ``(H, W)`` of ``img``, ``(C, H, W)`` or ``(C, H, W, D)``: the same shape."""
+    data = convert_to_numpy(img)
+    if data.ndim == 3:
+        data, slice_axis = data[:, None], 0
+    elif data.ndim != 4:
+        raise ValueError(
+            f"expected (C, H, W) or (C, H, W, D), got shape {data.shape}; add EnsureChannelFirstd to preprocessing"
+        )
+    if not 0 <= slice_axis <= 2:
+        raise ValueError(f"slice_axis must be 0, 1 or 2, got {slice_axis}")
+    out = np.empty(data.shape, dtype=np.float32)
+    target, source = np.moveaxis(out, slice_axis + 1, 1), np.moveaxis(data, slice_axis + 1, 1)
+    for channel in range(source.shape[0]):
+        for index in range(source.shape[1]):
+            target[channel, index] = function(source[channel, index])
+    return convert_to_dst_type(out.reshape(img.shape), img, dtype=torch.float32)[0]
+
+
+class Slicewised(KeyedTransform):
+    """Dictionary version of :class:`Slicewise`."""
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        transform: Callable[[Any], Any],
+        slice_axis: int = 0,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, Slicewise(transform, slice_axis), allow_missing_keys=allow_missing_keys)
+
+
+SlicewiseDict = Slicewised

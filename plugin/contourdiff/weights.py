@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Load weights strictly, from files that hold tensors only."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import struct
+from pathlib import Path
+
+import torch
+from torch import nn
+
+DAMAGED = (
+    pickle.UnpicklingError,
+    struct.error,
+    OSError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+)
+
+
+def start_weights(network: nn.Module, path: str | Path | None) -> nn.Module:
+    """Load weights to start a training from, strictly; without a ``path`` the network stays as it was drawn."""
+    return load_weights(network, path).train() if path else network
+
+
+def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
+    """Load a state dict of tensors into ``network``, strictly, and return the network in evaluation mode.
+
+    Args:
+        network: the network that the weights were trained for.
+        path: a file written by ``torch.save(network.state_dict(), path)``; half precision is cast to the network's.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is damaged, holds anything but tensors, or its keys or shapes are not the network's.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"expected weights at {path}, found none; pass --ckpt_path or train a model first")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except DAMAGED as error:
+        first_line = str(error).strip().split("\n")[0][:200]
+        raise ValueError(
+            f"expected {path} to be an undamaged file of tensors (weights_only=True); reading it failed: {first_line}; "
+            "copy or train it again"
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise ValueError(f"expected a state dict of tensors in {path}, got something else; save network.state_dict()")
+    _check_state(network.state_dict(), state, path)
+    network.load_state_dict(state, strict=True)
+    return network.eval()
+
+
+def _check_state(expected: dict[str, torch.Tensor], state: dict[str, torch.Tensor], path: Path) -> None:
+    missing, unknown = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+    shapes = [key for key in expected.keys() & state.keys() if expected[key].shape != state[key].shape]
+    if missing or unknown or shapes:
+        raise ValueError(
+            f"the weights in {path} are of another network: {len(missing)} keys missing {missing[:2]}, "
+            f"{len(unknown)} unknown {unknown[:2]}, {len(shapes)} of another shape {sorted(shapes)[:2]}; "
+            "use the network_def that they were trained with"
+        )
+
+
+def sha256_of(path: str | Path) -> str:
+    """SHA-256 of a weights file in hexadecimal, as recorded beside every translation."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()

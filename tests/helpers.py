@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What tests share: the bundle's folder, small networks, small volumes, and a run of the bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.networks.schedulers import DDPMScheduler
+from scipy.spatial.transform import Rotation
+
+from contourdiff.inference.inferer import ContourTranslationInferer
+from contourdiff.networks import ContourUNet
+from contourdiff.sampling.selection import SelectionRules
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+CONFIGS = REPOSITORY / "bundles" / "contourdiff_ct2mr" / "configs"
+
+
+DATA = REPOSITORY.parent / "shared" / "data"
+
+
+TINY_NETWORK = {
+    "_target_": "contourdiff.networks.ContourUNet",
+    "patch_size": 2,
+    "channels": [32, 32],
+    "attention_levels": [False, False],
+    "num_res_blocks": 1,
+    "num_head_channels": 32,
+}
+
+
+def make_tiny_network() -> ContourUNet:
+    """Untrained, but with an output that depends on the contour: the last layer is drawn, not zero."""
+    network = ContourUNet(**{key: value for key, value in TINY_NETWORK.items() if key != "_target_"})
+    torch.nn.init.normal_(network.out[2].conv.weight, std=0.05)
+    return network.eval()
+
+
+def ball_ct(shape: tuple[int, int, int] = (24, 40, 36), seed: int = 0) -> np.ndarray:
+    """A body of soft tissue with a bone in it, in air: int16 HU."""
+    grid = np.meshgrid(*[np.linspace(-1, 1, n) for n in shape], indexing="ij")
+    radius = np.sqrt(sum(x**2 for x in grid))
+    volume = np.full(shape, -1000.0)
+    volume[radius < 0.95] = 40
+    volume[(np.abs(grid[0]) < 0.6) & (np.hypot(grid[1] + 0.3, grid[2]) < 0.3)] = 500
+    volume += np.random.default_rng(seed).normal(0, 10, shape)
+    return volume.astype(np.int16)
+
+
+def write_nifti(path: Path, data: np.ndarray, affine: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = nib.Nifti1Image(data, affine)
+    image.set_sform(affine, 2)
+    image.set_qform(affine, 1)
+    nib.save(image, path)
+    return path
+
+
+def oblique_affine(spacing_mm: tuple[float, float, float]) -> np.ndarray:
+    affine = np.eye(4)
+    affine[:3, :3] = Rotation.from_euler("xyz", (11, -7, 5), degrees=True).as_matrix() * spacing_mm
+    affine[:3, 3] = (7.1, -31.7, 12.9)
+    return affine
+
+
+def assert_same_grid(result: nib.Nifti1Image, source: nib.Nifti1Image) -> None:
+    assert result.shape == source.shape
+    np.testing.assert_array_equal(result.affine, source.affine)
+    for field in ("sform_code", "qform_code", "srow_x", "srow_y", "srow_z", "quatern_b", "qoffset_x", "pixdim"):
+        np.testing.assert_array_equal(result.header[field], source.header[field])
+
+
+SCHEDULER = DDPMScheduler(num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, prediction_type="v_prediction")
+
+
+RULES = SelectionRules(candidates=3, max_rounds=3, mean_threshold=120.0, distance_threshold=2500.0)
+
+
+def contours(seed: int = 0, shape: tuple[int, int, int] = (7, 21, 18)) -> torch.Tensor:
+    volume = (torch.rand(shape, generator=torch.Generator().manual_seed(seed)) > 0.8).float()
+    volume[0] = volume[3] = 0
+    return volume
+
+
+def as_case(volumes: list[torch.Tensor], names: list[str]) -> MetaTensor:
+    batch = MetaTensor(torch.stack(volumes)[:, None])
+    batch.meta = {"filename_or_obj": [f"folder/{name}.nii.gz" for name in names]}
+    batch.applied_operations = [[] for _ in names]
+    batch.is_batch = True
+    return batch
+
+
+def inferer(**options: object) -> ContourTranslationInferer:
+    settings = {"rules": RULES, "num_inference_steps": 3, "batch_size": 4, "margin_px": 2, "progress": False}
+    return ContourTranslationInferer(SCHEDULER, **{**settings, **options})  # type: ignore[arg-type]
+
+
+def translate(volume: torch.Tensor, name: str = "a", **options: object) -> torch.Tensor:
+    return inferer(**options)(as_case([volume], [name]), make_seeded()).as_tensor()[0, 0]  # type: ignore[attr-defined]
+
+
+def make_seeded() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return make_tiny_network()
+
+
+OBLIQUE = np.array([[3.0, 0.2, 0, -40], [-0.2, 2.5, 0.1, 12], [0.0, -0.1, 4.0, -7], [0, 0, 0, 1]])
+
+
+NAMES = ("a", "b", "c")
+
+
+def make_dataset(folder: Path, names: tuple[str, ...] = NAMES) -> Path:
+    for number, name in enumerate(names):
+        ct = ball_ct((10, 30, 26), seed=number)
+        write_nifti(folder / f"{name}.nii.gz", ct, OBLIQUE)
+        write_nifti(folder / "labels" / f"{name}.nii.gz", (ct > 200).astype(np.uint8) * (number + 27), OBLIQUE)
+    return folder
+
+
+def run(dataset_dir: Path, output_dir: Path, weights: Path, **settings: object) -> Path:
+    tiny = {
+        "network_def": TINY_NETWORK,
+        "ckpt_path": str(weights),
+        "num_inference_steps": 2,
+        "candidates": 2,
+        "max_rounds": 2,
+        "min_object_mm2": 100.0,
+        "batch_size": 4,
+        "logging_file": False,
+    }
+    return translate(dataset_dir, output_dir, **{**tiny, **settings})  # type: ignore[arg-type]
+
+
+def voxels(path: Path) -> np.ndarray:
+    return np.asarray(nib.load(path).dataobj)
+
+
+GUIDED_NETWORK = {**TINY_NETWORK, "in_channels": 3}
+
+
+def make_guided_network() -> ContourUNet:
+    torch.manual_seed(0)
+    network = ContourUNet(**{key: value for key, value in GUIDED_NETWORK.items() if key != "_target_"})
+    torch.nn.init.normal_(network.out[2].conv.weight, std=0.05)
+    return network.eval()
+
+
+def make_mr(folder: Path) -> Path:
+    """Three volumes of four slices and three single slices, with stripes to see contours of."""
+    rng = np.random.default_rng(0)
+    for number in range(6):
+        image = np.zeros((4 if number < 3 else 1, 40, 44), dtype=np.uint8)
+        image[:, 4:36, 5:40] = 90
+        for stripe in range(8, 34, 6):
+            image[:, 6:34, stripe : stripe + 3] = rng.integers(140, 250)
+        write_nifti(folder / f"mr{number}.nii.gz", image, np.diag([4.0, 2.2, 2.2, 1.0]))
+    (folder / "index.csv").write_text(
+        "file,split\n" + "".join(f"mr{n}.nii.gz,{'val' if n in (2, 5) else 'train'}\n" for n in range(6))
+    )
+    return folder
+
+
+def settings(dataset_dir: Path, output_dir: Path, **changes: object) -> dict[str, object]:
+    return {
+        "config_file": [str(CONFIGS / "train.json"), str(CONFIGS / "cpu.json")],
+        "logging_file": False,
+        "dataset_dir": str(dataset_dir),
+        "datalist": "index.csv",
+        "output_dir": str(output_dir),
+        "network_def": TINY_NETWORK,
+        "image_size_px": [32, 32],
+        "min_object_mm2": 100.0,
+        "batch_size": 3,
+        "epoch_length": 4,
+        "max_epochs": 4,
+        "warmup_steps": 2,
+        "val_interval": 2,
+        "picture_interval": 4,
+        **changes,
+    }

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training with train.json itself: it learns, resumes as if it had never stopped, and cuts volumes into slices."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import monai.bundle
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Events
+from monai.bundle import ConfigWorkflow
+from monai.transforms import RandFlipd
+
+from contourdiff.data.cases import TranslationCases, case_of, training_cases
+from contourdiff.networks import ContourUNet
+from contourdiff.training.slice_dataset import SliceDataset
+from contourdiff.weights import load_weights
+from helpers import TINY_NETWORK, make_mr, settings, write_nifti
+
+
+def tensors(path: Path) -> dict[str, torch.Tensor]:
+    checkpoint = torch.load(path, weights_only=True)
+    return {f"{part}.{key}": value for part in ("network", "ema") for key, value in checkpoint[part].items()}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("training")
+    dataset_dir = make_mr(folder / "mr")
+    monai.bundle.run(**settings(dataset_dir, folder / "whole"))  # type: ignore[arg-type]
+    return dataset_dir, folder / "whole"
+
+
+def test_resume_equals_no_stop(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    """Stopped for good after epoch 2 of 4, in another workflow from its checkpoint to the end: the same to the bit."""
+    dataset_dir, whole = trained
+    workflow = ConfigWorkflow(workflow_type="train", **settings(dataset_dir, tmp_path))  # type: ignore[arg-type]
+    workflow.initialize()
+    trainer = workflow.parser.get_parsed_content("train#trainer")
+    trainer.add_event_handler(Events.EPOCH_COMPLETED(once=2), trainer.terminate)
+    workflow.run()
+    assert trainer.state.iteration == 8
+    checkpoint = tmp_path / "checkpoint_epoch=2.pt"
+    torch.manual_seed(12345)
+    monai.bundle.run(**settings(dataset_dir, tmp_path, resume_from=str(checkpoint)))  # type: ignore[arg-type]
+    expected, got = tensors(whole / "checkpoint_epoch=4.pt"), tensors(tmp_path / "checkpoint_epoch=4.pt")
+    assert expected.keys() == got.keys()
+    for key, value in expected.items():
+        assert torch.equal(value, got[key]), key
+
+
+def test_saved_model_is_the_moving_average_and_loads_strictly(trained: tuple[Path, Path]) -> None:
+    _, whole = trained
+    network = ContourUNet(**{key: value for key, value in TINY_NETWORK.items() if key != "_target_"})
+    load_weights(network, whole / "model.pt")
+    ema = {key[4:]: value for key, value in tensors(whole / "checkpoint_epoch=4.pt").items() if key.startswith("ema.")}
+    raw = tensors(whole / "checkpoint_epoch=4.pt")
+    for key, value in network.state_dict().items():
+        assert torch.equal(value, ema[key])
+    assert any(not torch.equal(ema[key], raw[f"network.{key}"]) for key in ema)
+    assert (whole / "translations_00004.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_loss_falls(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    """With fixed noise and timesteps the validation loss can be compared between epochs."""
+    dataset_dir, _ = trained
+    changes = {"max_epochs": 6, "epoch_length": 40, "val_interval": 2, "picture_interval": 100, "ema_momentum": 0.1}
+    workflow = ConfigWorkflow(workflow_type="train", **settings(dataset_dir, tmp_path, **changes))  # type: ignore[arg-type]
+    workflow.initialize()
+    losses: list[float] = []
+    evaluator = workflow.parser.get_parsed_content("validate#evaluator")
+    evaluator.add_event_handler(Events.COMPLETED, lambda engine: losses.append(engine.state.metrics["val_loss"]))
+    workflow.run()
+    assert len(losses) == 3
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def losses_of(dataset_dir: Path, output_dir: Path, **changes: object) -> list[float]:
+    """Losses of every step; the state of the generators before the run is arbitrary."""
+    torch.manual_seed(int.from_bytes(output_dir.name.encode()[-4:], "big"))
+    np.random.seed(len(output_dir.name))  # what MONAI's transforms start from
+    plan = {"max_epochs": 2, "epoch_length": 25, "val_interval": 2, "picture_interval": 100, **changes}
+    workflow = ConfigWorkflow(workflow_type="train", **settings(dataset_dir, output_dir, **plan))  # type: ignore[arg-type]
+    workflow.initialize()
+    losses: list[float] = []
+    trainer = workflow.parser.get_parsed_content("train#trainer")
+    trainer.add_event_handler(
+        Events.ITERATION_COMPLETED, lambda engine: losses.append(float(engine.state.output["loss"]))
+    )
+    workflow.run()
+    return losses
+
+
+def test_same_seed_same_losses_for_fifty_steps(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    dataset_dir, _ = trained
+    first = losses_of(dataset_dir, tmp_path / "first")
+    assert len(first) == 50
+    assert losses_of(dataset_dir, tmp_path / "another") == first
+    assert losses_of(dataset_dir, tmp_path / "other_seed", seed=1) != first
+
+
+def test_mixed_precision_trains_on_any_device(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    """In bfloat16 the losses are near those of float32, and not the same; weights and their average stay float32."""
+    dataset_dir, _ = trained
+    exact = losses_of(dataset_dir, tmp_path / "float32", max_epochs=1)
+    mixed = losses_of(dataset_dir, tmp_path / "bfloat16", max_epochs=1, amp=True)
+    assert mixed != exact
+    np.testing.assert_allclose(mixed, exact, rtol=0.05)
+    state = torch.load(tmp_path / "bfloat16" / "model.pt", weights_only=True)
+    assert {value.dtype for value in state.values()} == {torch.float32}
+
+
+def test_training_list_forms(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    dataset_dir, _ = trained
+    assert [case_of(item["image"]) for item in training_cases(dataset_dir, "val", "index.csv")] == ["mr2", "mr5"]
+    (tmp_path / "list.json").write_text('{"training": ["mr0.nii.gz"], "validation": [{"image": "mr1.nii.gz"}]}')
+    assert [case_of(i["image"]) for i in training_cases(dataset_dir, "val", tmp_path / "list.json")] == ["mr1"]
+    both = [training_cases(dataset_dir, split, val_percent=40) for split in ("train", "val")]
+    assert sorted(item["image"] for part in both for item in part) == sorted(
+        str(path) for path in dataset_dir.glob("*.nii.gz")
+    )
+    with pytest.raises(ValueError, match=r"no image of split 'train' matches 't2/\*'"):
+        training_cases(dataset_dir, "train", "index.csv", "t2/*")
+    with pytest.raises(FileNotFoundError, match=r"expected a folder of MR images at .*nowhere; pass --dataset_dir"):
+        training_cases(tmp_path / "nowhere", "train")
+
+
+def test_slices_of_volumes_along_each_axis() -> None:
+    volume = torch.zeros(1, 5, 6, 7)
+    volume[:, 1:4] = torch.rand(1, 3, 6, 7) + 0.1
+    for axis in range(3):
+        moved = volume.moveaxis(1, axis + 1)
+        dataset = SliceDataset([{"image": moved}, {"image": moved}], slice_axis=axis)
+        assert len(dataset) == 6
+        for item, position in zip(range(6), (1, 2, 3, 1, 2, 3), strict=True):
+            assert torch.equal(dataset[item]["image"], volume[:, position])
+    with pytest.raises(ValueError, match="no slice along axis 0 has 5% foreground"):
+        SliceDataset([{"image": torch.zeros(1, 2, 4, 4)}])
+
+
+def test_slice_dataset_seeds_its_transform() -> None:
+    dataset = SliceDataset(
+        [{"image": torch.rand(1, 1, 8, 8) + 0.1}], transform=RandFlipd("image", prob=0.5, spatial_axis=0)
+    )
+    draws = []
+    for seed in (1, 1, 2):
+        dataset.set_random_state(seed)
+        draws.append([bool(torch.equal(dataset[0]["image"], dataset.volumes[0]["image"][:, 0])) for _ in range(20)])
+    assert draws[0] == draws[1] != draws[2]
+
+
+def test_translation_cases_refuse_two_files_of_one_case(tmp_path: Path) -> None:
+    for name in ("a.nii", "a.nii.gz"):
+        write_nifti(tmp_path / name, np.full((4, 5, 6), -1000, np.int16), np.eye(4))
+    with pytest.raises(ValueError, match="expected one file a case, got twice: \\['a'\\]"):
+        TranslationCases(tmp_path, tmp_path)
