@@ -15,8 +15,9 @@ from tqdm import tqdm
 
 from benchmarks.contours import SIZE_PX, middle_contours
 from benchmarks.loop import CANDIDATES, TOLERANCE, by_inferer
-from benchmarks.sequential import Sampler, Translation, translate_in_sequence
+from benchmarks.sequential import SequentialSampler, Translation, translate_in_sequence
 from benchmarks.settings import Settings, make_network, make_scheduler, table
+from contourdiff.inference.inferer import Execution
 from contourdiff.sampling.selection import SelectionRules
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -90,11 +91,11 @@ def _loops(name: str, contours: torch.Tensor, steps: int, rounds: int) -> tuple[
 
     def paper() -> Translation:
         with torch.no_grad():
-            sampler = Sampler(plain, make_scheduler(), steps, CANDIDATES)
+            sampler = SequentialSampler(plain, make_scheduler(), steps, CANDIDATES)
             return translate_in_sequence(contours, sampler, RULES)
 
     def ours(batch_size: int, amp: bool) -> Callable[[], Translation]:
-        return by_inferer(fused, contours, steps, RULES, batch_size=batch_size, amp=amp)
+        return by_inferer(fused, contours, steps, RULES, Execution(batch_size=batch_size, amp=amp))
 
     ways: dict[str, Callable[[], Translation]] = {
         "paper": paper,

@@ -22,10 +22,10 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.contours import middle_contours, random_contours
-from benchmarks.sequential import Sampler, Translation, translate_in_sequence
+from benchmarks.sequential import SequentialSampler, Translation, translate_in_sequence
 from benchmarks.settings import Settings, make_network, make_scheduler, table
-from contourdiff.inference.inferer import ContourTranslationInferer
-from contourdiff.inference.volume_state import VolumeResult
+from contourdiff.inference.inferer import ContourTranslationInferer, Execution
+from contourdiff.sampling.sampler import Sampler
 from contourdiff.sampling.selection import SelectionRules
 
 VARIANTS = ("paper", "expert", "ours")
@@ -65,39 +65,29 @@ def variant_of(name: str, network: str, contours: torch.Tensor, steps: int, rule
     """Translation of ``contours (slices, H, W)`` by one of ``VARIANTS``, to be called without arguments."""
     scheduler = make_scheduler()
     if name == "ours":
-        acceleration = "lean" if network == "paper" else "trace"  # as docs/performance.md recommends
-        options = {"batch_size": rules.candidates, "acceleration": acceleration, "keep_freed_memory": True}
-        return by_inferer(make_network(network, flash=True), contours, steps, rules, **options)
+        execution = Execution(batch_size=rules.candidates, acceleration="lean", retain_heap=True)
+        return by_inferer(make_network(network, flash=True), contours, steps, rules, execution)
     expert = name == "expert"
     layout = torch.channels_last if expert else torch.contiguous_format
     model = make_network(network).to(memory_format=layout)  # type: ignore[call-overload]  # missing in torch's stubs
 
     def translate() -> Translation:
         with torch.inference_mode() if expert else torch.no_grad():
-            sampler = Sampler(model, scheduler, steps, rules.candidates, layout)
+            sampler = SequentialSampler(model, scheduler, steps, rules.candidates, layout)
             return translate_in_sequence(contours, sampler, rules)
 
     return translate
 
 
-def by_inferer(model: Any, contours: torch.Tensor, steps: int, rules: SelectionRules, **options: Any) -> Translate:
-    """Translation of ``contours (slices, H, W)``, framed whole, by our inferer and its ``options``."""
-    records: list[VolumeResult] = []
-    inferer = ContourTranslationInferer(
-        make_scheduler(),
-        rules=rules,
-        num_inference_steps=steps,
-        margin_px=max(contours.shape),
-        progress=False,
-        on_volume=records.append,
-        **options,
-    )
+def by_inferer(model: Any, contours: torch.Tensor, steps: int, rules: SelectionRules, execution: Execution) -> Translate:
+    """Translation of ``contours (slices, H, W)``, framed whole, by our inferer."""
+    sampler = Sampler(make_scheduler(), num_inference_steps=steps)
+    inferer = ContourTranslationInferer(sampler, rules, execution, margin_px=max(contours.shape), progress=False)
 
     def translate() -> Translation:
-        volume = inferer(contours[None, None], model)[0, 0]
-        record = records.pop()
-        picks = [(each.slice_index, each.round, each.candidate) for each in record.choices if each is not None]
-        return Translation(volume, picks, record.network_calls)
+        (result,) = inferer.translate(contours[None, None], model)
+        picks = [(each.slice_index, each.round, each.candidate) for each in result.choices if each is not None]
+        return Translation(result.gray_levels[0], picks, result.network_calls)
 
     return translate
 

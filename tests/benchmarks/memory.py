@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from benchmarks.contours import random_contours
 from benchmarks.settings import MIB, Settings, make_network, make_scheduler, table
-from contourdiff.inference.inferer import ContourTranslationInferer
+from contourdiff.inference.inferer import ContourTranslationInferer, Execution
+from contourdiff.sampling.sampler import Sampler
 from contourdiff.sampling.selection import SelectionRules
 
 SLICES = (16, 64, 256)
@@ -34,7 +35,7 @@ def growth_mib(network: str, slices: int, batch_size: int, size_px: int) -> tupl
     A single step is made, for memory does not depend on steps.
 
     Returns:
-        Peak of a first small volume above imports, network and contours: what a batch takes, with the trace. Then, the
+        Peak of a first small volume above imports, network and contours: what a batch takes, with the accelerated copy. Then, the
         peak of the whole volume above what is resident after the small one.
     """
     job = {"network": network, "slices": slices, "batch_size": batch_size, "size_px": size_px}
@@ -92,8 +93,8 @@ def run(settings: Settings, directory: Path) -> dict[str, Any]:
 def report(result: dict[str, Any]) -> str:
     """Markdown of :func:`run`."""
     told = (
-        f"Slices of {result['size_px']} x {result['size_px']}, {CANDIDATES} candidates, one step, traced, freed memory "
-        "kept. Above imports, network and input,\n\n"
+        f"Slices of {result['size_px']} x {result['size_px']}, {CANDIDATES} candidates, one step, lean, heap "
+        "retained. Above imports, network and input,\n\n"
         f"    peak <= what a batch takes + {MAX_VOLUMES} x volume + {SLACK_MIB:g} MiB,   volume = slices x H x W x 4 B"
         f"\n\nThe bound {'does not hold' if result['failures'] else 'holds'}. It is measured with one convolution for "
         "a network, so that a batch takes little; the other network tells what a batch takes."
@@ -122,13 +123,10 @@ def _work(job: dict[str, Any]) -> None:
     network = make_network(job["network"], flash=True)
     contours = random_contours(job["slices"], job["size_px"])[None, None]
     inferer = ContourTranslationInferer(
-        make_scheduler(),
-        rules=SelectionRules(candidates=CANDIDATES, max_rounds=1),
-        num_inference_steps=1,
-        batch_size=job["batch_size"],
+        Sampler(make_scheduler(), num_inference_steps=1),
+        SelectionRules(candidates=CANDIDATES, max_rounds=1),
+        Execution(batch_size=job["batch_size"], acceleration="lean", retain_heap=True),
         progress=False,
-        acceleration="trace",
-        keep_freed_memory=True,
     )
     before = _present_mib()
     inferer(contours[:, :, :WARM_UP_SLICES].clone(), network)

@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from benchmarks.contours import random_contours
 from benchmarks.settings import Settings, make_network, make_scheduler, table
-from contourdiff.inference.inferer import ContourTranslationInferer
-from contourdiff.inference.volume_state import VolumeResult
+from contourdiff.inference.inferer import ContourTranslationInferer, Execution
+from contourdiff.sampling.sampler import Sampler
 from contourdiff.sampling.selection import SelectionRules
 
 SLICES = (16, 32, 64, 128, 256, 512)
@@ -22,19 +22,16 @@ CANDIDATES, BATCH_SIZE, STEPS, SIZE_PX = 4, 8, 2, 32
 
 def network_calls(slices: int, network: nn.Module) -> tuple[int, float]:
     """Batches that are denoised for ``slices`` slices, one round each, and the seconds that this takes."""
-    records: list[VolumeResult] = []
     inferer = ContourTranslationInferer(
-        make_scheduler(),
-        rules=SelectionRules(candidates=CANDIDATES, max_rounds=1),
-        num_inference_steps=STEPS,
-        batch_size=BATCH_SIZE,
+        Sampler(make_scheduler(), num_inference_steps=STEPS),
+        SelectionRules(candidates=CANDIDATES, max_rounds=1),
+        Execution(batch_size=BATCH_SIZE),
         progress=False,
-        on_volume=records.append,
     )
     contours = random_contours(slices, SIZE_PX)
     start = time.perf_counter()
-    inferer(contours[None, None], network)
-    return records[0].network_calls, time.perf_counter() - start
+    (result,) = inferer.translate(contours[None, None], network)
+    return result.network_calls, time.perf_counter() - start
 
 
 def expected_calls(slices: int) -> int:

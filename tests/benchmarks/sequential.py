@@ -30,7 +30,7 @@ class Translation(NamedTuple):
     calls: int
 
 
-class Sampler:
+class SequentialSampler:
     """Rounds of candidates, each from a chain of ``DDIMScheduler.step`` of diffusers.
 
     That scheduler takes ``t - T // n`` for the timestep before ``t``, which no list of timesteps can change. So it is
@@ -77,7 +77,7 @@ class Sampler:
         return ((x[:, 0] + 1) * 127.5).clamp(0, 255)
 
 
-def translate_in_sequence(contours: torch.Tensor, sampler: Sampler, rules: SelectionRules) -> Translation:
+def translate_in_sequence(contours: torch.Tensor, sampler: SequentialSampler, rules: SelectionRules) -> Translation:
     """Translate ``contours (slices, H, W)``; slices without a contour stay 0."""
     volume, picks, calls_before = torch.zeros_like(contours), [], sampler.calls
     before: torch.Tensor | None = None
@@ -92,7 +92,7 @@ def translate_in_sequence(contours: torch.Tensor, sampler: Sampler, rules: Selec
 
 
 def _select(
-    contour: torch.Tensor, index: int, before: torch.Tensor | None, sampler: Sampler, rules: SelectionRules
+    contour: torch.Tensor, index: int, before: torch.Tensor | None, sampler: SequentialSampler, rules: SelectionRules
 ) -> tuple[torch.Tensor, Pick]:
     """Without a slice ``before`` the first candidate of low mean, else the nearest of a round; or the best of all."""
     best_score, best_image, best = float("inf"), contour, (index, 0, 0)

@@ -15,8 +15,9 @@ from tqdm import tqdm
 
 from benchmarks.contours import middle_contours, random_contours
 from benchmarks.settings import Settings, make_network, make_scheduler, table
-from contourdiff.inference import denoiser as engine
-from contourdiff.inference.inferer import ContourTranslationInferer
+from contourdiff.inference import acceleration
+from contourdiff.inference.inferer import ContourTranslationInferer, Execution
+from contourdiff.sampling.sampler import Sampler
 from contourdiff.sampling.noise import NoiseStream
 from contourdiff.sampling.selection import SelectionRules
 
@@ -44,7 +45,7 @@ class Clock:
 
 
 def run(settings: Settings, directory: Path) -> dict[str, Any]:
-    """Seconds of the network, of seeing whether its trace holds, of the noise, and the rest; fastest of three runs."""
+    """Seconds of the network, of checking its accelerated copy, of the noise, and the rest; fastest of three runs."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if settings.quick:
         name, contours, source = "tiny", random_contours(4, 32), "noise"
@@ -54,13 +55,10 @@ def run(settings: Settings, directory: Path) -> dict[str, Any]:
         name, contours = "bundle", torch.from_numpy(volume[middle - 2 : middle + 2])
     network = make_network(name, flash=True).to(device)
     inferer = ContourTranslationInferer(
-        make_scheduler(),
-        rules=SelectionRules(candidates=CANDIDATES, max_rounds=1),
-        num_inference_steps=settings.steps,
-        batch_size=BATCH_SIZE,
+        Sampler(make_scheduler(), num_inference_steps=settings.steps),
+        SelectionRules(candidates=CANDIDATES, max_rounds=1),
+        Execution(batch_size=BATCH_SIZE, acceleration="lean", retain_heap=True),
         progress=False,
-        acceleration="trace" if device.type == "cpu" else None,
-        keep_freed_memory=True,
     )
     inputs = contours[None, None].to(device)
     timed = [_once(inferer, inputs, network) for _ in tqdm(range(4), "share", unit="volume", leave=False)][1:]
@@ -73,7 +71,7 @@ def report(result: dict[str, Any]) -> str:
     """Markdown of :func:`run`."""
     told = (
         f"Network: {result['network']}; {result['slices']} slices, contours of {result['contours']}, "
-        f"{CANDIDATES} candidates, batches of {BATCH_SIZE}, {result['steps']} steps; the network was traced before."
+        f"{CANDIDATES} candidates, batches of {BATCH_SIZE}, {result['steps']} steps; the network was accelerated before."
     )
     seconds = result["seconds"]
     rows = [(name, value, 100 * value / seconds["all"]) for name, value in seconds.items()]
@@ -82,15 +80,15 @@ def report(result: dict[str, Any]) -> str:
 
 def _once(inferer: ContourTranslationInferer, inputs: torch.Tensor, network: torch.nn.Module) -> dict[str, float]:
     clock = Clock()
-    prepare = clock.timed("preparing", engine.Accelerator.__call__)
+    prepare = clock.timed("preparing", acceleration.Accelerator.__call__)
 
-    def prepared(self: engine.Accelerator, *args: Any) -> Callable[..., Any]:
+    def prepared(self: acceleration.Accelerator, *args: Any) -> Callable[..., Any]:
         return clock.timed("network", prepare(self, *args))
 
     draw = NoiseStream.draw
     timed_draw = clock.timed("noise", draw)
     with (
-        patch.object(engine.Accelerator, "__call__", prepared),
+        patch.object(acceleration.Accelerator, "__call__", prepared),
         patch.object(NoiseStream, "draw", lambda self: timed_draw(self)),
     ):
         clock.timed("all", inferer)(inputs, network)
