@@ -4,5 +4,5 @@
 from __future__ import annotations
 
 from contourdiff.inference.denoiser import Denoiser
-from contourdiff.inference.inferer import ContourTranslationInferer
+from contourdiff.inference.inferer import ContourTranslationInferer, Execution, NeighborGuidedInferer
 from contourdiff.inference.volume_state import VolumeResult

@@ -1,239 +1,278 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Translation's socket: a volume of contours goes in, a volume of gray levels comes out."""
+"""Volume inferers: contours in, gray levels out."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from monai.data import MetaTensor, decollate_batch
 from monai.inferers import Inferer
-from monai.networks.schedulers import Scheduler
 from monai.utils import convert_to_dst_type
 from torch import nn
 from tqdm import tqdm
 
-from contourdiff.data.cases import case_of
-from contourdiff.inference.allocator import keep_freed_memory
-from contourdiff.inference.denoiser import Accelerator, Denoiser
+from contourdiff.data.nifti_names import case_of
+from contourdiff.inference.acceleration import Accelerator, retained_heap
+from contourdiff.inference.denoiser import Denoiser
 from contourdiff.inference.volume_state import VolumeResult, VolumeState
 from contourdiff.sampling.candidate_pool import CandidatePool
-from contourdiff.sampling.neighbor_guided import Walk, guided
-from contourdiff.sampling.noise import kernel_weights
-from contourdiff.sampling.selection import SelectionRules, choose, walk_order
+from contourdiff.sampling.neighbor_guided import GuidedVolume, translate_guided
+from contourdiff.sampling.noise import correlation_weights
+from contourdiff.sampling.sampler import Sampler
+from contourdiff.sampling.selection import SelectionRules, choose
 
 CPU_BATCH_SIZE = 8
-WALK_STARTS = ("first", "fullest")
 GUIDED_MULTIPLE = 32
 """Frames of neighbor-guided translation are padded to multiples of this, so that many volumes share a frame's size."""
 
 
-class ContourTranslationInferer(Inferer):
-    """Translate volumes of contours, ``(B, 1, H, W, D) -> (B, 1, H, W, D)`` gray levels in [0, 255].
-
-    A drop-in for the ``inferer`` of a ``SupervisedEvaluator``. Slices without a contour stay 0 and cost no network
-    call. All others are denoised in batches of exactly ``batch_size`` candidates, across slices, and chosen in slice
-    order by :func:`contourdiff.sampling.selection.choose`. A candidate depends on (seed, case, slice, round, candidate) alone.
+@dataclass(frozen=True)
+class Execution:
+    """How the network is run; results differ by rounding alone.
 
     Args:
-        scheduler: noise scheduler of the training: its ``alphas_cumprod`` and ``prediction_type`` are used.
-        slice_axis: spatial axis along which the slices are stacked.
-        rules: rules of the selection; ``None`` takes the paper's for the lumbar spine.
-        solver: ``"ddim"``, ``"dpm_solver"``, or ``"ddpm"`` for the paper's ancestral sampler, which ignores the next
-            two.
-        num_inference_steps: network calls for a candidate.
-        eta: DDIM's noise, 0 for none.
-        batch_size: candidates a network call; ``None`` takes 8 on a CPU, and on a CUDA device what fits into its free
-            memory. Halved, and said so in the log, when the device runs out of memory.
-            Results are bit-identical at the same batch size, and differ by rounding between two.
-        margin_px: the network sees the box around all contours of the volume, this much wider on each side where the
-            volume has room, and padded to the multiple that the network asks for. Outside the box the result is 0.
-        seed: seed of the noise.
-        progress: show a bar that counts slices.
-        keep_spread: record the spread of each slice's candidates; costs one more volume on the model's grid.
-        unconditional: the ablation: the network is given empty contours; which slices are translated, and where, is
-            still decided by the contours.
-        neighbor_guided: translate each slice as a single sample, given its neighbor's translation; wants a network
-            with three input channels that was trained so. Only where a run of slices starts is a candidate chosen.
-        walk_start: ``"first"`` walks from the first slice to the last; ``"fullest"`` from the slice whose contours
-            cover the largest box, to both ends.
-        noise_length_mm: the starting noise of two slices d mm apart is correlated by exp(-d^2 / (2 length^2));
-            0 for independent noise. Wants volumes that are MetaTensors. Neighbor-guided translation does without.
+        batch_size: candidates a network call; ``None`` takes 8 on a CPU (and for neighbor-guided translation), and on
+            a CUDA device what fits into its free memory. Halved when the device runs out of memory.
         amp: run the network in bfloat16 where autocast holds it safe.
-        acceleration: see :class:`contourdiff.inference.denoiser.Denoiser`.
-        keep_freed_memory: on a CPU, see :func:`contourdiff.inference.allocator.keep_freed_memory`; concerns the whole process.
-        on_volume: called with a :class:`VolumeResult` after each volume.
+        acceleration: see :class:`contourdiff.inference.acceleration.Accelerator`.
+        retain_heap: on a CPU, see :func:`contourdiff.inference.acceleration.retained_heap`; concerns the process.
 
     Raises:
-        ValueError: for an unknown solver, acceleration or start of the walk, a batch size below 1, a spread of what is
-            a single candidate a slice.
+        ValueError: for a batch size below 1 or an unknown acceleration.
     """
+
+    batch_size: int | None = 8
+    amp: bool = False
+    acceleration: str | None = None
+    retain_heap: bool = False
+
+    def __post_init__(self) -> None:
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ValueError(f"batch_size must be 1 or more, got {self.batch_size}")
+        Accelerator(self.acceleration)
+
+
+class VolumeInferer(Inferer):
+    """What both inferers share: volumes in and out, and one denoiser for each."""
 
     def __init__(
         self,
-        scheduler: Scheduler,
-        slice_axis: int = 0,
+        sampler: Sampler,
         rules: SelectionRules | None = None,
-        solver: str = "ddim",
-        num_inference_steps: int = 50,
-        eta: float = 0.0,
-        batch_size: int | None = 8,
+        execution: Execution | None = None,
+        slice_axis: int = 0,
         margin_px: int = 8,
         seed: int = 0,
         progress: bool = True,
-        keep_spread: bool = False,
-        unconditional: bool = False,
-        neighbor_guided: bool = False,
-        walk_start: str = "first",
-        noise_length_mm: float = 0.0,
-        amp: bool = False,
-        acceleration: str | None = None,
-        keep_freed_memory: bool = False,
-        on_volume: Callable[[VolumeResult], None] | None = None,
     ) -> None:
         super().__init__()
-        if walk_start not in WALK_STARTS:
-            raise ValueError(f"walk_start must be one of {WALK_STARTS}, got {walk_start!r}")
-        if neighbor_guided and keep_spread:
-            raise ValueError(
-                "neighbor-guided translation draws a single candidate a slice, which has no spread; expected no "
-                "uncertainty map; switch it off"
-            )
-        self.scheduler = scheduler
-        self.slice_axis = slice_axis
+        self.sampler = sampler
         self.rules = SelectionRules() if rules is None else rules
-        if keep_spread:
-            check_spread(self.rules)
-        kernel_weights(noise_length_mm, 1.0)
-        self.solver = solver
-        self.num_inference_steps = num_inference_steps
-        self.eta = eta
-        self.batch_size = batch_size
+        self.execution = Execution() if execution is None else execution
+        self.slice_axis = slice_axis
         self.margin_px = margin_px
         self.seed = seed
         self.progress = progress
-        self.keep_spread = keep_spread
-        self.unconditional = unconditional
-        self.neighbor_guided = neighbor_guided
-        self.walk_start = walk_start
-        self.noise_length_mm = noise_length_mm
-        self.amp = amp
-        self._accelerator = Accelerator(acceleration)
-        self.keep_freed_memory = keep_freed_memory
-        self.on_volume = on_volume
-        self.denoiser(nn.Identity())  # sees to its own arguments before any work
+        self._accelerator = Accelerator(self.execution.acceleration)
+        self._largest_batch: int | None = None  # that the device had memory for
 
-    @torch.no_grad()
     def __call__(  # type: ignore[override]
         self, inputs: torch.Tensor | Sequence[torch.Tensor], network: nn.Module, *args: Any, **kwargs: Any
     ) -> Any:
+        """Gray levels as the inputs were given: a tensor for a batch, a list for a sequence. See :meth:`translate`."""
+        volumes = [result.gray_levels for result in self.translate(inputs, network)]
+        if not isinstance(inputs, torch.Tensor):
+            return volumes
+        plain = [volume.as_subclass(torch.Tensor) for volume in volumes]
+        return convert_to_dst_type(torch.stack(plain), inputs, dtype=torch.float32)[0]
+
+    @torch.no_grad()
+    def translate(self, inputs: torch.Tensor | Sequence[torch.Tensor], network: nn.Module) -> list[VolumeResult]:
         """Translate contours of 0 and 1; the case is taken from each MetaTensor's ``filename_or_obj``.
 
         Args:
             inputs: a batch ``(B, 1, H, W, D)``, or a sequence of volumes ``(1, H, W, D)`` that differ in size.
-            network: denoises; see :class:`contourdiff.inference.denoiser.Denoiser`.
-            args: as given by evaluators, not used.
-            kwargs: as given by evaluators, not used.
+            network: see :class:`contourdiff.inference.denoiser.Denoiser`.
 
         Returns:
-            Gray levels, as the inputs were given: a tensor for a batch, a list for a sequence.
+            Each volume's gray levels and choices.
+
+        Raises:
+            ValueError: for inputs of another shape.
         """
         volumes = _volumes(inputs)
-        if self.keep_freed_memory and any(volume.device.type == "cpu" for volume in volumes):
-            keep_freed_memory()
-        scans = [self._scan(volume[0], network) for volume in volumes]
-        if self.neighbor_guided:
-            self._guided(scans, network)
-        else:
-            for scan in scans:
-                self._selected(scan, network)
-        made = [scan.result.moveaxis(0, self.slice_axis)[None] for scan in scans]
-        if isinstance(inputs, torch.Tensor):
-            return convert_to_dst_type(torch.stack(made), inputs, dtype=torch.float32)[0]
-        pairs = zip(made, volumes, strict=True)
-        return [convert_to_dst_type(one, volume, dtype=torch.float32)[0] for one, volume in pairs]
+        on_cpu = any(volume.device.type == "cpu" for volume in volumes)
+        with retained_heap(self.execution.retain_heap and on_cpu):
+            return self._translate(volumes, network)
 
-    def denoiser(self, network: nn.Module, slice_distance_mm: float = 1.0) -> Denoiser:
-        """Engine with this inferer's settings, for volumes whose slices are ``slice_distance_mm`` apart."""
+    @abstractmethod
+    def _translate(self, volumes: Sequence[torch.Tensor], network: nn.Module) -> list[VolumeResult]: ...
+
+    def _denoiser(self, network: nn.Module, noise_weights: Sequence[float] = (1.0,)) -> Denoiser:
+        batch_size = CPU_BATCH_SIZE if self.execution.batch_size is None else self.execution.batch_size
         return Denoiser(
             network,
-            self.scheduler,
-            solver=self.solver,
-            num_inference_steps=self.num_inference_steps,
-            eta=self.eta,
-            batch_size=CPU_BATCH_SIZE if self.batch_size is None else self.batch_size,
+            self.sampler,
+            batch_size=min(batch_size, self._largest_batch or batch_size),
             seed=self.seed,
-            noise_weights=kernel_weights(self.noise_length_mm, slice_distance_mm),
-            amp=self.amp,
+            noise_weights=noise_weights,
+            amp=self.execution.amp,
             accelerator=self._accelerator,
         )
 
-    def _scan(self, volume: torch.Tensor, network: nn.Module) -> VolumeState:
-        if self.noise_length_mm and not self.neighbor_guided and not isinstance(volume, MetaTensor):
-            raise ValueError("noise_length_mm wants the slices' distance; expected a MetaTensor, got a plain tensor")
-        distance_mm = float(volume.pixdim[self.slice_axis]) if isinstance(volume, MetaTensor) else 1.0
+    def _remember_batch(self, denoiser: Denoiser, begun_with: int) -> None:
+        """Start the next volume with the batch that the device had memory for."""
+        if denoiser.batch_size < begun_with:
+            self._largest_batch = denoiser.batch_size
+
+
+class ContourTranslationInferer(VolumeInferer):
+    """Translate volumes of contours to gray levels in [0, 255]: ``(B, 1, H, W, D) -> (B, 1, H, W, D)``.
+
+    A drop-in for the ``inferer`` of a ``SupervisedEvaluator``. Slices without a contour stay 0 and cost no network
+    call. All others are denoised in batches of exactly ``batch_size`` candidates, across slices, and chosen in slice
+    order by :func:`contourdiff.sampling.selection.choose`.
+
+    Args:
+        sampler: solver, steps and training schedule.
+        rules: rules of the selection; ``None`` takes the paper's for the lumbar spine.
+        execution: batch size, precision and acceleration.
+        slice_axis: spatial axis along which the slices are stacked.
+        margin_px: the network sees the box around all contours of the volume, with this margin on each side where the
+            volume has room, padded to the multiple that the network requires. Outside the box the result is 0.
+        seed: seed of the noise.
+        noise_length_mm: the starting noise of two slices d mm apart is correlated by exp(-d^2 / (2 length^2));
+            0 for independent noise. Requires volumes that are MetaTensors.
+        keep_spread: keep the spread of each slice's candidates; costs one more volume on the model's grid.
+        unconditional: the ablation: give the network empty contours; the contours still decide which slices are
+            translated, and where.
+        progress: show a bar that counts slices.
+
+    Raises:
+        ValueError: for a negative length, or a spread of a single candidate a slice.
+
+    Notes:
+        A candidate depends on (seed, case, slice, round, candidate) alone, and only selection depends on the neighbor.
+        So the result is the same alone or in a batch, and candidates of many slices share a network call.
+
+    References:
+        Chen et al., arXiv 2403.10786, section 2.3 and Algorithm 2.
+
+    Example:
+        >>> import torch
+        >>> from monai.networks.schedulers import DDPMScheduler
+        >>> from contourdiff.inference import ContourTranslationInferer
+        >>> from contourdiff.networks import ContourUNet
+        >>> from contourdiff.sampling import Sampler
+        >>> network = ContourUNet(patch_size=2, channels=(32, 32), attention_levels=(False, False), num_res_blocks=1)
+        >>> inferer = ContourTranslationInferer(Sampler(DDPMScheduler(), num_inference_steps=2), progress=False)
+        >>> contours = torch.zeros(1, 1, 3, 20, 24)
+        >>> contours[..., 1, 4:12, 5] = 1
+        >>> inferer(contours, network.eval()).shape
+        torch.Size([1, 1, 3, 20, 24])
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        rules: SelectionRules | None = None,
+        execution: Execution | None = None,
+        slice_axis: int = 0,
+        margin_px: int = 8,
+        seed: int = 0,
+        noise_length_mm: float = 0.0,
+        keep_spread: bool = False,
+        unconditional: bool = False,
+        progress: bool = True,
+    ) -> None:
+        super().__init__(sampler, rules, execution, slice_axis, margin_px, seed, progress)
+        correlation_weights(noise_length_mm, 1.0)
+        if keep_spread and self.rules.candidates * self.rules.max_rounds == 1:
+            raise ValueError(
+                "an uncertainty map requires 2 candidates a slice or more, got candidates 1 and max_rounds 1; "
+                "raise candidates or switch the map off"
+            )
+        self.noise_length_mm = noise_length_mm
+        self.keep_spread = keep_spread
+        self.unconditional = unconditional
+
+    def _translate(self, volumes: Sequence[torch.Tensor], network: nn.Module) -> list[VolumeResult]:
+        weights = [self._noise_weights(volume) for volume in volumes]
         divisor = getattr(network, "size_divisor", 1)
-        multiple = math.lcm(divisor, GUIDED_MULTIPLE) if self.neighbor_guided else divisor
-        contours = torch.as_tensor(volume).as_subclass(torch.Tensor).moveaxis(self.slice_axis, 0).float()
-        return VolumeState(contours, _case_of(volume), distance_mm, multiple, self.margin_px, self.keep_spread)
+        return [
+            self._translate_volume(
+                VolumeState(volume, _case_of(volume), self.slice_axis, divisor, self.margin_px, self.keep_spread),
+                self._denoiser(network, noise_weights),
+            )
+            for volume, noise_weights in zip(volumes, weights, strict=True)
+        ]
 
-    def _foreground(self, scan: VolumeState) -> dict[int, float] | None:
-        return scan.foreground() if self.walk_start == "fullest" else None
+    def _noise_weights(self, volume: torch.Tensor) -> tuple[float, ...]:
+        if self.noise_length_mm and not isinstance(volume, MetaTensor):
+            raise ValueError("noise_length_mm requires the slices' distance; expected a MetaTensor, got a plain tensor")
+        distance_mm = float(volume.pixdim[self.slice_axis]) if isinstance(volume, MetaTensor) else 1.0
+        return correlation_weights(self.noise_length_mm, distance_mm)
 
-    def _shown(self, scan: VolumeState) -> torch.Tensor:
-        """Contours that the network is given."""
-        return torch.zeros_like(scan.framed) if self.unconditional else scan.framed
-
-    def _selected(self, scan: VolumeState, network: nn.Module) -> None:
-        """Independent candidates, denoised across slices, and one walk that chooses."""
-        denoiser = self.denoiser(network, scan.distance_mm)
-        if self.batch_size is None and scan.framed.is_cuda and scan.indices:
-            denoiser.fit(scan.framed[:1, None])
-        foreground = self._foreground(scan)
-        order = [index for index, _ in walk_order(scan.indices, foreground)]
-        drawer = CandidatePool(
+    def _translate_volume(self, state: VolumeState, denoiser: Denoiser) -> VolumeResult:
+        """Independent candidates, denoised across slices, and one pass in slice order that chooses."""
+        if self.execution.batch_size is None and state.framed.is_cuda and state.indices:
+            denoiser.batch_size = min(denoiser.fit(state.framed[:1, None]), self._largest_batch or 2**31)
+        begun_with = denoiser.batch_size
+        contours = torch.zeros_like(state.framed) if self.unconditional else state.framed
+        pool = CandidatePool(
             denoiser,
-            self._shown(scan),
-            scan.case,
-            order,
+            contours,
+            state.case,
+            state.indices,
             self.rules.candidates,
             self.rules.max_rounds,
             denoiser.batch_size,
         )
-        walk = choose(drawer, scan.indices, self.rules, foreground)
-        for choice, image in tqdm(walk, scan.case, total=len(order), unit="slice", disable=not self.progress):
-            scan.put(choice, image, drawer.drawn(choice.slice_index))
-            drawer.forget(choice.slice_index)
-        if self.on_volume is not None:
-            self.on_volume(scan.record(denoiser.calls, denoiser.batch_size, self.slice_axis))
-
-    def _guided(self, scans: Sequence[VolumeState], network: nn.Module) -> None:
-        """Each slice a single sample, given its neighbor's translation; all volumes walk side by side."""
-        denoiser = self.denoiser(network)
-        walks = [Walk(scan.case, self._shown(scan), walk_order(scan.indices, self._foreground(scan))) for scan in scans]
-        steps = guided(walks, denoiser, denoiser.batch_size, self.rules)
-        total = sum(len(walk.order) for walk in walks)
-        name = ", ".join(scan.case for scan in scans)
-        for number, choice, image in tqdm(steps, name, total=total, unit="slice", disable=not self.progress):
-            scans[number].put(choice, image)
-        if self.on_volume is not None:
-            for scan in scans:
-                self.on_volume(scan.record(denoiser.calls, denoiser.batch_size, self.slice_axis))
+        chosen = choose(pool, state.indices, self.rules)
+        bar = tqdm(chosen, state.case, total=len(state.indices), unit="slice", disable=not self.progress)
+        for choice, image in bar:
+            state.put(choice, image, pool.drawn(choice.slice_index))
+            pool.forget(choice.slice_index)
+        self._remember_batch(denoiser, begun_with)
+        return state.result(denoiser.calls, denoiser.batch_size)
 
 
-def check_spread(rules: SelectionRules) -> None:
-    """See that the rules can draw more than one candidate a slice, without which there is no spread.
+class NeighborGuidedInferer(VolumeInferer):
+    """Translate each slice as a single sample, given its neighbor's translation; volumes run side by side.
 
-    Raises:
-        ValueError: if they cannot.
+    The network has three input channels and was trained so, see :mod:`contourdiff.sampling.neighbor_guided`. Only where
+    a run of slices starts is a candidate chosen. Slices start from independent noise.
+
+    Args:
+        sampler: see :class:`ContourTranslationInferer`, as all arguments.
+        rules: rules of the selection where a run starts.
+        execution: batch size, precision and acceleration.
+        slice_axis: spatial axis along which the slices are stacked.
+        margin_px: margin of the box that the network sees.
+        seed: seed of the noise.
+        progress: show a bar that counts slices.
     """
-    if rules.candidates * rules.max_rounds == 1:
-        raise ValueError(
-            "an uncertainty map wants 2 candidates a slice or more, got candidates 1 and max_rounds 1; "
-            "raise candidates or switch the map off"
-        )
+
+    def _translate(self, volumes: Sequence[torch.Tensor], network: nn.Module) -> list[VolumeResult]:
+        multiple = math.lcm(getattr(network, "size_divisor", 1), GUIDED_MULTIPLE)
+        states = [
+            VolumeState(volume, _case_of(volume), self.slice_axis, multiple, self.margin_px, keep_spread=False)
+            for volume in volumes
+        ]
+        denoiser = self._denoiser(network)
+        begun_with = denoiser.batch_size
+        guided = [GuidedVolume(state.case, state.framed, state.indices) for state in states]
+        steps = translate_guided(guided, denoiser, denoiser.batch_size, self.rules)
+        total, name = sum(len(state.indices) for state in states), ", ".join(state.case for state in states)
+        for number, choice, image in tqdm(steps, name, total=total, unit="slice", disable=not self.progress):
+            states[number].put(choice, image)
+        self._remember_batch(denoiser, begun_with)
+        return [state.result(denoiser.calls, denoiser.batch_size) for state in states]
 
 
 def _volumes(inputs: torch.Tensor | Sequence[torch.Tensor]) -> list[torch.Tensor]:

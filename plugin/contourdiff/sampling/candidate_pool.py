@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Candidates on demand: what a batch has room for beside the slice in hand is filled with work that comes next."""
+"""Candidates on demand, denoised in full batches: free places in a batch take candidates of the next slices."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ Place = tuple[int, int, int]
 class CandidatePool:
     """Candidates of one volume, denoised in full batches across slices and rounds.
 
-    A batch that the slice in hand does not fill takes, in this order: first rounds of the slices that come next, which
-    are always needed; then further rounds of the slice in hand and of those whose first round is drawn, which may be
-    needed, and cost nothing because the batch is computed anyway. How far it looks ahead is bounded by the size of two
-    batches of first rounds, so that memory does not grow with the number of slices.
+    A batch that the current slice does not fill takes, in this order: first rounds of the next slices, which are always
+    needed; then further rounds of the current slice and of those whose first round is drawn, which may be needed and
+    cost nothing because the batch is computed anyway. The pool looks ahead by at most two batches of first rounds, so
+    that memory does not grow with the number of slices.
 
     Args:
         denoise: ``(contours (N, 1, H, W), (case, slice, round, candidate) of each) -> (N, H, W)``, for up to
             ``batch_size`` items.
         contours: ``(slices, H, W)``, of all slices of the volume.
         case: id of the volume.
-        order: slices in the order in which they will be asked for.
+        order: slices in the order in which they are requested.
         candidates: candidates a round.
-        max_rounds: rounds that a slice may ask for.
+        max_rounds: rounds that a slice may take.
         batch_size: items in a call of ``denoise``.
     """
 
@@ -48,12 +48,12 @@ class CandidatePool:
         self._max_rounds = max_rounds
         self._batch_size = batch_size
         self._ready: dict[Place, torch.Tensor] = {}
-        self._asked: dict[int, int] = {}
+        self._requested: dict[int, int] = {}
         self._position = 0
 
     def __call__(self, slice_index: int, round_: int) -> torch.Tensor:
         """All candidates of one round of one slice: ``(candidates, H, W)``."""
-        self._asked[slice_index] = round_
+        self._requested[slice_index] = round_
         wanted = self._round(slice_index, round_)
         missing = [place for place in wanted if place not in self._ready]
         while missing:
@@ -65,12 +65,12 @@ class CandidatePool:
         return torch.stack([self._ready[place] for place in wanted])
 
     def drawn(self, slice_index: int) -> torch.Tensor:
-        """Every candidate that was asked for, of all rounds of a slice that is not forgotten: ``(N, H, W)``."""
-        rounds = range(self._asked[slice_index] + 1)
+        """Every requested candidate of all rounds of a slice that is not forgotten: ``(N, H, W)``."""
+        rounds = range(self._requested[slice_index] + 1)
         return torch.stack([self._ready[place] for round_ in rounds for place in self._round(slice_index, round_)])
 
     def forget(self, slice_index: int) -> None:
-        """Free the candidates of a slice that has been chosen; slices are forgotten in the order of the walk."""
+        """Free the candidates of a chosen slice; slices are forgotten in slice order."""
         self._ready = {place: image for place, image in self._ready.items() if place[0] != slice_index}
         self._position = self._order.index(slice_index, self._position) + 1
 

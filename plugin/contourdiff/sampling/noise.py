@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 import torch
 
-CUT_OFF = 4  # standard deviations of the kernel along the slices; what lies beyond is below 1e-7 of the variance
+CUT_OFF = 4  # standard deviations of the kernel along the slices; beyond lies less than 1e-7 of the variance
 
 
 class CandidateKey(NamedTuple):
-    """What a candidate's noise depends on, and all that it depends on."""
+    """All that a candidate's noise depends on."""
 
     seed: int
     case: str
@@ -30,8 +30,8 @@ def candidate_generator(key: CandidateKey) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
-def kernel_weights(length_mm: float, slice_spacing_mm: float) -> tuple[float, ...]:
-    """Weights with which white noise of a slice and its neighbors makes noise that is correlated along the slices.
+def correlation_weights(length_mm: float, slice_spacing_mm: float) -> tuple[float, ...]:
+    """Weights that turn white noise of a slice and its neighbors into noise that is correlated along the slices.
 
     A Gaussian of standard deviation ``length_mm / sqrt(2)``, cut off at four of them. Two slices ``d`` mm apart are
     then correlated by ``exp(-d^2 / (2 length_mm^2))``, within 0.02 for a ``length_mm`` of one slice spacing or more. A
@@ -63,17 +63,17 @@ def kernel_weights(length_mm: float, slice_spacing_mm: float) -> tuple[float, ..
 class NoiseStream:
     """Standard normal noise for a batch of candidates, each from its own generator.
 
-    With more than one weight, noise of slice ``s`` is the sum over offsets ``j`` of ``weights[j]`` times the white
-    noise whose key says slice ``s + j`` and is the same otherwise. That is a stationary Gaussian process along the
-    slices: white noise goes on beyond the first slice and the last, so their variance is 1 too.
+    With more than one weight, the first noise of slice ``s`` is the sum over offsets ``j`` of ``weights[j]`` times the
+    white noise whose key names slice ``s + j`` and is the same otherwise. That is a stationary Gaussian process along
+    the slices: white noise goes on beyond the first slice and the last, so their variance is 1 too. Later noise, which
+    a solver with ``eta > 0`` adds at each step, is each candidate's own white noise, independent from slice to slice.
 
     Args:
         keys: one key for each item of the batch.
         shape: shape of one item, ``(1, H, W)``.
-        device: where the noise is wanted; it is drawn on the CPU so that every device sees the same.
-        weights: of the white noise of a slice and its neighbors, from :func:`kernel_weights`.
-        known: ``first`` of another stream of this shape and device, whose white noise need not be drawn again:
-            neighbors share most of it.
+        device: where the noise is needed; it is drawn on the CPU so that every device sees the same.
+        weights: of the white noise of a slice and its neighbors, from :func:`correlation_weights`.
+        known: ``first`` of another stream of this shape and device: adjacent slices share most of it.
 
     Attributes:
         first: white noise of the first draw, by its key; empty before.
@@ -92,46 +92,43 @@ class NoiseStream:
     ) -> None:
         if len(weights) % 2 == 0 or not math.isclose(math.fsum(weight**2 for weight in weights), 1, abs_tol=1e-6):
             raise ValueError(
-                "weights must be odd in number and their squares sum to 1, as those of kernel_weights do, "
+                "weights must be odd in number and their squares sum to 1, as those of correlation_weights do, "
                 f"got {tuple(weights)}"
             )
-        reach = len(weights) // 2
-        sources = [
-            [key._replace(slice_index=key.slice_index + offset) for offset in range(-reach, reach + 1)] for key in keys
-        ]
-        places = {key: place for place, key in enumerate(dict.fromkeys(key for row in sources for key in row))}
-        self._keys = list(places)
-        self._places = torch.tensor([[places[key] for key in row] for row in sources], device=device)
-        self._generators: list[torch.Generator] | None = None
-        self._known = {} if known is None else known
+        self._keys = list(keys)
         self._weights = tuple(weights)
         self._shape = tuple(shape)
         self._device = device
+        self._known = {} if known is None else known
+        self._generators: dict[CandidateKey, torch.Generator] = {}
         self.first: dict[CandidateKey, torch.Tensor] = {}
 
     def draw(self) -> torch.Tensor:
-        """Next noise of every candidate: ``(B, 1, H, W)`` float32.
+        """Next noise of every candidate: ``(B, 1, H, W)`` float32."""
+        if not self.first:
+            return self._draw_first()
+        if not self._generators:
+            self._generators = {key: candidate_generator(key) for key in self._keys}
+            for generator in self._generators.values():
+                torch.randn(self._shape, generator=generator)  # the first draw, which is past
+        drawn = {key: torch.randn(self._shape, generator=generator) for key, generator in self._generators.items()}
+        return torch.stack([drawn[key] for key in self._keys]).to(self._device)
 
-        White noise is blended on the device, in one order; product and sum apart, for a fused one rounds differently.
-        """
-        white = self._next() if self.first else self._begin()
-        noise = self._weights[0] * white[self._places[:, 0]]
-        for offset, weight in enumerate(self._weights[1:], start=1):
-            noise = noise + weight * white[self._places[:, offset]]
-        return noise
-
-    def _begin(self) -> torch.Tensor:
-        """First white noise of every key, that of the unknown ones drawn and moved to the device together."""
-        unknown = [key for key in self._keys if key not in self._known]
-        if unknown:
+    def _draw_first(self) -> torch.Tensor:
+        """Blend white noise on the device, in one order; product and sum apart, as a fused one rounds differently."""
+        reach = len(self._weights) // 2
+        sources = [
+            [key._replace(slice_index=key.slice_index + j) for j in range(-reach, reach + 1)] for key in self._keys
+        ]
+        white_keys = list(dict.fromkeys(key for row in sources for key in row))
+        if unknown := [key for key in white_keys if key not in self._known]:
             drawn = torch.stack([torch.randn(self._shape, generator=candidate_generator(key)) for key in unknown])
             self.first.update(zip(unknown, drawn.to(self._device), strict=True))
-        self.first = {key: self.first[key] if key in self.first else self._known[key] for key in self._keys}
-        return torch.stack(list(self.first.values()))
-
-    def _next(self) -> torch.Tensor:
-        if self._generators is None:
-            self._generators = [candidate_generator(key) for key in self._keys]
-            for generator in self._generators:
-                torch.randn(self._shape, generator=generator)  # the first draw, which is past
-        return torch.stack([torch.randn(self._shape, generator=each) for each in self._generators]).to(self._device)
+        self.first = {key: self.first[key] if key in self.first else self._known[key] for key in white_keys}
+        places = {key: place for place, key in enumerate(white_keys)}
+        index = torch.tensor([[places[key] for key in row] for row in sources], device=self._device)
+        white = torch.stack(list(self.first.values()))
+        noise = self._weights[0] * white[index[:, 0]]
+        for offset, weight in enumerate(self._weights[1:], start=1):
+            noise = noise + weight * white[index[:, offset]]
+        return noise

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Consistent selection: one walk in slice order that picks, for each slice, the candidate nearest to its neighbor."""
+"""Consistent selection: in slice order, take the candidate nearest to the neighbor's translation."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 
 import torch
 
@@ -14,14 +13,14 @@ Draw = Callable[[int, int], torch.Tensor]
 
 @dataclass(frozen=True)
 class SelectionRules:
-    """When a candidate is good enough, and when to stop asking.
+    """When a candidate is accepted, and how many are drawn.
 
     Args:
         candidates: candidates a round; the paper draws 4.
         max_rounds: rounds a slice; the paper draws up to 5.
-        mean_threshold: a slice without a neighbor wants a mean below this, in gray levels (the paper's m_thresh).
-        distance_threshold: any other slice wants a neighbor distance of at most this, in gray levels squared (the
-            paper's delta).
+        mean_threshold: a slice without a neighbor requires a mean below this, in gray levels (the paper's m_thresh).
+        distance_threshold: any other slice requires a neighbor distance of at most this, in gray levels squared
+            (the paper's delta).
 
     Raises:
         ValueError: unless ``candidates`` and ``max_rounds`` are 1 or more.
@@ -41,12 +40,12 @@ class SelectionRules:
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen for one slice.
+    """The candidate that was chosen for one slice.
 
     ``neighbor`` is the slice that it was compared with, and ``neighbor_distance`` the distance to that slice's
-    translation; both are ``None`` for a slice without a translated neighbor. ``rounds`` counts the rounds that were
-    drawn; ``round`` and ``candidate`` name the one chosen; ``accepted`` tells whether it met its threshold, and
-    ``reason`` why it was taken.
+    translation; both are ``None`` for a slice without a translated neighbor. ``rounds`` counts the rounds drawn;
+    ``round`` and ``candidate`` identify the choice; ``accepted`` is whether it met its threshold, ``reason`` why it was
+    taken.
     """
 
     slice_index: int
@@ -76,59 +75,52 @@ def runs_of(slice_indices: Sequence[int]) -> list[list[int]]:
     return runs
 
 
-def walk_order(
-    slice_indices: Sequence[int], foreground: Mapping[int, float] | None = None
-) -> list[tuple[int, int | None]]:
-    """Slices in the order in which they are chosen, each with the neighbor that is chosen before it.
-
-    Every run of adjacent slices is walked by itself: from its first slice to its last, or, given each slice's
-    ``foreground``, from the slice that has most of it, to both ends in turns.
-
-    Returns:
-        ``(slice, neighbor)``; the neighbor is ``None`` where a run starts.
-    """
-    order: list[tuple[int, int | None]] = []
-    for run in runs_of(slice_indices):
-        start = run[0] if foreground is None else max(run, key=lambda index: foreground[index])
-        order.append((start, None))
-        up = [(index, index - 1) for index in range(start + 1, run[-1] + 1)]
-        down = [(index, index + 1) for index in range(start - 1, run[0] - 1, -1)]
-        order += [step for pair in zip_longest(up, down) for step in pair if step is not None]
-    return order
+def slice_order(slice_indices: Sequence[int]) -> list[tuple[int, int | None]]:
+    """Slices in the order in which they are chosen, ``(slice, neighbor)``; without a neighbor where a run starts."""
+    return [(index, None if index == run[0] else index - 1) for run in runs_of(slice_indices) for index in run]
 
 
-def choose(
-    draw: Draw,
-    slice_indices: Sequence[int],
-    rules: SelectionRules,
-    foreground: Mapping[int, float] | None = None,
-) -> Iterator[tuple[Choice, torch.Tensor]]:
-    """Walk through the slices in order and choose one candidate for each (Chen et al. 2024, Algorithm 2).
+def choose(draw: Draw, slice_indices: Sequence[int], rules: SelectionRules) -> Iterator[tuple[Choice, torch.Tensor]]:
+    """Choose one candidate for each slice, in slice order (Chen et al. 2024, Algorithm 2).
 
-    A slice whose neighbor in the volume was translated wants the candidate nearest to that translation. A slice
-    without one (where a run of adjacent slices starts) wants a mean below the threshold: the first such candidate in
-    the order of rounds and candidates, or the one with the lowest mean if none is. No slice asks for more than
-    ``rules.max_rounds`` rounds; then the nearest candidate of all rounds is taken and marked as not accepted.
+    A slice whose neighbor was translated takes the candidate nearest to that translation, if it lies within
+    ``rules.distance_threshold``. The first slice of a run of adjacent slices takes the first candidate, in the order
+    of rounds and candidates, whose mean is below ``rules.mean_threshold``. Where no candidate qualifies a further
+    round is drawn, up to ``rules.max_rounds``; then the best of all rounds (nearest, or lowest mean) is taken and
+    marked as not accepted.
 
     Args:
-        draw: ``(slice_index, round) -> (candidates, H, W)`` gray levels; asked for a slice's rounds in order, and for
+        draw: ``(slice_index, round) -> (candidates, H, W)`` gray levels; called for a slice's rounds in order, and for
             a further round only where it is needed.
         slice_indices: strictly ascending positions of the slices to translate.
         rules: see :class:`SelectionRules`.
-        foreground: see :func:`walk_order`.
 
     Yields:
-        The choice and the chosen ``(H, W)`` slice, in the order of :func:`walk_order`.
+        The choice and the chosen ``(H, W)`` slice, in slice order.
+
+    Notes:
+        The paper's code compares in uint8, where differences wrap; here distances are float64. It has no limit of
+        rounds for a first slice, and compares with a stale slice after giving up; here the loop ends by construction
+        and the neighbor is always the chosen one. After a gap of slices without contour the mean rule applies again,
+        for what lies beyond the gap is no neighbor.
+
+    References:
+        Chen et al., "ContourDiff: Unpaired Image-to-Image Translation with Structural Consistency for Medical
+        Imaging", arXiv 2403.10786.
+
+    Example:
+        >>> import torch
+        >>> from contourdiff.sampling.selection import SelectionRules, choose
+        >>> def draw(slice_index, round_):
+        ...     return torch.tensor([90.0, 97.0]).view(2, 1, 1) + 10 * round_
+        >>> rules = SelectionRules(candidates=2, max_rounds=2, mean_threshold=100, distance_threshold=4)
+        >>> [(choice.slice_index, choice.candidate, choice.accepted) for choice, _ in choose(draw, [3, 4, 9], rules)]
+        [(3, 0, True), (4, 0, True), (9, 0, True)]
     """
-    order = walk_order(slice_indices, foreground)
-    waiting = [neighbor for _, neighbor in order]
-    chosen: dict[int, torch.Tensor] = {}
-    for position, (slice_index, neighbor) in enumerate(order):
-        choice, image = choose_one(draw, slice_index, neighbor, None if neighbor is None else chosen[neighbor], rules)
-        chosen[slice_index] = image
-        ahead = waiting[position + 1 : position + 4]  # a slice's successors come within the next three
-        chosen = {index: kept for index, kept in chosen.items() if index in ahead}
-        yield choice, image
+    previous: torch.Tensor | None = None
+    for slice_index, neighbor in slice_order(slice_indices):
+        choice, previous = choose_one(draw, slice_index, neighbor, None if neighbor is None else previous, rules)
+        yield choice, previous
 
 
 def choose_one(
@@ -163,11 +155,11 @@ def choose_one(
 
 
 def _measures(candidates: torch.Tensor, translation: torch.Tensor | None) -> tuple[list[float], list[float]]:
-    """Means, and what is compared with the threshold (distances if there is a neighbor); one transfer."""
+    """Means, and scores to compare with the threshold (distances if there is a neighbor); one transfer."""
     means = candidates.double().mean(dim=(1, 2))
     if translation is None:
-        found: list[float] = means.tolist()
-        return found, found
+        values: list[float] = means.tolist()
+        return values, values
     both: list[list[float]] = torch.stack([means, neighbor_distances(candidates, translation)]).tolist()
     return both[0], both[1]
 

@@ -1,49 +1,69 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The reverse process: pure functions from noise to image, given what the network predicts.
+"""Schedules of noise levels and the solvers that follow them, from noise to the clean image.
 
-Names: ``alpha_bar`` is the cumulative product of ``1 - beta`` (the paper's alpha with a bar), ``x0`` the clean image.
+A solver calls ``denoise(x, level)``, which predicts the clean image ``x0`` from a noisy one; what the network predicts
+(noise or velocity) does not concern it. Any solver follows any schedule. ``alpha_bar`` is the cumulative product of
+``1 - beta``, the paper's alpha with a bar.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
-
-Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-Draw = Callable[[], torch.Tensor]
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 KARRAS_RHO = 7.0  # the value of Karras et al.: many small steps near the clean image
 
 
-def spaced_timesteps(num_train_timesteps: int, num_inference_steps: int) -> list[int]:
-    """Descending timesteps from ``num_train_timesteps - 1`` to 0, evenly spaced; one step starts at the noisiest.
+class NoiseLevel(NamedTuple):
+    """A level of noise: the training timestep, ``alpha_bar``, and ``sigma = sqrt((1 - alpha_bar) / alpha_bar)``."""
+
+    timestep: int
+    alpha_bar: float
+    sigma: float
+
+
+Schedule = Sequence[NoiseLevel]
+Denoise = Callable[[torch.Tensor, NoiseLevel], torch.Tensor]
+"""``(x (B, 1, H, W), level) -> x0 (B, 1, H, W)``"""
+Draw = Callable[[], torch.Tensor]
+OnStep = Callable[[int, torch.Tensor], None]
+"""Called after each step with its number and the predicted clean image."""
+
+
+def even_schedule(alphas_cumprod: torch.Tensor, num_inference_steps: int) -> list[NoiseLevel]:
+    """Evenly spaced timesteps, descending from the last training timestep to 0; a single step is the noisiest.
+
+    Args:
+        alphas_cumprod: ``(T,)`` cumulative products of the training schedule.
+        num_inference_steps: number of levels; ``T`` takes every training timestep.
 
     Raises:
-        ValueError: unless ``1 <= num_inference_steps <= num_train_timesteps``.
+        ValueError: unless ``1 <= num_inference_steps <= T``.
     """
-    _check_steps(num_train_timesteps, num_inference_steps)
-    return [round(t) for t in np.linspace(num_train_timesteps - 1, 0, num_inference_steps)]
+    total = len(alphas_cumprod)
+    _check_steps(total, num_inference_steps)
+    timesteps = [round(t) for t in np.linspace(total - 1, 0, num_inference_steps)]
+    alpha_bars = [float(alphas_cumprod[t]) for t in timesteps]
+    sigmas = [math.sqrt((1 - a) / a) if a > 0 else math.inf for a in alpha_bars]
+    return [NoiseLevel(*level) for level in zip(timesteps, alpha_bars, sigmas, strict=True)]
 
 
-def karras_spacing(alphas_cumprod: torch.Tensor, num_inference_steps: int) -> tuple[list[int], list[float]]:
-    """Timesteps and noise levels that are dense near the clean image (Karras et al., arXiv 2206.00364, eq. 5).
+def karras_schedule(alphas_cumprod: torch.Tensor, num_inference_steps: int) -> list[NoiseLevel]:
+    """Noise levels that are dense near the clean image (Karras et al., arXiv 2206.00364, eq. 5).
 
-    A noise level is ``sigma = sqrt((1 - alpha_bar) / alpha_bar)``, noise over signal. Levels fall from that of the last
-    training timestep to that of the first; one step starts at the noisiest. A timestep is the nearest to its level on
-    the logarithm of the training levels, up to half a timestep off. With many steps (79 or more for 1000 timesteps and
+    ``sigma`` falls from that of the last training timestep to that of the first; a single step is the noisiest. The
+    timestep of a level is the nearest on the logarithm of the training levels. With many steps (79 or more of 1000 for
     beta from 1e-4 to 0.02) low levels share a timestep, as in diffusers; the levels themselves always differ.
 
     Args:
-        alphas_cumprod: ``(T,)`` cumulative products of the training schedule, falling, between 0 and 1.
+        alphas_cumprod: ``(T,)`` cumulative products of the training schedule, strictly falling, between 0 and 1.
         num_inference_steps: number of levels, at most ``T``.
-
-    Returns:
-        Timesteps and levels, ``num_inference_steps`` of each, descending.
 
     Raises:
         ValueError: unless ``1 <= num_inference_steps <= T``, or for a schedule that reaches 0 or 1 or does not fall.
@@ -59,138 +79,134 @@ def karras_spacing(alphas_cumprod: torch.Tensor, num_inference_steps: int) -> tu
     ends = levels[[-1, 0]] ** (1 / KARRAS_RHO)
     sigmas = np.linspace(ends[0], ends[1], num_inference_steps) ** KARRAS_RHO
     timesteps = np.interp(np.log(sigmas), np.log(levels), np.arange(len(levels))).round()
-    return [int(t) for t in timesteps], sigmas.tolist()
+    return [NoiseLevel(int(t), 1 / (1 + s**2), s) for t, s in zip(timesteps, sigmas.tolist(), strict=True)]
+
+
+def clean_image(
+    output: torch.Tensor, x: torch.Tensor, alpha_bar: float, prediction_type: str, clip: bool = True
+) -> torch.Tensor:
+    """Clean image that a network's output implies, for ``x = sqrt(alpha_bar) * x0 + sqrt(1 - alpha_bar) * epsilon``.
+
+    Args:
+        output: what the network predicts, shaped like ``x``.
+        x: noisy image.
+        alpha_bar: of the noise level of ``x``.
+        prediction_type: ``"epsilon"``, or ``"v_prediction"`` for ``v = sqrt(alpha_bar) * epsilon - sqrt(1 -
+            alpha_bar) * x0`` (Salimans and Ho, arXiv 2202.00512).
+        clip: clip to [-1, 1], the range of training images.
+
+    Raises:
+        ValueError: for another prediction type.
+    """
+    if prediction_type not in PREDICTION_TYPES:
+        raise ValueError(f"prediction_type must be one of {PREDICTION_TYPES}, got {prediction_type!r}")
+    signal, noise = alpha_bar**0.5, (1 - alpha_bar) ** 0.5
+    x0 = (x - noise * output) / signal if prediction_type == "epsilon" else signal * x - noise * output
+    return x0.clamp(-1, 1) if clip else x0
 
 
 def ddim(
-    predict: Predict,
+    denoise: Denoise,
     x: torch.Tensor,
+    schedule: Schedule,
     *,
-    alphas_cumprod: torch.Tensor,
-    num_inference_steps: int,
-    prediction_type: str = "epsilon",
     eta: float = 0.0,
     draw: Draw | None = None,
-    clip_sample: bool = True,
+    on_step: OnStep | None = None,
 ) -> torch.Tensor:
     """Denoise ``x`` with DDIM (Song et al., arXiv 2010.02502).
 
-    The previous timestep of a step is the timestep of the next one, so that each step lands where the next begins.
+    Each step lands on the next level of the schedule; the last lands on the clean image.
 
     Args:
-        predict: ``(x (B, 1, H, W), timesteps (B,) long) -> (B, 1, H, W)``, the network given its contours.
+        denoise: predicts the clean image.
         x: standard normal noise, ``(B, 1, H, W)``.
-        alphas_cumprod: ``(T,)`` cumulative products of the training schedule.
-        num_inference_steps: network calls, at most ``T``.
-        prediction_type: what ``predict`` returns, ``"epsilon"`` or ``"v_prediction"``.
+        schedule: descending noise levels, one for each network call.
         eta: 0 is deterministic, 1 adds the noise of DDPM's posterior.
-        draw: noise for one step, shaped like ``x``; asked for only if ``eta > 0``.
-        clip_sample: clip each predicted clean image to [-1, 1], the range of training images.
+        draw: noise of one step, shaped like ``x``; called only if ``eta > 0``.
+        on_step: receives the number of each step and its predicted clean image.
 
     Returns:
-        Clean images in [-1, 1], shaped like ``x``.
+        Clean images, shaped like ``x``.
 
     Raises:
-        ValueError: for an unknown ``prediction_type``, a negative ``eta``, or ``eta > 0`` without ``draw``.
+        ValueError: for a negative ``eta``, or ``eta > 0`` without ``draw``.
     """
-    _check_prediction_type(prediction_type)
     if eta < 0 or (eta > 0 and draw is None):
         raise ValueError(f"eta must be 0, or above 0 with noise to draw; got eta={eta}, draw={draw}")
-    timesteps = spaced_timesteps(len(alphas_cumprod), num_inference_steps)
-    alpha_bars = [float(alphas_cumprod[t]) for t in timesteps] + [1.0]
-    batch_timesteps = _batched(timesteps, x)
-    for step, (alpha_bar, alpha_bar_prev) in enumerate(pairwise(alpha_bars)):
-        output = predict(x, batch_timesteps[step])
+    for step, (level, alpha_bar_prev) in enumerate(_with_previous(schedule)):
         # 1. predicted clean image, eq. (9), and the noise that goes with it
-        x0, epsilon = _split(output, x, alpha_bar, prediction_type, clip_sample)
+        x0, epsilon = _clean_and_noise(denoise, x, level)
         # 2. noise to add, eq. (16)
-        sigma = eta * ((1 - alpha_bar_prev) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_prev)) ** 0.5
+        sigma = eta * ((1 - alpha_bar_prev) / (1 - level.alpha_bar) * (1 - level.alpha_bar / alpha_bar_prev)) ** 0.5
         # 3. direction to x_t and the step, eq. (12)
         x = alpha_bar_prev**0.5 * x0 + max(1 - alpha_bar_prev - sigma**2, 0.0) ** 0.5 * epsilon
         if sigma > 0 and draw is not None:
             x = x + sigma * draw()
+        if on_step is not None:
+            on_step(step, x0)
     return x
 
 
 def ddpm(
-    predict: Predict,
-    x: torch.Tensor,
-    *,
-    alphas_cumprod: torch.Tensor,
-    draw: Draw,
-    prediction_type: str = "epsilon",
-    clip_sample: bool = True,
+    denoise: Denoise, x: torch.Tensor, schedule: Schedule, *, draw: Draw, on_step: OnStep | None = None
 ) -> torch.Tensor:
-    """Denoise ``x`` with the ancestral sampler, Algorithm 2 of the paper: every training timestep, variance beta_t.
+    """Denoise ``x`` with the ancestral sampler, Algorithm 2 of the paper, with variance ``beta`` between two levels.
 
-    Arguments as in :func:`ddim`; ``draw`` is asked for at every timestep but the last.
+    Arguments as in :func:`ddim`; the paper's schedule is every training timestep. ``draw`` is called at every step but
+    the last.
     """
-    _check_prediction_type(prediction_type)
-    total = len(alphas_cumprod)
-    alpha_bars = [1.0] + [float(a) for a in alphas_cumprod]
-    batch_timesteps = _batched(list(range(total)), x)
-    for t in reversed(range(total)):
-        alpha_bar, alpha_bar_prev = alpha_bars[t + 1], alpha_bars[t]
-        alpha, beta = alpha_bar / alpha_bar_prev, 1 - alpha_bar / alpha_bar_prev
-        _, epsilon = _split(predict(x, batch_timesteps[t]), x, alpha_bar, prediction_type, clip_sample)
-        x = (x - beta / (1 - alpha_bar) ** 0.5 * epsilon) / alpha**0.5
-        if t > 0:
+    for step, (level, alpha_bar_prev) in enumerate(_with_previous(schedule)):
+        alpha, beta = level.alpha_bar / alpha_bar_prev, 1 - level.alpha_bar / alpha_bar_prev
+        x0, epsilon = _clean_and_noise(denoise, x, level)
+        x = (x - beta / (1 - level.alpha_bar) ** 0.5 * epsilon) / alpha**0.5
+        if step < len(schedule) - 1:
             x = x + beta**0.5 * draw()
+        if on_step is not None:
+            on_step(step, x0)
     return x
 
 
-def dpm_solver(
-    predict: Predict,
-    x: torch.Tensor,
-    *,
-    alphas_cumprod: torch.Tensor,
-    num_inference_steps: int,
-    prediction_type: str = "epsilon",
-    clip_sample: bool = True,
-) -> torch.Tensor:
-    """Denoise ``x`` with DPM-Solver++(2M) (Lu et al., arXiv 2211.01095, Algorithm 2), spaced as Karras et al.
+def dpm_solver(denoise: Denoise, x: torch.Tensor, schedule: Schedule, *, on_step: OnStep | None = None) -> torch.Tensor:
+    """Denoise ``x`` with DPM-Solver++(2M) (Lu et al., arXiv 2211.01095, Algorithm 2).
 
     Deterministic and of second order: a step extrapolates the clean image from the last two predictions. The first
-    step, which has one prediction, and the last, which goes to noise level 0, are of first order, that is DDIM's. The
-    steps are those of diffusers' ``DPMSolverMultistepScheduler`` with ``use_karras_sigmas``; the clipping is ours.
-
-    Args:
-        predict: ``(x (B, 1, H, W), timesteps (B,) long) -> (B, 1, H, W)``, the network given its contours.
-        x: standard normal noise, ``(B, 1, H, W)``.
-        alphas_cumprod: ``(T,)`` cumulative products of the training schedule, falling, between 0 and 1.
-        num_inference_steps: network calls, at most ``T``; see :func:`karras_spacing`.
-        prediction_type: what ``predict`` returns, ``"epsilon"`` or ``"v_prediction"``.
-        clip_sample: clip each predicted clean image to [-1, 1], the range of training images.
-
-    Returns:
-        Clean images, shaped like ``x``; in [-1, 1] if ``clip_sample``.
-
-    Raises:
-        ValueError: for an unknown ``prediction_type``, or a number of steps or a schedule that cannot be spaced.
+    step, which has one prediction, and the last, which goes to noise level 0, are of first order, that is DDIM's. With
+    :func:`karras_schedule` the steps are those of diffusers' ``DPMSolverMultistepScheduler`` with
+    ``use_karras_sigmas``, but for the clipping of the clean image. Arguments as in :func:`ddim`.
     """
-    _check_prediction_type(prediction_type)
-    timesteps, sigmas = karras_spacing(alphas_cumprod, num_inference_steps)
-    batch_timesteps = _batched(timesteps, x)
     x0_before = None
-    for step, (keep, pull, ahead) in enumerate(_multistep_weights(sigmas)):
-        output = predict(x, batch_timesteps[step])
+    for step, (level, (keep, pull, ahead)) in enumerate(zip(schedule, _multistep_weights(schedule), strict=True)):
         # 1. predicted clean image
-        x0 = _clean(output, x, 1 / (1 + sigmas[step] ** 2), prediction_type, clip_sample)
+        x0 = denoise(x, level)
         # 2. extrapolated to the middle of the step: D_i of Algorithm 2
         target = x0 if x0_before is None or ahead == 0 else (1 + ahead) * x0 - ahead * x0_before
         # 3. the step, exact where the clean image is constant
         x = keep * x + pull * target
         x0_before = x0
+        if on_step is not None:
+            on_step(step, x0)
     return x
 
 
-def _multistep_weights(sigmas: list[float]) -> list[tuple[float, float, float]]:
+def _with_previous(schedule: Schedule) -> list[tuple[NoiseLevel, float]]:
+    """Each level with the ``alpha_bar`` of the next one in the schedule, 1 after the last."""
+    return list(zip(schedule, [*(level.alpha_bar for level in schedule[1:]), 1.0], strict=True))
+
+
+def _clean_and_noise(denoise: Denoise, x: torch.Tensor, level: NoiseLevel) -> tuple[torch.Tensor, torch.Tensor]:
+    x0 = denoise(x, level)
+    return x0, (x - level.alpha_bar**0.5 * x0) / (1 - level.alpha_bar) ** 0.5
+
+
+def _multistep_weights(schedule: Schedule) -> list[tuple[float, float, float]]:
     """Weights of each step: of ``x``, of the clean image, of its last change (Lu et al., Algorithm 2).
 
     With ``lambda = -log(sigma)`` and ``h_i`` its growth in step i they are ``sigma_t / sigma_s`` of the paper, whose
     sigma is ``sigma / sqrt(1 + sigma^2)`` here, then ``-alpha_t (exp(-h_i) - 1)`` and ``1 / (2 r_i)``,
-    ``r_i = h_{i-1} / h_i``. The last change counts nothing in the first step and in the last.
+    ``r_i = h_{i-1} / h_i``. The last change has no weight in the first step and in the last.
     """
+    sigmas = [level.sigma for level in schedule]
     weights = []
     for step, (sigma, sigma_next) in enumerate(pairwise([*sigmas, 0.0])):
         shrink, signal, signal_next = sigma_next / sigma, (1 + sigma**2) ** -0.5, (1 + sigma_next**2) ** -0.5
@@ -201,36 +217,9 @@ def _multistep_weights(sigmas: list[float]) -> list[tuple[float, float, float]]:
     return weights
 
 
-def _clean(
-    output: torch.Tensor, x: torch.Tensor, alpha_bar: float, prediction_type: str, clip_sample: bool
-) -> torch.Tensor:
-    """Predicted clean image with ``x = sqrt(alpha_bar) * x0 + sqrt(1 - alpha_bar) * epsilon``."""
-    signal, noise = alpha_bar**0.5, (1 - alpha_bar) ** 0.5
-    x0 = (x - noise * output) / signal if prediction_type == "epsilon" else signal * x - noise * output
-    return x0.clamp(-1, 1) if clip_sample else x0
-
-
-def _split(
-    output: torch.Tensor, x: torch.Tensor, alpha_bar: float, prediction_type: str, clip_sample: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Predicted clean image and the noise that goes with it; see :func:`_clean`."""
-    x0 = _clean(output, x, alpha_bar, prediction_type, clip_sample)
-    return x0, (x - alpha_bar**0.5 * x0) / (1 - alpha_bar) ** 0.5
-
-
-def _batched(timesteps: list[int], x: torch.Tensor) -> torch.Tensor:
-    """All timestep tensors of a chain at once, ``(steps, B)``, so that no step has to make its own."""
-    return torch.tensor(timesteps, dtype=torch.long, device=x.device)[:, None].expand(-1, x.shape[0]).contiguous()
-
-
 def _check_steps(num_train_timesteps: int, num_inference_steps: int) -> None:
     if not 1 <= num_inference_steps <= num_train_timesteps:
         raise ValueError(
             f"num_inference_steps must lie in 1..{num_train_timesteps} (the training timesteps), "
             f"got {num_inference_steps}"
         )
-
-
-def _check_prediction_type(prediction_type: str) -> None:
-    if prediction_type not in PREDICTION_TYPES:
-        raise ValueError(f"prediction_type must be one of {PREDICTION_TYPES}, got {prediction_type!r}")

@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything that serves speed alone: a faster copy of the network, and a heap that keeps freed blocks."""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeGuard, cast
+
+import torch
+from monai.networks.blocks import UpSample
+from torch import nn
+from torch.nn.functional import conv2d, conv_transpose2d, pad
+
+logger = logging.getLogger(__name__)
+
+ACCELERATIONS = (None, "lean", "compile")
+Forward = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+MIN_CHANNELS = 128
+"""Channels, in and out, from which pairs of rows pay: 1.2 to 1.35 times faster at 128 and more, slower below 64."""
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -2, -3, -4  # malloc.h of the GNU C library
+RETAIN = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 512 * 2**20}
+RELEASE = {M_MMAP_MAX: 65536, M_MMAP_THRESHOLD: 32 * 2**20, M_TRIM_THRESHOLD: 64 * 2**20, M_TOP_PAD: 128 * 2**10}
+"""glibc's own values, with the thresholds that it adapts to by itself where big blocks are freed."""
+
+
+@contextmanager
+def retained_heap(enabled: bool = True) -> Iterator[bool]:
+    """Tune glibc's malloc so that freed blocks stay in the process, until the context ends.
+
+    glibc maps each big block anew and unmaps it when it is freed; on a CPU a network then spends much of its time on
+    page faults. Measured on 2 cores: 1.65 times faster with slices of 256 x 256 pixels, no gain with 128 x 128.
+    Results stay the same to the bit. The setting is the process's: open the context around a network's work alone, for
+    blocks of a volume's size do not fit into what is free between blocks in use. At the end the free memory goes back
+    to the kernel. Source: mallopt(3), malloc_trim(3).
+
+    Args:
+        enabled: do nothing if false.
+
+    Yields:
+        Whether the setting was taken; ``False`` where the C library is another one.
+    """
+    retained = enabled and _mallopt(RETAIN)
+    if enabled and not retained:
+        logger.info("the memory allocator of this system has no such setting; a CPU may be slower than it could be")
+    try:
+        yield retained
+    finally:
+        if retained:
+            _mallopt(RELEASE)
+            release_heap()
+
+
+def release_heap() -> bool:
+    """Return the heap's free memory to the kernel; whether there was any. Source: malloc_trim(3)."""
+    trim = _libc_function("malloc_trim")
+    return trim is not None and trim(ctypes.c_size_t(0)) == 1
+
+
+def _mallopt(settings: dict[int, int]) -> bool:
+    mallopt = _libc_function("mallopt")
+    return mallopt is not None and all(mallopt(option, value) == 1 for option, value in settings.items())
+
+
+def _libc_function(name: str) -> Any:
+    """A function of the C library, or ``None`` where it has none of that name."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform.startswith("linux") else None
+
+
+class Accelerator:
+    """A faster copy of a network, kept until another network, other weights or another device come.
+
+    Changed weights are seen by the version that torch counts for every tensor, which optimizers, averages and
+    ``load_state_dict`` raise; ``network.to(...)`` by dtype, device and address. So a translation inside a training
+    never runs with old weights, and a folder of volumes does not convert the network for each.
+
+    Args:
+        acceleration: ``None`` calls the network as it is. ``"lean"`` puts it into channels-last order, in place, and on
+            a CPU in float32 calls a copy whose convolutions take fewer multiplications: on 2 cores 1.09 times faster
+            than without with 128 x 104 pixels, 1.14 times with 256 x 256, 1.25 times for the paper's network.
+            ``"compile"`` calls ``torch.compile`` with CUDA graphs; it has not run on a CUDA device yet, and on a CPU
+            it takes 35 s to compile for 0.92 to 1.15 times the speed.
+
+    Raises:
+        ValueError: for another value.
+    """
+
+    def __init__(self, acceleration: str | None = None) -> None:
+        if acceleration not in ACCELERATIONS:
+            raise ValueError(f"acceleration must be one of {ACCELERATIONS}, got {acceleration!r}")
+        self.acceleration = acceleration
+        self._key: Any = None
+        self._forward: Forward | None = None
+
+    def __call__(self, network: Forward, inputs: torch.Tensor, timesteps: torch.Tensor) -> Forward:
+        """Callable to use in place of ``network``, for inputs like these."""
+        if self.acceleration is None:
+            return network
+        float32_on_cpu = inputs.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+        if self._forward is None or self._key != (network, float32_on_cpu, _versions(network)):
+            self._forward = None  # frees the old copy before the new one is built
+            self._forward = accelerated(network, self.acceleration, inputs, timesteps)  # type: ignore[arg-type]
+            self._key = (network, float32_on_cpu, _versions(network))
+        return self._forward
+
+
+def _versions(network: Forward) -> list[tuple[Any, ...]]:
+    state = network.state_dict(keep_vars=True).values() if isinstance(network, nn.Module) else ()
+    return [(v.data_ptr(), v.dtype, v.device, 0 if v.is_inference() else v._version) for v in state]
+
+
+def accelerated(network: nn.Module, acceleration: str | None, inputs: torch.Tensor, timesteps: torch.Tensor) -> Forward:
+    """Callable to use in place of ``network``, for inference with its present weights; see :class:`Accelerator`."""
+    if acceleration is None:
+        return network
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
+    if acceleration == "compile":
+        return _compiled(network, inputs, timesteps)
+    float32_on_cpu = inputs.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+    return with_fewer_multiplications(network) if float32_on_cpu else network
+
+
+def _compiled(network: nn.Module, inputs: torch.Tensor, timesteps: torch.Tensor) -> Forward:
+    """``torch.compile`` of the network, or the network itself where that fails, as without a C++ compiler."""
+    compiled: Forward = torch.compile(network, mode="reduce-overhead")
+    try:
+        compiled(inputs, timesteps)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        logger.warning("the network is not compiled: %s", str(error).strip().split("\n")[0])
+        return network
+    return compiled
+
+
+class RowPairConv2d(nn.Module):
+    """A 3 x 3 convolution of two rows at a time with 4 kernels of 1 x 3: 2/3 of the multiplications.
+
+    Winograd's minimal filtering F(2, 3) along the rows. Source: Lavin and Gray, Fast Algorithms for Convolutional
+    Neural Networks, CVPR 2016.
+
+    Args:
+        convolution: 3 x 3, stride 1, zero padding 1, one group.
+    """
+
+    first: torch.Tensor
+    sum: torch.Tensor
+    difference: torch.Tensor
+    last: torch.Tensor
+    bias: torch.Tensor | None
+
+    def __init__(self, convolution: nn.Conv2d) -> None:
+        super().__init__()
+        first, middle, last = convolution.weight.detach().unbind(2)
+        kernels = (first, (first + middle + last) / 2, (first - middle + last) / 2, last)
+        for name, kernel in zip(("first", "sum", "difference", "last"), kernels, strict=True):
+            self.register_buffer(name, kernel.unsqueeze(2).contiguous(memory_format=torch.channels_last))
+        self.register_buffer("bias", None if convolution.bias is None else convolution.bias.detach())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``(B, C, H, W) -> (B, C', H, W)``, for even and odd H."""
+        rows = pad(x, (0, 0, 1, 2))
+        above, upper, lower, below = rows[:, :, :-3:2], rows[:, :, 1:-2:2], rows[:, :, 2:-1:2], rows[:, :, 3::2]
+        half_sum = conv2d(upper + lower, self.sum, self.bias, padding=(0, 1))
+        half_difference = conv2d(lower - upper, self.difference, padding=(0, 1))
+        even = conv2d(above - lower, self.first, padding=(0, 1)).add_(half_sum).add_(half_difference)
+        odd = half_sum.sub_(half_difference).sub_(conv2d(upper - below, self.last, padding=(0, 1)))
+        return torch.stack([even, odd], dim=3).flatten(2, 3)[:, :, : x.shape[2]]
+
+
+class UpsampledConv2d(nn.Module):
+    """Nearest-neighbor doubling and a 3 x 3 convolution as one transposed convolution: 4/9 of the multiplications.
+
+    A repeated pixel meets sums of the kernel's weights, which are computed once.
+
+    Args:
+        convolution: 3 x 3, stride 1, zero padding 1, one group.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+    def __init__(self, convolution: nn.Conv2d) -> None:
+        super().__init__()
+        kernel = convolution.weight.detach().flip(2, 3)
+        channels_in = kernel.shape[1]
+        ones = kernel.new_ones(1, 1, 2, 2)
+        spread = conv_transpose2d(kernel.flatten(0, 1).unsqueeze(1), ones).unflatten(0, (-1, channels_in)).squeeze(2)
+        spread = spread.transpose(0, 1)
+        self.register_buffer("weight", spread.contiguous(memory_format=torch.channels_last))
+        self.register_buffer("bias", None if convolution.bias is None else convolution.bias.detach())
+
+    def forward(self, x: torch.Tensor, emb: torch.Tensor | None = None) -> torch.Tensor:
+        """``(B, C, H, W) -> (B, C', 2H, 2W)``; ``emb`` is ignored, as by MONAI's upsampling."""
+        del emb
+        return conv_transpose2d(x, self.weight, self.bias, stride=2, padding=1)
+
+
+def with_fewer_multiplications(network: nn.Module) -> nn.Module:
+    """Copy of ``network`` for inference, its convolutions replaced where that pays; it shares all other weights."""
+    shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+    return _replaced(copy.deepcopy(network, cast(dict, shared)))
+
+
+def _replaced(module: nn.Module) -> nn.Module:
+    if (convolution := _upsampled(module)) is not None:
+        return UpsampledConv2d(convolution)
+    if _replaceable(module) and min(module.in_channels, module.out_channels) >= MIN_CHANNELS:
+        return RowPairConv2d(module)
+    for name, child in module.named_children():
+        setattr(module, name, _replaced(child))
+    return module
+
+
+def _upsampled(module: nn.Module) -> nn.Conv2d | None:
+    """The convolution behind a doubling by the nearest neighbor, if ``module`` is just that."""
+    if not isinstance(module, UpSample):
+        return None
+    leaves = [leaf for leaf in module.modules() if not any(leaf.children())]
+    if len(leaves) != 2 or not isinstance(leaves[0], nn.Upsample) or not _replaceable(leaves[1]):
+        return None
+    doubling = leaves[0]
+    factor = doubling.scale_factor
+    factors = factor if isinstance(factor, tuple) else (factor, factor)
+    return leaves[1] if doubling.mode == "nearest" and factors == (2.0, 2.0) else None
+
+
+def _replaceable(module: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """A plain 3 x 3 convolution in float32: nothing that subclasses or parametrizes one."""
+    return (
+        type(module) is nn.Conv2d
+        and module.kernel_size == (3, 3)
+        and module.stride == (1, 1)
+        and module.padding == (1, 1)
+        and module.dilation == (1, 1)
+        and module.groups == 1
+        and module.padding_mode == "zeros"
+        and module.weight.dtype == torch.float32
+    )

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A solver with its schedule: from a network's predictions to clean images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from contourdiff.sampling.solvers import (
+    PREDICTION_TYPES,
+    Draw,
+    NoiseLevel,
+    OnStep,
+    clean_image,
+    ddim,
+    ddpm,
+    dpm_solver,
+    even_schedule,
+    karras_schedule,
+)
+
+SOLVERS = ("ddim", "ddpm", "dpm_solver")
+Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""``(x (B, 1, H, W), timesteps (B,)) -> (B, 1, H, W)``, a network given its contours."""
+
+
+class Sampler:
+    """Solver, number of steps and training schedule, checked before any work.
+
+    Args:
+        scheduler: noise scheduler of the training; its ``alphas_cumprod`` and ``prediction_type`` are used.
+        solver: ``"ddim"``; ``"dpm_solver"`` with Karras' levels; or ``"ddpm"``, the paper's ancestral sampler over
+            every training timestep, which ignores the next two.
+        num_inference_steps: network calls for a candidate.
+        eta: DDIM's noise, 0 for none.
+
+    Raises:
+        ValueError: for an unknown solver or prediction type, a negative ``eta``, or a number of steps that the
+            training schedule does not have.
+    """
+
+    def __init__(self, scheduler: Any, solver: str = "ddim", num_inference_steps: int = 50, eta: float = 0.0) -> None:
+        if solver not in SOLVERS:
+            raise ValueError(f"solver must be one of {SOLVERS}, got {solver!r}")
+        if not eta >= 0:
+            raise ValueError(f"eta must be 0 or more, got {eta}")
+        self.solver = solver
+        self.eta = eta
+        self.prediction_type = str(scheduler.prediction_type)
+        if self.prediction_type not in PREDICTION_TYPES:
+            raise ValueError(f"prediction_type must be one of {PREDICTION_TYPES}, got {self.prediction_type!r}")
+        schedule = karras_schedule if solver == "dpm_solver" else even_schedule
+        steps = len(scheduler.alphas_cumprod) if solver == "ddpm" else num_inference_steps
+        self.schedule = schedule(scheduler.alphas_cumprod, steps)
+
+    def __call__(self, predict: Predict, draw: Draw, on_step: OnStep | None = None) -> torch.Tensor:
+        """Clean images ``(B, 1, H, W)`` in [-1, 1], from the first noise that ``draw`` returns.
+
+        Args:
+            predict: the network, given its contours.
+            draw: standard normal noise ``(B, 1, H, W)``: the start, and that of each step of a solver that adds noise.
+            on_step: receives the number of each step and its predicted clean image.
+        """
+        x = draw()
+        steps = [level.timestep for level in self.schedule]
+        batches = torch.tensor(steps, dtype=torch.long, device=x.device)[:, None].expand(-1, len(x)).contiguous()
+        timesteps = dict(zip(self.schedule, batches, strict=True))
+
+        def denoise(x: torch.Tensor, level: NoiseLevel) -> torch.Tensor:
+            return clean_image(predict(x, timesteps[level]), x, level.alpha_bar, self.prediction_type)
+
+        if self.solver == "ddpm":
+            return ddpm(denoise, x, self.schedule, draw=draw, on_step=on_step)
+        if self.solver == "dpm_solver":
+            return dpm_solver(denoise, x, self.schedule, on_step=on_step)
+        return ddim(denoise, x, self.schedule, eta=self.eta, draw=draw, on_step=on_step)
