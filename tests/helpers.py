@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -12,9 +13,10 @@ from monai.data import MetaTensor
 from monai.networks.schedulers import DDPMScheduler
 from scipy.spatial.transform import Rotation
 
-from contourdiff.inference.inferer import ContourTranslationInferer
+from contourdiff.bundle import translate
+from contourdiff.inference.inferer import ContourTranslationInferer, Execution
 from contourdiff.networks import ContourUNet
-from contourdiff.sampling.selection import SelectionRules
+from contourdiff.sampling import Sampler, SelectionRules
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -96,18 +98,36 @@ def as_case(volumes: list[torch.Tensor], names: list[str]) -> MetaTensor:
     return batch
 
 
-def inferer(**options: object) -> ContourTranslationInferer:
-    settings = {"rules": RULES, "num_inference_steps": 3, "batch_size": 4, "margin_px": 2, "progress": False}
-    return ContourTranslationInferer(SCHEDULER, **{**settings, **options})  # type: ignore[arg-type]
+SAMPLING = ("solver", "num_inference_steps", "eta")
+EXECUTION = ("batch_size", "amp", "acceleration", "retain_heap")
 
 
-def translate(volume: torch.Tensor, name: str = "a", **options: object) -> torch.Tensor:
-    return inferer(**options)(as_case([volume], [name]), make_seeded()).as_tensor()[0, 0]  # type: ignore[attr-defined]
+def inferer(kind: type = ContourTranslationInferer, scheduler: Any = SCHEDULER, **options: Any) -> Any:
+    """An inferer whose sampler and execution are given by their arguments."""
+    options = {"rules": RULES, "num_inference_steps": 3, "batch_size": 4, "margin_px": 2, "progress": False} | options
+    sampler = Sampler(scheduler, **{name: options.pop(name) for name in SAMPLING if name in options})
+    execution = Execution(**{name: options.pop(name) for name in EXECUTION if name in options})
+    return kind(sampler, execution=execution, **options)
+
+
+def translate_contours(volume: torch.Tensor, name: str = "a", **options: Any) -> torch.Tensor:
+    """Gray levels ``(H, W, D)`` of one volume of contours, by the tiny network."""
+    return inferer(**options)(as_case([volume], [name]), make_seeded()).as_tensor()[0, 0]
 
 
 def make_seeded() -> torch.nn.Module:
     torch.manual_seed(0)
     return make_tiny_network()
+
+
+def make_attention_network() -> ContourUNet:
+    torch.manual_seed(0)
+    network = ContourUNet(
+        patch_size=2, channels=[32, 32], attention_levels=[False, True], num_res_blocks=1, num_head_channels=16,
+        use_flash_attention=True,
+    )  # fmt: skip
+    torch.nn.init.normal_(network.out[2].conv.weight, std=0.05)
+    return network.eval()
 
 
 OBLIQUE = np.array([[3.0, 0.2, 0, -40], [-0.2, 2.5, 0.1, 12], [0.0, -0.1, 4.0, -7], [0, 0, 0, 1]])

@@ -4,20 +4,30 @@
 from __future__ import annotations
 
 import copy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from monai.networks.blocks import UpSample
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 from torch.utils.flop_counter import FlopCounterMode
 
-from contourdiff.inference.convolutions import (
+from contourdiff.inference import acceleration
+from contourdiff.inference.acceleration import (
     MIN_CHANNELS,
+    Accelerator,
     RowPairConv2d,
     UpsampledConv2d,
     with_fewer_multiplications,
 )
+from contourdiff.inference.denoiser import Denoiser
 from contourdiff.networks import ContourUNet
+from contourdiff.sampling import Sampler
+from helpers import SCHEDULER, as_case, contours, inferer, make_attention_network, make_seeded, translate_contours
 
 
 def small_unet(channels: int = MIN_CHANNELS) -> ContourUNet:
@@ -119,3 +129,165 @@ def test_an_item_does_not_depend_on_its_batch() -> None:
     order = [2, 0, 3, 1]
     with torch.inference_mode():
         assert torch.equal(faster(x, t)[order], faster(x[order], t))
+
+
+SAMPLER = Sampler(SCHEDULER, num_inference_steps=2)
+ITEMS = [("a", 1, 0, number) for number in range(4)]
+
+
+def denoised(
+    network: torch.nn.Module, given: torch.Tensor, acceleration: str | None, amp: bool = False
+) -> torch.Tensor:
+    return Denoiser(network, SAMPLER, batch_size=4, amp=amp, accelerator=Accelerator(acceleration))(given, ITEMS)
+
+
+def choices_of(**options: object) -> list[tuple[int, int, int]]:
+    (result,) = inferer(**options).translate(as_case([contours()], ["a"]), make_seeded())
+    return [(c.slice_index, c.round, c.candidate) for c in result.choices if c is not None]
+
+
+def small_network() -> ContourUNet:
+    torch.manual_seed(0)
+    network = ContourUNet(patch_size=2, channels=[8], attention_levels=[False], num_res_blocks=1, norm_num_groups=4)
+    torch.nn.init.normal_(network.out[2].conv.weight, std=0.05)
+    return network.eval()
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile requires a C++ compiler, and g++ is not there")
+def test_compiled_network_gives_the_same_picture(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    network = small_network()
+    given = (torch.rand(4, 1, 32, 24, generator=torch.Generator().manual_seed(1)) > 0.8).float()
+    torch.testing.assert_close(denoised(network, given, "compile"), denoised(network, given, None), atol=0.02, rtol=0)
+
+
+def test_compiled_whole_and_for_few_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Volumes differ in size: the second one makes the sizes variables, and from then on nothing is compiled anew."""
+    counter = CompileCounter()
+    compile_stock = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda network, mode: compile_stock(network, backend=counter, fullgraph=True))
+    torch._dynamo.reset()
+    denoiser = Denoiser(make_attention_network(), SAMPLER, batch_size=4, accelerator=Accelerator("compile"))
+    for size in ((32, 24), (24, 40), (48, 32), (40, 56)):
+        denoiser(torch.zeros(4, 1, *size), ITEMS)
+    assert counter.frame_count == 2
+
+
+def test_network_that_cannot_be_compiled_is_called_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_compiler(*arguments: object, **named: object) -> None:
+        raise RuntimeError("no compiler\nat all")
+
+    monkeypatch.setattr(torch, "compile", lambda network, mode: no_compiler)
+    network, given = small_network(), torch.ones(4, 1, 16, 16)
+    torch.testing.assert_close(denoised(network, given, "compile"), denoised(network, given, None), atol=0.02, rtol=0)
+    assert "the network is not compiled: no compiler" in caplog.messages
+
+
+def test_acceleration_changes_no_choice() -> None:
+    assert choices_of(acceleration="lean") == choices_of()
+
+
+@pytest.mark.parametrize(("amp", "expected"), [(False, 1), (True, 0)])
+def test_fewer_multiplications_are_for_float32(amp: bool, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bfloat16 sums of rows would lose digits."""
+    converted: list[torch.nn.Module] = []
+    convert = acceleration.with_fewer_multiplications
+    monkeypatch.setattr(
+        acceleration, "with_fewer_multiplications", lambda network: converted.append(network) or convert(network)
+    )
+    given = (torch.rand(4, 1, 32, 32, generator=torch.Generator().manual_seed(1)) > 0.8).float()
+    lean = denoised(make_attention_network(), given, "lean", amp)
+    plain = denoised(make_attention_network(), given, None, amp)
+    assert len(converted) == expected
+    assert (lean - plain).abs().mean() < (1 if amp else 1e-3)
+
+
+def test_lean_is_the_same_alone_and_in_a_batch() -> None:
+    volumes = [contours(number) for number in range(2)]
+    together = inferer(acceleration="lean")(as_case(volumes, ["a", "b"]), make_seeded())
+    for position, name in enumerate("ab"):
+        alone = translate_contours(volumes[position], name, acceleration="lean")
+        assert torch.equal(alone, torch.as_tensor(together[position, 0]))
+
+
+def test_new_weights_are_seen_by_the_next_volume() -> None:
+    """A translation inside a training never runs with the weights that were converted first."""
+    translation, network = inferer(acceleration="lean"), make_wide()
+    before = torch.as_tensor(translation(as_case([contours()], ["a"]), network))
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.mul_(-1)
+    after = torch.as_tensor(translation(as_case([contours()], ["a"]), network))
+    assert not torch.allclose(before, after, atol=1)
+
+
+def make_wide() -> ContourUNet:
+    """A network with convolutions that are replaced."""
+    torch.manual_seed(0)
+    network = ContourUNet(patch_size=2, channels=[128], attention_levels=[False], num_res_blocks=1)
+    torch.nn.init.normal_(network.out[2].conv.weight, std=0.05)
+    return network.eval()
+
+
+def test_a_network_moved_to_another_type_is_converted_anew() -> None:
+    network, accelerate = make_wide(), Accelerator("lean")
+    inputs, timesteps = torch.rand(1, 2, 16, 16), torch.zeros(1, dtype=torch.long)
+    first = accelerate(network, inputs, timesteps)
+    assert accelerate(network, inputs, timesteps) is first
+    network.to(torch.float64)
+    network.to(torch.float32)
+    assert accelerate(network, inputs, timesteps) is not first
+    network.to(torch.float64)
+    converted = accelerate(network, inputs.double(), timesteps)
+    torch.testing.assert_close(converted(inputs.double(), timesteps), network(inputs.double(), timesteps))
+
+
+def test_a_network_is_converted_once_for_many_volumes(monkeypatch: pytest.MonkeyPatch) -> None:
+    converted: list[object] = []
+    convert = acceleration.with_fewer_multiplications
+    monkeypatch.setattr(
+        acceleration, "with_fewer_multiplications", lambda network: converted.append(network) or convert(network)
+    )
+    translation, network = inferer(acceleration="lean"), make_seeded()
+    for number in range(3):
+        translation(as_case([contours(number)], [str(number)]), network)
+    assert len(converted) == 1
+    translation(as_case([contours()], ["a"]), make_seeded())
+    assert len(converted) == 2
+
+
+def in_a_process(code: str) -> list[str]:
+    """Lines that a program prints in a process of its own, for the heap's settings are the process's."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_a_retained_heap_changes_no_bit() -> None:
+    code = (
+        "import torch; from contourdiff.inference.acceleration import retained_heap\n"
+        "x = torch.rand(64, 64, generator=torch.Generator().manual_seed(0)); before = x @ x\n"
+        "with retained_heap() as taken: assert torch.equal(x @ x, before)\n"
+        "with retained_heap(False) as not_taken: pass\n"
+        "print(taken, not_taken)"
+    )
+    assert in_a_process(code) == [f"{sys.platform.startswith('linux')} False"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the memory of a process is read from /proc")
+def test_a_retained_heap_is_released_when_the_context_ends() -> None:
+    """Freed blocks between others stay in the process, go back to the kernel at the end, and are not kept any more."""
+    code = (
+        "import re; from pathlib import Path; import torch\n"
+        "from contourdiff.inference.acceleration import retained_heap\n"
+        "held = lambda: int(re.search(r'VmRSS:\\s+(\\d+)', Path('/proc/self/status').read_text())[1]) / 1000\n"
+        "with retained_heap() as taken:\n"
+        "    before = held(); blocks = [torch.ones(2_500_000) for _ in range(20)]; full = held()\n"
+        "    stay = blocks[1::2]; del blocks; kept = held()\n"
+        "print(not taken or (full - before > 190 and full - kept < 20 and kept - held() > 90))\n"
+        "low = held(); blocks = [torch.ones(10_000_000) for _ in range(6)]; full = held(); stay += blocks[1::2]\n"
+        "del blocks; print(not taken or (full - low > 230 and full - held() > 110))"
+    )
+    assert in_a_process(code) == ["True", "True"]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import monai.bundle
 import numpy as np
@@ -12,37 +13,35 @@ import torch
 from monai.bundle import ConfigParser
 from monai.networks.schedulers import DDPMScheduler
 
-from contourdiff.inference.inferer import ContourTranslationInferer
-from contourdiff.inference.volume_state import VolumeResult
-from contourdiff.sampling.neighbor_guided import EMPTY, Walk, first_condition, guided
-from contourdiff.sampling.selection import SelectionRules, walk_order
+from contourdiff.inference import ContourTranslationInferer, NeighborGuidedInferer, denoiser
+from contourdiff.sampling import Sampler, SelectionRules
+from contourdiff.sampling.neighbor_guided import EMPTY, GuidedVolume, first_condition, translate_guided
+from contourdiff.sampling.noise import NoiseStream
 from contourdiff.training.inferer import ContourPrepareBatch
 from contourdiff.training.slice_dataset import SliceDataset
 from contourdiff.weights import load_weights
 from helpers import (
     CONFIGS,
     GUIDED_NETWORK,
-    SCHEDULER,
     as_case,
     contours,
+    inferer,
     make_guided_network,
     make_mr,
     settings,
     write_nifti,
 )
 
+GUIDED_CONFIGS = [str(CONFIGS / f"{name}.json") for name in ("train", "cpu", "train_neighbor_guided")]
 RULES = SelectionRules(candidates=3, max_rounds=2, mean_threshold=120.0, distance_threshold=900.0)
 
 
-def inferer(**options: object) -> ContourTranslationInferer:
-    common = {"rules": RULES, "num_inference_steps": 3, "batch_size": 4, "margin_px": 2, "progress": False}
-    return ContourTranslationInferer(SCHEDULER, neighbor_guided=True, **{**common, **options})  # type: ignore[arg-type]
+def guided(**options: Any) -> Any:
+    return inferer(NeighborGuidedInferer, rules=RULES, **options)
 
 
-@pytest.mark.parametrize("start", ["first", "fullest"])
-def test_every_slice_is_given_its_neighbors_translation(start: str) -> None:
-    """Each call of the network sees, in its third channel, what was chosen for the neighbor that the record names."""
-    records: list[VolumeResult] = []
+def test_every_slice_is_given_its_neighbors_translation() -> None:
+    """Each call of the network has, in its third channel, the translation of the neighbor that the choice names."""
     seen: list[torch.Tensor] = []
     network = make_guided_network()
 
@@ -52,50 +51,61 @@ def test_every_slice_is_given_its_neighbors_translation(start: str) -> None:
 
     volume = contours()
     watching.size_divisor = network.size_divisor  # type: ignore[attr-defined]
-    inferer(on_volume=records.append, walk_start=start)(as_case([volume], ["a"]), watching)  # type: ignore[arg-type]
-    made = records[0].translation
-    for index, choice in enumerate(records[0].choices):
+    (result,) = guided().translate(as_case([volume], ["a"]), watching)
+    rows, columns = result.box[1], result.box[2]
+    for index, choice in enumerate(result.choices):
         if choice is None or choice.neighbor is None:
             continue
-        assert abs(choice.neighbor - index) == 1
-        rows, columns = records[0].box[1], records[0].box[2]
-        wanted = made[choice.neighbor, rows, columns] / 127.5 - 1
+        assert choice.neighbor == index - 1
+        expected = result.gray_levels[0].as_tensor()[choice.neighbor, rows, columns] / 127.5 - 1
         contour = volume[index, rows, columns]
         height, width = contour.shape
-        given = [
-            item[1, :height, :width]
-            for batch in seen
-            for item in batch
-            if torch.equal(item[0, :height, :width], contour)
-        ]
+        items = [item[:, :height, :width] for batch in seen for item in batch]
+        given = [item[1] for item in items if torch.equal(item[0], contour)]
         assert given
-        assert all(torch.allclose(neighbor, wanted, atol=1e-5) for neighbor in given)
-    starts = [choice for choice in records[0].choices if choice is not None and choice.neighbor is None]
+        assert all(torch.allclose(neighbor, expected, atol=1e-5) for neighbor in given)
+    starts = [choice for choice in result.choices if choice is not None and choice.neighbor is None]
     assert len(starts) == 2  # a run of two slices and one of three
     assert any(bool((item[1] == EMPTY).all()) for batch in seen for item in batch)
 
 
+def test_slices_start_from_independent_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the distance of the slices, no noise is blended along them: one white array for each candidate."""
+    streams: list[NoiseStream] = []
+
+    def stream(*args: Any) -> NoiseStream:
+        streams.append(NoiseStream(*args))
+        return streams[-1]
+
+    monkeypatch.setattr(denoiser, "NoiseStream", stream)
+    volume = contours(shape=(24, 32, 32))
+    guided(num_inference_steps=1).translate(as_case([volume], ["a"]), make_guided_network())
+    drawn = {key.slice_index: noise for each in streams for key, noise in each.first.items() if key[3:] == (0, 0)}
+    assert drawn.keys() == set(torch.nonzero(volume.flatten(1).any(dim=1)).flatten().tolist())
+    pairs = [(drawn[index], drawn[index + 1]) for index in drawn if index + 1 in drawn]
+    correlations = [float(torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1]) for a, b in pairs]
+    assert len(pairs) > 15
+    assert abs(np.mean(correlations)) < 0.05
+
+
 def test_single_samples_after_the_best_first_one() -> None:
-    records: list[VolumeResult] = []
-    inferer(on_volume=records.append)(as_case([contours()], ["a"]), make_guided_network())
-    for choice in records[0].choices:
+    (result,) = guided().translate(as_case([contours()], ["a"]), make_guided_network())
+    for choice in result.choices:
         if choice is not None and choice.neighbor is not None:
             assert (choice.round, choice.candidate, choice.rounds) == (0, 0, 1)
             assert choice.reason.startswith("single sample")
 
 
-def test_cases_walk_side_by_side_without_touching_each_other() -> None:
+def test_cases_run_side_by_side_and_do_not_depend_on_each_other() -> None:
     names = ["a", "b", "c"]
     volumes = [contours(number) for number in range(3)]
-    calls: list[VolumeResult] = []
-    together = inferer(on_volume=calls.append)(as_case(volumes, names), make_guided_network())
+    together = guided().translate(as_case(volumes, names), make_guided_network())
     alone_calls = 0
     for position, name in enumerate(names):
-        records: list[VolumeResult] = []
-        alone = inferer(on_volume=records.append)(as_case([volumes[position]], [name]), make_guided_network())
-        alone_calls += records[0].network_calls
-        assert torch.equal(torch.as_tensor(together[position]), torch.as_tensor(alone[0]))
-    assert calls[0].network_calls < alone_calls
+        (alone,) = guided().translate(as_case([volumes[position]], [name]), make_guided_network())
+        alone_calls += alone.network_calls
+        assert torch.equal(together[position].gray_levels.as_tensor(), alone.gray_levels.as_tensor())
+    assert together[0].network_calls < alone_calls
 
 
 def test_frames_of_different_sizes_do_not_share_a_batch() -> None:
@@ -105,9 +115,8 @@ def test_frames_of_different_sizes_do_not_share_a_batch() -> None:
         sizes.append(tuple(conditions.shape))
         return torch.zeros(len(conditions), *conditions.shape[2:])
 
-    order = walk_order([0, 1, 2])
-    walks = [Walk("a", torch.ones(3, 4, 4), order), Walk("b", torch.ones(3, 6, 4), order)]
-    steps = list(guided(walks, denoise, 8, SelectionRules(candidates=2)))
+    volumes = [GuidedVolume("a", torch.ones(3, 4, 4), [0, 1, 2]), GuidedVolume("b", torch.ones(3, 6, 4), [0, 1, 2])]
+    steps = list(translate_guided(volumes, denoise, 8, SelectionRules(candidates=2)))
     assert [(number, choice.slice_index) for number, choice, _ in steps] == [
         (0, 0),
         (1, 0),
@@ -133,9 +142,9 @@ def test_single_slices_are_refused_before_training(tmp_path: Path) -> None:
     make_mr(tmp_path / "mr")
     with pytest.raises(RuntimeError) as raised:
         monai.bundle.run(
-            **settings(tmp_path / "mr", tmp_path / "out", neighbor_guided=True, network_def=GUIDED_NETWORK)  # type: ignore[arg-type]
+            **settings(tmp_path / "mr", tmp_path / "out", config_file=GUIDED_CONFIGS, network_def=GUIDED_NETWORK)
         )
-    assert "got 2 single slices among 4 images; give volumes, or set neighbor_guided" in str(raised.value.__cause__)
+    assert "got 2 single slices among 4 images; pass volumes, or set neighbors" in str(raised.value.__cause__)
     assert not (tmp_path / "out" / "model.pt").exists()
 
 
@@ -158,13 +167,6 @@ def test_first_condition_has_an_empty_neighbor() -> None:
     assert torch.equal(condition, torch.cat([contour, torch.full_like(contour, EMPTY)]))
 
 
-def test_options_that_contradict_are_refused() -> None:
-    with pytest.raises(ValueError, match="a single candidate a slice, which has no spread; expected no uncertainty"):
-        inferer(keep_spread=True)
-    with pytest.raises(ValueError, match="walk_start must be one of"):
-        inferer(walk_start="middle")
-
-
 def test_trained_and_translated_end_to_end_it_flickers_less(real_data: Path, tmp_path: Path) -> None:
     """Real adjacent slices: the true ones of two volumes to train on, of a third to translate."""
     import nibabel as nib
@@ -178,7 +180,7 @@ def test_trained_and_translated_end_to_end_it_flickers_less(real_data: Path, tmp
         )
     (tmp_path / "mr" / "index.csv").write_text("file,split\nv1.nii.gz,train\nv2.nii.gz,train\nv3.nii.gz,val\n")
     changes = {
-        "neighbor_guided": True,
+        "config_file": GUIDED_CONFIGS,
         "neighbor_probability": 0.5,
         "spacing_mm": 7.0,
         "batch_size": 8,
@@ -195,30 +197,24 @@ def test_trained_and_translated_end_to_end_it_flickers_less(real_data: Path, tmp
     common = settings(tmp_path / "mr", tmp_path / "out", network_def=GUIDED_NETWORK)
     monai.bundle.run(**{**common, **changes})  # type: ignore[arg-type]
     parser = ConfigParser()
-    parser.read_config([str(CONFIGS / "train.json"), str(CONFIGS / "cpu.json")])
-    parser.update({**common, **changes})
+    parser.read_config(GUIDED_CONFIGS)
+    parser.update(
+        {name: value for name, value in (common | changes).items() if name not in ("config_file", "logging_file")}
+    )
     volume = parser.get_parsed_content("validate#volumes")[0]
     contour = parser.get_parsed_content("contour").transform
     slices = torch.as_tensor(volume["image"]).as_subclass(torch.Tensor).unbind(1)
     given = torch.stack([torch.as_tensor(contour(cut)) for cut in slices], dim=1)
     network = load_weights(parser.get_parsed_content("network_def"), tmp_path / "out" / "model.pt")
-    flicker = {}
-    for neighbor_guided in (True, False):
-        records: list[VolumeResult] = []
-        translation = ContourTranslationInferer(
-            parser.get_parsed_content("scheduler"),
-            rules=SelectionRules(candidates=1, max_rounds=1),
-            num_inference_steps=10,
-            neighbor_guided=neighbor_guided,
-            progress=False,
-            on_volume=records.append,
-        )
-        seen = (
-            network if neighbor_guided else lambda x, t: network(torch.cat([x, torch.full_like(x[:, :1], EMPTY)], 1), t)
-        )
-        if not neighbor_guided:
-            seen.size_divisor = 32  # the same frame as that of guided translation
-        translation(given[None].float(), seen)  # type: ignore[arg-type]
-        distances = [c.neighbor_distance for c in records[0].choices if c and c.neighbor_distance is not None]
-        flicker[neighbor_guided] = float(np.mean(distances))
-    assert flicker[True] < flicker[False]
+    sampler = Sampler(parser.get_parsed_content("scheduler"), num_inference_steps=10)
+    rules = SelectionRules(candidates=1, max_rounds=1)
+
+    def flicker(kind: type, network: Any) -> float:
+        (result,) = kind(sampler, rules, progress=False).translate(given[None].float(), network)
+        return float(np.mean([c.neighbor_distance for c in result.choices if c and c.neighbor_distance is not None]))
+
+    def without_neighbor(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return network(torch.cat([x, torch.full_like(x[:, :1], EMPTY)], 1), t)
+
+    without_neighbor.size_divisor = 32  # type: ignore[attr-defined]  # the same frame as that of guided translation
+    assert flicker(NeighborGuidedInferer, network) < flicker(ContourTranslationInferer, without_neighbor)

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from contourdiff.sampling import noise
-from contourdiff.sampling.noise import CandidateKey, NoiseStream, candidate_generator, kernel_weights
+from contourdiff.sampling.noise import CandidateKey, NoiseStream, candidate_generator, correlation_weights
+from contourdiff.sampling.selection import SelectionRules
+from helpers import as_case, contours, inferer, make_seeded, translate_contours
 
 KEY = CandidateKey(seed=7, case="case_01", slice_index=12, round=0, candidate=3)
 SHAPE = (1, 8, 8)
@@ -25,7 +27,7 @@ def draws(keys: list[CandidateKey], count: int = 3, weights: Sequence[float] = (
 
 @pytest.mark.parametrize("length_mm", [0.0, 2.0, 9.0])
 def test_noise_is_the_same_alone_in_a_batch_and_permuted(length_mm: float) -> None:
-    weights = kernel_weights(length_mm, 4.0)
+    weights = correlation_weights(length_mm, 4.0)
     keys = [KEY._replace(slice_index=index // 2, candidate=index % 2) for index in range(6)]
     together = draws(keys, weights=weights)
     for index, key in enumerate(keys):
@@ -90,12 +92,12 @@ SPREAD = 5 / 200  # five standard errors of a correlation over the pixels of one
 
 def correlated(keys: list[CandidateKey]) -> torch.Tensor:
     """Noise of ``keys``, ``(B, 40000)``."""
-    return NoiseStream(keys, LARGE, weights=kernel_weights(LENGTH_MM, SPACING_MM)).draw().flatten(1)
+    return NoiseStream(keys, LARGE, weights=correlation_weights(LENGTH_MM, SPACING_MM)).draw().flatten(1)
 
 
 @pytest.mark.parametrize("slice_spacing_mm", [0.5, 4.0])
 def test_length_zero_leaves_the_noise_as_it_was(slice_spacing_mm: float) -> None:
-    weights = kernel_weights(0.0, slice_spacing_mm)
+    weights = correlation_weights(0.0, slice_spacing_mm)
     assert weights == (1.0,)
     keys = [KEY._replace(slice_index=index) for index in range(3)]
     generators = [candidate_generator(key) for key in keys]
@@ -106,12 +108,12 @@ def test_length_zero_leaves_the_noise_as_it_was(slice_spacing_mm: float) -> None
 
 def test_a_length_far_below_the_spacing_is_length_zero() -> None:
     for length_mm in (0.1, 1e-200, 5e-324):
-        assert torch.equal(draws([KEY], weights=kernel_weights(length_mm, 4.0)), draws([KEY]))
+        assert torch.equal(draws([KEY], weights=correlation_weights(length_mm, 4.0)), draws([KEY]))
 
 
 @pytest.mark.parametrize(("length_mm", "slice_spacing_mm"), [(1, 1), (1.5, 1), (6, 4), (10, 4), (20, 0.5)])
 def test_weights_make_the_correlation_that_their_length_says(length_mm: float, slice_spacing_mm: float) -> None:
-    weights = kernel_weights(length_mm, slice_spacing_mm)
+    weights = correlation_weights(length_mm, slice_spacing_mm)
     assert len(weights) % 2 == 1
     assert weights == weights[::-1]
     for distance in range(len(weights)):
@@ -141,7 +143,7 @@ def test_correlation_along_slices_does_not_reach_what_differs_elsewhere(other: d
 
 
 def test_pixels_and_draws_stay_independent() -> None:
-    stream = NoiseStream([KEY], LARGE, weights=kernel_weights(LENGTH_MM, SPACING_MM))
+    stream = NoiseStream([KEY], LARGE, weights=correlation_weights(LENGTH_MM, SPACING_MM))
     first, second = stream.draw()[0, 0], stream.draw()[0, 0]
     pairs = ((first, second), (first[:, 1:], first[:, :-1]), (first[1:], first[:-1]))
     for one, other in pairs:
@@ -151,10 +153,10 @@ def test_pixels_and_draws_stay_independent() -> None:
 def test_impossible_kernels_are_refused() -> None:
     for length_mm in (-1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match=rf"length_mm must be 0 \(independent slices\) or .* got {length_mm}"):
-            kernel_weights(length_mm, 4.0)
+            correlation_weights(length_mm, 4.0)
     for spacing in (0.0, -4.0, math.nan, math.inf):
         with pytest.raises(ValueError, match=rf"slice_spacing_mm must be positive and finite, got {spacing}"):
-            kernel_weights(6.0, spacing)
+            correlation_weights(6.0, spacing)
     for weights in ((), (0.6, 0.8), (0.5, 0.5, 0.5), (math.nan,)):
         with pytest.raises(ValueError, match="weights must be odd in number and their squares sum to 1"):
             NoiseStream([KEY], SHAPE, weights=weights)
@@ -175,3 +177,52 @@ def test_known_noise_changes_nothing_and_is_not_drawn_again(
     assert {key.slice_index for key in drawn} == ({4, 5} if len(weights) == 1 else {5, 6})
     assert not set(drawn) & set(known.first)
     assert all(torch.equal(stream.draw(), expected[:, number]) for number in (1, 2))
+
+
+def test_white_noise_that_slices_share_is_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer draws than a quarter of those that every batch would make by itself."""
+    drawn: list[object] = []
+    generator = noise.candidate_generator
+    monkeypatch.setattr(noise, "candidate_generator", lambda key: drawn.append(key) or generator(key))
+    volume = as_case([contours(shape=(24, 16, 16))], ["a"])
+    rules = SelectionRules(candidates=2, max_rounds=1)
+    options = {"rules": rules, "noise_length_mm": 3.0, "batch_size": 4, "num_inference_steps": 1}
+    (result,) = inferer(**options).translate(volume, make_seeded())
+    reach = len(correlation_weights(3.0, 1.0)) // 2
+    for_each_batch = (2 + 2 * reach) * rules.candidates
+    assert len(drawn) == len(set(drawn))
+    assert 4 * len(drawn) < result.network_calls * for_each_batch
+
+
+@pytest.mark.parametrize("weights", [(1.0,), correlation_weights(8.0, 3.0)])
+def test_noise_of_later_steps_is_each_candidates_own(
+    weights: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However far the first noise is correlated along the slices, a later draw costs one array a candidate."""
+    keys = [CandidateKey(0, "case", index, 0, 0) for index in (3, 4)]
+    stream = NoiseStream(keys, (1, 6, 5), weights=weights)
+    stream.draw()
+    stream.draw()
+    draws: list[object] = []
+    randn = torch.randn
+    monkeypatch.setattr(torch, "randn", lambda *args, **named: draws.append(args) or randn(*args, **named))
+    third = stream.draw()
+    assert len(draws) == len(keys)
+    alone = NoiseStream(keys[1:], (1, 6, 5))
+    assert torch.equal(third[1:], [alone.draw() for _ in range(3)][-1])
+
+
+def test_correlated_noise_calms_a_volume_and_zero_length_changes_nothing() -> None:
+    one = SelectionRules(1, 1)
+    same = contours()[1].expand(7, -1, -1).clone()
+    assert torch.equal(translate_contours(same, noise_length_mm=0.0), translate_contours(same))
+    changes = {
+        length: float((translate_contours(same, rules=one, noise_length_mm=length).diff(dim=0)).square().mean())
+        for length in (0.0, 1.0, 3.0)
+    }
+    assert changes[3.0] < 0.5 * changes[1.0] < 0.5 * changes[0.0]
+
+
+def test_correlated_noise_requires_the_distance_of_slices() -> None:
+    with pytest.raises(ValueError, match="noise_length_mm requires the slices' distance; expected a MetaTensor"):
+        inferer(noise_length_mm=2.0)(contours()[None, None], make_seeded())

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Selection: bounded, honest, and equal to the walk written out."""
+"""Selection: bounded, honest, and equal to a loop written out."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from contourdiff.sampling.selection import SelectionRules, choose, neighbor_distances
+from contourdiff.sampling.selection import SelectionRules, choose, neighbor_distances, runs_of, slice_order
 
 
 def candidates_of(slice_index: int, round_: int, count: int = 4) -> torch.Tensor:
@@ -15,8 +15,8 @@ def candidates_of(slice_index: int, round_: int, count: int = 4) -> torch.Tensor
     return (level + 10 * torch.randn(count, 6, 5, generator=generator)).clamp(0, 255)
 
 
-def plain_walk(indices: list[int], rules: SelectionRules) -> list[tuple[int, int, int, bool]]:
-    """The paper's walk, slice after slice, written out with nothing shared with the implementation."""
+def plain_selection(indices: list[int], rules: SelectionRules) -> list[tuple[int, int, int, bool]]:
+    """The paper's selection, slice after slice, written out with nothing shared with the implementation."""
     chosen, images = [], {}
     for index in indices:
         neighbor = images.get(index - 1)
@@ -50,7 +50,7 @@ def test_choice_equals_the_walk_written_out(distance: float, mean: float) -> Non
     indices = [0, 1, 2, 5, 6, 9]
     choices = [choice for choice, _ in choose(candidates_of, indices, rules)]
     got = [(choice.slice_index, choice.round, choice.candidate, choice.accepted) for choice in choices]
-    assert got == plain_walk(indices, rules)
+    assert got == plain_selection(indices, rules)
 
 
 def test_rounds_are_bounded_and_asked_for_only_where_needed() -> None:
@@ -90,3 +90,8 @@ def test_distance_is_honest() -> None:
 def test_rules_refuse_nothing_to_draw() -> None:
     with pytest.raises(ValueError, match="candidates and max_rounds must be 1 or more, got 0 and 5"):
         SelectionRules(candidates=0)
+
+
+def test_runs_and_slice_order() -> None:
+    assert runs_of([1, 2, 5, 7, 8]) == [[1, 2], [5], [7, 8]]
+    assert slice_order([1, 2, 5]) == [(1, None), (2, 1), (5, None)]

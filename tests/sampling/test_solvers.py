@@ -5,19 +5,83 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler
 
+from contourdiff.sampling import solvers
 from contourdiff.sampling.noise import CandidateKey, NoiseStream
-from contourdiff.sampling.solvers import ddim, ddpm, dpm_solver, karras_spacing, spaced_timesteps
+from contourdiff.sampling.solvers import NoiseLevel, clean_image, even_schedule, karras_schedule
 
 TOTAL = 1000
 ALPHA_BARS = torch.cumprod(1 - torch.linspace(1e-4, 0.02, TOTAL, dtype=torch.float64), dim=0)
 MEAN, STD = 0.3, 0.4
 COUNT = 20_000
+
+
+Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def denoiser(predict: Predict, prediction_type: str, clip_sample: bool) -> solvers.Denoise:
+    """Clean image from a network's prediction."""
+
+    def denoise(x: torch.Tensor, level: NoiseLevel) -> torch.Tensor:
+        timesteps = torch.full((len(x),), level.timestep)
+        return clean_image(predict(x, timesteps), x, level.alpha_bar, prediction_type, clip_sample)
+
+    return denoise
+
+
+def ddim(
+    predict: Predict,
+    x: torch.Tensor,
+    *,
+    alphas_cumprod: torch.Tensor,
+    num_inference_steps: int,
+    prediction_type: str = "epsilon",
+    clip_sample: bool = True,
+    **options: Any,
+) -> torch.Tensor:
+    schedule = even_schedule(alphas_cumprod, num_inference_steps)
+    return solvers.ddim(denoiser(predict, prediction_type, clip_sample), x, schedule, **options)
+
+
+def ddpm(
+    predict: Predict,
+    x: torch.Tensor,
+    *,
+    alphas_cumprod: torch.Tensor,
+    draw: Callable[[], torch.Tensor],
+    prediction_type: str = "epsilon",
+    clip_sample: bool = True,
+) -> torch.Tensor:
+    schedule = even_schedule(alphas_cumprod, len(alphas_cumprod))
+    return solvers.ddpm(denoiser(predict, prediction_type, clip_sample), x, schedule, draw=draw)
+
+
+def dpm_solver(
+    predict: Predict,
+    x: torch.Tensor,
+    *,
+    alphas_cumprod: torch.Tensor,
+    num_inference_steps: int,
+    prediction_type: str = "epsilon",
+    clip_sample: bool = True,
+) -> torch.Tensor:
+    schedule = karras_schedule(alphas_cumprod, num_inference_steps)
+    return solvers.dpm_solver(denoiser(predict, prediction_type, clip_sample), x, schedule)
+
+
+def spaced_timesteps(total: int, steps: int) -> list[int]:
+    return [level.timestep for level in even_schedule(torch.linspace(0.99, 0.01, total), steps)]
+
+
+def karras_spacing(alphas_cumprod: torch.Tensor, steps: int) -> tuple[list[int], list[float]]:
+    schedule = karras_schedule(alphas_cumprod, steps)
+    return [level.timestep for level in schedule], [level.sigma for level in schedule]
 
 
 def drawer(seed: int, shape: tuple[int, ...] = (COUNT, 1, 1, 1)) -> Callable[[], torch.Tensor]:
@@ -343,3 +407,18 @@ def test_impossible_settings_are_refused() -> None:
 
 def test_known_alpha_bars_are_the_schedule_of_the_paper() -> None:
     assert float(ALPHA_BARS[-1]) == pytest.approx(np.prod(1 - np.linspace(1e-4, 0.02, TOTAL)), rel=1e-9)
+
+
+@pytest.mark.parametrize("solver", [solvers.ddim, solvers.dpm_solver])
+@pytest.mark.parametrize("schedule", [even_schedule, karras_schedule])
+def test_any_solver_takes_any_schedule(solver: Callable[..., torch.Tensor], schedule: Callable[..., Any]) -> None:
+    """Where the network knows the clean image, every one ends there; each step reports its clean image."""
+    clean, steps = torch.full((2, 1, 3, 3), 0.25), []
+    levels = schedule(ALPHA_BARS, 7)
+    result = solver(lambda x, level: clean, torch.randn(2, 1, 3, 3), levels, on_step=lambda *step: steps.append(step))
+    torch.testing.assert_close(result, clean)
+    assert [number for number, _ in steps] == list(range(7))
+    assert all(torch.equal(x0, clean) for _, x0 in steps)
+    assert [level.sigma for level in levels] == pytest.approx(
+        [((1 - level.alpha_bar) / level.alpha_bar) ** 0.5 for level in levels]
+    )

@@ -113,7 +113,8 @@ class VolumeInferer(Inferer):
     @abstractmethod
     def _translate(self, volumes: Sequence[torch.Tensor], network: nn.Module) -> list[VolumeResult]: ...
 
-    def _denoiser(self, network: nn.Module, noise_weights: Sequence[float] = (1.0,)) -> Denoiser:
+    def denoiser(self, network: nn.Module, noise_weights: Sequence[float] = (1.0,)) -> Denoiser:
+        """Denoiser with this inferer's sampler, execution and seed."""
         batch_size = CPU_BATCH_SIZE if self.execution.batch_size is None else self.execution.batch_size
         return Denoiser(
             network,
@@ -207,7 +208,7 @@ class ContourTranslationInferer(VolumeInferer):
         return [
             self._translate_volume(
                 VolumeState(volume, _case_of(volume), self.slice_axis, divisor, self.margin_px, self.keep_spread),
-                self._denoiser(network, noise_weights),
+                self.denoiser(network, noise_weights),
             )
             for volume, noise_weights in zip(volumes, weights, strict=True)
         ]
@@ -264,7 +265,7 @@ class NeighborGuidedInferer(VolumeInferer):
             VolumeState(volume, _case_of(volume), self.slice_axis, multiple, self.margin_px, keep_spread=False)
             for volume in volumes
         ]
-        denoiser = self._denoiser(network)
+        denoiser = self.denoiser(network)
         begun_with = denoiser.batch_size
         guided = [GuidedVolume(state.case, state.framed, state.indices) for state in states]
         steps = translate_guided(guided, denoiser, denoiser.batch_size, self.rules)
