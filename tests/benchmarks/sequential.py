@@ -15,7 +15,7 @@ from monai.networks.schedulers import Scheduler
 
 from contourdiff.sampling.noise import CandidateKey, NoiseStream
 from contourdiff.sampling.selection import SelectionRules
-from contourdiff.sampling.solvers import spaced_timesteps
+from contourdiff.sampling.solvers import even_schedule
 
 Network = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Pick = tuple[int, int, int]
@@ -54,7 +54,7 @@ class SequentialSampler:
         layout: torch.memory_format = torch.contiguous_format,
     ) -> None:
         self.network = network
-        self.timesteps = spaced_timesteps(len(training.alphas_cumprod), steps)
+        self.timesteps = [level.timestep for level in even_schedule(training.alphas_cumprod, steps)]
         self.candidates = candidates
         self.layout = layout
         self.calls = 0

@@ -238,8 +238,8 @@ def test_command_writes_a_line_a_slice_and_region(phantoms: Path, capsys: pytest
         ({"label_map": "other.json"}, r"expected slices of MR with label values \[99\] .*; pass a label map"),
         ({"min_inside_cm2": 1e6}, "or a smaller min_inside_cm2"),
         ({"overlays": ["slow"]}, r"found no \['slow'\]"),
-        ({"window": [0, 1]}, "check the spelling"),
-        ({"mr_settings": {"percentile": 1}}, "check the spelling"),
+        ({"window": [0, 1]}, "did you mean"),
+        ({"mr_settings": {"percentile": 1}}, "did you mean"),
     ],
 )
 def test_errors_say_what_is_missing(phantoms: Path, change: dict, message: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -66,7 +67,7 @@ def test_table_is_made_resumed_and_extended(plan: ExperimentPlan, count_runs: li
     assert [record["row"] for record in records] == list(ROWS)
     assert {record["structures"] for record in records} == {"2"}
     assert all(0 <= float(record["dice"]) <= 1 for record in records)
-    assert len(count_runs) == 1 + 3 + 2 * len(ROWS)  # unconditional weights, translations, training and test a cell
+    assert len(count_runs) == 1 + 2 * len(ROWS)  # unconditional weights, training and test a cell
     assert (page.parent / "predictions_t1.png").stat().st_size > 10_000
     assert "0.683" in page.read_text()
 
@@ -83,6 +84,41 @@ def test_table_is_made_resumed_and_extended(plan: ExperimentPlan, count_runs: li
 
     with pytest.raises(ValueError, match=r"another plan \(other: \['translation'\]\)"):
         run_experiment(replace(plan, translation={"num_inference_steps": 3}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"groups": {"t1": "*_t2_*"}}, "groups t1"),
+        ({"folders": {"other": "b"}}, "folders other"),
+        ({"mr_training": {"file_pattern": "t2/*"}}, "mr_training unconditional"),
+    ],
+)
+def test_a_name_of_a_kept_plan_keeps_its_meaning(
+    plan: ExperimentPlan, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, changes: dict, message: str
+) -> None:
+    """Else old weights or scores would be kept under a new meaning; new names may be added."""
+    for step in ("labelled_ct", "translated", "scored"):
+        monkeypatch.setattr(f"contourdiff.evaluation.experiment._Job.{step}", lambda *_: None)
+    monkeypatch.setattr("contourdiff.evaluation.experiment.write_report", lambda folder, *_, **__: folder)
+    for name in ("a", "b", "c"):
+        shutil.copytree(plan.mr_dir, tmp_path / name)
+    folders = {name: str(tmp_path / folder) for name, folder in changes.pop("folders", {}).items()}
+    training = {**plan.mr_training, "file_pattern": "t1/*"}
+    root = tmp_path / "out"
+    first = replace(plan, output_dir=root, folders={"other": str(tmp_path / "a")}, mr_training=training)
+    run_experiment(first)
+    run_experiment(first)
+    if "mr_training" in changes:
+        changes["mr_training"] = {**plan.mr_training, **changes["mr_training"]}
+    with pytest.raises(ValueError, match=message):
+        run_experiment(replace(first, folders={**first.folders, **folders}, **changes))
+    added = {"folders": {"third": str(tmp_path / "c")}, "groups": {**plan.groups, "every": "*"}}
+    run_experiment(replace(first, rows=("ours",), **added))
+    run_experiment(first)
+    kept = json.loads((tmp_path / "out" / "plan.json").read_text())
+    assert set(kept["folders"]) == {"other", "third"}
+    assert set(kept["groups"]) == {*plan.groups, "every"}
 
 
 def test_single_candidates_and_empty_contours_are_what_the_rows_say(plan: ExperimentPlan) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nibabel as nib
@@ -17,6 +18,7 @@ from torch import nn
 
 from contourdiff.evaluation.held_out import (
     COLUMNS,
+    HeldOut,
     _partners,
     agreement_picture,
     evaluate_bundle,
@@ -60,10 +62,16 @@ def discs(count: int = 5, size: int = 48) -> list[dict[str, torch.Tensor]]:
     return items
 
 
-def agreement(dataset: list[dict[str, torch.Tensor]], **kwargs: Any) -> list[dict[str, Any]]:
-    settings = {"prediction_type": "v_prediction", "contour": CONTOUR, "num_inference_steps": 4} | kwargs
-    network = Filler(settings["prediction_type"])
-    return held_out_agreement(network, dataset, ALPHAS_CUMPROD, **settings)
+def held_out(dataset: list[dict[str, torch.Tensor]], network: nn.Module, **options: Any) -> HeldOut:
+    prediction_type = options.pop("prediction_type", "v_prediction")
+    scheduler = SimpleNamespace(alphas_cumprod=ALPHAS_CUMPROD, prediction_type=prediction_type)
+    return HeldOut(network, dataset, scheduler, CONTOUR, **options)
+
+
+def agreement(dataset: list[dict[str, torch.Tensor]], **options: Any) -> list[dict[str, Any]]:
+    network = Filler(options.get("prediction_type", "v_prediction"))
+    slices = held_out(dataset, network, **options)
+    return held_out_agreement(slices, slices.translations(num_inference_steps=4))
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
@@ -79,18 +87,8 @@ def test_the_own_contour_agrees_and_another_does_not(prediction_type: str) -> No
 def test_rows_do_not_depend_on_the_batch() -> None:
     torch.manual_seed(0)
     network = WithTime(nn.Conv2d(2, 1, 3, padding=1))
-    first, *others = (
-        held_out_agreement(
-            network,
-            discs(),
-            ALPHAS_CUMPROD,
-            prediction_type="v_prediction",
-            contour=CONTOUR,
-            num_inference_steps=4,
-            batch_size=batch_size,
-        )
-        for batch_size in (1, 2, 8)
-    )
+    slices = [held_out(discs(), network, batch_size=batch_size) for batch_size in (1, 2, 8)]
+    first, *others = (held_out_agreement(each, each.translations(num_inference_steps=4)) for each in slices)
     assert 0 < first[0]["own_f1"] < 1
     for other in others:
         for row, expected in zip(other, first, strict=True):
@@ -108,10 +106,7 @@ class WithTime(nn.Module):
 
 def test_the_network_keeps_its_mode() -> None:
     network = Filler("epsilon").train()
-    dataset = discs(2)
-    held_out_agreement(
-        network, dataset, ALPHAS_CUMPROD, prediction_type="epsilon", contour=CONTOUR, num_inference_steps=1
-    )
+    held_out(discs(2), network, prediction_type="epsilon").translations(num_inference_steps=1)
     assert network.training
 
 
@@ -137,10 +132,11 @@ def test_summary_is_mean_and_std() -> None:
 
 
 def test_files_are_written_whole(tmp_path: Path) -> None:
-    dataset, translations = discs(), {}
-    rows = agreement(dataset, on_translation=translations.__setitem__)
+    slices = held_out(discs(), Filler("v_prediction"))
+    translations = slices.translations(num_inference_steps=4)
+    rows = held_out_agreement(slices, translations)
     write_agreement(rows, tmp_path / "new", {"tolerance_px": 2.0})
-    agreement_picture(rows, dataset, translations, CONTOUR, tmp_path / "new/agreement.png")
+    agreement_picture(rows, slices, translations, tmp_path / "new/agreement.png")
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [
         "agreement.csv",
         "agreement.md",

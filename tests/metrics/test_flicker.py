@@ -1,65 +1,85 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flicker in the record of a run: arithmetic that can be done by hand, and what selection does to it."""
+"""Flicker: arithmetic that can be done by hand, and the effect of selection on it."""
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from contourdiff.inference.volume_state import VolumeResult
-from contourdiff.metrics.flicker import flicker_line, flicker_of
-from contourdiff.sampling.selection import Choice, SelectionRules
+from contourdiff.inference import VolumeResult
+from contourdiff.metrics.flicker import Flicker, contour_box, flicker, flicker_line, flicker_record
+from contourdiff.sampling import SelectionRules
 from helpers import as_case, contours, inferer, make_seeded
 
 
-def choice(index: int, neighbor: int | None, distance: float | None) -> Choice:
-    return Choice(index, 0, 0, 1, 50.0, neighbor, distance, True, "by hand")
+def by_hand() -> tuple[np.ndarray, np.ndarray]:
+    edges = np.zeros((4, 5, 6))
+    edges[0, 1:3, 1:3] = edges[1, 1:3, 1:4] = edges[2, 1:3, 1:3] = 1
+    images = np.zeros((4, 5, 6))
+    images[1], images[2], images[3] = 10, 20, 250
+    images[:, 0] = np.arange(4)[:, None] * 77  # outside of the box
+    return images, edges
 
 
-def by_hand(slice_axis: int = 0) -> VolumeResult:
-    volume = torch.zeros(4, 5, 6)
-    volume[0, 1:3, 1:3] = volume[1, 1:3, 1:4] = volume[2, 1:3, 1:3] = 1
-    choices = [choice(0, None, None), choice(1, 0, 100.0), choice(2, 1, 200.0), None]
-    box = [slice(1, 3), slice(1, 5)]
-    box.insert(slice_axis, slice(0, 4))
-    moved = volume.moveaxis(0, slice_axis)
-    return VolumeResult("a", choices, 1, moved, moved, tuple(box), None, [None, 300.0, 100.0, None])  # type: ignore[arg-type]
+def test_figures_by_hand() -> None:
+    images, edges = by_hand()
+    box = contour_box(edges, 0)
+    assert box == (slice(1, 3), slice(1, 4))
+    measured = flicker(images, edges, box)
+    assert measured == Flicker(100.0, 2, pytest.approx(2 / 6))  # the last slice has no contour
+    record = flicker_record(measured, [None, 300.0, 100.0, None], reference_flicker=50.0)
+    assert record["of_single_candidates"] == 200
+    assert record["to_single_candidates"] == 0.5
+    assert record["to_contour_change"] == pytest.approx(300)
+    assert record["to_reference"] == 2
+    assert flicker_line(record) == "flicker 100 gray levels^2, 0.50 of single candidates', 2.00 of the reference's"
 
 
-@pytest.mark.parametrize("slice_axis", [0, 1, 2])
-def test_figures_by_hand(slice_axis: int) -> None:
-    found = flicker_of(by_hand(slice_axis), slice_axis, reference_flicker=50.0)
-    assert found["flicker"] == 150
-    assert found["pairs"] == 2
-    assert found["contour_change"] == pytest.approx(2 / 8)  # 2 of the box's 2 x 4 pixels, in both pairs
-    assert found["of_single_candidates"] == 200
-    assert found["to_single_candidates"] == 0.75
-    assert found["to_contour_change"] == pytest.approx(600)
-    assert found["to_reference"] == 3
-    assert flicker_line(found) == "flicker 150 gray levels^2, 0.75 of single candidates', 3.00 of the reference's"
+@pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])
+def test_the_box_has_a_margin_within_the_slice(kind: type) -> None:
+    edges = by_hand()[1]
+    assert contour_box(kind(edges), 1) == (slice(0, 4), slice(0, 5))
+    assert contour_box(kind(edges), 9) == (slice(0, 5), slice(0, 6))
+    assert contour_box(kind(np.zeros((2, 5, 6))), 1) == (slice(0, 5), slice(0, 6))
 
 
-def test_without_neighbors_nothing_is_told() -> None:
-    record = by_hand()._replace(choices=[choice(0, None, None), None, None, None], single_distances=None)
-    found = flicker_of(record)
-    assert found.pop("pairs") == 0
-    assert set(found.values()) == {None}
-    assert flicker_line(flicker_of(record)) == "flicker unknown, no two adjacent slices"
+def test_without_adjacent_slices_nothing_is_measured() -> None:
+    images, edges = by_hand()
+    record = flicker_record(flicker(images[::2], edges[::2][::-1] * [[[1]], [[0]]], (slice(None), slice(None))))
+    assert record.pop("pairs") == 0
+    assert set(record.values()) == {None}
+    assert flicker_line(record) == "flicker unknown, no two adjacent slices"
 
 
-@pytest.mark.parametrize("walk_start", ["first", "fullest"])
-def test_single_candidates_are_those_of_a_run_that_draws_one(walk_start: str) -> None:
+def test_a_steady_volume_does_not_flicker_and_noise_does() -> None:
+    edges, box = np.ones((20, 30, 30)), (slice(None), slice(None))
+    noise = np.random.default_rng(0).normal(0, 3, (20, 30, 30))
+    assert flicker(np.full((20, 30, 30), 90.0), edges, box).value == 0
+    assert flicker(100 + noise, edges, box).value == pytest.approx(2 * 9, rel=0.05)
+
+
+def test_another_shape_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected finite gray levels and contours"):
+        flicker(np.zeros((4, 4)), np.zeros((4, 4)), (slice(None), slice(None)))
+    with pytest.raises(ValueError, match="expected finite gray levels and contours"):
+        flicker(np.full((2, 4, 4), math.nan), np.ones((2, 4, 4)), (slice(None), slice(None)))
+
+
+def measured(result: VolumeResult) -> dict[str, float | int | None]:
+    volume = flicker(result.gray_levels[0].numpy(), result.contours.numpy(), result.box[1:])
+    return flicker_record(volume, result.single_distances)
+
+
+def test_single_candidates_are_those_of_a_run_that_draws_one() -> None:
     """The comparison costs no run of its own, and equals that of one."""
-    found = {}
+    records = {}
     for candidates in (3, 1):
-        records: list[VolumeResult] = []
         rules = SelectionRules(candidates, 1, mean_threshold=300.0, distance_threshold=0.0)
-        inferer(rules=rules, on_volume=records.append, walk_start=walk_start)(
-            as_case([contours()], ["a"]), make_seeded()
-        )
-        found[candidates] = flicker_of(records[0])
-    assert math.isclose(found[3]["of_single_candidates"], found[1]["flicker"], rel_tol=1e-6)  # type: ignore[arg-type]
-    assert found[1]["to_single_candidates"] == pytest.approx(1)
-    assert found[3]["flicker"] < found[1]["flicker"]  # type: ignore[operator]
+        (result,) = inferer(rules=rules).translate(as_case([contours()], ["a"]), make_seeded())
+        records[candidates] = measured(result)
+    assert math.isclose(records[3]["of_single_candidates"], records[1]["flicker"], rel_tol=1e-6)
+    assert records[1]["to_single_candidates"] == pytest.approx(1)
+    assert records[3]["flicker"] < records[1]["flicker"]

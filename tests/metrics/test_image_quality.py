@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from torch import nn
 from contourdiff.contours import contour_of
 from contourdiff.metrics import image_quality as quality
 from contourdiff.metrics.image_quality import (
-    flicker,
     image_quality,
     label_boundary_agreement,
     load_extractor,
@@ -358,43 +356,3 @@ def test_canny_finds_the_boundary_of_a_translation_that_fits() -> None:
     fitting = label_boundary_agreement(180.0 * label, label, contour_of, 1.0, (1, 1))
     assert fitting > 0.95
     assert label_boundary_agreement(180.0 * rectangle(25, 20), label, contour_of, 1.0, (1, 1)) < 0.3
-
-
-def flicker_by_hand(volume: np.ndarray) -> float:
-    values = []
-    for below, above in itertools.pairwise(volume):
-        if below.any() and above.any():
-            values.append(sum((float(a) - float(b)) ** 2 for a, b in zip(above.flat, below.flat, strict=True)))
-            values[-1] /= below.size
-    return sum(values) / len(values)
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
-def test_flicker_equals_the_sum_written_out(dtype: type) -> None:
-    volume, other = (
-        np.random.default_rng(i).integers(0, 256, shape).astype(dtype) for i, shape in ((0, (6, 5, 4)), (1, (3, 7, 2)))
-    )
-    volume[2] = 0
-    found = flicker(volume, other)
-    assert found["flicker"] == pytest.approx(flicker_by_hand(volume))
-    assert (found["pairs"], found["reference_pairs"]) == (3, 2)
-    assert found["ratio"] == pytest.approx(flicker_by_hand(volume) / flicker_by_hand(other))
-    assert flicker(volume) == {"flicker": found["flicker"], "pairs": 3}
-
-
-def test_a_steady_volume_does_not_flicker_and_noise_does() -> None:
-    steady = np.full((5, 8, 8), 90.0)
-    assert flicker(steady)["flicker"] == 0
-    assert math.isnan(flicker(steady, steady)["ratio"])
-    noise = np.random.default_rng(0).normal(0, 3, (200, 20, 20))
-    assert flicker(100 + noise)["flicker"] == pytest.approx(2 * 9, rel=0.05)
-    assert flicker(100 + 2 * noise, 100 + noise)["ratio"] == pytest.approx(4)
-
-
-def test_flicker_without_a_pair_is_nan_and_wants_a_volume() -> None:
-    volume = np.zeros((5, 4, 4))
-    volume[::2] = 7
-    assert math.isnan(flicker(volume)["flicker"])
-    assert math.isnan(flicker(np.ones((4, 3, 3)), volume)["ratio"])
-    with pytest.raises(ValueError, match=r"expected a finite volume \(N, H, W\), got shape \(4, 4\)"):
-        flicker(np.zeros((4, 4)))

@@ -32,6 +32,12 @@ def write_text(path: str | Path, text: str) -> None:
         aside.write_text(text, encoding="utf-8")
 
 
+def save_figure(figure: Any, path: str | Path, **options: Any) -> None:
+    """Write a matplotlib figure as PNG, whole or not at all; ``options`` are those of ``Figure.savefig``."""
+    with atomic_write(path) as aside:
+        figure.savefig(aside, format="png", **options)
+
+
 def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> None:
     """Write a CSV file, a line for each row, whole or not at all.
 

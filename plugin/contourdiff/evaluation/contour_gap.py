@@ -17,10 +17,9 @@ from scipy.ndimage import binary_dilation, binary_fill_holes, distance_transform
 from skimage.measure import label as connected_parts
 from tqdm import tqdm
 
-from contourdiff.bundle import find_bundle, inference_configs
+from contourdiff.bundle import config_files, find_bundle, read_config
 from contourdiff.data.cases import case_name, labelled_cases
 from contourdiff.data.label_map import LabelMap
-from contourdiff.evaluation.held_out import parsed_config
 from contourdiff.evaluation.label_crop import OPPOSITE
 from contourdiff.metrics.image_quality import label_boundary_agreement
 from contourdiff.transforms import RemapLabelsd
@@ -209,11 +208,9 @@ def contour_gap(
         ValueError: for an unknown knob, or if a side has no labelled case, or none of the wanted bones.
     """
     root = find_bundle(bundle)
-    inference = parsed_config(inference_configs(root, overlays), settings)
-    geometry = {
-        name: inference.get_parsed_content(name) for name in ("axcodes", "slice_axis", "spacing_mm", "pixdim_mm")
-    }
-    train = parsed_config(str(root / "configs" / "train.json"), geometry | dict(mr_settings or {}))
+    inference = read_config(config_files(root, overlays), settings)
+    geometry = {name: inference.get_parsed_content(name) for name in ("axcodes", "slice_axis", "spacing_mm")}
+    train = read_config(config_files(root, base="train"), geometry | dict(mr_settings or {}))
     bones = LabelMap(label_map or root / "label_maps" / "vertebrae.json")
     parsers, patterns = {"ct": inference, "mr": train}, {"ct": ct_pattern, "mr": mr_pattern}
     cases = {side: _cases(folder, side, patterns[side]) for side, folder in (("ct", ct_dir), ("mr", mr_dir))}
@@ -261,7 +258,11 @@ def _slices_of(case: Mapping[str, str], side: str, parser: ConfigParser, bones: 
     steps = parser.get_parsed_content("preprocessing" if side == "ct" else "volume_transform")
     end = len(steps.transforms) - (side == "ct")  # the last step of the translation's is the contour
     data = steps({"image": case["image"]}, end=end) | {"label": case["label"]}
-    labels = [LoadImaged("label", image_only=True), EnsureChannelFirstd("label"), RemapLabelsd("label", bones, side)]
+    labels = [
+        LoadImaged("label", image_only=True),
+        EnsureChannelFirstd("label"),
+        RemapLabelsd("label", label_map=bones, side=side),
+    ]
     data = Compose([*labels, ResampleToMatchd("label", key_dst="image", mode="nearest", padding_mode="zeros")])(data)
     spacing = [float(size) for other, size in enumerate(data["image"].pixdim) if other != axis]
     volumes = [np.moveaxis(np.asarray(data[key][0]), axis, 0) for key in ("image", "label")]

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import monai.bundle
-from monai.bundle import ConfigParser
 
-from contourdiff.bundle import find_bundle, inference_configs, translate
+from contourdiff.bundle import config_files, find_bundle, read_config, translate
 from contourdiff.data.atomic import write_text
 from contourdiff.data.cases import case_of, labelled_cases
 from contourdiff.data.label_map import LabelMap
@@ -30,6 +29,9 @@ OURS = "ours"
 ROWS = (WITHOUT_ADAPTATION, UNCONDITIONAL, SINGLE_CANDIDATE, OURS)
 ARCHITECTURES = ("unet", "swin_unetr")
 
+SETTINGS = ("translation", "segmentation", "unconditional")
+GROWING = ("folders", "groups", "mr_training")
+"""Entries of a plan that may gain names; a name that is there keeps its meaning."""
 SMOKE: dict[str, dict[str, Any]] = {
     "translation": {"num_inference_steps": 2, "candidates": 2, "max_rounds": 1},
     "segmentation": {"max_epochs": 1},
@@ -39,7 +41,7 @@ SMOKE: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class ExperimentPlan:
-    """What a table is made from.
+    """Everything an experiment depends on.
 
     Args:
         ct_dir: CT with labels: ``<case>.nii.gz`` and ``labels/<case>.nii.gz``.
@@ -56,9 +58,9 @@ class ExperimentPlan:
         mr_training: ``dataset_dir``, ``datalist``, ``file_pattern`` ... of ``train.json``: the MR that the row
             ``unconditional`` learns from.
         overlays: overlays of ``inference.json`` for every translation.
-        translation: knobs of ``inference.json`` for every translation.
-        segmentation: knobs of ``segmentation_train.json`` for every network.
-        unconditional: knobs of ``train.json`` for the row ``unconditional``.
+        translation: settings of ``inference.json`` for every translation.
+        segmentation: settings of ``segmentation_train.json`` for every network.
+        unconditional: settings of ``train.json`` for the row ``unconditional``.
         bundle: folder of the bundle, if not beside this package.
     """
 
@@ -88,8 +90,8 @@ def run_experiment(plan: ExperimentPlan) -> Path:
     """Run what is missing of a plan and write ``table.csv``, ``table.md`` and its pictures.
 
     The CT is first cut to the slices that have a label (``<output_dir>/ct``): every row learns from those alone.
-    Every cell (row, architecture, seed) has a folder with weights, scores and predictions for each group. A cell that
-    is there is kept, one that was cut off goes on from its last checkpoint; so the same command starts and resumes.
+    Every cell (row, architecture, seed) has a folder with weights, scores and predictions for each group. A
+    finished cell is kept, an interrupted one resumes from its last checkpoint: the same command starts and resumes.
 
     Returns:
         ``output_dir / "table.md"``.
@@ -146,21 +148,32 @@ class _Job:
         self._check_same_plan()
 
     def _check_same_plan(self) -> None:
-        """Kept cells must belong to this plan; rows, architectures, seeds and groups may be added."""
-        plan = self.plan
-        told = {
+        """Kept cells must belong to this plan; rows, architectures, seeds, folders and groups may be added."""
+        plan, path = self.plan, self.root / "plan.json"
+        record: dict[str, Any] = {
             "ct_dir": str(Path(plan.ct_dir).resolve()),
             "mr_dir": str(Path(plan.mr_dir).resolve()),
             "weights": sha256_of(self.ckpt_path),
             "label_map": json.loads(self.label_map.read_text(encoding="utf-8")),
             "overlays": list(plan.overlays),
-            **{name: dict(getattr(plan, name)) for name in ("translation", "segmentation", "unconditional")},
+            "folders": {name: str(Path(folder).resolve()) for name, folder in plan.folders.items()},
+            **{name: dict(getattr(plan, name)) for name in ("groups", *SETTINGS)},
         }
-        path = self.root / "plan.json"
-        if path.is_file() and (old := json.loads(path.read_text(encoding="utf-8"))) != told:
-            changed = sorted(name for name in told if old.get(name) != told[name])
+        record["mr_training"] = {"unconditional": self._mr_training()} if UNCONDITIONAL in self.rows else {}
+        old = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        grown = {name: old.get(name, {}) | record[name] for name in GROWING}
+        changed = sorted(name for name in old if name not in GROWING and old[name] != record.get(name))
+        changed += [
+            f"{name} {key}" for name in GROWING for key, value in old.get(name, {}).items() if grown[name][key] != value
+        ]
+        if changed:
             raise ValueError(f"{self.root} holds a table of another plan (other: {changed}); pass another output_dir")
-        write_text(path, json.dumps(told, indent=2) + "\n")
+        write_text(path, json.dumps(record | grown, indent=2) + "\n")
+
+    def _mr_training(self) -> dict[str, Any]:
+        """Settings of the row that learns from MR, its folder resolved."""
+        training = dict(self.plan.mr_training)
+        return training | {"dataset_dir": str(Path(training["dataset_dir"]).resolve())}
 
     def dataset_dir(self, row: str) -> Path:
         """Folder of images and labels that the networks of a row are trained on."""
@@ -175,10 +188,8 @@ class _Job:
             write_label_crop(case, self._classes.values("ct"), self._slice_end, self.root / "ct", name)
 
     def _direction_of_slices(self) -> str:
-        """Letter of the direction along which slices are stacked, from the knobs of the translation."""
-        parser = ConfigParser()
-        parser.read_config(inference_configs(self.configs.parent, self.plan.overlays))
-        parser.update(dict(self.plan.translation))
+        """Letter of the direction along which slices are stacked, from the settings of the translation."""
+        parser = read_config(config_files(self.configs.parent, self.plan.overlays), self.plan.translation)
         return str(parser["axcodes"][parser["slice_axis"]])
 
     def translated(self, row: str) -> None:
@@ -197,7 +208,7 @@ class _Job:
     def scored(self, row: str, architecture: str, seed: int) -> None:
         """Train a network on a row's images and score it on every group."""
         cell = self.root / row / f"{architecture}_seed{seed}"
-        knobs: dict[str, Any] = {
+        settings: dict[str, Any] = {
             "val_fraction": 0.0,
             **self.plan.segmentation,
             "dataset_dir": str(self.dataset_dir(row)),
@@ -206,25 +217,25 @@ class _Job:
             "seed": seed,
         }
         overlays = {WITHOUT_ADAPTATION: ["segmentation_ct"]}.get(row, ["segmentation_any"] * (row in self.plan.folders))
-        weights = self._trained(["segmentation_train", *overlays], knobs, cell)
+        weights = self._trained(["segmentation_train", *overlays], settings, cell)
         for group, pattern in self.plan.groups.items():
             if not (cell / group / "scores.json").is_file():
                 test = {"test_dir": str(self.plan.mr_dir), "test_pattern": pattern, "output_dir": str(cell / group)}
-                self._run(["segmentation_train", "evaluate"], knobs | test | {"ckpt_path": str(weights)})
+                self._run(["segmentation_train", "evaluate"], settings | test | {"ckpt_path": str(weights)})
 
     def _unconditional_weights(self) -> Path:
-        knobs = {**self.plan.mr_training, **self.plan.unconditional, "initial_weights": str(self.ckpt_path)}
-        return self._trained(["train", "cpu", "unconditional"], knobs, self.root / UNCONDITIONAL / "weights")
+        settings = {**self.plan.mr_training, **self.plan.unconditional, "initial_weights": str(self.ckpt_path)}
+        return self._trained(["train", "unconditional"], settings, self.root / UNCONDITIONAL / "weights")
 
-    def _trained(self, configs: Sequence[str], knobs: Mapping[str, Any], folder: Path) -> Path:
+    def _trained(self, configs: Sequence[str], settings: Mapping[str, Any], folder: Path) -> Path:
         """Weights of a training: those that are there, or it goes on from its last checkpoint, or starts."""
         if not (folder / "trained.json").is_file():
             folder.mkdir(parents=True, exist_ok=True)
             found = sorted(folder.glob("checkpoint_epoch=*.pt"), key=lambda path: path.stat().st_mtime)
             resume = {"resume_from": str(found[-1])} if found else {}
-            self._run(configs, {**knobs, "output_dir": str(folder), **resume})
-            write_text(folder / "trained.json", json.dumps(knobs, indent=2) + "\n")
+            self._run(configs, {**settings, "output_dir": str(folder), **resume})
+            write_text(folder / "trained.json", json.dumps(settings, indent=2) + "\n")
         return folder / "model.pt"
 
-    def _run(self, configs: Sequence[str], knobs: Mapping[str, Any]) -> None:
-        monai.bundle.run(config_file=[str(self.configs / f"{name}.json") for name in configs], **knobs)
+    def _run(self, configs: Sequence[str], settings: Mapping[str, Any]) -> None:
+        monai.bundle.run(config_file=[str(self.configs / f"{name}.json") for name in configs], **settings)

@@ -5,76 +5,95 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from monai.transforms import (
-    Compose,
-    EnsureChannelFirstd,
-    LoadImaged,
-    Orientationd,
-    ScaleIntensityRangePercentilesd,
-    Spacingd,
-)
+from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd, ScaleIntensityRangePercentilesd
 from torch import nn
 from tqdm import tqdm
 
+from contourdiff.bundle import config_files, read_config
 from contourdiff.contours import contour_of
 from contourdiff.data.atomic import without_nan, write_csv, write_text
 from contourdiff.data.cases import case_name, labelled_cases
-from contourdiff.metrics.image_quality import flicker, image_quality, label_boundary_agreement
-from contourdiff.transforms import InPlaneSmoothd
+from contourdiff.metrics.flicker import contour_box, flicker
+from contourdiff.metrics.image_quality import image_quality, label_boundary_agreement
+from contourdiff.transforms import InPlaneResampled
+
+MR_PERCENTILES = (1.0, 95.0)
+"""Real MR becomes gray levels by these percentiles of the volume, as in ``train.json``."""
 
 
 @dataclass(frozen=True)
 class QualityGrid:
-    """Grid, gray levels and contour on which quality is measured; the defaults are the bundle's.
+    """Grid and contour on which quality is measured.
 
     Args:
         axcodes: orientation in which slices are cut.
         slice_axis: axis along which slices are stacked, after orientation.
         spacing_mm: in-plane spacing.
+        margin_px: margin of the box in which flicker is measured.
         sigma_px: see :func:`contourdiff.contours.contour_of`, as the next two.
         low_threshold: see :func:`contourdiff.contours.contour_of`.
         high_threshold: see :func:`contourdiff.contours.contour_of`.
-        tolerance_mm: distance up to which a contour is near a label's boundary.
         size_px: slices are padded to this size for the extractor.
     """
 
-    axcodes: str = "RAS"
-    slice_axis: int = 0
-    spacing_mm: float = 2.2
-    sigma_px: float = 1.0
-    low_threshold: float = 20.0
-    high_threshold: float = 40.0
-    tolerance_mm: float = 2.2
+    axcodes: str
+    slice_axis: int
+    spacing_mm: float
+    margin_px: int
+    sigma_px: float
+    low_threshold: float
+    high_threshold: float
     size_px: tuple[int, int] = (256, 256)
 
-    def load(self, case: dict[str, str], percentiles: tuple[float, float] | None = None) -> tuple[np.ndarray, ...]:
-        """Image in gray levels and label of a case, each ``(slices, H, W)`` on the grid, slices first."""
-        keys, pixdim = [key for key in ("image", "label") if key in case], [self.spacing_mm] * 3
-        pixdim[self.slice_axis] = -1
+    @classmethod
+    def of_bundle(
+        cls,
+        bundle: str | Path | None = None,
+        overlays: Sequence[str] = (),
+        settings: Mapping[str, Any] | None = None,
+    ) -> QualityGrid:
+        """Grid and contour of ``inference.json`` with its overlays and settings."""
+        parser = read_config(config_files(bundle, overlays), dict(settings or {}))
+        names = {"sigma_px": "contour_sigma_px"} | {
+            f"{end}_threshold": f"contour_{end}_threshold" for end in ("low", "high")
+        }
+        fields = [name for name in cls.__dataclass_fields__ if name != "size_px"]
+        return cls(**{name: parser.get_parsed_content(names.get(name, name)) for name in fields})
+
+    def load(self, case: Mapping[str, str], percentiles: tuple[float, float] | None = None) -> list[np.ndarray]:
+        """Image and label of a case, each ``(slices, H, W)`` on the grid; the image scaled to gray levels if asked."""
+        keys = [key for key in ("image", "label") if key in case]
         steps: list[Any] = [
             LoadImaged(keys, image_only=True),
             EnsureChannelFirstd(keys),
             Orientationd(keys, axcodes=self.axcodes, labels=None),
-            InPlaneSmoothd("image", self.spacing_mm, self.slice_axis),
-            Spacingd(keys, pixdim=pixdim, mode=["bilinear", "nearest"][: len(keys)], padding_mode="zeros"),
+            InPlaneResampled(
+                keys, self.spacing_mm, self.slice_axis, mode=["bilinear", "nearest"][: len(keys)], padding_mode="zeros"
+            ),
         ]
         if percentiles is not None:
             low, high = percentiles
             steps.append(ScaleIntensityRangePercentilesd("image", low, high, b_min=0, b_max=255, clip=True))
-        data = Compose(steps)(case)
-        return tuple(np.moveaxis(np.asarray(data[key][0], dtype=np.float32), self.slice_axis, 0) for key in keys)
+        data = Compose(steps)(dict(case))
+        return [np.moveaxis(np.asarray(data[key][0], dtype=np.float32), self.slice_axis, 0) for key in keys]
 
     def contour(self, image: np.ndarray) -> np.ndarray:
         """Contour of one slice ``(H, W)`` of gray levels."""
         return contour_of(
             image, sigma_px=self.sigma_px, low_threshold=self.low_threshold, high_threshold=self.high_threshold
         )
+
+    def flicker(self, volume: np.ndarray) -> dict[str, float]:
+        """Flicker of a volume ``(slices, H, W)`` of gray levels over the box around its contours, and its pairs."""
+        contours = np.stack([self.contour(image) for image in volume])
+        measured = flicker(volume, contours, contour_box(contours, self.margin_px))
+        return {"flicker": math.nan if measured.value is None else measured.value, "pairs": measured.pairs}
 
 
 def folder_quality(
@@ -85,46 +104,55 @@ def folder_quality(
     extractor: nn.Module | None = None,
     extractor_name: str = "",
     foreground_only: bool = False,
-    grid: QualityGrid | None = None,
+    bundle: str | Path | None = None,
+    overlays: Sequence[str] = (),
+    settings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Flicker and label boundaries of every case; with real MR and an extractor also FID and MMD of labelled slices.
+    """Flicker and label boundaries of every case; with real MR its flicker, and with an extractor also FID and MMD.
 
-    ``boundary`` is the share of a label's boundary that lies on a contour of the translation, a mean over slices with
-    a label; ``boundary_swapped`` is the same with the label of the slice a quarter of them further on: what agreement
-    comes by chance.
+    ``boundary`` is the share of a label's boundary that lies within a pixel of a contour of the translation, a mean
+    over slices with a label; ``boundary_swapped`` is the same with the label of the slice a quarter of them further on:
+    the agreement by chance. ``reference_flicker`` is the mean over the volumes of ``mr_dir``, in gray levels by
+    ``MR_PERCENTILES``: a value for the setting ``reference_flicker``.
 
     Args:
-        folder: translations with their labels, see :func:`contourdiff.data.label_map.labelled_cases`.
+        folder: translations with their labels, see :func:`contourdiff.data.cases.labelled_cases`.
         mr_dir: real MR with labels to compare with.
         mr_pattern: pattern of its case ids.
-        extractor: see :func:`contourdiff.metrics.image_quality.slice_features`.
-        extractor_name: told in the result.
+        extractor: see :func:`contourdiff.metrics.image_quality.slice_features`; requires ``mr_dir``.
+        extractor_name: recorded in the result.
         foreground_only: see :func:`contourdiff.metrics.image_quality.image_quality`.
-        grid: where it is measured.
+        bundle: folder of the bundle, whose ``inference.json`` defines grid and contour.
+        overlays: names of its overlays.
+        settings: its settings, such as ``{"spacing_mm": 1.6}``.
 
     Returns:
         ``cases`` (a row each), ``mean`` over them, ``set`` (what :func:`image_quality` returns, or ``None``), ``grid``.
 
     Raises:
-        ValueError: if there is no labelled case, or an extractor without real MR.
+        ValueError: if there is no labelled case, an extractor without real MR, or an unknown setting.
     """
-    grid = grid or QualityGrid()
-    if (extractor is None) != (mr_dir is None):
-        raise ValueError("FID and MMD want both real MR (mr_dir) and an extractor; give both or neither")
+    if extractor is not None and mr_dir is None:
+        raise ValueError("FID and MMD compare with real MR: expected mr_dir beside the extractor, got none; pass both")
+    grid = QualityGrid.of_bundle(bundle, overlays, settings)
     rows: list[dict[str, Any]] = []
     labelled: list[np.ndarray] = []
     for case in tqdm(labelled_cases(folder), desc="image quality", unit="case"):
         image, label = grid.load(case)
         filled = [index for index in range(len(label)) if label[index].any()]
         labelled += [image[index] for index in filled]
-        rows.append({"case": case_name(case["image"]), **flicker(image), **_boundaries(image, label, filled, grid)})
-    measures = [key for key in rows[0] if key != "case"]
+        rows.append(
+            {"case": case_name(case["image"]), **grid.flicker(image), **_boundaries(image, label, filled, grid)}
+        )
+    mean = {key: _nanmean([row[key] for row in rows]) for key in rows[0] if key != "case"}
     compared = None
-    if extractor is not None and mr_dir is not None:
-        real = [s for case in labelled_cases(mr_dir, pattern=mr_pattern) for s in grid.load(case, (1.0, 95.0))[0]]
-        compared = image_quality(real, labelled, extractor, extractor_name, foreground_only, size_px=grid.size_px)
-    means = {key: float(np.nanmean([row[key] for row in rows])) for key in measures}
-    return {"cases": rows, "mean": means, "set": compared, "grid": asdict(grid)}
+    if mr_dir is not None:
+        volumes = [grid.load(case, MR_PERCENTILES)[0] for case in labelled_cases(mr_dir, pattern=mr_pattern)]
+        mean["reference_flicker"] = _nanmean([grid.flicker(volume)["flicker"] for volume in volumes])
+        if extractor is not None:
+            real = [image for volume in volumes for image in volume]
+            compared = image_quality(real, labelled, extractor, extractor_name, foreground_only, size_px=grid.size_px)
+    return {"cases": rows, "mean": mean, "set": compared, "grid": asdict(grid)}
 
 
 def write_quality(quality: dict[str, Any], output_dir: str | Path) -> None:
@@ -134,15 +162,16 @@ def write_quality(quality: dict[str, Any], output_dir: str | Path) -> None:
     write_text(folder / "quality.json", json.dumps(without_nan(quality), indent=2, allow_nan=False) + "\n")
 
 
+def _nanmean(values: Sequence[float]) -> float:
+    return float(np.nanmean(values)) if np.isfinite(values).any() else math.nan
+
+
 def _boundaries(image: np.ndarray, label: np.ndarray, filled: Sequence[int], grid: QualityGrid) -> dict[str, float]:
+    pixel = (grid.spacing_mm, grid.spacing_mm)
+
     def mean(shift: int) -> float:
         partners = [filled[(rank + shift) % len(filled)] for rank in range(len(filled))]
-        values = [
-            label_boundary_agreement(
-                image[index], label[partner], grid.contour, grid.tolerance_mm, (grid.spacing_mm, grid.spacing_mm)
-            )
-            for index, partner in zip(filled, partners, strict=True)
-        ]
-        return float(np.nanmean(values)) if np.isfinite(values).any() else math.nan
+        pairs = zip(filled, partners, strict=True)
+        return _nanmean([label_boundary_agreement(image[i], label[j], grid.contour, pixel[0], pixel) for i, j in pairs])
 
     return {"boundary": mean(0), "boundary_swapped": mean(max(1, len(filled) // 4)), "labelled_slices": len(filled)}

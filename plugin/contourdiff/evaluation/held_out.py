@@ -1,28 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does a translation follow its contour? Held-out MR slices are translated from their own contours and compared."""
+"""Does a translation follow its contour? Translate held-out MR slices from their own contours and compare."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from monai.bundle import ConfigParser
 from monai.metrics import SSIMMetric
 from monai.networks.utils import eval_mode
 from torch import nn
 from torch.utils.data import Subset
 from tqdm import tqdm
 
-from contourdiff.data.atomic import atomic_write, write_csv, write_text
-from contourdiff.data.cases import case_of
+from contourdiff.bundle import read_config
+from contourdiff.data.atomic import save_figure, write_csv, write_text
+from contourdiff.data.nifti_names import case_of
+from contourdiff.inference import Denoiser
 from contourdiff.metrics.contour_agreement import contour_agreement
+from contourdiff.sampling import Sampler
 from contourdiff.sampling.neighbor_guided import first_condition
-from contourdiff.sampling.noise import CandidateKey, NoiseStream
-from contourdiff.sampling.solvers import ddim
 from contourdiff.weights import load_weights, sha256_of
 
 MEASURES = ("precision", "recall", "f1", "ssim")
@@ -32,44 +33,61 @@ COLUMNS = tuple(f"{pairing}_{measure}" for pairing in PAIRINGS for measure in ME
 Row = dict[str, Any]
 
 
-def held_out_agreement(
-    network: nn.Module,
-    dataset: Sequence[Mapping[str, Any]],
-    alphas_cumprod: torch.Tensor,
-    *,
-    prediction_type: str,
-    contour: Callable[[np.ndarray], np.ndarray],
-    groups: Sequence[int] | None = None,
-    num_inference_steps: int = 50,
-    batch_size: int = 8,
-    seed: int = 0,
-    tolerance_px: float = 2.0,
-    device: torch.device | str = "cpu",
-    on_translation: Callable[[int, np.ndarray], None] | None = None,
-    solve: Callable[..., torch.Tensor] = ddim,
-) -> list[Row]:
-    """Translate the contour of each slice and compare the result with that slice and, as a control, with another's.
-
-    ``own_*`` columns compare the translation of item i with item i: its contour with the given contour (precision,
-    recall, f1), its gray levels with the real slice (SSIM). ``shuffled_*`` columns compare the same translation with
-    its partner, the item at the same relative position in the next group: what agreement comes by chance.
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out slices, and what translates and measures them.
 
     Args:
         network: called with ``(cat[x, contour] (B, 2, H, W), timesteps (B,))``; an empty neighbor follows the contour
             where items have a ``neighbor``.
         dataset: items with ``image`` in [-1, 1] and ``contour``, both ``(1, H, W)``.
-        alphas_cumprod: ``(T,)`` cumulative products of the training schedule.
-        prediction_type: what the network was trained to predict, ``"epsilon"`` or ``"v_prediction"``.
+        scheduler: noise scheduler of the training.
         contour: ``(1, H, W)`` gray levels in [0, 255] -> contour of that shape, as the contours of the dataset.
-        groups: for each item, the number of its patient or volume; items of a group stand together. Without it each
-            item is a group of its own, so that the partner of item i is item i + 1, of the last the first.
-        num_inference_steps: steps of the solver.
-        batch_size: slices that are translated together; the result does not depend on it.
+        groups: for each item, the number of its patient or volume; items of a group stand together. ``None`` takes
+            each item as a group of its own.
+        places: case and slice of each item.
+        batch_size: slices that are translated together.
         seed: seed of the noise.
-        tolerance_px: see :func:`contourdiff.metrics.contour_agreement.contour_agreement`.
         device: where the network is.
-        on_translation: called with each item's position and translation, ``(H, W)`` gray levels in [0, 255].
-        solve: :func:`contourdiff.sampling.solvers.ddim` or :func:`contourdiff.sampling.solvers.dpm_solver`.
+    """
+
+    network: nn.Module
+    dataset: Sequence[Mapping[str, Any]]
+    scheduler: Any
+    contour: Callable[[np.ndarray], np.ndarray]
+    groups: Sequence[int] | None = None
+    places: Sequence[tuple[str, int]] = ()
+    batch_size: int = 8
+    seed: int = 0
+    device: torch.device | str = "cpu"
+
+    def translations(self, solver: str = "ddim", num_inference_steps: int = 50) -> list[np.ndarray]:
+        """Translate every slice from its own contour: ``(H, W)`` gray levels each."""
+        sampler = Sampler(self.scheduler, solver, num_inference_steps)
+        denoiser = Denoiser(self.network, sampler, batch_size=self.batch_size, seed=self.seed)
+        images: list[np.ndarray] = []
+        bar = tqdm(total=len(self.dataset), desc="translate held-out slices", unit="slice")
+        with eval_mode(self.network), bar as progress:
+            for start in range(0, len(self.dataset), self.batch_size):
+                positions = range(start, min(start + self.batch_size, len(self.dataset)))
+                conditions = torch.stack([first_condition(self.dataset[i]) for i in positions]).float()
+                batch = denoiser(conditions.to(self.device), [(f"slice{i}", i, 0, 0) for i in positions])
+                images += list(batch.cpu().numpy())
+                progress.update(len(positions))
+        return images
+
+
+def held_out_agreement(held_out: HeldOut, translations: Sequence[np.ndarray], tolerance_px: float = 2.0) -> list[Row]:
+    """Compare each translation with its slice and, as a control, with another patient's.
+
+    ``own_*`` columns compare the translation of item i with item i: its contour with the given contour (precision,
+    recall, f1), its gray levels with the real slice (SSIM). ``shuffled_*`` columns compare the same translation with
+    its partner, the item at the same relative position in the next group: the agreement by chance.
+
+    Args:
+        held_out: the slices.
+        translations: of each, ``(H, W)`` gray levels in [0, 255].
+        tolerance_px: see :func:`contourdiff.metrics.contour_agreement.contour_agreement`.
 
     Returns:
         One row for each item: ``index``, ``partner`` and the columns named in ``COLUMNS``.
@@ -77,30 +95,30 @@ def held_out_agreement(
     Raises:
         ValueError: if there are fewer than two groups, or not one group for each item.
     """
-    partners = _partners(list(range(len(dataset))) if groups is None else groups, len(dataset))
-    ssim = SSIMMetric(spatial_dims=2, data_range=255.0, reduction="none")
+    count = len(held_out.dataset)
+    partners = _partners(list(range(count)) if held_out.groups is None else held_out.groups, count)
     rows: list[Row] = []
-    with eval_mode(network), tqdm(total=len(dataset), desc="translate held-out slices", unit="slice") as progress:
-        for start in range(0, len(dataset), batch_size):
-            positions = range(start, min(start + batch_size, len(dataset)))
-            contours = torch.stack([first_condition(dataset[i]) for i in positions]).float().to(device)
-            keys = [CandidateKey(seed, f"slice{i}", i, 0, 0) for i in positions]
-            translations = solve(
-                lambda x, t, given=contours: network(torch.cat([x, given], dim=1), t),  # type: ignore[misc]
-                NoiseStream(keys, (1, *contours.shape[2:]), device).draw(),
-                alphas_cumprod=alphas_cumprod,
-                num_inference_steps=num_inference_steps,
-                prediction_type=prediction_type,
-            )
-            for i, translation in zip(positions, _gray_levels(translations), strict=True):
-                row: Row = {"index": i, "partner": partners[i]}
-                for pairing, position in zip(PAIRINGS, (i, partners[i]), strict=True):
-                    row |= _compare(translation, dataset[position], contour, ssim, tolerance_px, pairing)
-                rows.append(row)
-                if on_translation is not None:
-                    on_translation(i, translation[0].numpy())
-            progress.update(len(positions))
+    for index, (translation, partner) in enumerate(zip(translations, partners, strict=True)):
+        row: Row = {"index": index, "partner": partner}
+        contour = np.asarray(held_out.contour(translation[None]))[0]
+        for pairing, position in zip(PAIRINGS, (index, partner), strict=True):
+            item = held_out.dataset[position]
+            agreement = contour_agreement(contour, np.asarray(item["contour"])[0], tolerance_px)
+            values = (*agreement, ssim(translation, gray_levels(item["image"])))
+            row |= {f"{pairing}_{name}": value for name, value in zip(MEASURES, values, strict=True)}
+        rows.append(row)
     return rows
+
+
+def ssim(image: np.ndarray, other: np.ndarray) -> float:
+    """SSIM of two slices ``(H, W)`` of gray levels in [0, 255]."""
+    metric = SSIMMetric(spatial_dims=2, data_range=255.0, reduction="none")
+    return float(torch.as_tensor(metric(*(torch.as_tensor(each)[None, None] for each in (image, other)))))
+
+
+def gray_levels(image: Any) -> np.ndarray:
+    """An image ``(1, H, W)`` in [-1, 1] -> ``(H, W)`` float32 gray levels in [0, 255]."""
+    return ((torch.as_tensor(image)[0].float() + 1) * 127.5).numpy()
 
 
 def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
@@ -121,8 +139,8 @@ def write_agreement(
     """Write ``agreement.csv`` (a line for each slice) and ``agreement.md`` (the summary), each whole or not at all.
 
     Args:
-        rows: what :func:`held_out_agreement` returned.
-        output_dir: folder to write to, made if need be.
+        rows: from :func:`held_out_agreement`.
+        output_dir: folder to write to.
         settings: what the numbers depend on (weights, steps, tolerance), listed below the summary.
     """
     summary = summarize(rows)
@@ -138,41 +156,27 @@ def write_agreement(
 
 
 def agreement_picture(
-    rows: Sequence[Mapping[str, Any]],
-    dataset: Sequence[Mapping[str, Any]],
-    translations: Mapping[int, np.ndarray],
-    contour: Callable[[np.ndarray], np.ndarray],
-    path: str | Path,
+    rows: Sequence[Mapping[str, Any]], held_out: HeldOut, translations: Sequence[np.ndarray], path: str | Path
 ) -> None:
-    """Draw the best, the median and the worst slice by own f1: real MR, contour, translation, translation's contour.
-
-    Args:
-        rows: what :func:`held_out_agreement` returned.
-        dataset: the dataset that it was called with.
-        translations: position -> ``(H, W)`` gray levels, as ``on_translation`` received them.
-        contour: the contour that it was called with.
-        path: PNG file to write, whole or not at all.
-    """
+    """Draw the best, the median and the worst slice by own f1: real MR, contour, translation, translation's contour."""
     ranked = sorted(rows, key=lambda row: -row["own_f1"])
     chosen = {"best": ranked[0], "median": ranked[len(ranked) // 2], "worst": ranked[-1]}
     figure = Figure(figsize=(7.5, 10.4))
     axes = figure.subplots(4, len(chosen), squeeze=False)
     for column, (name, row) in enumerate(chosen.items()):
-        item, translation = dataset[row["index"]], translations[row["index"]]
+        item, translation = held_out.dataset[row["index"]], translations[row["index"]]
         pictures = {
-            "real MR": _gray_levels(torch.as_tensor(item["image"]))[0].numpy(),
+            f"{name}, f1 {row['own_f1']:.2f}\nreal MR": gray_levels(item["image"]),
             "its contour": 255 * np.asarray(item["contour"])[0],
             "translation of that contour": translation,
-            "the translation's contour": 255 * np.asarray(contour(translation[None]))[0],
+            "the translation's contour": 255 * np.asarray(held_out.contour(translation[None]))[0],
         }
         for axis, (title, picture) in zip(axes[:, column], pictures.items(), strict=True):
             axis.imshow(np.asarray(picture).T, cmap="gray", origin="lower", vmin=0, vmax=255)
             axis.set_axis_off()
             axis.set_title(title, fontsize=8, loc="left")
-        axes[0, column].set_title(f"{name}, f1 {row['own_f1']:.2f}\nreal MR", fontsize=8, loc="left")
     figure.tight_layout()
-    with atomic_write(path) as aside:
-        figure.savefig(aside, dpi=100, format="png")
+    save_figure(figure, path, dpi=100)
 
 
 def evaluate_bundle(
@@ -183,86 +187,57 @@ def evaluate_bundle(
     num_inference_steps: int = 50,
     tolerance_px: float = 2.0,
     max_slices: int | None = None,
-    **overrides: Any,
+    **settings: Any,
 ) -> dict[str, dict[str, float]]:
     """Agreement of trained weights on the validation slices of a training config, written to ``output_dir``.
-
-    Network, noise schedule, contour, ``batch_size``, ``seed`` and ``device`` are those of the config.
 
     Args:
         train_config: the training config, or it and its overlays.
         weights: state dict to evaluate.
         output_dir: folder for ``agreement.csv``, ``agreement.md`` and ``agreement.png``.
         num_inference_steps: DDIM steps.
-        tolerance_px: see :func:`contourdiff.metrics.contour_agreement.contour_agreement`.
+        tolerance_px: see :func:`held_out_agreement`.
         max_slices: translate this many slices, evenly spread over the dataset; ``None`` takes all.
-        overrides: entries of the config to replace, such as ``dataset_dir``, ``datalist`` and ``file_pattern``.
+        settings: settings of the config, such as ``dataset_dir``, ``datalist`` and ``file_pattern``.
 
     Returns:
         What :func:`summarize` returns.
 
     Raises:
-        ValueError: for an override that the config does not have, or if all slices are of one volume.
+        ValueError: for a setting that the config does not have, or if all slices are of one volume.
     """
-    held_out = held_out_slices(train_config, weights, max_slices, overrides)
-    translations: dict[int, np.ndarray] = {}
-    settings: dict[str, Any] = {"num_inference_steps": num_inference_steps, "tolerance_px": tolerance_px}
-    settings["seed"] = held_out.seed
-    rows = held_out_agreement(**held_out.arguments, on_translation=translations.__setitem__, **settings)
+    held_out = held_out_slices(train_config, weights, max_slices, settings)
+    translations = held_out.translations(num_inference_steps=num_inference_steps)
+    rows = held_out_agreement(held_out, translations, tolerance_px)
     for row, (case, position) in zip(rows, held_out.places, strict=True):
         row |= {"case": case, "slice": position}
-    write_agreement(rows, output_dir, settings | {"weights (SHA-256)": sha256_of(weights)})
-    dataset, contour = held_out.arguments["dataset"], held_out.arguments["contour"]
-    agreement_picture(rows, dataset, translations, contour, Path(output_dir) / "agreement.png")
+    basis = {"num_inference_steps": num_inference_steps, "tolerance_px": tolerance_px, "seed": held_out.seed}
+    write_agreement(rows, output_dir, basis | {"weights (SHA-256)": sha256_of(weights)})
+    agreement_picture(rows, held_out, translations, Path(output_dir) / "agreement.png")
     return summarize(rows)
 
 
-class HeldOut(NamedTuple):
-    """Held-out slices of a training config and the network to translate them: what :func:`held_out_agreement` wants.
-
-    ``arguments`` are its keyword arguments; ``places`` the case and slice of each item; ``seed`` the config's.
-    """
-
-    arguments: dict[str, Any]
-    places: list[tuple[str, int]]
-    seed: int
-
-
 def held_out_slices(
-    train_config: str | Sequence[str], weights: str, max_slices: int | None, overrides: Mapping[str, Any]
+    train_config: str | Sequence[str], weights: str, max_slices: int | None, settings: Mapping[str, Any]
 ) -> HeldOut:
-    """Load what :func:`evaluate_bundle` evaluates; arguments and errors are told there."""
-    parser = parsed_config(train_config, overrides)
-    device, scheduler = parser.get_parsed_content("device"), parser.get_parsed_content("scheduler")
-    network = load_weights(parser.get_parsed_content("network_def"), weights).to(device)
+    """Held-out slices of a training config; arguments and errors as in :func:`evaluate_bundle`."""
+    parser = read_config(train_config, settings)
+    device = parser.get_parsed_content("device")
     slices = parser.get_parsed_content("validate#dataset")
     count = len(slices) if max_slices is None else min(max_slices, len(slices))
     chosen = [int(position) for position in np.linspace(0, len(slices) - 1, count).round()]
     index = [slices.index[position] for position in chosen]
-    arguments = {
-        "network": network,
-        "dataset": Subset(slices, chosen),
-        "alphas_cumprod": scheduler.alphas_cumprod,
-        "prediction_type": str(scheduler.prediction_type),
-        "contour": parser.get_parsed_content("contour").transform,
-        "groups": [volume for volume, _ in index],
-        "batch_size": parser.get_parsed_content("batch_size"),
-        "device": device,
-    }
-    places = [(case_of(slices.volumes.data[volume]["image"]), position) for volume, position in index]
-    return HeldOut(arguments, places, parser.get_parsed_content("seed"))
-
-
-def parsed_config(train_config: str | Sequence[str], overrides: Mapping[str, Any]) -> ConfigParser:
-    """Config of the given files with knobs changed; a knob that they do not have is refused."""
-    parser = ConfigParser()
-    parser.read_config(train_config)
-    known = set(parser.get())
-    unknown = [name for name in overrides if name.split("::")[0].split("#")[0] not in known]
-    if unknown:
-        raise ValueError(f"expected overrides of entries of {train_config}, which has no {unknown}; check the spelling")
-    parser.update(dict(overrides))
-    return parser
+    return HeldOut(
+        network=load_weights(parser.get_parsed_content("network_def"), weights).to(device),
+        dataset=Subset(slices, chosen),  # type: ignore[arg-type]  # a sequence in all but name
+        scheduler=parser.get_parsed_content("scheduler"),
+        contour=parser.get_parsed_content("contour").transform,
+        groups=[volume for volume, _ in index],
+        places=[(case_of(slices.volumes.data[volume]["image"]), position) for volume, position in index],
+        batch_size=parser.get_parsed_content("batch_size"),
+        seed=parser.get_parsed_content("seed"),
+        device=device,
+    )
 
 
 def _partners(groups: Sequence[int], count: int) -> list[int]:
@@ -282,24 +257,3 @@ def _partners(groups: Sequence[int], count: int) -> list[int]:
         for rank, position in enumerate(own):
             partners[position] = others[rank * len(others) // len(own)]
     return partners
-
-
-def _compare(
-    translation: torch.Tensor,
-    item: Mapping[str, Any],
-    contour: Callable[[np.ndarray], np.ndarray],
-    ssim: SSIMMetric,
-    tolerance_px: float,
-    pairing: str,
-) -> dict[str, float]:
-    """Columns of one pairing: ``translation (1, H, W)`` in gray levels against ``item``."""
-    found, given = np.asarray(contour(translation.numpy())), np.asarray(item["contour"])
-    agreement = contour_agreement(found[0], given[0], tolerance_px)
-    real = _gray_levels(torch.as_tensor(item["image"]))
-    similarity = float(torch.as_tensor(ssim(translation[None], real[None])))
-    return {f"{pairing}_{name}": value for name, value in zip(MEASURES, (*agreement, similarity), strict=True)}
-
-
-def _gray_levels(x: torch.Tensor) -> torch.Tensor:
-    """[-1, 1] -> [0, 255], on the CPU."""
-    return (x.detach().float().cpu() + 1) * 127.5

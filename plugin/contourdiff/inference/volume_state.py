@@ -10,6 +10,7 @@ import torch
 from monai.utils import convert_to_dst_type
 from torch.nn.functional import pad
 
+from contourdiff.metrics.flicker import contour_box
 from contourdiff.sampling.selection import Choice, neighbor_distances
 
 
@@ -81,9 +82,10 @@ class VolumeState:
         if self.spread is not None:
             deviation = drawn.std(dim=0) if len(drawn) > 1 else torch.full_like(image, torch.nan)
             self.spread[index, self.rows, self.columns] = self._cut(deviation)
+        single = self._cut(drawn[0])
         if choice.neighbor is not None and self._single is not None:
-            self._single_distances[index : index + 1] = neighbor_distances(drawn[:1], self._single)
-        self._single = drawn[0]
+            self._single_distances[index : index + 1] = neighbor_distances(single[None], self._single)
+        self._single = single
 
     def result(self, network_calls: int, batch_size: int) -> VolumeResult:
         """The translated volume, its slices along ``slice_axis``."""
@@ -106,16 +108,6 @@ class VolumeState:
 
     def _cut(self, image: torch.Tensor) -> torch.Tensor:
         return image[: self.rows.stop - self.rows.start, : self.columns.stop - self.columns.start]
-
-
-def contour_box(contours: torch.Tensor, margin_px: int) -> tuple[slice, slice]:
-    """Rows and columns of the box around all contours ``(N, H, W)`` with a margin; the whole slice without any."""
-    bounds = []
-    for axes, size in (((0, 2), contours.shape[1]), ((0, 1), contours.shape[2])):
-        filled = torch.nonzero(contours.amax(dim=axes) > 0).flatten().tolist() if contours.numel() else []
-        first, last = (filled[0], filled[-1]) if filled else (0, size - 1)
-        bounds.append(slice(max(first - margin_px, 0), min(last + margin_px + 1, size)))
-    return bounds[0], bounds[1]
 
 
 def _frame(contours: torch.Tensor, multiple: int, margin_px: int) -> tuple[slice, slice, torch.Tensor]:

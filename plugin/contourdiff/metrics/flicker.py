@@ -1,63 +1,103 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much a translation changes from slice to slice, and beside what that is much or little."""
+"""Flicker: how much a volume changes from slice to slice, with one definition for translations and real MR."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
-from contourdiff.inference.volume_state import VolumeResult
+Box = tuple[slice, slice]
 
 
-def flicker_of(
-    record: VolumeResult, slice_axis: int = 0, reference_flicker: float | None = None
-) -> dict[str, float | int | None]:
-    """Flicker of one translated volume on the model's grid.
+class Flicker(NamedTuple):
+    """Flicker in gray levels squared, its number of slice pairs, and the mean share of contour pixels that differ."""
+
+    value: float | None
+    pairs: int
+    contour_change: float | None
+
+
+def contour_box(contours: Any, margin_px: int) -> Box:
+    """Rows and columns of the box around all contours ``(N, H, W)`` with a margin; the whole slice without any."""
+    bounds = []
+    for axis, size in ((1, contours.shape[1]), (2, contours.shape[2])):
+        other = 2 if axis == 1 else 1
+        present = torch.as_tensor(contours != 0).any(other).any(0).cpu()
+        filled = np.flatnonzero(present.numpy()) if len(contours) else []
+        first, last = (int(filled[0]), int(filled[-1])) if len(filled) else (0, size - 1)
+        bounds.append(slice(max(first - margin_px, 0), min(last + margin_px + 1, size)))
+    return bounds[0], bounds[1]
+
+
+def flicker(gray_levels: np.ndarray, contours: np.ndarray, box: Box) -> Flicker:
+    """Mean squared difference of adjacent slices, over the box around all contours of the volume.
+
+    Pairs in which a slice has no contour do not count. Anatomy changes from slice to slice too: compare volumes of one
+    field of view and slice distance.
 
     Args:
-        record: what the inferer told of the volume.
-        slice_axis: axis along which its slices are stacked.
-        reference_flicker: flicker of real MR of that kind, its slices as far apart as the CT's; gray levels squared.
+        gray_levels: ``(N, H, W)``, slices first, in [0, 255].
+        contours: ``(N, H, W)``, nonzero on the contour of each slice.
+        box: rows and columns, see :func:`contour_box`.
+
+    Raises:
+        ValueError: if the shapes differ or are not three-dimensional, or gray levels are not finite.
+    """
+    gray_levels, contours = np.asarray(gray_levels, dtype=np.float64), np.asarray(contours) != 0
+    if gray_levels.ndim != 3 or gray_levels.shape != contours.shape or not np.isfinite(gray_levels).all():
+        raise ValueError(
+            f"expected finite gray levels and contours (N, H, W) of one shape, got {gray_levels.shape} and "
+            f"{contours.shape}; put the slice axis first"
+        )
+    filled = contours.any(axis=(1, 2))
+    pairs = np.flatnonzero(filled[:-1] & filled[1:])
+    images, edges = gray_levels[:, box[0], box[1]], contours[:, box[0], box[1]]
+    changes = [np.square(images[i + 1] - images[i]).mean() for i in pairs]
+    return Flicker(_mean(changes), len(pairs), _mean([(edges[i + 1] != edges[i]).mean() for i in pairs]))
+
+
+def flicker_record(
+    measured: Flicker, single_distances: Sequence[float | None] | None = None, reference_flicker: float | None = None
+) -> dict[str, float | int | None]:
+    """Flicker of a translation beside what it compares with, for the record of a run.
+
+    Args:
+        measured: flicker of the translation on the model's grid.
+        single_distances: for each slice, the change that first candidates without selection have there.
+        reference_flicker: flicker of real MR of that kind, its slices as far apart as the CT's.
 
     Returns:
-        ``flicker``, the mean squared difference of adjacent translated slices in gray levels squared, and the number
-        of ``pairs``; ``contour_change``, the mean share of pixels in which the contours of such slices differ;
-        ``of_single_candidates``, the flicker that first candidates without selection would have had;
-        ``of_reference`` as given; and the ratios ``to_contour_change`` (gray levels squared), ``to_single_candidates``
-        and ``to_reference``. What cannot be told is ``None``.
+        ``flicker``, ``pairs`` and ``contour_change`` of the translation; ``of_single_candidates`` and
+        ``of_reference``; and the ratios ``to_contour_change`` (gray levels squared), ``to_single_candidates`` and
+        ``to_reference``. What cannot be computed is ``None``.
     """
-    compared = [choice for choice in record.choices if choice is not None and choice.neighbor is not None]
-    value = _mean([choice.neighbor_distance for choice in compared])
-    box = [record.box[axis] for axis in range(3)]
-    contours = np.moveaxis(np.asarray(record.contours)[tuple(box)], slice_axis, 0) > 0
-    change = _mean([float((contours[c.slice_index] != contours[c.neighbor]).mean()) for c in compared])
-    single = _mean(record.single_distances or [])
+    single = _mean([value for value in single_distances or [] if value is not None])
     return {
-        "flicker": value,
-        "pairs": len(compared),
-        "contour_change": change,
+        "flicker": measured.value,
+        "pairs": measured.pairs,
+        "contour_change": measured.contour_change,
         "of_single_candidates": single,
         "of_reference": reference_flicker,
-        "to_contour_change": _ratio(value, change),
-        "to_single_candidates": _ratio(value, single),
-        "to_reference": _ratio(value, reference_flicker),
+        "to_contour_change": _ratio(measured.value, measured.contour_change),
+        "to_single_candidates": _ratio(measured.value, single),
+        "to_reference": _ratio(measured.value, reference_flicker),
     }
 
 
-def flicker_line(flicker: dict[str, float | int | None]) -> str:
+def flicker_line(record: dict[str, float | int | None]) -> str:
     """One line for a log: ``flicker 812 gray levels^2, 0.71 of single candidates'``."""
-    if flicker["flicker"] is None:
+    if record["flicker"] is None:
         return "flicker unknown, no two adjacent slices"
-    told = [f"flicker {flicker['flicker']:.0f} gray levels^2"]
     names = {"to_single_candidates": "of single candidates'", "to_reference": "of the reference's"}
-    told += [f"{flicker[key]:.2f} {name}" for key, name in names.items() if flicker[key] is not None]
-    return ", ".join(told)
+    ratios = [f"{record[key]:.2f} {name}" for key, name in names.items() if record[key] is not None]
+    return ", ".join([f"flicker {record['flicker']:.0f} gray levels^2", *ratios])
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if len(values) else None
 
 
 def _ratio(value: float | None, other: float | None) -> float | None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Quality of translated slices beyond their contours: FID and MMD to real slices, label boundaries, flicker."""
+"""Quality of translated slices beyond their contours: FID and MMD to real slices, label boundaries."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from torch import nn
 
 from contourdiff.contours import foreground_mask
 from contourdiff.metrics.contour_agreement import contour_agreement
-from contourdiff.sampling.selection import neighbor_distances
 
 Fit = Literal["pad", "resize"]
 
@@ -187,31 +186,6 @@ def label_boundary_agreement(
     return recall if boundary.any() else math.nan
 
 
-def flicker(volume: np.ndarray, reference: np.ndarray | None = None) -> dict[str, float]:
-    """Mean squared difference of adjacent slices, in gray levels squared, and how that compares with a reference.
-
-    Pairs in which a slice is empty (all 0) do not count. Anatomy changes from slice to slice too: compare volumes of
-    one field of view and slice distance. A ratio above 1 is flicker that the reference does not have.
-
-    Args:
-        volume: ``(N, H, W)`` gray levels, a translated volume.
-        reference: ``(N, H, W)`` of any shape, such as a real MR of that region.
-
-    Returns:
-        ``flicker``, ``pairs``, and with a reference ``reference_flicker``, ``reference_pairs`` and ``ratio``. What has
-        no pair to rest on is NaN, and so is a ratio to 0.
-
-    Raises:
-        ValueError: if a volume is not three-dimensional or not finite.
-    """
-    value, pairs = _mean_difference(volume)
-    if reference is None:
-        return {"flicker": value, "pairs": pairs}
-    other, other_pairs = _mean_difference(reference)
-    found = {"flicker": value, "pairs": pairs, "reference_flicker": other, "reference_pairs": other_pairs}
-    return found | {"ratio": value / other if other > 0 else math.nan}
-
-
 def _bodies(
     slices: Sequence[np.ndarray], name: str, options: Mapping[str, Any], warnings: list[str]
 ) -> list[np.ndarray]:
@@ -287,14 +261,3 @@ def _fid_of_singular_values(first: torch.Tensor, second: torch.Tensor) -> float:
     shared = torch.linalg.svdvals(scaled[0] @ scaled[1].T).sum()
     spread = scaled[0].square().sum() + scaled[1].square().sum()
     return float((first.mean(0) - second.mean(0)).square().sum() + spread - 2 * shared)
-
-
-def _mean_difference(volume: np.ndarray) -> tuple[float, int]:
-    """Mean squared difference over pairs of adjacent slices that are not empty, and the number of pairs."""
-    volume = np.asarray(volume, dtype=np.float64)
-    if volume.ndim != 3 or not np.isfinite(volume).all():
-        raise ValueError(f"expected a finite volume (N, H, W), got shape {volume.shape}; put the slice axis first")
-    slices = torch.from_numpy(volume)
-    pairs = [i for i in range(len(volume) - 1) if volume[i].any() and volume[i + 1].any()]
-    values = [float(neighbor_distances(slices[i + 1 : i + 2], slices[i])) for i in pairs]
-    return (float(np.mean(values)) if values else math.nan), len(pairs)
