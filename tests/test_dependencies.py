@@ -34,7 +34,7 @@ ORDER = (
     "__main__",
 )
 """A layer imports only from those before it."""
-SOCKETS = {"ChunkedResample.__call__", "ResampledInPlane.__call__"}
+SOCKETS = {"ChunkedResample.__call__", "InPlaneResampled.__call__"}
 """Callables whose parameters MONAI prescribes."""
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 

@@ -155,7 +155,7 @@ def test_what_the_label_lacks_is_not_averaged(invented: bool) -> None:
         (np.zeros((4, 4)), np.zeros((4, 4)), (1, 1, 1), r"expected 2 positive spacings in mm.*got \[1.0, 1.0, 1.0\]"),
         (np.zeros((4, 4)), np.zeros((4, 4)), (1, 0), "expected 2 positive spacings"),
         (np.zeros((4, 1)), np.zeros((4, 1)), (1, 1), r"expected a slice or a volume, got shape \(4, 1\)"),
-        (np.zeros((2, 4, 4, 4)), np.zeros((2, 4, 4, 4)), (1,) * 4, "take channels apart"),
+        (np.zeros((2, 4, 4, 4)), np.zeros((2, 4, 4, 4)), (1,) * 4, "separate the channels"),
         (np.full((4, 4), 0.5), np.zeros((4, 4)), (1, 1), "a: expected integer classes in the prediction.*argmax"),
         (np.zeros((4, 4)), np.full((4, 4), np.nan), (1, 1), "expected integer classes in the label"),
     ],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores of segmentations: Dice and surface distances in mm, with what was missed told beside every mean."""
+"""Scores of segmentations: Dice and surface distances in mm, with the missed structures counted beside every mean."""
 
 from __future__ import annotations
 
@@ -15,48 +15,46 @@ from ignite.engine import Engine, Events
 from monai.metrics import compute_average_surface_distance, compute_dice, compute_hausdorff_distance
 
 from contourdiff.data.atomic import without_nan, write_csv, write_text
-from contourdiff.data.cases import case_of
+from contourdiff.data.nifti_names import case_of
 
 ALL = "all"
 MEASURES = ("dice", "assd_mm", "assd_penalized_mm", "hd95_mm", "hd95_penalized_mm")
+HEADER = (
+    "class | cases | missed | invented | Dice | pooled Dice | ASSD of found, mm | ASSD, missed penalized, mm | "
+    "HD95 of found, mm | HD95, missed penalized, mm"
+)
+NOTE = (
+    "Means with 95 % bootstrap intervals over cases. Dice counts a missed structure as 0. A penalized distance counts "
+    "it as the diagonal of the image; a distance of found structures leaves it out."
+)
 
 Row = dict[str, Any]
 
 
 def score_case(
-    pred: np.ndarray,
-    label: np.ndarray,
-    classes: Mapping[int, str],
-    spacing_mm: Sequence[float],
-    case: str,
+    pred: np.ndarray, label: np.ndarray, classes: Mapping[int, str], spacing_mm: Sequence[float], case: str
 ) -> list[Row]:
     """Score the segmentation of one case, a row for each class.
 
-    Axes of size 1 are dropped: a slice that is stored as a volume is scored in 2-D, else each pixel is surface.
-    The surface of a structure is its pixels with a neighbor (4 in 2-D, 6 in 3-D) outside of it or of the image.
-
     ``dice`` is 2 |P and L| / (|P| + |L|). ``assd_mm`` is the mean of the distances of *all* surface pixels of both
-    structures to the other surface, as MONAI computes it, not the mean of the two directed means. ``hd95_mm`` is the
-    larger of the two directed 95th percentiles, interpolated linearly.
+    structures to the other surface, as MONAI computes it; ``hd95_mm`` the larger of the two directed 95th percentiles.
+    Axes of size 1 are dropped, so that a slice stored as a volume is scored in 2-D. Where one of the two is empty:
 
-    What happens when one of the two is empty:
-
-    - label there, prediction empty: ``missed``. Dice is 0 and the distances are NaN; the penalized distances are the
+    - label present, prediction empty: ``missed``. Dice is 0, the distances are NaN, and the penalized distances are the
       diagonal of the image in mm, as in the BraTS challenges.
-    - label empty, prediction there: ``invented``. Dice and all distances are NaN. It is counted apart; its pixels
-      enter the pooled Dice.
+    - label empty, prediction present: ``invented``. Dice and distances are NaN; its pixels enter the pooled Dice.
     - both empty: ``present`` is false, Dice and distances are NaN, and nothing is averaged.
 
     Args:
         pred: integer classes, 2-D or 3-D.
         label: integer classes of the same shape, the reference.
         classes: number in the arrays -> name. Other numbers are background.
-        spacing_mm: size of a pixel along each axis of the arrays, those of size 1 too.
+        spacing_mm: size of a pixel along each axis of the arrays.
         case: id of the case.
 
     Returns:
-        Rows with ``case``, ``class``, ``dice``, ``assd_mm``, ``hd95_mm``, ``missed``, ``invented``, ``present``,
-        ``assd_penalized_mm``, ``hd95_penalized_mm``, ``intersection``, ``pred_voxels`` and ``label_voxels``.
+        Rows with ``case``, ``class``, the ``MEASURES``, ``missed``, ``invented``, ``present``, ``intersection``,
+        ``pred_voxels`` and ``label_voxels``.
 
     Raises:
         ValueError: if the shapes differ, less than 2 or more than 3 axes are longer than 1, the spacing does not fit,
@@ -65,29 +63,26 @@ def score_case(
     pred, label, spacing = _checked(np.asarray(pred), np.asarray(label), spacing_mm, case)
     if not classes:
         raise ValueError("expected classes such as {1: 'femur'}, got none; name what is to be scored")
+    if len({*classes.values(), ALL}) != len(classes) + 1:
+        raise ValueError(f"expected a name for each class, none twice nor {ALL!r}, got {dict(classes)}; rename")
     diagonal_mm = float(np.linalg.norm(np.multiply(label.shape, spacing)))
-    rows = [
+    return [
         {"case": case, "class": name} | _score_structure(pred == number, label == number, spacing, diagonal_mm)
         for number, name in classes.items()
     ]
-    if len({row["class"] for row in rows} | {ALL}) != len(rows) + 1:
-        raise ValueError(f"expected a name for each class, none twice nor {ALL!r}, got {dict(classes)}; rename")
-    return rows
 
 
 def summarize_scores(rows: Sequence[Mapping[str, Any]], n_bootstrap: int = 2000, seed: int = 0) -> list[Row]:
     """Means over cases with 95 % intervals, for each class and for all classes together (``"all"``).
 
     A mean is over structures that are present. ``dice`` counts a missed one as 0 and ``*_penalized_mm`` as the
-    image's diagonal; ``assd_mm`` and ``hd95_mm`` are of the ``found`` ones only, to be read with ``missed`` beside
-    them. ``dice_pooled`` has the sums of all cases in numerator and denominator, invented pixels too.
-
-    Intervals (``*_low``, ``*_high``) are percentiles 2.5 and 97.5 of means over resampled cases. A case is drawn with
-    all its classes, for they are not independent. Cases of one patient are not either: such an interval is too narrow.
-    With one case it is NaN.
+    image's diagonal; ``assd_mm`` and ``hd95_mm`` are of the ``found`` ones only. ``dice_pooled`` has the sums of all
+    cases in numerator and denominator, invented pixels too. Intervals (``*_low``, ``*_high``) are percentiles 2.5 and
+    97.5 of means over resampled cases, each drawn with all its classes; NaN with one case. Cases of one patient are not
+    independent either: such an interval is too narrow.
 
     Args:
-        rows: what :func:`score_case` returned, of all cases.
+        rows: from :func:`score_case`, of all cases.
         n_bootstrap: how often cases are drawn.
         seed: seed of the draws.
 
@@ -111,18 +106,12 @@ def summarize_scores(rows: Sequence[Mapping[str, Any]], n_bootstrap: int = 2000,
 def write_scores(
     rows: Sequence[Mapping[str, Any]], output_dir: str | Path, settings: Mapping[str, Any] | None = None
 ) -> list[Row]:
-    """Write ``scores.csv`` (a line for each case and class), ``scores.md`` (a table) and, last, ``scores.json``.
-
-    Each file appears whole or not at all; ``scores.json`` (summary and settings) is the sign of success. What is not
-    a number is ``null`` in JSON, empty in CSV.
+    """Write ``scores.csv`` (a line for each case and class), ``scores.md`` and, last, ``scores.json``; the summary.
 
     Args:
-        rows: what :func:`score_case` returned, of all cases.
-        output_dir: folder to write to, made if need be.
+        rows: from :func:`score_case`, of all cases.
+        output_dir: folder to write to.
         settings: what the numbers depend on (weights, data), kept beside the summary.
-
-    Returns:
-        What :func:`summarize_scores` returns.
     """
     summary, folder = summarize_scores(rows), Path(output_dir)
     write_csv(folder / "scores.csv", [without_nan(row) for row in rows])
@@ -157,20 +146,15 @@ class SegmentationScores:
 
     def attach(self, engine: Engine) -> None:
         """Attach to the evaluator."""
-        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.STARTED, lambda _: self.rows.clear())
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
-        engine.add_event_handler(Events.COMPLETED, self.write)
-
-    def start(self, engine: Engine) -> None:
-        """Forget the scores of an earlier run."""
-        self.rows = []
+        engine.add_event_handler(Events.COMPLETED, lambda _: write_scores(self.rows, self.output_dir, self.settings))
 
     def __call__(self, engine: Engine) -> None:
         """Score the cases of one iteration.
 
         Raises:
-            ValueError: if the output is not decollated, or an item lacks a label that knows its file, or a channel
-                is not the only one.
+            ValueError: if the output is not decollated, an item lacks a label with metadata, or has several channels.
         """
         items: Any = engine.state.output
         if not isinstance(items, list):
@@ -189,10 +173,6 @@ class SegmentationScores:
             arrays = [value.detach().cpu().numpy()[0] for value in (pred, label)]
             self.rows += score_case(arrays[0], arrays[1], self.classes, spacing_mm, case_of(meta["filename_or_obj"]))
 
-    def write(self, engine: Engine) -> None:
-        """Write what was collected."""
-        write_scores(self.rows, self.output_dir, self.settings)
-
 
 def _checked(
     pred: np.ndarray, label: np.ndarray, spacing_mm: Sequence[float], case: str
@@ -210,7 +190,7 @@ def _checked(
         )
     long_axes = [axis for axis, size in enumerate(label.shape) if size != 1]
     if len(long_axes) not in (2, 3) or not label.size:
-        raise ValueError(f"{case}: expected a slice or a volume, got shape {label.shape}; take channels apart first")
+        raise ValueError(f"{case}: expected a slice or a volume, got shape {label.shape}; separate the channels first")
     for name, array in (("prediction", pred), ("label", label)):
         if not np.array_equal(array, np.round(array)):
             raise ValueError(f"{case}: expected integer classes in the {name}, got fractions or NaN; apply argmax")
@@ -269,8 +249,7 @@ def _mean_with_interval(values: Iterable[tuple[str, float]], n_bootstrap: int, s
         by_case.setdefault(case, []).append(value)
     if not by_case:
         return math.nan, math.nan, math.nan
-    sums = np.array([sum(members) for members in by_case.values()])
-    counts = np.array([len(members) for members in by_case.values()])
+    sums, counts = (np.array([measure(members) for members in by_case.values()]) for measure in (sum, len))
     mean = float(sums.sum() / counts.sum())
     if len(by_case) == 1:
         return mean, math.nan, math.nan
@@ -280,25 +259,14 @@ def _mean_with_interval(values: Iterable[tuple[str, float]], n_bootstrap: int, s
 
 
 def _table(summary: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> list[str]:
-    """Lines of the table for humans: no mean of distances stands without its count of missed structures."""
-    lines = [
-        "| class | cases | missed | invented | Dice | pooled Dice | ASSD of found, mm | ASSD, missed penalized, mm "
-        "| HD95 of found, mm | HD95, missed penalized, mm |",
-        "|---" * 10 + "|",
-    ]
+    """Lines of the Markdown table: no mean of distances stands without its count of missed structures."""
+    lines = [f"| {HEADER} |", "|---" * 10 + "|"]
     for row in summary:
         dice, *distances = (_cell(row, measure, 3 if measure == "dice" else 2) for measure in MEASURES)
-        pooled = _number(row["dice_pooled"], 3)
         missed = f"missed {row['missed']} of {row['structures']}"
-        cells = [row["class"], row["cases"], missed, row["invented"], dice, pooled, *distances]
+        cells = [row["class"], row["cases"], missed, row["invented"], dice, _number(row["dice_pooled"], 3), *distances]
         lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
-    lines += [
-        "",
-        "Means with 95 % bootstrap intervals over cases. Dice counts a missed structure as 0. A penalized distance "
-        "counts it as the diagonal of the image; a distance of found structures leaves it out.",
-        "",
-    ]
-    return lines + [f"- {name}: {value}" for name, value in settings.items()]
+    return [*lines, "", NOTE, "", *(f"- {name}: {value}" for name, value in settings.items())]
 
 
 def _cell(row: Mapping[str, Any], measure: str, digits: int) -> str:
