@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bundle as its users run it: a folder of CT in, MR on the same grids out, and clear words where that cannot be."""
+"""The bundle as its users run it: a folder of CT in, MR on the same grids out, and clear errors."""
 
 from __future__ import annotations
 
@@ -10,15 +10,22 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigWorkflow, verify_metadata
+from monai.bundle import ConfigParser, ConfigWorkflow, verify_metadata
 
+from contourdiff.bundle import config_files, read_config, translate
+from contourdiff.inference.evaluator import CaseEvaluator
 from helpers import CONFIGS, NAMES, OBLIQUE, REPOSITORY, TINY_NETWORK, ball_ct, make_dataset, run, voxels, write_nifti
+
+MAX_EXPRESSIONS = 12
+"""``$`` in a config."""
+MAX_LINE = 160
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +94,7 @@ def test_same_case_alone_and_in_reversed_order(
             )
 
 
-def test_existing_outputs_are_kept_unless_told(tiny_weights: Path, tmp_path: Path) -> None:
+def test_existing_outputs_are_kept_without_overwrite(tiny_weights: Path, tmp_path: Path) -> None:
     dataset_dir = make_dataset(tmp_path / "ct", ("a",))
     output_dir = run(dataset_dir, tmp_path / "mr", tiny_weights)
     before = (output_dir / "a_mr.nii.gz").stat().st_mtime_ns
@@ -156,9 +163,8 @@ def test_a_bad_case_is_named_and_the_others_are_done(
     dataset_dir = make_dataset(tmp_path / "ct", ("good",))
     corrupt(name, dataset_dir)
     caplog.set_level("INFO")
-    with pytest.raises(SystemExit) as stop:
+    with pytest.raises(ValueError, match=f"^1 of 2 cases failed: bad: .*{BAD_CASES[name]}"):
         run(dataset_dir, tmp_path / "mr", tiny_weights)
-    assert stop.value.code == 1
     lines = [record.getMessage() for record in caplog.records]
     first_error = next(line for line in lines if line.startswith("bad: "))
     assert re.search(BAD_CASES[name], first_error), first_error
@@ -203,21 +209,22 @@ def test_bad_weights_stop_the_run_before_it_starts(name: str, message: str, tiny
     dataset_dir = make_dataset(tmp_path / "ct", ("a",))
     weights = tmp_path / "weights.pt"
     make_weights(name, weights, tiny_weights)
-    with pytest.raises(SystemExit, match=message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
         run(dataset_dir, tmp_path / "mr", weights)
     assert not (tmp_path / "ran").exists()
     assert not (tmp_path / "mr").exists()
 
 
 def test_no_such_folder_an_empty_one_and_an_output_that_is_a_file(tiny_weights: Path, tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match=r"expected a folder of CT volumes at .*nowhere, found none"):
+    with pytest.raises(FileNotFoundError, match=r"expected a folder of CT volumes at .*nowhere, found none"):
         run(tmp_path / "nowhere", tmp_path / "mr", tiny_weights)
+    assert not (tmp_path / "mr").exists()
     (tmp_path / "empty").mkdir()
-    with pytest.raises(SystemExit, match=r"expected NIfTI files \(.nii, .nii.gz\) in .*empty, found none"):
+    with pytest.raises(ValueError, match=r"expected NIfTI files \(.nii, .nii.gz\) in .*empty, found none"):
         run(tmp_path / "empty", tmp_path / "mr", tiny_weights)
     dataset_dir = make_dataset(tmp_path / "ct", ("a",))
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(SystemExit, match=r"expected a folder to write to at .*file"):
+    with pytest.raises(ValueError, match=r"expected a folder to write to at .*file"):
         run(dataset_dir, tmp_path / "file", tiny_weights)
 
 
@@ -227,24 +234,110 @@ def test_a_volume_that_cannot_be_ct_gets_a_warning(
     write_nifti(tmp_path / "ct" / "mr.nii.gz", np.clip(ball_ct((10, 30, 26)), 0, None), OBLIQUE)
     output_dir = run(tmp_path / "ct", tmp_path / "mr", tiny_weights)
     assert "no voxel of mr.nii.gz lies below -200 HU" in caplog.text
-    assert "hardly is CT" in json.loads((output_dir / "mr_mr.json").read_text())["warnings"][0]
+    assert "CT in Hounsfield units" in json.loads((output_dir / "mr_mr.json").read_text())["warnings"][0]
 
 
 @pytest.mark.parametrize("run_id", ["run", "inference"])
 def test_both_ids_from_the_command_line_in_any_directory(run_id: str, tiny_weights: Path, tmp_path: Path) -> None:
-    """A fresh process in another directory: exit status 0, and 1 with one clear last line for a missing folder."""
+    """A fresh process in another directory: exit status 0, and 1 with one clear last line for an error of the input."""
     dataset_dir = make_dataset(tmp_path / "ct", ("a",))
     (tmp_path / "tiny.json").write_text(json.dumps({"network_def": TINY_NETWORK, "min_object_mm2": 100.0}))
     configs = f"['{CONFIGS / 'inference.json'}','{CONFIGS / 'fast.json'}','{tmp_path / 'tiny.json'}']"
     command = [sys.executable, "-m", "monai.bundle", "run", run_id, "--config_file", configs]
     command += ["--ckpt_path", str(tiny_weights), "--output_dir", str(tmp_path / "mr"), "--num_inference_steps", "1"]
-    done = subprocess.run([*command, "--dataset_dir", str(dataset_dir)], cwd=tmp_path, capture_output=True, text=True)
+
+    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*command, *arguments], cwd=tmp_path, capture_output=True, text=True)
+
+    done = call("--dataset_dir", str(dataset_dir))
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "mr" / "a_mr.nii.gz").is_file()
     if run_id == "run":
-        failed = subprocess.run([*command, "--dataset_dir", "nowhere"], cwd=tmp_path, capture_output=True, text=True)
-        assert failed.returncode == 1
-        assert failed.stderr.strip().splitlines()[-1].startswith("error: expected a folder of CT volumes at nowhere")
+        failed = call("--dataset_dir", "nowhere")
+        last = "error: expected a folder of CT volumes at nowhere"
+    else:
+        failed = call("--dataset_dir", str(dataset_dir), "--max_round", "1")
+        last = "error: expected settings of the config, got 'max_round'; did you mean max_rounds?"
+    assert failed.returncode == 1
+    assert failed.stderr.strip().splitlines()[-1].startswith(last)
+
+
+@pytest.mark.parametrize(
+    ("config", "misspelled", "nearest"),
+    [
+        ("inference", "num_inference_step", "num_inference_steps"),
+        ("inference", "learning_rate", ""),
+        ("inference", "pixdim_mm", ""),
+        ("train", "learning_rat", "learning_rate"),
+        ("segmentation_train", "max_epoch", "max_epochs"),
+    ],
+)
+def test_an_unknown_setting_ends_the_run_and_names_the_nearest(
+    config: str, misspelled: str, nearest: str, tmp_path: Path
+) -> None:
+    parser = ConfigWorkflow(str(CONFIGS / f"{config}.json"), logging_file=False, **{misspelled: 1}).parser
+    parser["bundle_root"] = str(CONFIGS.parent)
+    parser["run"] = [{"_target_": "contourdiff.bundle.check_settings"}]
+    with pytest.raises(SystemExit, match=f"error: expected settings .* got '{misspelled}'; did you mean {nearest}"):
+        parser.get_parsed_content("run::0")
+    with pytest.raises(ValueError, match=f"got '{misspelled}'; did you mean {nearest}"):
+        read_config(config_files(base=config), {misspelled: 1})
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        *[("inference", name) for name in ("fast", "lumbar", "hip_thigh", "faithful", "t2", "neighbor_guided")],
+        ("train", "cpu"),
+        ("train", "unconditional"),
+        ("train", "train_neighbor_guided"),
+        ("segmentation_train", "segmentation_ct"),
+        ("segmentation_train", "segmentation_any"),
+        ("segmentation_train", "evaluate"),
+    ],
+    ids="+".join,
+)
+def test_settings_of_the_shipped_configs_are_all_known(names: tuple[str, str], tmp_path: Path) -> None:
+    """An overlay only changes what its config has, and a user's own entry is known if something refers to it."""
+    (tmp_path / "own.json").write_text(json.dumps({"my_seed": 5, "seed": "@my_seed", "// mine": "a comment"}))
+    files = [*config_files(base=names[0], overlays=names[1:]), str(tmp_path / "own.json")]
+    workflow = ConfigWorkflow(files, logging_file=False)
+    workflow.parser["run"] = [{"_target_": "contourdiff.bundle.check_settings"}]
+    workflow.run()
+
+
+def test_a_misspelled_setting_of_translate_stops_before_the_run(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="got 'num_inference_step'; did you mean num_inference_steps"):
+        translate(tmp_path, tmp_path / "mr", num_inference_step=15)
+    assert not (tmp_path / "mr").exists()
+
+
+def test_an_error_of_a_component_is_raised_as_it_is(tiny_weights: Path, tmp_path: Path) -> None:
+    dataset_dir = make_dataset(tmp_path / "ct", ("a",))
+    with pytest.raises(ValueError, match=r"^solver must be one of"):
+        run(dataset_dir, tmp_path / "mr", tiny_weights, solver="euler")
+    with pytest.raises(ValueError, match=r"^an uncertainty map requires 2 candidates"):
+        run(dataset_dir, tmp_path / "mr", tiny_weights, save_uncertainty_map=True, candidates=1, max_rounds=1)
+
+
+def test_looking_at_the_bundle_needs_no_data() -> None:
+    """Shipped weights, the config's own paths: nothing is read or written before the run."""
+    workflow = ConfigWorkflow(str(CONFIGS / "inference.json"), workflow_type="inference", logging_file=False)
+    workflow.initialize()
+    assert workflow.check_properties() == []
+    assert isinstance(workflow.evaluator, CaseEvaluator)
+    assert not (CONFIGS.parent / "eval").exists()
+
+
+def test_a_workflow_runs_after_a_look_at_its_parts(tiny_weights: Path, tmp_path: Path) -> None:
+    settings = {"dataset_dir": str(make_dataset(tmp_path / "ct", ("a", "b"))), "output_dir": str(tmp_path / "mr")}
+    settings |= {"network_def": TINY_NETWORK, "ckpt_path": str(tiny_weights), "num_inference_steps": 1}
+    files = [str(CONFIGS / "inference.json"), str(CONFIGS / "fast.json")]
+    workflow = ConfigWorkflow(files, workflow_type="inference", logging_file=False, **settings)
+    workflow.initialize()
+    assert workflow.check_properties() == []
+    workflow.run()
+    assert workflow.evaluator.completed == ["a", "b"]
 
 
 def test_properties_of_both_workflows(tiny_weights: Path, tmp_path: Path) -> None:
@@ -269,15 +362,50 @@ def test_metadata_is_valid(tmp_path: Path) -> None:
     verify_metadata(meta_file=str(CONFIGS / "metadata.json"), filepath=str(tmp_path / "schema.json"))
 
 
-def test_shared_knobs_of_training_and_inference_agree() -> None:
+def test_shared_settings_of_training_and_inference_agree() -> None:
     inference, train = (json.loads((CONFIGS / f"{name}.json").read_text()) for name in ("inference", "train"))
     shared = ("network_def", "scheduler", "spacing_mm", "axcodes", "slice_axis", "filter_classes")
     for key in (*shared, "contour_sigma_px", "contour_low_threshold", "contour_high_threshold"):
         assert inference[key] == train[key], key
 
 
-def test_configs_read_like_a_letter() -> None:
-    for path in CONFIGS.glob("*.json"):
-        text = path.read_text()
-        assert text.count("\n") <= 230, path.name
-        assert "lambda" not in text, path.name
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_spacing_and_slice_axis_are_the_whole_geometry(
+    axis: int, inference_parser: Callable[..., ConfigParser], tmp_path: Path
+) -> None:
+    """``slice_axis`` alone decides which axis keeps its spacing."""
+    path = write_nifti(tmp_path / "a.nii.gz", ball_ct((10, 30, 26)), np.diag([3.0, 2.5, 4.0, 1.0]))
+    preprocessing = inference_parser(slice_axis=axis, spacing_mm=5.0).get_parsed_content("preprocessing")
+    contour = preprocessing({"image": str(path)})["image"]
+    expected = [round(extent / 5) for extent in (30, 75, 104)]
+    expected[axis] = (10, 30, 26)[axis]
+    np.testing.assert_allclose(contour.shape[1:], expected, atol=1)
+    assert contour.shape[1 + axis] == expected[axis]
+    spacing = [5.0] * 3
+    spacing[axis] = (3.0, 2.5, 4.0)[axis]
+    np.testing.assert_allclose(contour.pixdim, spacing)
+
+
+def test_the_record_holds_the_settings_section_whole(tiny_weights: Path, tmp_path: Path) -> None:
+    """Every setting with the value it had, spacing, network, scheduler and device among them."""
+    dataset_dir = make_dataset(tmp_path / "ct", ("a",))
+    output_dir = run(dataset_dir, tmp_path / "mr", tiny_weights, slice_axis=1, spacing_mm=3.0, device="cpu", amp=False)
+    recorded = json.loads((output_dir / "a_mr.json").read_text())["settings"]
+    names = list(json.loads((CONFIGS / "inference.json").read_text()))
+    start = names.index("// settings") + 1
+    stop = next(at for at in range(start, len(names)) if names[at].startswith("//"))
+    assert list(recorded) == [*names[start:stop], "network_def", "scheduler"]
+    assert (recorded["slice_axis"], recorded["spacing_mm"], recorded["device"]) == (1, 3.0, "cpu")
+    assert recorded["network_def"] == TINY_NETWORK
+    assert recorded["scheduler"]["prediction_type"] == "v_prediction"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.json")), ids=lambda path: path.stem)
+def test_configs_read_like_a_letter(path: Path) -> None:
+    text = path.read_text()
+    limit = {"inference": 150, "train": 200, "segmentation_train": 200}.get(path.stem, 100)
+    assert text.count("\n") <= limit
+    assert text.count("$") <= MAX_EXPRESSIONS
+    assert "lambda" not in text
+    if path.stem != "metadata":
+        assert max(map(len, text.splitlines())) <= MAX_LINE

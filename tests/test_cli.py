@@ -59,7 +59,7 @@ def test_a_pair_without_a_value_is_refused() -> None:
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_a_command_takes_what_its_function_takes(name: str) -> None:
     function, text, arguments = cli.COMMANDS[name]
-    names = {flags[0].lstrip("-") for flags, _ in arguments}
+    names = {flag.lstrip("-") for flag, _ in arguments}
     parameters = inspect.signature(function).parameters
     required = {p.name for p in parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD}
     assert required <= names

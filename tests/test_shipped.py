@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from contourdiff.bundle import run_example, translate
+from contourdiff.bundle import config_files, read_config, run_example, translate
 from contourdiff.evaluation.held_out import evaluate_bundle
 from contourdiff.weights import load_weights, sha256_of
 from helpers import CONFIGS, write_nifti
@@ -31,9 +31,7 @@ BUNDLE = CONFIGS.parent
 def test_weights_are_small_strict_and_named_in_their_model_card(overlay: str | None, weights: str, card: str) -> None:
     path = BUNDLE / "models" / weights
     assert path.stat().st_size <= 25e6
-    parser = monai.bundle.ConfigParser()
-    parser.read_config([str(CONFIGS / f"{name}.json") for name in ("inference", overlay) if name])
-    parser["bundle_root"] = str(BUNDLE)
+    parser = read_config(config_files(overlays=[overlay] if overlay else []), {})
     assert Path(parser.get_parsed_content("ckpt_path")) == path
     network = load_weights(parser.get_parsed_content("network_def"), path)
     assert all(torch.isfinite(value).all() for value in network.state_dict().values())
@@ -74,7 +72,7 @@ def test_translations_follow_their_own_contour_and_not_another_patients(
 
 
 def test_real_ct_keeps_grid_and_labels_and_looks_like_t1(real_data: Path, tmp_path: Path) -> None:
-    """Four sagittal slices of a real CT: fat brighter than fluid in the canal's place, air black."""
+    """Four sagittal slices of a real CT: fat and vertebrae are bright, air is black."""
     source, label = (nib.load(real_data / "ct" / f"torso_{name}.nii.gz") for name in ("ct", "vertebrae"))
     ct, classes = (np.asarray(image.dataobj)[58:62] for image in (source, label))
     affine = source.affine.copy()

@@ -1,19 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Translation for Python users: the bundle, run from a function."""
+"""Find, read and run the bundle; the one place where an error becomes an exit status."""
 
 from __future__ import annotations
 
+import difflib
 import inspect
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import monai.bundle
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow, ReferenceResolver
+from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 
+from contourdiff.data.checks import check_output_dir
 from contourdiff.phantom import write_phantom
 
+logger = logging.getLogger(__name__)
+Kind = TypeVar("Kind")
+
 BUNDLE_NAME = "contourdiff_ct2mr"
+RESERVED = {"imports", "initialize", "run", "finalize"} | set(DEFAULT_MLFLOW_SETTINGS["configs"])  # type: ignore[call-overload]
+"""Entries with a meaning to MONAI, whether or not a config refers to them."""
+SETTINGS_KEY = "// settings"
+COMMENT = "//"
 
 
 def find_bundle(bundle: str | Path | None = None) -> Path:
@@ -28,17 +39,38 @@ def find_bundle(bundle: str | Path | None = None) -> Path:
     return root
 
 
-def inference_configs(bundle: str | Path | None = None, overlays: Sequence[str] = ()) -> list[str]:
-    """Paths of ``inference.json`` and of its overlays, given by name.
+def config_files(bundle: str | Path | None = None, overlays: Sequence[str] = (), base: str = "inference") -> list[str]:
+    """Paths of a config of the bundle and of its overlays, given by name.
 
     Raises:
-        FileNotFoundError: for a missing bundle or overlay.
+        FileNotFoundError: for a missing bundle, config or overlay.
     """
     configs = find_bundle(bundle) / "configs"
-    files = [configs / f"{name}.json" for name in ("inference", *overlays)]
+    files = [configs / f"{name}.json" for name in (base, *overlays)]
     if missing := [file.stem for file in files if not file.is_file()]:
-        raise FileNotFoundError(f"expected overlays of inference.json in {configs}, found no {missing}")
+        raise FileNotFoundError(f"expected configs by name in {configs}, found no {missing}")
     return [str(file) for file in files]
+
+
+def read_config(files: str | Sequence[str], settings: Mapping[str, Any]) -> ConfigParser:
+    """Read a config of the bundle with its overlays, and change settings of it.
+
+    Args:
+        files: paths of the config and its overlays, see :func:`config_files`.
+        settings: values by name; ``"network_def#channels"`` names a value inside an entry.
+
+    Returns:
+        A parser whose ``bundle_root`` is the folder above the first file's, unless it is among the settings.
+
+    Raises:
+        ValueError: for a setting that the config does not have; the message names the nearest.
+    """
+    parser = ConfigParser()
+    parser.read_config(files)
+    _check_names(settings, parser.get().keys())
+    first = files if isinstance(files, str) else files[0]
+    parser.update({"bundle_root": str(Path(first).resolve().parents[1]), **settings})
+    return parser
 
 
 def translate(
@@ -53,24 +85,30 @@ def translate(
 
     Args:
         dataset_dir: folder of ``<case>.nii.gz`` with optional ``labels/<case>.nii.gz``.
-        output_dir: where ``<case>_mr.nii.gz``, ``_label.nii.gz``, ``_mr.json`` and ``_mr.png`` go.
+        output_dir: folder of ``<case>_mr.nii.gz``, ``_label.nii.gz``, ``_mr.json`` and ``_mr.png``.
         bundle: folder of the bundle, see :func:`find_bundle`.
-        overlays: names of overlay configs, in order: ``"fast"``, ``"lumbar"``, ``"hip_thigh"``.
-        settings: knobs of ``inference.json``, such as ``seed=1`` or ``ckpt_path="model.pt"``.
+        overlays: names of overlays of ``inference.json``, in order: ``"fast"``, ``"lumbar"``, ``"hip_thigh"``,
+            ``"faithful"``, ``"t2"``, ``"neighbor_guided"``.
+        settings: settings of ``inference.json``, such as ``seed=1`` or ``ckpt_path="model.pt"``, and arguments of
+            MONAI's ``ConfigWorkflow``, such as ``logging_file=False``.
 
     Returns:
         ``output_dir``.
 
     Raises:
-        FileNotFoundError: for a missing bundle or overlay.
-        SystemExit: with a message if nothing can be translated; with status 1 if some case could not be.
+        FileNotFoundError: for a missing bundle, overlay, weights or ``dataset_dir``.
+        ValueError: for an unknown setting, bad weights, no case to translate, or, after all others are done, if a case
+            failed.
     """
-    monai.bundle.run(
-        config_file=inference_configs(bundle, overlays),
-        dataset_dir=str(dataset_dir),
-        output_dir=str(output_dir),
-        **settings,
-    )
+    files = config_files(bundle, overlays)
+    settings = {"dataset_dir": str(dataset_dir), "output_dir": str(output_dir), **settings}
+    arguments = settings.keys() & inspect.signature(ConfigWorkflow).parameters.keys()
+    parser = read_config(files, {name: value for name, value in settings.items() if name not in arguments})
+    settings.setdefault("bundle_root", parser["bundle_root"])
+    workflow = ConfigWorkflow(files, **{"workflow_type": "inference", **settings})
+    workflow.initialize()
+    with _plain_errors():
+        _run_translation(workflow.parser)
     return Path(output_dir)
 
 
@@ -81,16 +119,149 @@ def run_example(folder: str | Path, bundle: str | Path | None = None) -> Path:
     return translate(ct, Path(folder) / "mr", bundle=bundle, overlays=("fast",), overwrite=True)
 
 
+def run_translation() -> None:
+    """``run`` of ``inference.json``: validate all input, translate, and log a summary.
+
+    Uses the entries ``network``, ``evaluator``, ``cases`` and ``output_dir`` of the config that calls it. Settings,
+    weights, output folder and cases are validated in this order, before the first case is translated.
+
+    Raises:
+        SystemExit: with one line, and status 1, if nothing can be translated or a case failed.
+    """
+    with _exit_status():
+        parser = _caller(ConfigParser)
+        _check_settings(parser)
+        _run_translation(parser)
+
+
+def check_settings() -> None:
+    """Step of a config's ``run`` or ``initialize``: refuse settings that the calling config does not have.
+
+    Raises:
+        SystemExit: with one line that names the nearest setting.
+    """
+    with _exit_status():
+        _check_settings(_caller(ConfigParser))
+
+
+def settings_section() -> dict[str, Any]:
+    """Settings of the calling config, for the record: all entries between ``"// settings"`` and the next comment.
+
+    ``network_def`` and ``scheduler`` are added. Expressions are evaluated; a device becomes its name.
+    """
+    parser = _caller(ConfigParser)
+    names = list(parser.get())
+    start = names.index(SETTINGS_KEY) + 1 if SETTINGS_KEY in names else len(names)
+    stop = next((at for at in range(start, len(names)) if names[at].startswith(COMMENT)), len(names))
+    section = {name: _plain(parser.get_parsed_content(name)) for name in names[start:stop]}
+    for name in ("network_def", "scheduler"):
+        section[name] = {key: _plain(parser.get_parsed_content(f"{name}::{key}")) for key in parser.get(name, {})}
+    return section
+
+
 def bundle_root() -> str:
     """Folder of the bundle whose config is being parsed: the parent of its ``configs``; ``"."`` outside a workflow.
 
-    A config cannot name its own place, and MONAI does not pass it on; but the ``ConfigWorkflow`` that evaluates the
-    config knows, and it is among the callers. Pass ``--bundle_root`` to decide otherwise.
+    A config cannot name its own folder, and MONAI does not pass it on; but the ``ConfigWorkflow`` that evaluates the
+    config knows it, and is among the callers. Pass ``--bundle_root`` to set another one.
     """
+    try:
+        return str(_caller(ConfigWorkflow).config_root_path.resolve().parent)
+    except LookupError:
+        return "."
+
+
+def _run_translation(parser: ConfigParser) -> None:
+    parser.get_parsed_content("network")
+    evaluator, cases = (parser.get_parsed_content(name) for name in ("evaluator", "cases"))
+    output_dir = Path(parser.get_parsed_content("output_dir"))
+    if cases.dataset_dir.is_dir():
+        check_output_dir(output_dir)
+    cases.check()
+    if cases.items:
+        evaluator.run()
+    failures = {**cases.failures, **evaluator.failures}
+    for case in cases.kept:
+        logger.info("%s: kept, its translation already exists (pass --overwrite true to translate it again)", case)
+    for case, reason in failures.items():
+        logger.error("%s: failed, %s", case, reason)
+    counts = len(evaluator.completed), len(cases.kept), len(failures)
+    logger.info("%d translated, %d kept, %d failed; results are in %s", *counts, output_dir.resolve())
+    if failures:
+        named = "; ".join(f"{case}: {reason}" for case, reason in list(failures.items())[:3])
+        raise ValueError(f"{len(failures)} of {sum(counts)} cases failed: {named}{'; ...' if counts[2] > 3 else ''}")
+
+
+def _check_settings(parser: ConfigParser) -> None:
+    """Compare the top-level entries with what the config refers to, and with the bundle's configs that it contains."""
+    config = parser.get()
+    known = RESERVED | {ReferenceResolver.split_id(reference)[0] for reference in _references(config)}
+    for file in (Path(parser.get_parsed_content("bundle_root")) / "configs").glob("*.json"):
+        own = ConfigParser.load_config_file(file)
+        if "run" in own and own.keys() <= config.keys():
+            known |= own.keys()
+    _check_names(config, known)
+
+
+def _check_names(names: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse top-level names that are not known; ``_meta_``, ``_desc_`` and comments always are."""
+    known = [name for name in known if not name.startswith(("_", COMMENT))]
+    for name in names:
+        top = ReferenceResolver.split_id(name)[0]
+        if top in known or top.startswith(("_", COMMENT)):
+            continue
+        nearest = difflib.get_close_matches(top, known, n=1, cutoff=0.0)
+        raise ValueError(f"expected settings of the config, got {top!r}; did you mean {' or '.join(nearest)}?")
+
+
+def _references(config: Any) -> Iterator[str]:
+    if isinstance(config, str):
+        macro = [config[1:]] if config.startswith("%") else []
+        yield from (*ReferenceResolver.match_refs_pattern(config), *macro)
+    elif isinstance(config, (dict, list)):
+        for value in config.values() if isinstance(config, dict) else config:
+            yield from _references(value)
+
+
+def _plain(value: Any) -> Any:
+    """The same value in types of JSON."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, (str, bool, int, float)) else str(value)
+
+
+def _caller(kind: type[Kind]) -> Kind:
+    """Nearest object of a class whose method is among the callers."""
     frame = inspect.currentframe()
     while frame is not None:
-        workflow = frame.f_locals.get("self")
-        if isinstance(workflow, ConfigWorkflow):
-            return str(workflow.config_root_path.resolve().parent)
+        if isinstance(owner := frame.f_locals.get("self"), kind):
+            return owner
         frame = frame.f_back
-    return "."
+    raise LookupError(f"expected a {kind.__name__} among the callers, found none; call this from a config")
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Raise the ``ValueError`` or ``OSError`` that MONAI wraps into the name of the component it occurred in."""
+    try:
+        yield
+    except RuntimeError as error:
+        cause: BaseException = error
+        while isinstance(cause, RuntimeError) and cause.__cause__ is not None:
+            cause = cause.__cause__
+        if isinstance(cause, (ValueError, OSError)):
+            raise cause from None
+        raise
+
+
+@contextmanager
+def _exit_status() -> Iterator[None]:
+    """End the program with one line, and status 1, for an error of the input."""
+    try:
+        with _plain_errors():
+            yield
+    except (ValueError, OSError) as error:
+        logger.debug("traceback of the error below", exc_info=error)
+        raise SystemExit(f"error: {error}") from error

@@ -14,7 +14,7 @@ from fire.parser import DefaultParseValue
 from contourdiff import __version__
 
 DEFAULT_SOLVERS = ("ddim:50", "ddim:15", "ddim:20", "ddim:25", *(f"dpm_solver:{steps}" for steps in (10, 15, 20, 25)))
-Argument = tuple[tuple[str, ...], dict[str, Any]]
+Argument = tuple[str, dict[str, Any]]
 COMMANDS: dict[str, tuple[Callable[..., None], str, tuple[Argument, ...]]] = {}
 
 
@@ -53,18 +53,22 @@ def _pairs(pairs: Sequence[str]) -> dict[str, str]:
     return dict(pair.split("=", 1) for pair in pairs)
 
 
-def _argument(*names: str, **options: Any) -> Argument:
-    return names, options
+def _argument(name: str, text: str | None = None, **options: Any) -> Argument:
+    return name, {"help": text, **options}
 
 
-def _several(name: str, metavar: str | None = "NAME=VALUE", **options: Any) -> Argument:
-    return _argument(f"--{name}", nargs="*", default=[], metavar=metavar, **options)
+def _several(name: str, text: str, metavar: str = "NAME=VALUE") -> Argument:
+    return _argument(f"--{name}", text, nargs="*", default=[], metavar=metavar)
 
 
-BUNDLE = _argument("--bundle", default=None, help="folder of the bundle, if not beside this package")
-OVERLAYS = _several("overlays", "NAME", help="overlays of inference.json, such as fast")
-INFERENCE = _several("settings", help="settings of inference.json, such as seed=1")
-TRAIN = _several("settings", help="settings of train.json, such as dataset_dir=mr")
+OUTPUT = _argument("output_dir", "folder to write to")
+BUNDLE = _argument("--bundle", "folder of the bundle, if not beside this package")
+OVERLAYS = _several("overlays", "overlays of inference.json, such as fast", "NAME")
+INFERENCE = _several("settings", "settings of inference.json, such as seed=1")
+TRAIN = _several("settings", "settings of train.json, such as dataset_dir=mr")
+CT_DIR = _argument("ct_dir", "CT with labels: <case>.nii.gz and labels/<case>.nii.gz")
+LABEL_MAP = _argument("--label_map", "JSON file that joins the classes of CT and MR; default: vertebrae")
+MR_PATTERN = _argument("--mr_pattern", "pattern of the case ids of the MR", default="*")
 
 
 def _command(name: str, text: str, *arguments: Argument) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -89,12 +93,7 @@ def _example(folder: str, bundle: str | None) -> None:
     )
 
 
-@_command(
-    "phantom",
-    "write the digital lumbar phantom with its label",
-    _argument("folder"),
-    _argument("--seed", type=int, default=0),
-)
+@_command("phantom", "write the digital lumbar phantom", _argument("folder"), _argument("--seed", type=int, default=0))
 def _phantom(folder: str, seed: int) -> None:
     from contourdiff.phantom import write_phantom
 
@@ -102,13 +101,7 @@ def _phantom(folder: str, seed: int) -> None:
 
 
 @_command(
-    "translate",
-    "translate a folder of CT volumes",
-    _argument("dataset_dir", help="<case>.nii.gz, with optional labels/<case>.nii.gz"),
-    _argument("output_dir"),
-    OVERLAYS,
-    INFERENCE,
-    BUNDLE,
+    "translate", "translate a folder of CT volumes", _argument("dataset_dir"), OUTPUT, OVERLAYS, INFERENCE, BUNDLE
 )
 def _translate(dataset_dir: str, output_dir: str, bundle: str | None, overlays: list[str], settings: list[str]) -> None:
     from contourdiff.bundle import translate
@@ -116,14 +109,7 @@ def _translate(dataset_dir: str, output_dir: str, bundle: str | None, overlays: 
     translate(dataset_dir, output_dir, bundle=bundle, overlays=overlays, **parse_settings(settings))
 
 
-@_command(
-    "agreement",
-    "translate the contours of held-out MR slices and compare with the slices",
-    _argument("weights"),
-    _argument("output_dir"),
-    TRAIN,
-    BUNDLE,
-)
+@_command("agreement", "translate held-out MR slices from their contours", _argument("weights"), OUTPUT, TRAIN, BUNDLE)
 def _agreement(weights: str, output_dir: str, bundle: str | None, settings: list[str]) -> None:
     from contourdiff.bundle import config_files
     from contourdiff.evaluation.held_out import evaluate_bundle
@@ -136,9 +122,9 @@ def _agreement(weights: str, output_dir: str, bundle: str | None, settings: list
     "steps",
     "compare solvers and numbers of steps on held-out MR slices",
     _argument("weights"),
-    _argument("output_dir"),
+    OUTPUT,
     _argument("--solvers", nargs="+", default=list(DEFAULT_SOLVERS), metavar="NAME:STEPS"),
-    _argument("--reference", default="ddim:200", metavar="NAME:STEPS", help="stands for the exact solution"),
+    _argument("--reference", "stands for the exact solution", default="ddim:200", metavar="NAME:STEPS"),
     _argument("--seeds", nargs="+", type=int, default=[0, 1, 2]),
     TRAIN,
     BUNDLE,
@@ -151,7 +137,7 @@ def _steps(weights: str, output_dir: str, bundle: str | None, settings: list[str
     sys.stdout.write(compare_solvers(configs, weights, output_dir, **options, **parse_settings(settings)))
 
 
-@_command("curve", "draw the loss curve of a training", _argument("log_dir"), _argument("path", help="PNG to write"))
+@_command("curve", "draw the loss curve of a training", _argument("log_dir"), _argument("path", "PNG to write"))
 def _curve(log_dir: str, path: str) -> None:
     from contourdiff.evaluation.loss_curve import loss_curve
 
@@ -161,22 +147,22 @@ def _curve(log_dir: str, path: str) -> None:
 @_command(
     "table",
     "translate, train segmentation networks, test them on real MR",
-    _argument("ct_dir", help="CT with labels: <case>.nii.gz and labels/<case>.nii.gz"),
-    _argument("mr_dir", help="real MR with labels, to test on: images/ and labels/"),
-    _argument("output_dir"),
-    _argument("--label_map", default=None, help="JSON file that joins the classes of CT and MR"),
-    _argument("--rows", nargs="*", help="without_adaptation unconditional single_candidate ours; default: all"),
-    _argument("--architectures", nargs="*", help="unet swin_unetr; default: both"),
-    _argument("--seeds", nargs="*", type=int, help="default: 0"),
-    _argument("--ckpt_path", default=None, help="weights of the translator; default: the bundle's"),
-    _argument("--overlays", nargs="*", metavar="NAME", help="overlays of inference.json; default: fast"),
-    _argument("--smoke", action="store_true", help="cut everything short, to check that all parts work together"),
-    _several("folders", "ROW=FOLDER", help="further rows: translations by any tool"),
-    _several("groups", "NAME=PATTERN", help="test groups that are scored separately, by case id"),
-    _several("mr_training", help="dataset_dir=..., datalist=..., file_pattern=... for the row 'unconditional'"),
-    _several("translation", help="settings of inference.json"),
-    _several("segmentation", help="settings of segmentation_train.json"),
-    _several("unconditional", help="settings of train.json for the row 'unconditional'"),
+    CT_DIR,
+    _argument("mr_dir", "real MR with labels, to test on: images/ and labels/"),
+    OUTPUT,
+    LABEL_MAP,
+    _argument("--rows", "without_adaptation unconditional single_candidate ours; default: all", nargs="*"),
+    _argument("--architectures", "unet swin_unetr; default: both", nargs="*"),
+    _argument("--seeds", "default: 0", nargs="*", type=int),
+    _argument("--ckpt_path", "weights of the translator; default: the bundle's"),
+    _argument("--overlays", "overlays of inference.json; default: fast", nargs="*", metavar="NAME"),
+    _argument("--smoke", "cut everything short, to check that all parts work together", action="store_true"),
+    _several("folders", "further rows: translations by any tool", "ROW=FOLDER"),
+    _several("groups", "test groups that are scored separately, by case id", "NAME=PATTERN"),
+    _several("mr_training", "dataset_dir=..., datalist=..., file_pattern=... for the row 'unconditional'"),
+    _several("translation", "settings of inference.json"),
+    _several("segmentation", "settings of segmentation_train.json"),
+    _several("unconditional", "settings of train.json for the row 'unconditional'"),
     BUNDLE,
 )
 def _table(smoke: bool, folders: list[str], groups: list[str], **options: Any) -> None:
@@ -192,12 +178,12 @@ def _table(smoke: bool, folders: list[str], groups: list[str], **options: Any) -
 @_command(
     "quality",
     "measure flicker, label boundaries, FID and MMD of a folder of translations",
-    _argument("folder", help="translations with labels"),
-    _argument("output_dir"),
-    _argument("--mr_dir", default=None, help="real MR with labels to compare with"),
-    _argument("--mr_pattern", default="*", help="pattern of its case ids"),
-    _argument("--extractor", default=None, help="feature extractor, a local TorchScript file that you trust"),
-    _argument("--foreground_only", action="store_true", help="compare bodies only"),
+    _argument("folder", "translations with labels"),
+    OUTPUT,
+    _argument("--mr_dir", "real MR with labels to compare with"),
+    MR_PATTERN,
+    _argument("--extractor", "feature extractor, a local TorchScript file that you trust"),
+    _argument("--foreground_only", "compare bodies only", action="store_true"),
     OVERLAYS,
     INFERENCE,
     BUNDLE,
@@ -216,14 +202,14 @@ def _quality(folder: str, output_dir: str, extractor: str | None, settings: list
 @_command(
     "gap",
     "compare the contours of CT and of MR, tissue by tissue",
-    _argument("ct_dir", help="CT with labels: <case>.nii.gz and labels/<case>.nii.gz"),
-    _argument("mr_dir", help="real MR with labels: the same, or images/ and labels/"),
-    _argument("output_dir"),
-    _argument("--ct_pattern", default="*", help="pattern of the case ids of the CT"),
-    _argument("--mr_pattern", default="*", help="pattern of the case ids of the MR"),
-    _argument("--min_inside_cm2", type=float, default=0.0, help="leave out slices with less area inside bone"),
-    _argument("--label_map", default=None, help="JSON file with the label values of bone, in CT and in MR"),
-    _several("mr_settings", help="settings of train.json"),
+    CT_DIR,
+    _argument("mr_dir", "real MR with labels: the same, or images/ and labels/"),
+    OUTPUT,
+    _argument("--ct_pattern", "pattern of the case ids of the CT", default="*"),
+    MR_PATTERN,
+    _argument("--min_inside_cm2", "leave out slices with less area inside bone", type=float, default=0.0),
+    LABEL_MAP,
+    _several("mr_settings", "settings of train.json"),
     OVERLAYS,
     INFERENCE,
     BUNDLE,
@@ -245,6 +231,6 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, (_, text, arguments) in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text)
-        for names, options in arguments:
-            command.add_argument(*names, **options)
+        for argument, options in arguments:
+            command.add_argument(argument, **options)
     return parser

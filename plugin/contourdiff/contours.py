@@ -15,12 +15,12 @@ def foreground_mask(
 ) -> np.ndarray:
     """Body mask of one slice (Chen et al. 2024, arXiv 2403.10786, the filter M_filter).
 
-    Four steps: keep what is brighter than the lowest multi-Otsu threshold, erode by one pixel (4-neighbors),
-    drop small objects (a table, a wire), fill small holes (bowel gas, dark marrow).
+    Four steps: threshold at the lowest multi-Otsu level, erode by one pixel (4-neighbors), remove small objects (a
+    table, a wire), fill small holes (bowel gas, dark marrow).
 
     Args:
         image: ``(H, W)`` gray levels in [0, 255].
-        classes: number of multi-Otsu classes; the lowest of the ``classes - 1`` thresholds parts body from air.
+        classes: number of multi-Otsu classes; the lowest of the ``classes - 1`` thresholds separates body from air.
         min_object_px: connected objects of fewer pixels are removed.
         max_hole_px: enclosed holes of at most this many pixels are filled.
 
@@ -37,9 +37,9 @@ def foreground_mask(
     if image.size == 0 or np.unique(image).size < classes:
         return np.zeros(image.shape, dtype=bool)
     mask = image > _lowest_threshold(image, classes)
-    mask = binary_erosion(mask, border_value=1)  # as scikit-image's: the edge of the image is no edge of the body
+    mask = binary_erosion(mask, border_value=1)  # the border of the image is not one of the body
     mask = remove_small_objects(mask, max_size=max(round(min_object_px) - 1, 0))
-    if not mask.any():  # else a small slice without a body would be filled as one hole
+    if not mask.any():  # a small slice without a body would be filled as one hole
         return np.zeros(image.shape, dtype=bool)
     return np.asarray(remove_small_holes(mask, max_size=max(round(max_hole_px), 0)), dtype=bool)
 
@@ -47,7 +47,7 @@ def foreground_mask(
 def background_filter(
     image: np.ndarray, *, classes: int = 2, min_object_px: float = 8000, max_hole_px: float = 3000
 ) -> np.ndarray:
-    """Slice with everything outside :func:`foreground_mask` set to 0: ``(H, W)`` gray levels -> the same."""
+    """Set everything outside :func:`foreground_mask` to 0: ``(H, W)`` gray levels -> the same shape."""
     mask = foreground_mask(image, classes=classes, min_object_px=min_object_px, max_hole_px=max_hole_px)
     return np.asarray(image) * mask
 
@@ -56,8 +56,6 @@ def contour_of(
     image: np.ndarray, *, sigma_px: float = 0.8, low_threshold: float = 60.0, high_threshold: float = 112.0
 ) -> np.ndarray:
     """Canny contour of one slice, ``c = Canny(x0)`` in the paper.
-
-    The defaults are the nearest that scikit-image offers to the paper's 3x3 blur and OpenCV thresholds of 80 and 150.
 
     Args:
         image: ``(H, W)`` gray levels in [0, 255].
@@ -70,6 +68,34 @@ def contour_of(
 
     Raises:
         ValueError: if ``image`` is not two-dimensional or not finite, or the thresholds are not ``0 <= low <= high``.
+
+    Notes:
+        1. Smooth with a Gaussian of ``sigma_px``. 2. Compute the Sobel gradient. 3. Keep pixels whose gradient is a
+        maximum along its direction, so that a contour is one pixel wide. 4. Keep those above ``high_threshold``, and
+        those above ``low_threshold`` that are connected to them (hysteresis).
+
+        The contour is what CT and MR have in common: it depends on where gray levels change, not on which tissue is
+        the brighter one. The defaults approximate the paper's 3x3 blur and OpenCV thresholds of 80 and 150 with
+        scikit-image's gradient. The shipped weights use ``sigma_px=1``, ``low_threshold=20``, ``high_threshold=40``.
+        Thresholds are absolute, so the image must be in gray levels of the same window as in training.
+
+    References:
+        Canny, "A Computational Approach to Edge Detection", IEEE TPAMI 8 (1986), doi 10.1109/TPAMI.1986.4767851.
+
+        Chen et al., arXiv 2403.10786 (2024).
+
+    Example:
+        >>> import numpy as np
+        >>> image = np.zeros((7, 7))
+        >>> image[2:5, 2:5] = 200
+        >>> contour_of(image, sigma_px=0.5, low_threshold=20, high_threshold=40).astype(int)
+        array([[0, 0, 0, 0, 0, 0, 0],
+               [0, 0, 0, 1, 0, 0, 0],
+               [0, 0, 1, 0, 1, 0, 0],
+               [0, 1, 0, 0, 0, 1, 0],
+               [0, 0, 1, 0, 1, 0, 0],
+               [0, 0, 0, 1, 0, 0, 0],
+               [0, 0, 0, 0, 0, 0, 0]])
     """
     image = _checked_slice(image)
     if not 0 <= low_threshold <= high_threshold:
@@ -83,14 +109,14 @@ def contour_of(
 def _checked_slice(image: np.ndarray) -> np.ndarray:
     image = np.asarray(image, dtype=np.float64)
     if image.ndim != 2:
-        raise ValueError(f"expected one slice (H, W), got an array of shape {image.shape}; walk volumes slice by slice")
+        raise ValueError(f"expected one slice (H, W), got an array of shape {image.shape}; pass volumes slice by slice")
     if not np.isfinite(image).all():
         raise ValueError("expected finite gray levels, got NaN or infinity; repair the image first")
     return image
 
 
 def _lowest_threshold(image: np.ndarray, classes: int) -> float:
-    """Lowest multi-Otsu threshold; with gaps in the histogram scikit-image may find too few values: then the mean."""
+    """Lowest multi-Otsu threshold; or the mean, where gaps in the histogram leave scikit-image too few values."""
     try:
         return float(threshold_multiotsu(image, classes=classes)[0])
     except ValueError:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The denoising network (MONAI's diffusion U-Net on contour-concatenated slices) and loading its weights."""
+"""The denoising network: MONAI's diffusion U-Net on slices concatenated with their contours."""
 
 from __future__ import annotations
 
@@ -10,22 +10,21 @@ import torch
 from monai.networks.nets.diffusion_model_unet import DiffusionModelUNet
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
-# What torch.load raises for files that are no weights, or no longer: found by flipping and cutting bytes.
-
 
 class ContourUNet(DiffusionModelUNet):
     """MONAI's ``DiffusionModelUNet`` in two dimensions, epsilon_theta(x_t, t | c) of the paper.
 
-    Two differences, neither of which changes a key of the state dict: ``timesteps`` may be left out (zeros then, so
-    that shape checks with the image alone pass), and ``patch_size`` folds pixels into channels before the network and
-    unfolds them behind it, which makes a 256 x 256 network with ``patch_size=2`` as cheap as a 128 x 128 one.
+    Two additions leave the keys of the state dict unchanged. ``timesteps`` may be omitted (zeros then), for shape
+    checks with the image alone. ``patch_size`` folds pixels into channels before the network and unfolds them after
+    it, so that a 256 x 256 network with ``patch_size=2`` costs as much as a 128 x 128 network.
 
     Args:
-        in_channels: channels of the input: noisy image and contour, 2.
+        in_channels: channels of the input: 2 for noisy image and contour, 3 with an adjacent slice.
         out_channels: channels of the output, 1.
         patch_size: pixels per side that are folded into channels; 1 is the paper's network.
-        channels: as in ``DiffusionModelUNet``; its other keyword arguments are passed on.
+        channels: as in ``DiffusionModelUNet``.
         spatial_dims: 2, the only value that is supported.
+        kwargs: other arguments of ``DiffusionModelUNet``.
     """
 
     def __init__(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A digital lumbar CT phantom with vertebral labels: data for tests and first steps that needs no patient."""
+"""A digital lumbar CT phantom with vertebral labels, for tests and first steps without patient data."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def lumbar_phantom(
 ) -> tuple[np.ndarray, np.ndarray]:
     """CT volume of a lumbar spine in a body on a table, and the labels of its five lumbar vertebrae.
 
-    The spine has its size in millimeters; the body fills the volume left to right and back to front. The default grid
-    spans 192 x 246 x 282 mm, from the sacrum to T11; a smaller one cuts anatomy off at the right, front and top.
+    The size of the spine is fixed in mm; the body fills the volume left to right and back to front. The default grid
+    spans 192 x 246 x 282 mm, from the sacrum to T11; a smaller one is cut off at the right, front and top.
 
     Args:
         shape: voxels along R, A, S (left to right, posterior to anterior, inferior to superior).
@@ -84,19 +84,9 @@ def write_phantom(
     shape: Sequence[int] = SHAPE,
     spacing_mm: Sequence[float] = SPACING_MM,
 ) -> Path:
-    """Write the phantom to ``<dataset_dir>/<case>.nii.gz`` and its labels to ``<dataset_dir>/labels/<case>.nii.gz``.
+    """Write ``<dataset_dir>/<case>.nii.gz`` and ``labels/<case>.nii.gz`` on an oblique grid; return the first path.
 
-    Both lie on one oblique, anisotropic grid. A file appears whole or not at all.
-
-    Args:
-        dataset_dir: folder, made if absent.
-        case: name of the case.
-        seed: as in :func:`lumbar_phantom`.
-        shape: as in :func:`lumbar_phantom`.
-        spacing_mm: as in :func:`lumbar_phantom`.
-
-    Returns:
-        Path of the CT volume.
+    A file appears whole or not at all. The other arguments are those of :func:`lumbar_phantom`.
     """
     volume, label = lumbar_phantom(shape, spacing_mm, seed)
     affine = oblique_affine(shape, spacing_mm)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-DAMAGED = (
+DAMAGED = (  # raised by torch.load for files with changed or missing bytes
     pickle.UnpicklingError,
     struct.error,
     OSError,
@@ -26,7 +26,7 @@ DAMAGED = (
 
 
 def start_weights(network: nn.Module, path: str | Path | None) -> nn.Module:
-    """Load weights to start a training from, strictly; without a ``path`` the network stays as it was drawn."""
+    """Load the weights that a training starts from, strictly; without ``path`` the network is returned unchanged."""
     return load_weights(network, path).train() if path else network
 
 

@@ -79,7 +79,9 @@ def variant_of(name: str, network: str, contours: torch.Tensor, steps: int, rule
     return translate
 
 
-def by_inferer(model: Any, contours: torch.Tensor, steps: int, rules: SelectionRules, execution: Execution) -> Translate:
+def by_inferer(
+    model: Any, contours: torch.Tensor, steps: int, rules: SelectionRules, execution: Execution
+) -> Translate:
     """Translation of ``contours (slices, H, W)``, framed whole, by our inferer."""
     sampler = Sampler(make_scheduler(), num_inference_steps=steps)
     inferer = ContourTranslationInferer(sampler, rules, execution, margin_px=max(contours.shape), progress=False)

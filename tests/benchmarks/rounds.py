@@ -59,9 +59,7 @@ def in_batches(slices: int, batch_size: int, pass_rate: float, case: str = "a") 
         return torch.stack([candidate_image(item, pass_rate) for item in items])
 
     order = list(range(slices))
-    drawer = CandidatePool(
-        denoise, torch.zeros(slices, 1, 2), case, order, RULES.candidates, RULES.max_rounds, batch_size
-    )
+    drawer = CandidatePool(denoise, torch.zeros(slices, 1, 2), case, order, RULES, batch_size)
     choices = []
     for choice, _ in choose(drawer, order, RULES):
         choices.append(choice)

@@ -1,29 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cases on their way through the evaluator: read and written beside the network's work, side by side, one failing."""
+"""Cases through the evaluator: read in a worker, side by side, one failing, under MONAI's metrics, interrupted."""
 
 from __future__ import annotations
 
+import gc
 import json
+import os
+import pickle
 import signal
+import subprocess
+import sys
 import threading
-import time
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from monai.data import MetaTensor
+from ignite.engine import Engine, Events
+from ignite.metrics import Average
+from monai.data import DataLoader, MetaTensor
+from monai.data.utils import no_collation
+from monai.engines.utils import IterationEvents
+from monai.handlers import MeanAbsoluteError, from_engine
+from monai.transforms import Identity, Lambdad
 
-from contourdiff.data.cases import case_of
-from contourdiff.inference import allocator
-from contourdiff.inference import evaluator as engines
+from contourdiff.data.cases import TranslationCases
+from contourdiff.data.nifti_names import case_of
+from contourdiff.inference import outputs
+from contourdiff.inference.evaluator import CaseDataset, CaseEvaluator, UnreadCase
 from contourdiff.inference.inferer import ContourTranslationInferer
-from contourdiff.transforms import InPlaneSmoothd
+from contourdiff.transforms import InPlaneResampled
 from helpers import (
     GUIDED_NETWORK,
     NAMES,
     OBLIQUE,
+    TINY_NETWORK,
     ball_ct,
     contours,
     inferer,
@@ -31,27 +44,28 @@ from helpers import (
     make_guided_network,
     make_seeded,
     run,
-    translate,
+    translate_contours,
     voxels,
     write_nifti,
 )
 
-Volumes = Sequence[MetaTensor]
-TRANSLATE = ContourTranslationInferer.__call__
+TRANSLATE = ContourTranslationInferer.translate
+RESAMPLE = InPlaneResampled.__call__
+ENDS = ("label.nii.gz", "mr.json", "mr.nii.gz", "mr.png")
 
 
 def watch(monkeypatch: pytest.MonkeyPatch, before: Callable[[list[str]], None]) -> None:
-    """Call ``before`` with the names of the cases whenever the inferer is given some."""
+    """Call ``before`` with the names of the cases whenever the inferer translates some."""
 
-    def watched(self: ContourTranslationInferer, inputs: Volumes, network: torch.nn.Module) -> Any:
+    def watched(self: ContourTranslationInferer, inputs: Sequence[MetaTensor], network: torch.nn.Module) -> Any:
         before([case_of(volume.meta["filename_or_obj"]) for volume in inputs])
         return TRANSLATE(self, inputs, network)
 
-    monkeypatch.setattr(ContourTranslationInferer, "__call__", watched)
+    monkeypatch.setattr(ContourTranslationInferer, "translate", watched)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Bytes of every file but the records, which tell of settings and times; of those, the slices."""
+    """Bytes of every file; of records, the slices and the flicker."""
     files = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".json"}
     records = {path.name: json.loads(path.read_text()) for path in folder.glob("*.json")}
     return files | {
@@ -66,66 +80,56 @@ def make_sizes(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("cases_at_once", [1, 2])
-@pytest.mark.parametrize("overlap_io", [False, True])
-def test_outputs_are_the_same_to_the_bit(
-    cases_at_once: int, overlap_io: bool, tiny_weights: Path, tmp_path: Path
-) -> None:
+class Volumes(torch.utils.data.Dataset):
+    """Items as preprocessing returns them, with a target to compare with."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Any:
+        name = self.names[index]
+        if name == "unread":
+            return UnreadCase(name, "OSError: gone")
+        volume = contours(index)[None]
+        return {
+            "image": MetaTensor(volume, meta={"filename_or_obj": f"{name}.nii.gz"}),
+            "target": torch.full_like(volume, 100.0),
+        }
+
+
+def evaluator(names: Sequence[str], cases_at_once: int = 1, **options: Any) -> CaseEvaluator:
+    loader = DataLoader(Volumes(names), batch_size=cases_at_once, collate_fn=no_collation)
+    settings = {"device": torch.device("cpu"), "network": make_seeded(), "inferer": inferer(num_inference_steps=1)}
+    return CaseEvaluator(val_data_loader=loader, **{**settings, **options})
+
+
+def test_outputs_are_the_same_to_the_bit(tiny_weights: Path, tmp_path: Path) -> None:
+    """Alone or side by side, read in the main process or ahead in a worker."""
     dataset_dir = make_sizes(tmp_path / "ct")
-    plain = run(dataset_dir, tmp_path / "plain", tiny_weights)
-    other = run(
-        dataset_dir, tmp_path / "other", tiny_weights, overlap_io=overlap_io, cases_at_once=cases_at_once,
-        save_uncertainty_map=False,
-    )  # fmt: skip
-    assert len(contents(plain)) == 3 * len(NAMES)
-    assert contents(other) == contents(plain)
+    plain = contents(run(dataset_dir, tmp_path / "plain", tiny_weights))
+    assert len(plain) == 3 * len(NAMES)
+    for name, settings in {"two": {"cases_at_once": 2}, "worker": {"num_workers": 1}}.items():
+        assert contents(run(dataset_dir, tmp_path / name, tiny_weights, **settings)) == plain, name
 
 
-def test_the_last_case_is_written_and_the_next_one_read_while_the_network_works(
+def test_everything_runs_in_the_main_thread(
     tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second case is not begun to be translated before the first is on the disk, nor before the third is read."""
-    read: list[str] = []
-    threads: set[int] = set()
-    smooth = InPlaneSmoothd.__call__
-
-    def reading(self: InPlaneSmoothd, data: dict) -> dict:
-        read.append(case_of(data["image"].meta["filename_or_obj"]))
-        return smooth(self, data)
-
-    def wait(names: list[str]) -> None:
-        threads.add(threading.get_ident())
-        until = time.monotonic() + 120
-        while names == ["b"] and not ((tmp_path / "mr" / "a_mr.json").is_file() and "c" in read):
-            assert time.monotonic() < until, "the network waits for files"
-            time.sleep(0.01)
-
-    monkeypatch.setattr(InPlaneSmoothd, "__call__", reading)
-    watch(monkeypatch, wait)
-    run(make_dataset(tmp_path / "ct"), tmp_path / "mr", tiny_weights, overlap_io=True)
-    assert read == list(NAMES)
-    assert threads == {threading.get_ident()}  # the network stays in the thread of the caller
-    assert len(list((tmp_path / "mr").glob("*_mr.json"))) == len(NAMES)
-
-
-@pytest.mark.parametrize("overlap_io", [False, True])
-def test_memory_is_kept_while_the_network_works_and_no_longer(
-    overlap_io: bool, tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A case that is completed beside the network's work does not end it."""
-    stops: list[int] = []
-    stop = engines.stop_keeping_freed_memory
-    monkeypatch.setattr(engines, "stop_keeping_freed_memory", lambda: stops.append(threading.get_ident()) or stop())
-    run(make_dataset(tmp_path / "ct"), tmp_path / "mr", tiny_weights, overlap_io=overlap_io, keep_freed_memory=True)
-    assert stops == [threading.get_ident()] * len(NAMES)
-    assert not allocator._kept
+    threads: list[threading.Thread] = []
+    watch(monkeypatch, lambda _: threads.append(threading.current_thread()))
+    before = threading.active_count()
+    run(make_dataset(tmp_path / "ct"), tmp_path / "mr", tiny_weights)
+    assert threads == [threading.main_thread()] * len(NAMES)
+    assert threading.active_count() == before
 
 
 @pytest.mark.parametrize("cases_at_once", [1, 3])
-@pytest.mark.parametrize("overlap_io", [False, True])
 @pytest.mark.parametrize("stage", ["read", "translate", "write"])
-def test_a_case_that_fails_on_its_way_does_not_lose_the_others(
-    stage: str, overlap_io: bool, cases_at_once: int, tiny_weights: Path, tmp_path: Path,
+def test_a_case_that_fails_does_not_lose_the_others(
+    stage: str, cases_at_once: int, tiny_weights: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     def fail(names: list[str]) -> None:
@@ -142,65 +146,137 @@ def test_a_case_that_fails_on_its_way_does_not_lose_the_others(
     if stage == "translate":
         watch(monkeypatch, fail)
     elif stage == "read":
-        wrapped = failing(InPlaneSmoothd.__call__, lambda _, data: case_of(data["image"].meta["filename_or_obj"]))
-        monkeypatch.setattr(InPlaneSmoothd, "__call__", wrapped)
+        wrapped = failing(RESAMPLE, lambda _, data: case_of(data["image"].meta["filename_or_obj"]))
+        monkeypatch.setattr(InPlaneResampled, "__call__", wrapped)
     else:
-        from contourdiff import report
-
-        wrapped = failing(report.save_like, lambda data, source, path: Path(path).name[0])
-        monkeypatch.setattr(report, "save_like", wrapped)
+        wrapped = failing(outputs.save_like, lambda data, source, path: Path(path).name[0])
+        monkeypatch.setattr(outputs, "save_like", wrapped)
     caplog.set_level("INFO")
-    with pytest.raises(SystemExit) as stop:
-        run(
-            make_dataset(tmp_path / "ct"), tmp_path / "mr", tiny_weights, overlap_io=overlap_io,
-            cases_at_once=cases_at_once,
-        )  # fmt: skip
-    assert stop.value.code == 1
+    with pytest.raises(ValueError, match="1 of 3 cases failed: b: RuntimeError: a fault in b"):
+        run(make_dataset(tmp_path / "ct"), tmp_path / "mr", tiny_weights, cases_at_once=cases_at_once)
     assert {path.name[0] for path in (tmp_path / "mr").glob("*_mr.json")} == {"a", "c"}
     lines = [record.getMessage() for record in caplog.records]
     assert any(line.startswith("b: failed, ") and "a fault in b" in line for line in lines)
     assert any(line.startswith("2 translated, 0 kept, 1 failed") for line in lines)
 
 
-@pytest.mark.parametrize("overlap_io", [False, True])
+def test_a_case_that_cannot_be_read_passes_a_process_boundary_as_text(tmp_path: Path) -> None:
+    cases = TranslationCases(make_dataset(tmp_path, ("a",)), tmp_path / "mr")
+    dataset = CaseDataset(cases, Lambdad("image", func=lambda _: 1 / 0))
+    assert len(dataset) == 0  # before the cases are checked
+    cases.check()
+    assert len(dataset) == 1
+    unread = dataset[0]
+    assert pickle.loads(pickle.dumps(unread)) == UnreadCase("a", "ZeroDivisionError: division by zero")
+    assert not isinstance(CaseDataset(cases, Identity())[0], UnreadCase)
+
+
+@pytest.mark.parametrize("cases_at_once", [1, 4])
+def test_metrics_and_handlers_of_completed_iterations_see_the_cases(cases_at_once: int) -> None:
+    """A metric of MONAI and one of ignite give the mean over all completed cases; a failed case is not among them."""
+    names = ["a", "b", "bad", "unread", "c"]
+    seen: list[list[str]] = []
+    gray_levels: dict[str, torch.Tensor] = {}
+
+    def fail(engine: Engine) -> None:
+        if "bad" in engine.state.batch[0]["image"].meta["filename_or_obj"]:
+            raise RuntimeError("it is bad")
+        gray_levels[case_of(engine.state.batch[0]["image"].meta["filename_or_obj"])] = engine.state.output[0]["pred"]
+
+    engine = evaluator(
+        names,
+        cases_at_once,
+        postprocessing=Lambdad("pred", func=lambda pred: pred + 1),
+        key_val_metric={"mae": MeanAbsoluteError(output_transform=from_engine(["pred", "target"]))},
+        additional_metrics={"mean": Average(output_transform=lambda output: output[0]["pred"].mean().item())},
+    )
+    engine.add_event_handler(IterationEvents.MODEL_COMPLETED, fail)
+    engine.add_event_handler(
+        Events.ITERATION_COMPLETED, lambda engine: seen.append([item["result"].case for item in engine.state.output])
+    )
+    engine.run()
+    assert engine.completed == ["a", "b", "c"]
+    assert engine.failures == {"bad": "RuntimeError: it is bad", "unread": "OSError: gone"}
+    assert [name for batch in seen for name in batch] == ["a", "b", "c"]
+    error = torch.stack([(pred - 100).abs().mean() for pred in gray_levels.values()]).mean()
+    assert engine.state.metrics["mae"] == pytest.approx(float(error), rel=1e-5)
+    firsts = [float(gray_levels[batch[0]].mean()) for batch in seen]
+    assert engine.state.metrics["mean"] == pytest.approx(sum(firsts) / len(firsts), rel=1e-5)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_nothing_of_a_case_is_left_when_the_next_one_is_read(fails: bool) -> None:
+    """Neither after its files are written nor after writing them has failed."""
+    alive: list[weakref.ref] = []
+    left: list[int] = []
+
+    def write(engine: Engine) -> None:
+        output = engine.state.output[0]
+        alive.extend(weakref.ref(tensor) for tensor in (output["pred"], output["result"].contours))
+        if fails:
+            raise OSError("no space is left")
+
+    def count(_: Engine) -> None:
+        gc.collect()
+        left.append(sum(reference() is not None for reference in alive))
+
+    engine = evaluator(NAMES)
+    engine.add_event_handler(IterationEvents.MODEL_COMPLETED, write)
+    engine.add_event_handler(Events.GET_BATCH_STARTED, count)
+    engine.run()
+    assert left == [0] * len(NAMES)
+    assert len(engine.failures) == (len(NAMES) if fails else 0)
+
+
 def test_a_stop_by_the_user_ends_the_run_and_leaves_whole_cases(
-    overlap_io: bool, tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(names: list[str]) -> None:
         if names == ["c"]:
             raise KeyboardInterrupt
 
     watch(monkeypatch, stop)
-    dataset_dir = make_dataset(tmp_path / "ct")
-    before = threading.active_count()
     with pytest.raises(KeyboardInterrupt):
-        run(dataset_dir, tmp_path / "mr", tiny_weights, overlap_io=overlap_io)
-    assert threading.active_count() == before
-    ends = ("label.nii.gz", "mr.json", "mr.nii.gz", "mr.png")
-    assert {path.name for path in (tmp_path / "mr").iterdir()} == {f"{name}_{end}" for name in "ab" for end in ends}
+        run(make_dataset(tmp_path / "ct"), tmp_path / "mr", tiny_weights)
+    assert {path.name for path in (tmp_path / "mr").iterdir()} == {f"{name}_{end}" for name in "ab" for end in ENDS}
 
 
-def test_a_stop_while_the_next_case_is_read_leaves_no_thread_behind(
-    tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    smooth = InPlaneSmoothd.__call__
+CHILD = """
+import json, sys
+from contourdiff.bundle import translate
 
-    def reading(self: InPlaneSmoothd, data: dict) -> dict:
-        if case_of(data["image"].meta["filename_or_obj"]) == "c":
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-            time.sleep(0.5)
-        return smooth(self, data)
+dataset_dir, output_dir, settings = json.loads(sys.argv[1])
+translate(dataset_dir, output_dir, **settings)
+"""
 
-    monkeypatch.setattr(InPlaneSmoothd, "__call__", reading)
-    dataset_dir = make_dataset(tmp_path / "ct")
-    before = threading.active_count()
-    with pytest.raises(KeyboardInterrupt):
-        run(dataset_dir, tmp_path / "mr", tiny_weights, overlap_io=True)
-    assert threading.active_count() == before
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_one_interrupt_ends_the_process_at_once(num_workers: int, tiny_weights: Path, tmp_path: Path) -> None:
+    """SIGINT to the whole process group, as a terminal sends it, once the first case is written."""
+    settings = {
+        "network_def": TINY_NETWORK, "ckpt_path": str(tiny_weights), "num_inference_steps": 20, "candidates": 1,
+        "max_rounds": 1, "min_object_mm2": 100.0, "logging_file": False, "num_workers": num_workers,
+    }  # fmt: skip
+    names = tuple("abcdef")
+    arguments = json.dumps([str(make_dataset(tmp_path / "ct", names)), str(tmp_path / "mr"), settings])
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, arguments], stderr=subprocess.PIPE, text=True, start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    try:
+        for _ in range(1200):
+            if (tmp_path / "mr" / "a_mr.json").is_file() or child.poll() is not None:
+                break
+            threading.Event().wait(0.1)
+        os.killpg(child.pid, signal.SIGINT)
+        _, error = child.communicate(timeout=60)
+    finally:
+        child.kill()
+    assert child.returncode != 0
+    assert "KeyboardInterrupt" in error
     written = {path.name for path in (tmp_path / "mr").iterdir()}
-    assert written <= {f"{name}_{end}" for name in NAMES for end in ("label.nii.gz", "mr.json", "mr.nii.gz", "mr.png")}
-    assert "a_mr.json" in written
-    assert "c_mr.json" not in written
+    assert {f"a_{end}" for end in ENDS} <= written <= {f"{name}_{end}" for name in names for end in ENDS}
+    assert "f_mr.json" not in written
 
 
 def test_neighbor_guided_cases_share_their_batches(tmp_path: Path) -> None:
@@ -210,13 +286,14 @@ def test_neighbor_guided_cases_share_their_batches(tmp_path: Path) -> None:
     calls, volumes = {}, {}
     for cases_at_once in (1, 3):
         output_dir = run(
-            dataset_dir, tmp_path / str(cases_at_once), weights, network_def=GUIDED_NETWORK, neighbor_guided=True,
-            cases_at_once=cases_at_once,
+            dataset_dir, tmp_path / str(cases_at_once), weights, network_def=GUIDED_NETWORK,
+            overlays=("neighbor_guided",), cases_at_once=cases_at_once, preview=None,
         )  # fmt: skip
         records = [json.loads((output_dir / f"{name}_mr.json").read_text()) for name in NAMES]
+        assert {record["inferer"] for record in records} == {"NeighborGuidedInferer"}
         calls[cases_at_once] = [record["network_calls"] for record in records]
         volumes[cases_at_once] = [voxels(output_dir / f"{name}_mr.nii.gz") for name in NAMES]
-    assert len(set(calls[3])) == 1  # told of all of them together
+    assert len(set(calls[3])) == 1  # of all of them together
     starts = len(NAMES)
     assert calls[3][0] - starts <= (sum(calls[1]) - starts) / 2
     assert all((alone == beside).all() for alone, beside in zip(volumes[1], volumes[3], strict=True))
@@ -227,11 +304,11 @@ def test_a_sequence_of_volumes_of_different_sizes() -> None:
     volumes = [
         MetaTensor(each[None], meta={"filename_or_obj": f"{name}.nii"}) for name, each in zip("ab", given, strict=True)
     ]
-    made = inferer()(volumes, make_seeded())
-    assert isinstance(made, list)
-    for result, volume, name in zip(made, given, "ab", strict=True):
+    results = inferer()(volumes, make_seeded())
+    assert isinstance(results, list)
+    for result, volume, name in zip(results, given, "ab", strict=True):
         assert isinstance(result, MetaTensor)
         assert case_of(result.meta["filename_or_obj"]) == name
-        assert torch.equal(torch.as_tensor(result[0]), translate(volume, name))
+        assert torch.equal(torch.as_tensor(result[0]), translate_contours(volume, name))
     with pytest.raises(ValueError, match=r"each volume must be \(1, H, W, D\), got \(7, 21, 18\); add Ensure"):
         inferer()(given, make_seeded())

@@ -33,7 +33,7 @@ def test_work_ahead_changes_no_choice_and_is_bounded(batch_size: int, threshold:
         assert max(seen) <= current[0] + 2 + -(-2 * batch_size // 4) + 1
         return torch.stack([levels[index, round_, candidate].expand(2, 2) for _, index, round_, candidate in items])
 
-    pool = CandidatePool(denoise, torch.ones(20, 2, 2), "a", indices, 4, 5, batch_size)
+    pool = CandidatePool(denoise, torch.ones(20, 2, 2), "a", indices, rules, batch_size)
     got, requested = [], 0
     for choice, _ in choose(pool, indices, rules):
         got.append(choice)

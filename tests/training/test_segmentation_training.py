@@ -87,3 +87,14 @@ def test_an_unknown_architecture_is_refused(trained: Path) -> None:
     parser.update({"architecture": "vnet", "label_map": LABEL_MAP})
     with pytest.raises(RuntimeError, match="architecture"):
         parser.get_parsed_content("network")
+
+
+def test_without_held_out_patients_the_last_weights_are_saved(trained: Path, tmp_path: Path) -> None:
+    monai.bundle.run(
+        config_file=TRAIN, dataset_dir=str(trained / "mr"), output_dir=str(tmp_path), max_epochs=2, val_fraction=0.0
+    )
+    weights = torch.load(tmp_path / "model.pt", weights_only=True)
+    parser = ConfigParser()
+    parser.read_config(TRAIN)
+    parser.update({"label_map": LABEL_MAP})
+    parser.get_parsed_content("network_def").load_state_dict(weights)

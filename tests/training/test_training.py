@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training with train.json itself: it learns, resumes as if it had never stopped, and cuts volumes into slices."""
+"""Training with train.json itself: it learns, and a resumed training equals an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -11,13 +11,10 @@ import pytest
 import torch
 from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
-from monai.transforms import RandFlipd
 
-from contourdiff.data.cases import TranslationCases, case_of, training_cases
 from contourdiff.networks import ContourUNet
-from contourdiff.training.slice_dataset import SliceDataset
 from contourdiff.weights import load_weights
-from helpers import TINY_NETWORK, make_mr, settings, write_nifti
+from helpers import CONFIGS, TINY_NETWORK, make_mr, settings
 
 
 def tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -112,47 +109,18 @@ def test_mixed_precision_trains_on_any_device(trained: tuple[Path, Path], tmp_pa
     assert {value.dtype for value in state.values()} == {torch.float32}
 
 
-def test_training_list_forms(trained: tuple[Path, Path], tmp_path: Path) -> None:
+def test_an_unknown_setting_is_refused(trained: tuple[Path, Path], tmp_path: Path) -> None:
     dataset_dir, _ = trained
-    assert [case_of(item["image"]) for item in training_cases(dataset_dir, "val", "index.csv")] == ["mr2", "mr5"]
-    (tmp_path / "list.json").write_text('{"training": ["mr0.nii.gz"], "validation": [{"image": "mr1.nii.gz"}]}')
-    assert [case_of(i["image"]) for i in training_cases(dataset_dir, "val", tmp_path / "list.json")] == ["mr1"]
-    both = [training_cases(dataset_dir, split, val_percent=40) for split in ("train", "val")]
-    assert sorted(item["image"] for part in both for item in part) == sorted(
-        str(path) for path in dataset_dir.glob("*.nii.gz")
-    )
-    with pytest.raises(ValueError, match=r"no image of split 'train' matches 't2/\*'"):
-        training_cases(dataset_dir, "train", "index.csv", "t2/*")
-    with pytest.raises(FileNotFoundError, match=r"expected a folder of MR images at .*nowhere; pass --dataset_dir"):
-        training_cases(tmp_path / "nowhere", "train")
+    with pytest.raises(SystemExit, match=r"'learning_rates'; did you mean '?learning_rate"):
+        monai.bundle.run(**settings(dataset_dir, tmp_path, learning_rates=1e-3))  # type: ignore[arg-type]
 
 
-def test_slices_of_volumes_along_each_axis() -> None:
-    volume = torch.zeros(1, 5, 6, 7)
-    volume[:, 1:4] = torch.rand(1, 3, 6, 7) + 0.1
-    for axis in range(3):
-        moved = volume.moveaxis(1, axis + 1)
-        dataset = SliceDataset([{"image": moved}, {"image": moved}], slice_axis=axis)
-        assert len(dataset) == 6
-        for item, position in zip(range(6), (1, 2, 3, 1, 2, 3), strict=True):
-            assert torch.equal(dataset[item]["image"], volume[:, position])
-    with pytest.raises(ValueError, match="no slice along axis 0 has 5% foreground"):
-        SliceDataset([{"image": torch.zeros(1, 2, 4, 4)}])
-
-
-def test_slice_dataset_seeds_its_transform() -> None:
-    dataset = SliceDataset(
-        [{"image": torch.rand(1, 1, 8, 8) + 0.1}], transform=RandFlipd("image", prob=0.5, spatial_axis=0)
-    )
-    draws = []
-    for seed in (1, 1, 2):
-        dataset.set_random_state(seed)
-        draws.append([bool(torch.equal(dataset[0]["image"], dataset.volumes[0]["image"][:, 0])) for _ in range(20)])
-    assert draws[0] == draws[1] != draws[2]
-
-
-def test_translation_cases_refuse_two_files_of_one_case(tmp_path: Path) -> None:
-    for name in ("a.nii", "a.nii.gz"):
-        write_nifti(tmp_path / name, np.full((4, 5, 6), -1000, np.int16), np.eye(4))
-    with pytest.raises(ValueError, match="expected one file a case, got twice: \\['a'\\]"):
-        TranslationCases(tmp_path, tmp_path)
+def test_the_neighbor_guided_overlay_trains(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    """Single slices have no neighbor, so that volumes alone are listed."""
+    dataset_dir, _ = trained
+    (tmp_path / "volumes.csv").write_text("file,split\nmr0.nii.gz,train\nmr1.nii.gz,train\nmr2.nii.gz,val\n")
+    changes = {"network_def": {**TINY_NETWORK, "in_channels": 3}, "datalist": str(tmp_path / "volumes.csv")}
+    plan = settings(dataset_dir, tmp_path / "out", max_epochs=2, picture_interval=2, **changes)
+    plan["config_file"] = [*plan["config_file"], str(CONFIGS / "train_neighbor_guided.json")]  # type: ignore[misc]
+    monai.bundle.run(**plan)  # type: ignore[arg-type]
+    assert {"model.pt", "translations_00002.png"} <= {path.name for path in (tmp_path / "out").iterdir()}

@@ -74,7 +74,9 @@ def test_same_seed_same_contour_and_dictionary_equals_array() -> None:
     first, again, other = draw(3, **settings), draw(3, **settings), draw(4, **settings)
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
-    data = RandContourd("image", "contour", **settings).set_random_state(3)({"image": torch.as_tensor(IMAGE)})  # type: ignore[arg-type]
+    data = RandContourd("image", output_keys="contour", **settings).set_random_state(3)(
+        {"image": torch.as_tensor(IMAGE)}
+    )  # type: ignore[arg-type]
     np.testing.assert_array_equal(data["contour"][0], first)
     np.testing.assert_array_equal(data["image"], IMAGE)
 

@@ -9,7 +9,6 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import ScaleIntensityRange
 from skimage.data import camera
-from skimage.transform import resize
 
 from contourdiff.contours import background_filter, contour_of
 from contourdiff.transforms import (
@@ -18,7 +17,6 @@ from contourdiff.transforms import (
     Contour,
     Contourd,
     GrayLevels,
-    InPlaneSmooth,
     Slicewise,
     Slicewised,
 )
@@ -43,7 +41,7 @@ def test_volume_equals_its_slices(axis: int) -> None:
 def test_metatensor_keeps_affine_meta_and_history() -> None:
     image = MetaTensor(torch.as_tensor(VOLUME), affine=AFFINE, meta={"filename_or_obj": "case.nii.gz"})
     image.push_applied_operation({"class": "Something"})
-    data = Contourd("image", "contour")(BackgroundFilterd("image", min_object_mm2=10)({"image": image}))
+    data = Contourd("image", output_keys="contour")(BackgroundFilterd("image", min_object_mm2=10)({"image": image}))
     for key in ("image", "contour"):
         assert isinstance(data[key], MetaTensor)
         np.testing.assert_array_equal(data[key].affine, AFFINE)
@@ -78,7 +76,7 @@ def test_slicewise_changes_no_bit_of_the_windowing(axis: int) -> None:
     volume = MetaTensor(hu, affine=torch.diag(torch.tensor([3.0, 2.0, 1.0, 1.0])))
     window = ScaleIntensityRange(a_min=-200, a_max=300, b_min=0, b_max=255, clip=True)
     whole = window(volume)
-    sliced = Slicewised("image", window, slice_axis=axis)({"image": volume})["image"]
+    sliced = Slicewised("image", transform=window, slice_axis=axis)({"image": volume})["image"]
     assert torch.equal(sliced.as_tensor(), whole.as_tensor())
     assert torch.equal(sliced.affine, volume.affine)
     assert torch.equal(volume.as_tensor(), hu)
@@ -90,15 +88,20 @@ def test_wrong_dimensions_are_explained() -> None:
         Contour()(np.zeros((4, 4)))
 
 
-def test_smoothing_is_that_of_a_resize_and_leaves_the_slice_axis_alone() -> None:
-    image = MetaTensor(torch.as_tensor(VOLUME), affine=np.diag([4, 1, 1, 1]))
-    smooth = InPlaneSmooth(spacing_mm=2.0)(image)
-    expected = resize(VOLUME[0, 2], (32, 32), order=1, anti_aliasing=True, mode="edge", preserve_range=True)
-    halved = np.asarray(smooth)[0, 2].reshape(32, 2, 32, 2).mean(axis=(1, 3))
-    assert np.abs(halved - expected)[2:-2, 2:-2].max() < 2
-    alone = InPlaneSmooth(spacing_mm=2.0)(image[:, 2:3])
-    np.testing.assert_array_equal(np.asarray(alone)[0, 0], np.asarray(smooth)[0, 2])
-    np.testing.assert_array_equal(InPlaneSmooth(spacing_mm=0.5)(image), image)
+def test_an_unknown_argument_of_the_array_transform_is_refused() -> None:
+    with pytest.raises(TypeError, match="sigma_mm"):
+        Contourd("image", sigma_mm=1.0)
+
+
+def test_output_keys_are_one_for_each_key() -> None:
+    with pytest.raises(ValueError, match="expected one output key for each of"):
+        Contourd(["image", "other"], output_keys="contour")
+
+
+def test_a_missing_key_is_allowed_on_demand() -> None:
+    assert Contourd("image", allow_missing_keys=True)({"other": 1}) == {"other": 1}
+    with pytest.raises(KeyError):
+        Contourd("image")({"other": 1})
 
 
 def test_gray_levels_clip_and_round() -> None:

@@ -1,4 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files: cases, label maps, checks, NIfTI on a grid."""
+"""Files: lists of cases, label maps, checks, NIfTI, atomic writing."""
 
 from __future__ import annotations

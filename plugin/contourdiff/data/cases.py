@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lists of cases: what to train on and what to translate."""
+"""Lists of cases: to translate, to train the translator on, and labelled ones for segmentation."""
 
 from __future__ import annotations
 
@@ -14,50 +14,32 @@ from pathlib import Path
 
 import numpy as np
 from monai.utils import ensure_tuple
-from torch import nn
 
-from contourdiff.data.checks import check_case, check_label, check_output_dir, check_volume
-from contourdiff.weights import load_weights
+from contourdiff.data.checks import check_case, check_label, check_volume
+from contourdiff.data.nifti_names import case_name, case_of, is_nifti, nifti_by_case
 
 logger = logging.getLogger(__name__)
 
-NIFTI_SUFFIXES = (".nii.gz", ".nii")
-
-
-def case_of(path: str | Path) -> str:
-    """Case id of a file: its name without ``.nii`` or ``.nii.gz``."""
-    name = Path(path).name
-    return next((name[: -len(suffix)] for suffix in NIFTI_SUFFIXES if name.lower().endswith(suffix)), name)
-
-
-def nifti_by_case(folder: Path) -> dict[str, Path]:
-    """NIfTI files directly in a folder, by case id; none where the folder does not exist."""
-    return {case_of(path): path for path in sorted(folder.glob("*")) if _is_nifti(path)}
-
 
 class TranslationCases:
-    """CT volumes to translate, each checked before any work starts.
+    """CT volumes to translate. :meth:`check` validates all of them before any work starts.
 
     ``<dataset_dir>/<case>.nii.gz`` may have a label ``<dataset_dir>/labels/<case>.nii.gz``; or a JSON file in the
     Decathlon form lists ``{"image": ..., "label": ...}`` under ``section``.
 
     Args:
         dataset_dir: folder of the volumes; paths in the datalist are relative to it.
-        output_dir: where translations go: cases that lie there already are left alone.
+        output_dir: folder of the translations; cases with a record there are kept, not translated again.
         datalist: JSON file in the Decathlon form, relative to ``dataset_dir``; ``None`` takes the folder's files.
-        section: list of the datalist that is taken.
-        overwrite: translate again what lies there already.
+        section: list of the datalist to use.
+        overwrite: translate kept cases again.
 
     Attributes:
-        items: ``[{"image": path}, ...]`` for a MONAI ``Dataset``: what is to be translated.
+        items: ``[{"image": path}, ...]`` to translate, for a MONAI ``Dataset``.
         labels: label file of each case that has one.
-        warnings: what looked odd in a case.
+        warnings: messages of each case about suspicious input.
         failures: why a case cannot be translated.
-        kept: cases whose outputs were there already.
-
-    Raises:
-        FileNotFoundError: if the folder or the datalist does not exist.
-        ValueError: if there is no case at all, or two have the same id.
+        kept: cases that already have a record.
     """
 
     def __init__(
@@ -68,27 +50,42 @@ class TranslationCases:
         section: str = "testing",
         overwrite: bool = False,
     ) -> None:
-        root = Path(dataset_dir)
-        if not root.is_dir():
-            raise FileNotFoundError(f"expected a folder of CT volumes at {root}, found none; pass --dataset_dir")
-        pairs = _listed_pairs(root, root / datalist, section) if datalist else _folder_pairs(root)
-        ids = [case_of(image) for image, _ in pairs]
-        if not pairs:
-            raise ValueError(f"expected NIfTI files (.nii, .nii.gz) in {root}, found none; pass another --dataset_dir")
-        if len(set(ids)) != len(ids):
-            raise ValueError(f"expected one file a case, got twice: {sorted({i for i in ids if ids.count(i) > 1})}")
+        self.dataset_dir = Path(dataset_dir)
+        self.output_dir = Path(output_dir)
+        self.datalist = datalist
+        self.section = section
+        self.overwrite = overwrite
         self.items: list[dict[str, str]] = []
         self.labels: dict[str, Path] = {}
         self.warnings: dict[str, list[str]] = {}
         self.failures: dict[str, str] = {}
         self.kept: list[str] = []
+
+    def check(self) -> None:
+        """Read every case and fill the attributes; a case that fails its checks is logged and left out.
+
+        Raises:
+            FileNotFoundError: if the folder or the datalist does not exist.
+            ValueError: if there is no case, or two cases have the same id.
+        """
+        root = self.dataset_dir
+        if not root.is_dir():
+            raise FileNotFoundError(f"expected a folder of CT volumes at {root}, found none; pass --dataset_dir")
+        pairs = _listed_pairs(root, root / self.datalist, self.section) if self.datalist else _folder_pairs(root)
+        ids = [case_of(image) for image, _ in pairs]
+        if not pairs:
+            raise ValueError(f"expected NIfTI files (.nii, .nii.gz) in {root}, found none; pass another --dataset_dir")
+        if len(set(ids)) != len(ids):
+            raise ValueError(f"expected one file a case, got twice: {sorted({i for i in ids if ids.count(i) > 1})}")
+        for attribute in (self.items, self.labels, self.warnings, self.failures, self.kept):
+            attribute.clear()
         for case, (image, label) in zip(ids, pairs, strict=True):
-            if not overwrite and (Path(output_dir) / f"{case}_mr.json").is_file():
+            if not self.overwrite and (self.output_dir / f"{case}_mr.json").is_file():
                 self.kept.append(case)
             else:
-                self._check(case, image, label)
+                self._check_case(case, image, label)
 
-    def _check(self, case: str, image: Path, label: Path | None) -> None:
+    def _check_case(self, case: str, image: Path, label: Path | None) -> None:
         try:
             self.warnings[case] = check_case(image, label)
         except ValueError as error:
@@ -102,41 +99,8 @@ class TranslationCases:
             self.labels[case] = label
 
 
-def checked_cases(
-    dataset_dir: str | Path,
-    output_dir: str | Path,
-    ckpt_path: str | Path,
-    network: nn.Module,
-    datalist: str | Path | None = None,
-    overwrite: bool = False,
-) -> TranslationCases:
-    """Check all that can be checked before work starts; end the program with one clear line if nothing can be done.
-
-    Args:
-        dataset_dir: see :class:`TranslationCases`.
-        output_dir: made if it is absent.
-        ckpt_path: weights, which are loaded into ``network``.
-        network: the network that the weights are for.
-        datalist: see :class:`TranslationCases`.
-        overwrite: see :class:`TranslationCases`.
-
-    Raises:
-        SystemExit: with a message if there is no such folder, no case in it, the weights do not load, or the output
-            folder cannot be written to.
-    """
-    try:
-        if not Path(dataset_dir).is_dir():
-            raise FileNotFoundError(f"expected a folder of CT volumes at {dataset_dir}, found none; pass --dataset_dir")
-        load_weights(network, ckpt_path)
-        cases = TranslationCases(dataset_dir, output_dir, datalist, overwrite=overwrite)
-        check_output_dir(output_dir)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
-    return cases
-
-
 def _folder_pairs(root: Path) -> list[tuple[Path, Path | None]]:
-    images = sorted(path for path in root.iterdir() if _is_nifti(path))
+    images = sorted(path for path in root.iterdir() if is_nifti(path))
     by_case = nifti_by_case(root / "labels")
     return [(image, by_case.get(case_of(image))) for image in images]
 
@@ -154,38 +118,45 @@ def training_cases(
     split: str,
     datalist: str | Path | None = None,
     pattern: str = "*",
-    val_percent: int = 10,
+    val_fraction: float = 0.1,
 ) -> list[dict[str, str]]:
-    """MR images to train on, ``[{"image": path}, ...]``, in the order of their names.
+    """MR images to train on, ``[{"image": path}, ...]``, sorted by name.
 
     Args:
-        dataset_dir: folder that paths in the datalist are relative to, searched for NIfTI files without a datalist.
+        dataset_dir: folder of the images; paths in the datalist are relative to it.
         split: ``"train"`` or ``"val"``.
         datalist: a CSV file with columns ``file`` and ``split``, or a JSON file in the Decathlon form with the lists
-            ``training`` and ``validation``; relative to ``dataset_dir``. ``None`` takes every NIfTI file of the folder
-            and holds out ``val_percent`` of them, chosen by the hash of their names. The hash knows nothing of
-            patients: with several images a patient, give a datalist.
+            ``training`` and ``validation``; relative to ``dataset_dir``. ``None`` takes every NIfTI file in the folder
+            and its subfolders, and holds out ``val_fraction`` of them. Files are held out one by one: with several
+            images a patient, give a datalist.
         pattern: keep files whose path relative to ``dataset_dir`` matches (``t1/*``).
-        val_percent: see ``datalist``.
+        val_fraction: share of the matching images that is held out, rounded down, but at least one of two or more.
 
     Raises:
         FileNotFoundError: if the folder or the datalist does not exist.
-        ValueError: for an unknown split or if no image is left.
+        ValueError: for an unknown split, a ``val_fraction`` outside [0, 1), or if no image is left.
+
+    Notes:
+        Names are ranked by their hash, and the first ones are held out. Up to version 0.1.0 each name was held out by
+        its own hash with a probability of 10 %, so other images were held out, and of a small folder possibly none.
     """
-    if split not in ("train", "val"):
-        raise ValueError(f"split must be 'train' or 'val', got {split!r}")
+    _check_split(split, ("train", "val"), val_fraction)
     root = Path(dataset_dir)
     if not root.is_dir():
         raise FileNotFoundError(f"expected a folder of MR images at {root}; pass --dataset_dir")
     if datalist:
         files = [file for file, its_split in _read_datalist(root / datalist) if its_split == split]
+        files = [file for file in files if fnmatch.fnmatch(file, pattern)]
+        reason = f"{datalist} lists none"
     else:
-        found = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if _is_nifti(path))
-        files = [file for file in found if (_name_hash(file) % 100 < val_percent) == (split == "val")]
-    files = sorted(file for file in files if fnmatch.fnmatch(file, pattern))
+        names = [path.relative_to(root).as_posix() for path in root.rglob("*") if is_nifti(path)]
+        names = [name for name in names if fnmatch.fnmatch(name, pattern)]
+        held_out = _held_out(set(names), val_fraction, at_least=1)
+        files = [name for name in names if (name in held_out) == (split == "val")]
+        reason = f"training requires two or more images, one of them held out, and {len(names)} match"
     if not files:
-        raise ValueError(f"no image of split {split!r} matches {pattern!r} in {root}; check dataset_dir and datalist")
-    return [{"image": str(root / file)} for file in files]
+        raise ValueError(f"no image of split {split!r} matches {pattern!r} in {root}: {reason}")
+    return [{"image": str(root / file)} for file in sorted(files)]
 
 
 def _read_datalist(path: Path) -> list[tuple[str, str]]:
@@ -215,14 +186,6 @@ def _read_json(path: Path) -> dict:
     return content
 
 
-def _is_nifti(path: Path) -> bool:
-    return path.is_file() and path.name.lower().endswith(NIFTI_SUFFIXES) and not path.name.startswith(".")
-
-
-def _name_hash(name: str) -> int:
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
-
-
 def labelled_cases(
     dataset_dir: str | Path | Sequence[str | Path],
     split: str = "all",
@@ -232,49 +195,42 @@ def labelled_cases(
 ) -> list[dict[str, str]]:
     """Images with their labels, ``[{"image": path, "label": path}, ...]``, sorted by name, each checked.
 
-    Three layouts are understood::
+    Three layouts are supported::
 
-        <case>_mr.nii.gz  <case>_label.nii.gz            what a translation writes
-        <case>.nii.gz     labels/<case>.nii.gz           what a translation reads
+        <case>_mr.nii.gz      <case>_label.nii.gz        output of a translation
+        <case>.nii.gz         labels/<case>.nii.gz       input of a translation
         images/<case>.nii.gz  labels/<case>.nii.gz
 
-    Cases without a label are left out. A case that cannot be read, or whose label lies on another grid, is named in
-    the log and left out too.
+    Cases without a label are left out. A case that cannot be read, or whose label is on another grid, is logged and
+    left out, too.
 
     Args:
-        dataset_dir: one folder or several, such as translations of the same CT with other seeds.
+        dataset_dir: one folder or several, such as translations of the same CT with different seeds.
         split: ``"all"``, ``"train"`` or ``"val"``.
         pattern: keep cases whose id matches (``*_t1_*``).
-        val_fraction: share of the patients that is held out, rounded down; chosen by the hash of their names.
-        patient_pattern: regular expression; its first group, found at the start of the case id, is the patient.
+        val_fraction: share of the patients that is held out, rounded down; see :func:`training_cases`.
+        patient_pattern: regular expression, matched at the start of the case id; its first group is the patient.
 
     Raises:
         FileNotFoundError: if a folder does not exist.
-        ValueError: if no case is left to train or test on, or an argument does not make sense.
+        ValueError: if no case is left to train or test on, or an argument is out of range.
     """
-    if split not in ("all", "train", "val"):
-        raise ValueError(f"split must be 'all', 'train' or 'val', got {split!r}")
-    if not 0 <= val_fraction < 1:
-        raise ValueError(f"val_fraction must lie in [0, 1), got {val_fraction}")
+    _check_split(split, ("all", "train", "val"), val_fraction)
     pairs = [pair for folder in ensure_tuple(dataset_dir) for pair in _pairs(Path(folder))]
     named = [(case_name(image), image, label) for image, label in pairs]
     named = [item for item in named if fnmatch.fnmatch(item[0], pattern)]
     patients = {name: _patient_of(name, patient_pattern) for name, _, _ in named}
     held_out = _held_out(set(patients.values()), val_fraction)
-    wanted = [item for item in named if split == "all" or (patients[item[0]] in held_out) == (split == "val")]
-    sound = [(image, label) for name, image, label in wanted if _is_sound(name, image, label)]
-    items = [{"image": str(image), "label": str(label)} for image, label in sound]
+    chosen = [item for item in named if split == "all" or (patients[item[0]] in held_out) == (split == "val")]
+    items = [
+        {"image": str(image), "label": str(label)} for name, image, label in chosen if _is_valid(name, image, label)
+    ]
     if not items and split != "val":
         raise ValueError(
             f"no labelled case of split {split!r} matches {pattern!r} in {dataset_dir}; expected <case>_mr.nii.gz "
             "beside <case>_label.nii.gz, or <case>.nii.gz and labels/<case>.nii.gz"
         )
     return items
-
-
-def case_name(image: str | Path) -> str:
-    """Case id of an image, without the ``_mr`` of a translation."""
-    return case_of(image).removesuffix("_mr")
 
 
 def _pairs(root: Path) -> list[tuple[Path, Path]]:
@@ -291,18 +247,27 @@ def _pairs(root: Path) -> list[tuple[Path, Path]]:
 
 
 def _patient_of(name: str, patient_pattern: str) -> str:
-    found = re.match(patient_pattern, name)
-    if found is None or not found.groups():
+    match = re.match(patient_pattern, name)
+    if match is None or not match.groups():
         raise ValueError(f"patient_pattern {patient_pattern!r} finds no group in {name!r}; put the patient in brackets")
-    return str(found.group(1))
+    return str(match.group(1))
 
 
-def _held_out(patients: set[str], val_fraction: float) -> set[str]:
-    ranked = sorted(patients, key=lambda patient: hashlib.sha256(patient.encode()).hexdigest())
-    return set(ranked[: int(len(ranked) * val_fraction)])
+def _check_split(split: str, splits: Sequence[str], val_fraction: float) -> None:
+    if split not in splits:
+        raise ValueError(f"split must be one of {splits}, got {split!r}")
+    if not 0 <= val_fraction < 1:
+        raise ValueError(f"val_fraction must lie in [0, 1), got {val_fraction}")
 
 
-def _is_sound(name: str, image: Path, label: Path) -> bool:
+def _held_out(names: set[str], val_fraction: float, at_least: int = 0) -> set[str]:
+    """The first names in the order of their hashes: ``val_fraction`` of them, and never all."""
+    ranked = sorted(names, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+    count = max(int(len(ranked) * val_fraction), at_least)
+    return set(ranked[: min(count, len(ranked) - 1)]) if ranked else set()
+
+
+def _is_valid(name: str, image: Path, label: Path) -> bool:
     try:
         check_volume(image)
         voxels = check_label(image, label)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Is this input fit for work? Every answer is given before the work starts."""
+"""Validate input files and output folders before the work starts."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ CT_MINIMUM_HU = -200
 
 
 def check_volume(path: str | Path) -> np.ndarray:
-    """Read a NIfTI volume whole and return its voxels, ``(H, W, D)``.
+    """Read a NIfTI volume and return its voxels, ``(H, W, D)``.
 
     Raises:
-        ValueError: if it is no readable NIfTI file, not three-dimensional, empty, not finite, or has a singular affine.
+        ValueError: if the file is not readable NIfTI, or the volume is not three-dimensional, empty, not finite, or has
+            a singular affine.
     """
     path = Path(path)
     try:
@@ -41,10 +42,10 @@ def check_volume(path: str | Path) -> np.ndarray:
 
 
 def check_case(image: str | Path, label: str | Path | None = None) -> list[str]:
-    """Check a CT and its label before anything is done with them.
+    """Validate a CT and its label.
 
     Returns:
-        Warnings: for a volume that cannot be CT.
+        Warnings, such as for a volume that cannot be CT.
 
     Raises:
         ValueError: as :func:`check_volume`, or if the label is on another grid.
@@ -61,7 +62,7 @@ def check_case(image: str | Path, label: str | Path | None = None) -> list[str]:
 
 
 def check_label(image: str | Path, label: str | Path) -> np.ndarray:
-    """Read a label whole, see that it lies on its image's grid, and return its voxels, ``(H, W, D)``.
+    """Read a label, validate that it is on its image's grid, and return its voxels, ``(H, W, D)``.
 
     Raises:
         ValueError: as :func:`check_volume`, or if the grids differ.
@@ -72,7 +73,7 @@ def check_label(image: str | Path, label: str | Path) -> np.ndarray:
 
 
 def check_output_dir(path: str | Path) -> None:
-    """Make the folder if it is absent, and see that files can be written there.
+    """Create the folder if it is absent, and validate that files can be written there.
 
     Raises:
         ValueError: if they cannot.

@@ -1,22 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Labelled cases for a segmentation network, and the map that joins the classes of CT and MR."""
+"""Label maps: the classes of a segmentation, and the label values of each in CT and MR."""
 
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from monai.utils import ensure_tuple
 
-logger = logging.getLogger(__name__)
-
 SIDES = ("ct", "mr")
 
 
 class LabelMap:
-    """Classes of a segmentation and the label values that belong to each, on the CT's side and on the MR's.
+    """Classes of a segmentation, and the label values of each class in CT and in MR.
 
     The file is JSON; a value may be a number or a range of numbers, both ends included::
 
@@ -26,13 +23,13 @@ class LabelMap:
             "mr": {"vertebra": [1, 2, 3, 4, 5, 6, 7]}
         }
 
-    Values that no class lists are background. The classes are numbered from 1 in their order.
+    Values that no class lists are background. Classes are numbered from 1 in their order.
 
     Args:
         path: the JSON file.
 
     Attributes:
-        classes: number -> name, without the background.
+        classes: names by number, without the background.
 
     Raises:
         FileNotFoundError: if there is no such file.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NIfTI files on exactly the grid they came from."""
+"""Write NIfTI files on exactly the grid of their source."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from monai.data import NibabelWriter
+from monai.data import FolderLayoutBase, NibabelWriter
 from monai.utils import convert_to_numpy
 
 from contourdiff.data.atomic import atomic_write
+from contourdiff.data.nifti_names import case_of
 
 
 def save_like(data: np.ndarray, source: str | Path, path: str | Path) -> None:
-    """Write ``data (H, W, D)`` with the grid of the NIfTI file ``source``: shape, affine and its codes, bit by bit.
+    """Write ``data (H, W, D)`` on the grid of the NIfTI file ``source``, its affine equal to the last bit.
 
     Raises:
         ValueError: if the shapes differ.
@@ -36,24 +37,42 @@ def save_like(data: np.ndarray, source: str | Path, path: str | Path) -> None:
 
 
 class SourceGridWriter(NibabelWriter):
-    """Writer for ``SaveImaged``: puts the result on the grid of the file that it came from.
+    """Writer for ``SaveImaged`` that writes a result with the header of its source file.
 
-    The inverted geometry must agree with the file's to within 1/100 mm (it does, if every spatial transform was
-    inverted); then the file's own header is used, so that the affine is equal to the last bit.
+    The geometry must agree with the file's to within 1/100 mm, as it does if every spatial transform was inverted.
     """
 
     def set_metadata(self, meta_dict: Mapping | None = None, resample: bool = True, **options: Any) -> None:
-        """Remember the source's path and the geometry that the data arrive with."""
+        """Store the path of the source and the geometry of the data."""
         meta = {} if meta_dict is None else meta_dict
         self._source = Path(str(meta.get("filename_or_obj", "")))
         self._own_affine = None if meta.get("affine") is None else convert_to_numpy(meta["affine"])
         super().set_metadata(meta_dict, resample, **options)
 
     def write(self, filename: str | os.PathLike[Any], verbose: bool = False, **kwargs: Any) -> None:
-        """Write whole or not at all."""
+        """Write the file, whole or not at all."""
         data = np.asarray(convert_to_numpy(self.data_obj), dtype=self.output_dtype)
-        self.data_obj = None  # SaveImage keeps its writer, which must not keep the volume until the next case
+        self.data_obj = None  # SaveImage keeps its writer until the next case; the volume is freed
         expected = nib.load(self._source).affine
         if self._own_affine is None or not np.allclose(self._own_affine, expected, atol=1e-2):
             raise ValueError(f"the result is not on the grid of {self._source}; put Invertd before SaveImaged")
         save_like(data, self._source, Path(filename))
+
+
+class CaseFolderLayout(FolderLayoutBase):
+    """File names for ``SaveImaged``: ``<output_dir>/<case>_<postfix>.nii.gz`` for any spelling of the source's suffix.
+
+    MONAI's own layout knows ``.gz`` in lower case only: ``A.NII.GZ`` would become ``A.NII_mr.nii.gz``.
+
+    Args:
+        output_dir: folder of the files.
+        postfix: kind of the image, such as ``"mr"``.
+    """
+
+    def __init__(self, output_dir: str | Path, postfix: str) -> None:
+        self.output_dir = Path(output_dir)
+        self.postfix = postfix
+
+    def filename(self, subject: str | Path = "subject", **kwargs: Any) -> Path:
+        """Path for an image that was read from ``subject``."""
+        return self.output_dir / f"{case_of(subject)}_{self.postfix}.nii.gz"

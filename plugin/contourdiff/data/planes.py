@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Single planes of a volume, on the grid of another one."""
+"""Single planes of a volume, resampled to the grid of another volume."""
 
 from __future__ import annotations
 
@@ -18,23 +18,27 @@ SLAB_SLICES = 32
 
 
 class ResampledPlanes:
-    """ResampledPlanes of a volume where another grid has its slices: what a picture shows, without a resampled volume.
+    """Planes of a volume at the slices of another grid, for pictures, without resampling the whole volume.
 
-    The voxels are held as they are stored; of them, only the part that a plane passes through is scaled and resampled.
+    Voxels stay in memory as they are stored; only those that a plane passes through are scaled and resampled.
 
     Args:
-        source: NIfTI file, or a volume ``(1, H, W, D)``, which is not copied.
-        window: values that become 0 and 1, with all beyond clipped, before anything is resampled; ``None`` for none.
+        source: NIfTI file, or a volume ``(1, H, W, D)``, not copied.
+        window: values that are scaled to 0 and 1, clipped, before resampling; ``None`` for no scaling.
+
+    Attributes:
+        voxels: as they are stored; memory-mapped if the file is not compressed.
+        affine: ``(4, 4)`` of the volume.
     """
 
     def __init__(self, source: str | Path | MetaTensor, window: tuple[float, float] | None = None) -> None:
         self.window = window
         self._scaling: tuple[float, float] = 1.0, 0.0
         if isinstance(source, MetaTensor):
-            affine, self._stored = source.affine, convert_to_numpy(source[0])
+            affine, self.voxels = source.affine, convert_to_numpy(source[0])
         else:
             image = nib.load(source, keep_file_open=True)
-            affine, self._stored = image.affine, _stored(image)
+            affine, self.voxels = image.affine, _stored(image)
             self._scaling = image.dataobj.slope, image.dataobj.inter
         self.affine = np.asarray(affine, dtype=np.float64)
 
@@ -42,7 +46,7 @@ class ResampledPlanes:
         """One slice of the grid of ``target (C, H, W, D)``, two-dimensional float32; 0 outside of the volume.
 
         Args:
-            target: volume whose grid is wanted.
+            target: volume whose grid is used.
             axis: spatial axis of ``target`` along which its slices are stacked.
             position: number of the slice.
             mode: ``"bilinear"`` or ``"nearest"``.
@@ -53,8 +57,8 @@ class ResampledPlanes:
         affine[:3, 3] += position * affine[:3, axis]
         part = self._part(np.linalg.inv(self.affine) @ affine, shape, axis)
         begin = np.eye(4)
-        begin[:3, 3] = [one.start for one in part]
-        stored = self._stored[part]
+        begin[:3, 3] = [along.start for along in part]
+        stored = self.voxels[part]
         if not stored.size:
             return np.zeros([size for other, size in enumerate(shape) if other != axis], dtype=np.float32)
         values = torch.as_tensor(np.asarray(apply_read_scaling(stored, *self._scaling)).astype(np.float32))
@@ -67,19 +71,19 @@ class ResampledPlanes:
         return np.asarray(plane)[0].take(0, axis=axis)
 
     def _part(self, to_own: np.ndarray, shape: list[int], axis: int) -> tuple[slice, ...]:
-        """Voxels that the plane passes through: cut along the axis that stands on it, whole otherwise."""
+        """Voxels near the plane: cut along the axis most nearly perpendicular to it, whole along the others."""
         own_axis = int(np.argmax(np.abs(to_own[:3, axis])))
         corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(shape) - 1)
         depths = (corners @ to_own[:3, :3].T + to_own[:3, 3])[:, own_axis]
-        part = [slice(0, size) for size in self._stored.shape]
-        size = self._stored.shape[own_axis]
+        part = [slice(0, size) for size in self.voxels.shape]
+        size = self.voxels.shape[own_axis]
         begin, end = np.clip([np.floor(depths.min()) - 1, np.ceil(depths.max()) + 2], 0, size).astype(int)
         part[own_axis] = slice(int(begin), int(end))
         return tuple(part)
 
 
 def _stored(image: nib.Nifti1Image) -> np.ndarray:
-    """All voxels as they are stored: mapped, or, of a zipped file, a slab at a time, for nibabel reads it twofold."""
+    """All voxels as stored: memory-mapped, or, of a compressed file, read in slabs, as nibabel would hold it twice."""
     proxy = image.dataobj
     zipped = Path(image.get_filename()).suffix == ".gz"
     if not zipped or (proxy.slope, proxy.inter) != (1, 0):

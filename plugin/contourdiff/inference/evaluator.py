@@ -1,23 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole cases through a stock evaluator: several side by side, the next one while the last is written."""
+"""Whole cases through MONAI's evaluator: read, translated, handed to postprocessing and handlers."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
-from queue import SimpleQueue
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from traceback import format_exception
+from typing import Any, NamedTuple, cast
 
-import torch
 from ignite.engine import Engine, Events
 from monai.data import Dataset
 from monai.engines import SupervisedEvaluator
 from monai.engines.utils import IterationEvents
+from monai.transforms import Transform
 
 from contourdiff.data.cases import TranslationCases, case_of
-from contourdiff.inference.allocator import release_freed_memory, stop_keeping_freed_memory
+from contourdiff.inference.acceleration import release_heap
+from contourdiff.inference.inferer import VolumeInferer
+from contourdiff.inference.volume_state import VolumeResult
 
 logger = logging.getLogger(__name__)
 
@@ -25,162 +25,134 @@ Item = Mapping[str, Any]
 
 
 class UnreadCase(NamedTuple):
-    """What stands in the place of an item whose file could not be made ready."""
+    """Stands for an item that could not be read or transformed, with the reason; it can be pickled."""
 
     case: str
-    error: Exception
+    message: str
 
 
 class CaseDataset(Dataset):
-    """MONAI's ``Dataset`` of cases, ``[{"image": path}, ...]``, with an :class:`UnreadCase` where it would fail."""
+    """Cases to translate; an item that cannot be read or transformed becomes an :class:`UnreadCase`.
+
+    Args:
+        cases: the run's cases; their ``items`` may be filled later.
+        transform: preprocessing.
+    """
+
+    def __init__(self, cases: TranslationCases, transform: Transform) -> None:
+        super().__init__(cases.items, transform)
 
     def __getitem__(self, index: Any) -> Any:
         """Case ``index``, transformed."""
         try:
             return super().__getitem__(index)
         except Exception as error:
-            return UnreadCase(case_of(self.data[index]["image"]), error)
+            case = case_of(self.data[index]["image"])
+            logger.error("%s: reading failed\n%s", case, "".join(format_exception(error)))
+            return UnreadCase(case, _reason(error))
 
 
-class Translated(NamedTuple):
-    """An item with its translation, or with what came between."""
+class CaseEvaluator(SupervisedEvaluator):
+    """MONAI's ``SupervisedEvaluator`` for batches that are lists of whole cases, which may differ in size.
 
-    case: str
-    item: Item
-    translation: torch.Tensor | None
-    error: Exception | None = None
+    The cases of a batch are translated together by ``inferer.translate``, or one by one if that fails. Postprocessing
+    and handlers of ``FORWARD_COMPLETED`` and ``MODEL_COMPLETED`` then see one case at a time: ``state.batch = [item]``
+    and ``state.output = [{**item, "pred": gray levels, "result": VolumeResult}]``. A case that fails is recorded, and
+    the others go on. Handlers and metrics of ``ITERATION_COMPLETED`` see all completed cases of the
+    batch as such lists; without a completed case they are not called.
 
-
-Promise = Future[list[Translated]]
-
-
-class CaseIteration:
-    """``iteration_update`` of a stock ``SupervisedEvaluator`` whose batches are lists of whole cases.
-
-    All cases of a batch are handed to the inferer together. The evaluator's postprocessing and handlers then see one
-    case at a time, ``state.batch = [item]`` and ``state.output = [{"pred": translation}]``, on the CPU. A case that
-    fails is noted in ``cases.failures``, and the others go on: those beside it are translated again without it.
-
-    With ``overlap_io`` the evaluator itself works in a thread of its own: it reads the next case and writes the last
-    one while the network works in the thread that called :meth:`run`. It never does two things at a time, so transforms
-    that are not safe to be shared by threads are safe here. Results are the same; two cases lie in memory, not one.
+    Everything runs in the main thread; with ``num_workers`` of the data loader the next case is read meanwhile.
 
     Args:
-        cases: where failures are noted.
-        overlap_io: read and write while the network works. Pays where that is another device than the CPU.
+        kwargs: see ``SupervisedEvaluator``; the data loader must not collate (``monai.data.utils.no_collation``).
+
+    Attributes:
+        completed: cases that were translated and whose handlers succeeded.
+        failures: why the other cases could not be translated.
     """
 
-    def __init__(self, cases: TranslationCases, overlap_io: bool = False) -> None:
-        self.cases = cases
-        self.overlap_io = overlap_io
-        self._ahead: Promise | None = None
-        self._work: SimpleQueue[tuple[Promise, Callable[[], list[Translated]]] | None] = SimpleQueue()
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**{**kwargs, "decollate": False})
+        self.completed: list[str] = []
+        self.failures: dict[str, str] = {}
+        self.add_event_handler(Events.GET_BATCH_STARTED, _release)
 
-    def attach(self, engine: Engine) -> None:
-        """Attach to the evaluator, beside being its ``iteration_update``."""
-        engine.add_event_handler(Events.GET_BATCH_STARTED, _free)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self._complete_last)
+    def run(self, global_epoch: int = 1) -> None:  # type: ignore[override]
+        """Run over all cases; their number may have changed since the evaluator was built."""
+        self.completed.clear()
+        self.failures.clear()
+        self.state.epoch_length = len(self.data_loader)  # type: ignore[arg-type]
+        super().run(global_epoch)
 
-    def run(self, evaluator: SupervisedEvaluator) -> None:
-        """Run the evaluator over all cases; with ``overlap_io``, the network's work is done in the calling thread."""
-        if not self.overlap_io:
-            evaluator.run()
-            return
+    def _iteration(  # type: ignore[override]
+        self, engine: SupervisedEvaluator, batchdata: Sequence[Item | UnreadCase]
+    ) -> list[Item]:
+        """Translate a batch and complete its cases one after the other."""
+        for unread in (item for item in batchdata if isinstance(item, UnreadCase)):
+            self.failures[unread.case] = unread.message
+        items = [item for item in batchdata if not isinstance(item, UnreadCase)]
+        results = self._translate(items)
+        pairs = [self._complete(items.pop(0), results.pop(0)) for _ in range(len(items))]
+        done = [pair for pair in pairs if pair is not None]
+        self.state.batch = [item for item, _ in done]
+        return [output for _, output in done]
 
-        def evaluate() -> None:
-            try:
-                evaluator.run()
-            finally:
-                self._work.put(None)
-
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="evaluator") as thread:
-            evaluation = thread.submit(evaluate)
-            self._serve()
-            evaluation.result()
-
-    def _serve(self) -> None:
-        """Translate what the evaluator asks for until it ends; a stop by the user ends it, too."""
-        promise: Promise | None = None
+    def _translate(self, items: Sequence[Item]) -> list[VolumeResult | None]:
+        """Results of all items together, or one by one if they fail together; ``None`` for an item that fails."""
+        if not items:
+            return []
         try:
-            for promise, translate in iter(self._work.get, None):
-                promise.set_result(translate())
-                del translate  # and with it the case
-        except BaseException as stop:
-            self._refuse(promise, stop)
-            raise
+            inputs = [item["image"].to(self.state.device, non_blocking=self.non_blocking) for item in items]
+            with self.mode(self.network):
+                results = cast(VolumeInferer, self.inferer).translate(inputs, self.network)
+            return [result._replace(gray_levels=result.gray_levels.cpu()) for result in results]
+        except Exception as error:
+            if len(items) == 1:
+                self._fail(_case_of(items[0]), error)
+                return [None]
+            logger.warning("%s failed together: %s", ", ".join(map(_case_of, items)), error)
+        finally:
+            release_heap()
+        return [result for item in items for result in self._translate([item])]
 
-    def _refuse(self, promise: Promise | None, reason: BaseException) -> None:
-        """Let nobody wait for ever: neither for this translation nor for what is asked for until the evaluator ends."""
-        if promise is not None and not promise.done():
-            promise.set_exception(reason)
-        for asked, _ in iter(self._work.get, None):
-            asked.set_exception(reason)
+    def _complete(self, item: Item, result: VolumeResult | None) -> tuple[Item, Item] | None:
+        """Postprocessing and handlers of one case: its batch and output on success."""
+        if result is None:
+            return None
+        self.state.batch = [item]
+        self.state.output = [{**item, "pred": result.gray_levels, "result": result}]
+        try:
+            self.fire_event(IterationEvents.FORWARD_COMPLETED)
+            self.fire_event(IterationEvents.MODEL_COMPLETED)
+            self.completed.append(_case_of(item))
+            return self.state.batch[0], self.state.output[0]
+        except Exception as error:
+            self._fail(_case_of(item), error)
+            return None
+        finally:
+            _release(self)
 
-    def __call__(self, engine: SupervisedEvaluator, batch: Sequence[Item | UnreadCase]) -> list[Any]:
-        """Translate a batch and complete it; with ``overlap_io``, complete the one before meanwhile."""
-        items = [item for item in batch if not isinstance(item, UnreadCase)]
-        for unread in (item for item in batch if isinstance(item, UnreadCase)):
-            self._note(unread.case, unread.error)
-        if not self.overlap_io:
-            self._complete(engine, _translate(engine, items))
-        else:
-            before, self._ahead = self._ahead, Future()
-            self._work.put((self._ahead, partial(_translate, engine, items)))
-            if before is not None:
-                self._complete(engine, before.result())
-        return []
+    def _fail(self, case: str, error: Exception) -> None:
+        logger.error("%s: translation failed\n%s", case, "".join(format_exception(error)))  # text keeps no volume
+        self.failures[case] = _reason(error)
 
-    def _complete_last(self, engine: SupervisedEvaluator) -> None:
-        before, self._ahead = self._ahead, None
-        if before is not None:
-            self._complete(engine, before.result())
-
-    def _complete(self, engine: SupervisedEvaluator, translated: list[Translated]) -> None:
-        """Postprocessing and handlers, case by case."""
-        while translated:
-            case, item, translation, error = translated.pop(0)
-            if error is not None:
-                self._note(case, error)
-                continue
-            engine.state.batch, engine.state.output = [item], [{"pred": translation}]  # type: ignore[assignment]
-            del item, translation
-            try:
-                engine.fire_event(IterationEvents.FORWARD_COMPLETED)
-                engine.fire_event(IterationEvents.MODEL_COMPLETED)
-            except Exception as failure:
-                self._note(case, failure)
-            _free(engine)
-            release_freed_memory()
-
-    def _note(self, case: str, error: Exception) -> None:
-        """Tell of the fault itself, which MONAI wraps into the name of the transform that it happened in."""
-        logger.error("%s: translation failed", case, exc_info=error)
-        fault: BaseException = error
-        while fault.__cause__ is not None:
-            fault = fault.__cause__
-        self.cases.failures[case] = f"{type(fault).__name__}: {fault}"
+    def _fire_event(self, event_name: Any, *args: Any, **kwargs: Any) -> None:
+        if event_name is not Events.ITERATION_COMPLETED or self.state.output:
+            super()._fire_event(event_name, *args, **kwargs)
 
 
-def _translate(engine: SupervisedEvaluator, items: Sequence[Item]) -> list[Translated]:
-    """All items together, or one by one if they fail together."""
-    if not items:
-        return []
-    names = [case_of(item["image"].meta["filename_or_obj"]) for item in items]
-    try:
-        inputs: Any = [item["image"].to(engine.state.device, non_blocking=engine.non_blocking) for item in items]
-        with engine.mode(engine.network):
-            outputs = engine.inferer(inputs, engine.network)
-        return [Translated(*each) for each in zip(names, items, (output.cpu() for output in outputs), strict=True)]
-    except Exception as error:
-        if len(items) == 1:
-            return [Translated(names[0], items[0], None, error)]
-        logger.warning("%s failed together, translating them one by one: %s", ", ".join(names), error)
-        return [each for item in items for each in _translate(engine, [item])]
-    finally:
-        stop_keeping_freed_memory()
-        release_freed_memory()
+def _case_of(item: Item) -> str:
+    return case_of(item["image"].meta["filename_or_obj"])
 
 
-def _free(engine: Engine) -> None:
-    """Let go of what the last case left, so that the next one finds its room empty."""
+def _reason(error: BaseException) -> str:
+    """The error itself, which MONAI wraps into the name of the transform that it occurred in."""
+    while isinstance(error, RuntimeError) and error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {error}"
+
+
+def _release(engine: Engine) -> None:
+    """Release the volumes of the last case."""
     engine.state.batch = engine.state.output = None
+    release_heap()

@@ -41,9 +41,6 @@ class Execution:
         amp: run the network in bfloat16 where autocast holds it safe.
         acceleration: see :class:`contourdiff.inference.acceleration.Accelerator`.
         retain_heap: on a CPU, see :func:`contourdiff.inference.acceleration.retained_heap`; concerns the process.
-
-    Raises:
-        ValueError: for a batch size below 1 or an unknown acceleration.
     """
 
     batch_size: int | None = 8
@@ -93,17 +90,10 @@ class VolumeInferer(Inferer):
 
     @torch.no_grad()
     def translate(self, inputs: torch.Tensor | Sequence[torch.Tensor], network: nn.Module) -> list[VolumeResult]:
-        """Translate contours of 0 and 1; the case is taken from each MetaTensor's ``filename_or_obj``.
+        """Gray levels and choices of each volume; the case is taken from its MetaTensor's ``filename_or_obj``.
 
-        Args:
-            inputs: a batch ``(B, 1, H, W, D)``, or a sequence of volumes ``(1, H, W, D)`` that differ in size.
-            network: see :class:`contourdiff.inference.denoiser.Denoiser`.
-
-        Returns:
-            Each volume's gray levels and choices.
-
-        Raises:
-            ValueError: for inputs of another shape.
+        ``inputs`` are contours of 0 and 1: a batch ``(B, 1, H, W, D)``, or a sequence of volumes ``(1, H, W, D)`` that
+        differ in size. Raises ``ValueError`` for another shape.
         """
         volumes = _volumes(inputs)
         on_cpu = any(volume.device.type == "cpu" for volume in volumes)
@@ -225,15 +215,7 @@ class ContourTranslationInferer(VolumeInferer):
             denoiser.batch_size = min(denoiser.fit(state.framed[:1, None]), self._largest_batch or 2**31)
         begun_with = denoiser.batch_size
         contours = torch.zeros_like(state.framed) if self.unconditional else state.framed
-        pool = CandidatePool(
-            denoiser,
-            contours,
-            state.case,
-            state.indices,
-            self.rules.candidates,
-            self.rules.max_rounds,
-            denoiser.batch_size,
-        )
+        pool = CandidatePool(denoiser, contours, state.case, state.indices, self.rules, denoiser.batch_size)
         chosen = choose(pool, state.indices, self.rules)
         bar = tqdm(chosen, state.case, total=len(state.indices), unit="slice", disable=not self.progress)
         for choice, image in bar:
@@ -247,16 +229,8 @@ class NeighborGuidedInferer(VolumeInferer):
     """Translate each slice as a single sample, given its neighbor's translation; volumes run side by side.
 
     The network has three input channels and was trained so, see :mod:`contourdiff.sampling.neighbor_guided`. Only where
-    a run of slices starts is a candidate chosen. Slices start from independent noise.
-
-    Args:
-        sampler: see :class:`ContourTranslationInferer`, as all arguments.
-        rules: rules of the selection where a run starts.
-        execution: batch size, precision and acceleration.
-        slice_axis: spatial axis along which the slices are stacked.
-        margin_px: margin of the box that the network sees.
-        seed: seed of the noise.
-        progress: show a bar that counts slices.
+    a run of slices starts is a candidate chosen. Slices start from independent noise. Arguments as in
+    :class:`ContourTranslationInferer`.
     """
 
     def _translate(self, volumes: Sequence[torch.Tensor], network: nn.Module) -> list[VolumeResult]:

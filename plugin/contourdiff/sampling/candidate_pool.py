@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from contourdiff.sampling.selection import SelectionRules
+
 Place = tuple[int, int, int]
 """(slice, round, candidate)"""
 
@@ -25,8 +27,7 @@ class CandidatePool:
         contours: ``(slices, H, W)``, of all slices of the volume.
         case: id of the volume.
         order: slices in the order in which they are requested.
-        candidates: candidates a round.
-        max_rounds: rounds that a slice may take.
+        rules: candidates a round, and rounds that a slice may take.
         batch_size: items in a call of ``denoise``.
     """
 
@@ -36,16 +37,14 @@ class CandidatePool:
         contours: torch.Tensor,
         case: str,
         order: Sequence[int],
-        candidates: int,
-        max_rounds: int,
+        rules: SelectionRules,
         batch_size: int,
     ) -> None:
         self._denoise = denoise
         self._contours = contours
         self._case = case
         self._order = list(order)
-        self._candidates = candidates
-        self._max_rounds = max_rounds
+        self._candidates, self._max_rounds = rules.candidates, rules.max_rounds
         self._batch_size = batch_size
         self._ready: dict[Place, torch.Tensor] = {}
         self._requested: dict[int, int] = {}

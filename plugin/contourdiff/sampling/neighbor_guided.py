@@ -52,8 +52,8 @@ def translate_guided(
 ) -> Iterator[tuple[int, Choice, torch.Tensor]]:
     """Translate volumes side by side; every run of adjacent slices has one item in a batch.
 
-    Where a run starts, the best of several candidates is taken, as in :func:`contourdiff.sampling.selection.choose`.
-    Only volumes whose contours have the same size share a batch. A translation depends on no other volume.
+    A run starts with the best of several candidates, as in :func:`contourdiff.sampling.selection.choose`. Only volumes
+    of one size share a batch. A translation depends on no other volume.
 
     Args:
         volumes: volumes to translate.

@@ -34,18 +34,9 @@ def correlation_weights(length_mm: float, slice_spacing_mm: float) -> tuple[floa
     """Weights that turn white noise of a slice and its neighbors into noise that is correlated along the slices.
 
     A Gaussian of standard deviation ``length_mm / sqrt(2)``, cut off at four of them. Two slices ``d`` mm apart are
-    then correlated by ``exp(-d^2 / (2 length_mm^2))``, within 0.02 for a ``length_mm`` of one slice spacing or more. A
-    shorter one correlates less than that: neighbors at 0.7 spacings by 0.25 instead of 0.36.
-
-    Args:
-        length_mm: correlation length, in mm; 0 leaves slices independent.
-        slice_spacing_mm: from one slice to the next, in mm.
-
-    Returns:
-        An odd number of weights, the slice's own in the middle, whose squares sum to 1; ``(1.0,)`` for length 0.
-
-    Raises:
-        ValueError: for a negative length, or a spacing that is not positive.
+    then correlated by ``exp(-d^2 / (2 length_mm^2))``, within 0.02 for a ``length_mm`` of one slice spacing or more,
+    and less for a shorter one. There is an odd number of weights, the slice's own in the middle, whose squares sum to
+    1; ``(1.0,)`` for length 0. Raises ``ValueError`` for a negative length, or a spacing that is not positive.
     """
     if not 0 <= length_mm < math.inf:
         raise ValueError(f"length_mm must be 0 (independent slices) or positive and finite, got {length_mm}")

@@ -37,8 +37,7 @@ class Sampler:
         eta: DDIM's noise, 0 for none.
 
     Raises:
-        ValueError: for an unknown solver or prediction type, a negative ``eta``, or a number of steps that the
-            training schedule does not have.
+        ValueError: for an unknown solver or prediction type, a negative ``eta``, or more steps than training timesteps.
     """
 
     def __init__(self, scheduler: Any, solver: str = "ddim", num_inference_steps: int = 50, eta: float = 0.0) -> None:
@@ -58,10 +57,7 @@ class Sampler:
     def __call__(self, predict: Predict, draw: Draw, on_step: OnStep | None = None) -> torch.Tensor:
         """Clean images ``(B, 1, H, W)`` in [-1, 1], from the first noise that ``draw`` returns.
 
-        Args:
-            predict: the network, given its contours.
-            draw: standard normal noise ``(B, 1, H, W)``: the start, and that of each step of a solver that adds noise.
-            on_step: receives the number of each step and its predicted clean image.
+        A solver that adds noise draws again at each step; ``on_step`` receives each step's number and clean image.
         """
         x = draw()
         steps = [level.timestep for level in self.schedule]

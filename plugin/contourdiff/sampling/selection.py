@@ -99,14 +99,12 @@ def choose(draw: Draw, slice_indices: Sequence[int], rules: SelectionRules) -> I
         The choice and the chosen ``(H, W)`` slice, in slice order.
 
     Notes:
-        The paper's code compares in uint8, where differences wrap; here distances are float64. It has no limit of
-        rounds for a first slice, and compares with a stale slice after giving up; here the loop ends by construction
-        and the neighbor is always the chosen one. After a gap of slices without contour the mean rule applies again,
-        for what lies beyond the gap is no neighbor.
+        The paper's code compares in uint8, where differences wrap, has no limit of rounds for a first slice, and
+        compares with a stale slice after giving up. Here distances are float64, the loop ends by construction, and the
+        neighbor is always the chosen one. After a gap of slices without contour the mean rule applies again.
 
     References:
-        Chen et al., "ContourDiff: Unpaired Image-to-Image Translation with Structural Consistency for Medical
-        Imaging", arXiv 2403.10786.
+        Chen et al., "ContourDiff: Unpaired Image Translation with Contour-Guided Diffusion Models", arXiv 2403.10786.
 
     Example:
         >>> import torch

@@ -37,14 +37,10 @@ OnStep = Callable[[int, torch.Tensor], None]
 
 
 def even_schedule(alphas_cumprod: torch.Tensor, num_inference_steps: int) -> list[NoiseLevel]:
-    """Evenly spaced timesteps, descending from the last training timestep to 0; a single step is the noisiest.
+    """Evenly spaced timesteps, descending from ``T - 1`` to 0; a single step is the noisiest.
 
-    Args:
-        alphas_cumprod: ``(T,)`` cumulative products of the training schedule.
-        num_inference_steps: number of levels; ``T`` takes every training timestep.
-
-    Raises:
-        ValueError: unless ``1 <= num_inference_steps <= T``.
+    ``alphas_cumprod (T,)`` are the cumulative products of the training schedule; ``T`` steps take every timestep.
+    Raises ``ValueError`` unless ``1 <= num_inference_steps <= T``.
     """
     total = len(alphas_cumprod)
     _check_steps(total, num_inference_steps)
@@ -57,16 +53,10 @@ def even_schedule(alphas_cumprod: torch.Tensor, num_inference_steps: int) -> lis
 def karras_schedule(alphas_cumprod: torch.Tensor, num_inference_steps: int) -> list[NoiseLevel]:
     """Noise levels that are dense near the clean image (Karras et al., arXiv 2206.00364, eq. 5).
 
-    ``sigma`` falls from that of the last training timestep to that of the first; a single step is the noisiest. The
-    timestep of a level is the nearest on the logarithm of the training levels. With many steps (79 or more of 1000 for
-    beta from 1e-4 to 0.02) low levels share a timestep, as in diffusers; the levels themselves always differ.
-
-    Args:
-        alphas_cumprod: ``(T,)`` cumulative products of the training schedule, strictly falling, between 0 and 1.
-        num_inference_steps: number of levels, at most ``T``.
-
-    Raises:
-        ValueError: unless ``1 <= num_inference_steps <= T``, or for a schedule that reaches 0 or 1 or does not fall.
+    ``sigma`` falls from that of the last training timestep to that of the first. The timestep of a level is the nearest
+    on the logarithm of the training levels; with many steps (79 or more of 1000 for beta from 1e-4 to 0.02) low levels
+    share one, as in diffusers. Raises ``ValueError`` as :func:`even_schedule`, or unless ``alphas_cumprod (T,)`` fall
+    strictly between 1 and 0.
     """
     _check_steps(len(alphas_cumprod), num_inference_steps)
     alpha_bars = alphas_cumprod.detach().cpu().double().numpy()
@@ -87,16 +77,9 @@ def clean_image(
 ) -> torch.Tensor:
     """Clean image that a network's output implies, for ``x = sqrt(alpha_bar) * x0 + sqrt(1 - alpha_bar) * epsilon``.
 
-    Args:
-        output: what the network predicts, shaped like ``x``.
-        x: noisy image.
-        alpha_bar: of the noise level of ``x``.
-        prediction_type: ``"epsilon"``, or ``"v_prediction"`` for ``v = sqrt(alpha_bar) * epsilon - sqrt(1 -
-            alpha_bar) * x0`` (Salimans and Ho, arXiv 2202.00512).
-        clip: clip to [-1, 1], the range of training images.
-
-    Raises:
-        ValueError: for another prediction type.
+    ``output`` is ``epsilon``, or with ``"v_prediction"`` the velocity ``sqrt(alpha_bar) * epsilon - sqrt(1 - alpha_bar)
+    * x0`` (Salimans and Ho, arXiv 2202.00512). ``clip`` limits the result to [-1, 1], the range of training images.
+    Raises ``ValueError`` for another prediction type.
     """
     if prediction_type not in PREDICTION_TYPES:
         raise ValueError(f"prediction_type must be one of {PREDICTION_TYPES}, got {prediction_type!r}")
@@ -200,11 +183,10 @@ def _clean_and_noise(denoise: Denoise, x: torch.Tensor, level: NoiseLevel) -> tu
 
 
 def _multistep_weights(schedule: Schedule) -> list[tuple[float, float, float]]:
-    """Weights of each step: of ``x``, of the clean image, of its last change (Lu et al., Algorithm 2).
+    """Weights of ``x``, of the clean image and of its last change in each step (Lu et al., Algorithm 2).
 
-    With ``lambda = -log(sigma)`` and ``h_i`` its growth in step i they are ``sigma_t / sigma_s`` of the paper, whose
-    sigma is ``sigma / sqrt(1 + sigma^2)`` here, then ``-alpha_t (exp(-h_i) - 1)`` and ``1 / (2 r_i)``,
-    ``r_i = h_{i-1} / h_i``. The last change has no weight in the first step and in the last.
+    With ``h_i`` the growth of ``-log(sigma)`` in step i: ``sigma_t / sigma_s`` of the paper, whose sigma is ``sigma /
+    sqrt(1 + sigma^2)`` here, ``-alpha_t (exp(-h_i) - 1)``, and ``h_i / (2 h_{i-1})``, 0 in the first step and the last.
     """
     sigmas = [level.sigma for level in schedule]
     weights = []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parts of a training: inferer, slices, handlers."""
+"""Components of a training: inferer, slice dataset, handlers."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Handlers that MONAI lacks: repeatable epochs, gradient clipping, and pictures of translations while training."""
+"""Handlers that MONAI lacks: repeatable epochs, gradient clipping, checkpoints, weights, and sample pictures."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +14,31 @@ from ignite.engine import Engine, Events
 from matplotlib.figure import Figure
 from monai.data.utils import set_rnd
 from monai.engines.utils import IterationEvents
-from monai.networks.schedulers import Scheduler
+from monai.handlers import CheckpointLoader, CheckpointSaver
 from torch import nn
 
 from contourdiff.data.atomic import atomic_write
+from contourdiff.inference.denoiser import Denoiser
 from contourdiff.sampling.neighbor_guided import first_condition
-from contourdiff.sampling.noise import CandidateKey, NoiseStream
-from contourdiff.sampling.solvers import ddim
+from contourdiff.sampling.sampler import Sampler
 
 
+def loss_of_output(output: Mapping[str, Any]) -> Any:
+    """Loss in a trainer's output, an ``output_transform`` for logging handlers."""
+    return output["loss"]
+
+
+@dataclass(eq=False)
 class EpochSeeder:
-    """Seed everything from (seed, epoch) as an epoch starts, so that a resumed training draws what it would have drawn.
+    """Seed all random generators from (seed, epoch) when an epoch starts, so that a resumed training repeats its draws.
 
     Args:
-        seed: the run's seed.
-        dataset: dataset whose random transforms are seeded too.
+        seed: seed of the training.
+        dataset: its random transforms are seeded, too.
     """
 
-    def __init__(self, seed: int, dataset: Any) -> None:
-        self.seed = seed
-        self.dataset = dataset
+    seed: int
+    dataset: Any
 
     def attach(self, engine: Engine) -> None:
         """Attach to the trainer."""
@@ -46,40 +52,69 @@ class EpochSeeder:
         set_rnd(self.dataset, seed=seed)
 
 
+@dataclass(eq=False)
 class GradientClipper:
-    """Clip the gradient's norm between the backward pass and the optimizer's step.
+    """Clip the norm of the gradient between the backward pass and the step of the optimizer.
 
     Args:
         max_norm: largest norm; the paper clips at 1.
     """
 
-    def __init__(self, max_norm: float = 1.0) -> None:
-        self.max_norm = max_norm
+    max_norm: float = 1.0
 
     def attach(self, engine: Engine) -> None:
         """Attach to a ``SupervisedTrainer``."""
         engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)
 
     def __call__(self, engine: Any) -> None:
-        """Clip; gradients of mixed precision are unscaled first."""
+        """Clip; gradients of mixed precision are unscaled before."""
         if getattr(engine, "scaler", None) is not None:
             engine.scaler.unscale_(engine.optimizer)
         torch.nn.utils.clip_grad_norm_(engine.network.parameters(), self.max_norm)
 
 
-class WeightsSaver:
-    """Write the state dict of a network as float32 tensors, whole or not at all, every so many epochs and at the end.
+@dataclass(eq=False)
+class Checkpoints:
+    """Save checkpoints with MONAI's ``CheckpointSaver`` and resume from one with its ``CheckpointLoader``.
+
+    The trainer is saved, too. A component of its own, because a saver that refers to the trainer cannot be in the
+    trainer's list of handlers.
 
     Args:
-        network: network to save, here the moving average of the trained one.
-        path: file to write, replaced each time.
+        objects: networks, optimizers and schedulers by name, with a state dict each.
+        output_dir: folder of ``checkpoint_epoch=<epoch>.pt``; the last one is kept.
+        interval: epochs between two checkpoints.
+        resume_from: checkpoint to load when training starts; ``None`` starts anew.
+        device: device for the loaded tensors.
+    """
+
+    objects: Mapping[str, Any]
+    output_dir: str
+    interval: int = 1
+    resume_from: str | None = None
+    device: Any = "cpu"
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the trainer."""
+        objects = {"trainer": engine, **self.objects}
+        CheckpointSaver(self.output_dir, objects, save_interval=self.interval, n_saved=1).attach(engine)
+        if self.resume_from:
+            CheckpointLoader(self.resume_from, objects, map_location=self.device).attach(engine)
+
+
+@dataclass(eq=False)
+class WeightsSaver:
+    """Write the state dict of a network to ``model.pt``, whole or not at all, every few epochs and at the end.
+
+    Args:
+        network: network to save, such as the moving average of the trained one.
+        output_dir: folder of ``model.pt``, which is replaced each time.
         interval: epochs between two writes.
     """
 
-    def __init__(self, network: nn.Module, path: str, interval: int = 1) -> None:
-        self.network = network
-        self.path = Path(path)
-        self.interval = interval
+    network: nn.Module
+    output_dir: str
+    interval: int = 1
 
     def attach(self, engine: Engine) -> None:
         """Attach to the trainer."""
@@ -87,73 +122,65 @@ class WeightsSaver:
         engine.add_event_handler(Events.COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        """Write aside, then rename."""
+        """Write the file."""
         state = {key: value.detach().cpu() for key, value in self.network.state_dict().items()}
-        with atomic_write(self.path) as aside:
+        with atomic_write(Path(self.output_dir) / "model.pt") as aside:
             torch.save(state, aside)
 
 
-class TranslationPictures:
-    """Translate the contours of a few held-out slices now and then, and write one picture: image, contour, translation.
+@dataclass(eq=False)
+class SamplePictures:
+    """Translate a few held-out slices every few epochs; write one picture of image, contour and translation.
 
     Args:
-        network: network to look at.
+        network: network to sample from.
         dataset: items with ``image`` in [-1, 1] and ``contour``, both ``(1, H, W)``.
-        scheduler: noise scheduler of the training.
-        output_dir: pictures go there as ``translations_<epoch>.png``.
+        sampler: solver, number of steps and noise scheduler.
+        output_dir: folder of ``translations_<epoch>.png``.
         interval: epochs between two pictures.
-        count: how many slices, evenly spread over the dataset.
-        num_inference_steps: DDIM steps.
-        device: where the network is.
+        count: number of slices, evenly spread over the dataset.
+        device: device of the network.
     """
 
-    def __init__(
-        self,
-        network: nn.Module,
-        dataset: Sequence[dict[str, torch.Tensor]],
-        scheduler: Scheduler,
-        output_dir: str,
-        interval: int = 10,
-        count: int = 6,
-        num_inference_steps: int = 20,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        self.network = network
-        self.dataset = dataset
-        self.scheduler = scheduler
-        self.output_dir = Path(output_dir)
-        self.interval = interval
-        self.count = count
-        self.num_inference_steps = num_inference_steps
-        self.device = device
+    network: nn.Module
+    dataset: Sequence[dict[str, torch.Tensor]]
+    sampler: Sampler
+    output_dir: str
+    interval: int = 10
+    count: int = 6
+    device: torch.device | str = "cpu"
 
     def attach(self, engine: Engine) -> None:
         """Attach to the trainer."""
         engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self)
 
-    @torch.no_grad()
     def __call__(self, engine: Engine) -> None:
-        """Translate and draw; the network's mode and the training's random state stay as they were."""
+        """Translate and draw; the network's mode and the random state of the training stay the same."""
         positions = np.linspace(0, len(self.dataset) - 1, min(self.count, len(self.dataset))).round().astype(int)
         items = [self.dataset[int(position)] for position in positions]
-        contours = torch.stack([first_condition(item) for item in items]).to(self.device)
-        keys = [CandidateKey(0, "validation", int(position), 0, 0) for position in positions]
-        translations = ddim(
-            lambda x, t: self.network(torch.cat([x, contours], dim=1), t),
-            NoiseStream(keys, (1, *contours.shape[2:]), self.device).draw(),
-            alphas_cumprod=self.scheduler.alphas_cumprod,
-            num_inference_steps=self.num_inference_steps,
-            prediction_type=str(self.scheduler.prediction_type),
-        ).cpu()
-        figure = Figure(figsize=(2.4 * len(items), 7.2))
-        axes = figure.subplots(3, len(items), squeeze=False)
-        rows: tuple[Any, ...] = ([item["image"] for item in items], contours[:, :1].cpu(), translations)
-        for row, (name, pictures) in enumerate(zip(("image", "contour", "translation"), rows, strict=True)):
-            for column, picture in enumerate(pictures):
-                low = 0 if name == "contour" else -1
-                axes[row, column].imshow(np.asarray(picture[0]).T, cmap="gray", origin="lower", vmin=low, vmax=1)
-                axes[row, column].set_axis_off()
-            axes[row, 0].set_title(name, fontsize=8, loc="left")
-        figure.tight_layout()
-        with atomic_write(self.output_dir / f"translations_{engine.state.epoch:05d}.png") as aside:
+        conditions = torch.stack([first_condition(item) for item in items]).to(self.device)
+        denoise = Denoiser(self.network, self.sampler, batch_size=len(items))
+        translations = denoise(conditions, [("validation", int(position), 0, 0) for position in positions]).cpu()
+        figure = _figure(
+            {
+                "image": [(item["image"][0] + 1) * 127.5 for item in items],
+                "contour": [255 * contour[0] for contour in conditions.cpu()],
+                "translation": list(translations),
+            }
+        )
+        with atomic_write(Path(self.output_dir) / f"translations_{engine.state.epoch:05d}.png") as aside:
             figure.savefig(aside, format="png", dpi=80)
+
+
+def _figure(rows: Mapping[str, Sequence[torch.Tensor]]) -> Figure:
+    """A titled row of images for each entry, gray levels ``(H, W)`` in [0, 255]."""
+    columns = len(next(iter(rows.values())))
+    figure = Figure(figsize=(2.4 * columns, 2.4 * len(rows)))
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for row, (name, images) in zip(axes, rows.items(), strict=True):
+        for axis, image in zip(row, images, strict=True):
+            axis.imshow(np.asarray(image).T, cmap="gray", origin="lower", vmin=0, vmax=255)
+            axis.set_axis_off()
+        row[0].set_title(name, fontsize=8, loc="left")
+    figure.tight_layout()
+    return figure

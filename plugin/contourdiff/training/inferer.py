@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training's sockets: the batch (image, contour, noise, timestep) and the network's answer to it."""
+"""Batches (image, contour, noise, timestep) and network outputs of the diffusion training."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ class ContourDiffusionInferer(DiffusionInferer):
 
     Args:
         scheduler: noise scheduler of the training.
-        amp: run the network in bfloat16 where autocast holds it safe, on whatever device the images are. MONAI's own
-            ``amp`` of the engines knows CUDA alone.
+        amp: run the network under autocast in bfloat16, on any device; the ``amp`` of MONAI's engines is CUDA only.
     """
 
     def __init__(self, scheduler: Scheduler, amp: bool = False) -> None:
@@ -52,18 +51,18 @@ class ContourDiffusionInferer(DiffusionInferer):
 
 
 class ContourPrepareBatch(DiffusionPrepareBatch):
-    """MONAI's ``DiffusionPrepareBatch`` for contours, with the target that the scheduler's prediction type asks for.
+    """MONAI's ``DiffusionPrepareBatch`` for contours, with the target of the scheduler's prediction type.
 
     Args:
-        scheduler: noise scheduler; its ``prediction_type`` decides the target (``epsilon`` or ``v_prediction``).
+        scheduler: noise scheduler; its ``prediction_type`` defines the target, ``epsilon`` or ``v_prediction``.
         condition_name: key of the contour in the batch.
         timestep_draws: a timestep is the largest of this many uniform draws: 1 is uniform, 2 spends more training on
-            high noise, where the contour decides the picture.
-        contour_dropout: an item's contour is emptied with this probability; 1 trains without any condition.
-        neighbor_probability: where items have a ``neighbor`` in [-1, 1], it is concatenated to the contour with this
-            probability, and an empty one else.
-        fixed_seed: if given, noise is drawn from this seed and timesteps are spread evenly over the batch, always the
-            same: for a validation loss that can be compared between epochs.
+            high noise, where the contour matters most.
+        contour_dropout: probability of an empty contour; 1 trains without any condition.
+        neighbor_probability: probability that an item's ``neighbor`` in [-1, 1] is concatenated to its contour;
+            otherwise an empty one is. Without effect on items that have no ``neighbor``.
+        fixed_seed: if given, every batch has the same noise and timesteps, the latter spread evenly, so that
+            validation losses of different epochs are comparable.
     """
 
     def __init__(
@@ -88,7 +87,7 @@ class ContourPrepareBatch(DiffusionPrepareBatch):
         self.fixed_seed = fixed_seed
 
     def __call__(self, batchdata: dict[str, torch.Tensor], *args: Any, **kwargs: Any) -> Any:
-        """Images, target, and noise, timesteps and conditions by name; some conditions emptied, as told above."""
+        """Images, target, and a dictionary of noise, timesteps and conditions."""
         name = str(self.condition_name)
         contours = torch.as_tensor(batchdata[name])
         if self.contour_dropout:
@@ -117,7 +116,7 @@ class ContourPrepareBatch(DiffusionPrepareBatch):
         return spread.long()
 
     def get_target(self, images: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """What the network shall say: the noise, or the velocity of Salimans and Ho (arXiv 2202.00512)."""
+        """Training target: the noise, or the velocity of Salimans and Ho (arXiv 2202.00512)."""
         if self.scheduler.prediction_type == "v_prediction":
             velocity: torch.Tensor = self.scheduler.get_velocity(images, noise, timesteps)
             return velocity
@@ -125,5 +124,5 @@ class ContourPrepareBatch(DiffusionPrepareBatch):
 
 
 def _drawn(probability: float, items: torch.Tensor) -> torch.Tensor:
-    """For each item of a batch, whether it is taken: ``(B, 1, 1, 1)``."""
+    """One random decision an item, true with the given probability: ``(B, 1, 1, 1)``."""
     return (torch.rand(len(items)) < probability).view(-1, 1, 1, 1).to(items.device)

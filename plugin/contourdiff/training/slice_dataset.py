@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Volumes cut into slices on the fly."""
+"""Slices of volumes as a dataset."""
 
 from __future__ import annotations
 
@@ -15,22 +15,21 @@ from torch.utils.data import Dataset
 class SliceDataset(Dataset, Randomizable):
     """Every slice with foreground of every volume, as two-dimensional items.
 
-    A 2-D image is a volume with one slice. The volumes are asked for by index, so a ``CacheDataset`` or a
-    ``PersistentDataset`` of MONAI decides whether they stay in memory; each is read once at the start to see which of
-    its slices are worth training on.
+    A 2-D image is a volume with one slice. Volumes are read by index, so a ``CacheDataset`` or ``PersistentDataset`` of
+    MONAI decides whether they stay in memory. Each is read once at the start to find its slices with foreground.
 
     Args:
         volumes: dataset of dictionaries with ``keys`` of shape ``(C, H, W, D)``.
-        keys: keys to cut; the first one decides which slices have foreground. Other keys are left out.
-        slice_axis: spatial axis along which the slices are stacked.
-        min_foreground: slices with a smaller share of pixels above 0 in the first key are left out.
-        allow_empty: let a dataset without any slice pass, for a validation that nobody is held out for.
-        neighbors: give each slice also an adjacent one of its volume as ``neighbor``, cut from the first key: the one
-            before every other slice, the one behind the rest.
-        transform: applied to each slice (``(C, H, W)`` per key); its random parts follow ``set_random_state``.
+        keys: keys to cut into slices, the first of which defines the foreground; other keys are left out.
+        slice_axis: spatial axis along which slices are stacked.
+        min_foreground: slices with a smaller share of pixels above 0 are left out.
+        transform: applied to each slice (``(C, H, W)`` per key); ``set_random_state`` seeds its random transforms.
+        allow_empty: accept a dataset without slices, such as a validation without held-out patients.
+        neighbors: add an adjacent slice of the first key as ``neighbor``: the one before for every other slice, the
+            one after for the rest.
 
     Raises:
-        ValueError: if no slice of any volume has foreground, or a volume has one slice where neighbors are wanted.
+        ValueError: if no slice of any volume has foreground, or ``neighbors`` is set and a volume has one slice.
     """
 
     def __init__(
@@ -63,8 +62,8 @@ class SliceDataset(Dataset, Randomizable):
         if single:
             raise ValueError(
                 "neighbor-guided training learns from adjacent slices: expected volumes of 2 slices or more along axis "
-                f"{self.slice_axis}, got {len(single)} single slices among {len(self.volumes)} images; give "
-                "volumes, or set neighbor_guided to false"
+                f"{self.slice_axis}, got {len(single)} single slices among {len(self.volumes)} images; pass volumes, "
+                "or set neighbors to false"
             )
 
     def _foreground_slices(self, image: torch.Tensor, min_foreground: float) -> torch.Tensor:

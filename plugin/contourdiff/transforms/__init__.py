@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-from contourdiff.transforms.background_filter import BackgroundFilter, BackgroundFilterd, BackgroundFilterDict
-from contourdiff.transforms.contour import Contour, Contourd, ContourDict
-from contourdiff.transforms.gray_levels import GrayLevels, GrayLevelsd, GrayLevelsDict
-from contourdiff.transforms.in_plane_resample import ChunkedResample, ChunkedSpacingd, ChunkedSpacingDict
-from contourdiff.transforms.in_plane_smooth import InPlaneSmooth, InPlaneSmoothd, InPlaneSmoothDict
-from contourdiff.transforms.rand_contour import RandContour, RandContourd, RandContourDict
-from contourdiff.transforms.remap_labels import RemapLabels, RemapLabelsd, RemapLabelsDict
-from contourdiff.transforms.slicewise import Slicewise, Slicewised, SlicewiseDict
+from contourdiff.transforms.background_filter import BackgroundFilter, BackgroundFilterd
+from contourdiff.transforms.contour import Contour, Contourd
+from contourdiff.transforms.gray_levels import GrayLevels, GrayLevelsd
+from contourdiff.transforms.in_plane_resample import InPlaneResampled
+from contourdiff.transforms.rand_contour import RandContour, RandContourd
+from contourdiff.transforms.remap_labels import RemapLabels, RemapLabelsd
+from contourdiff.transforms.slicewise import Slicewise, Slicewised

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Background filter, slice by slice."""
+"""Set what is not body to 0, slice by slice."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
+
 import numpy as np
-from monai.config import KeysCollection, NdarrayOrTensor
+from monai.config import NdarrayOrTensor
 from monai.transforms import Transform
 
 from contourdiff.contours import background_filter
@@ -12,37 +15,32 @@ from contourdiff.transforms.keyed import KeyedTransform
 from contourdiff.transforms.slicewise import slicewise
 
 
+@dataclass(eq=False)
 class BackgroundFilter(Transform):
     """Set what is not body to 0, slice by slice: see :func:`contourdiff.contours.foreground_mask`.
 
     Args:
         slice_axis: spatial axis along which slices are stacked, 0 for the first after the channel.
         classes: number of multi-Otsu classes.
-        min_object_mm2: smaller objects are removed; in mm², so that it holds for any in-plane spacing.
-        max_hole_mm2: enclosed holes up to this area are filled, in mm².
+        min_object_mm2: smaller objects are removed, in mm².
+        max_hole_mm2: larger enclosed holes stay open, in mm².
     """
 
-    def __init__(
-        self, slice_axis: int = 0, classes: int = 2, min_object_mm2: float = 9600.0, max_hole_mm2: float = 3600.0
-    ) -> None:
-        self.slice_axis = slice_axis
-        self.classes = classes
-        self.min_object_mm2 = min_object_mm2
-        self.max_hole_mm2 = max_hole_mm2
+    slice_axis: int = 0
+    classes: int = 2
+    min_object_mm2: float = 9600.0
+    max_hole_mm2: float = 3600.0
 
     def __call__(self, img: NdarrayOrTensor) -> NdarrayOrTensor:
         """Filter ``img``: ``(C, H, W)`` or ``(C, H, W, D)`` gray levels in [0, 255] -> the same shape and type."""
         pixel_mm2 = _pixel_mm2(img, self.slice_axis)
-
-        def one(image: np.ndarray) -> np.ndarray:
-            return background_filter(
-                image,
-                classes=self.classes,
-                min_object_px=self.min_object_mm2 / pixel_mm2,
-                max_hole_px=self.max_hole_mm2 / pixel_mm2,
-            )
-
-        return slicewise(img, self.slice_axis, one)
+        function = partial(
+            background_filter,
+            classes=self.classes,
+            min_object_px=self.min_object_mm2 / pixel_mm2,
+            max_hole_px=self.max_hole_mm2 / pixel_mm2,
+        )
+        return slicewise(img, self.slice_axis, function)
 
 
 def _pixel_mm2(img: NdarrayOrTensor, slice_axis: int) -> float:
@@ -55,22 +53,6 @@ def _pixel_mm2(img: NdarrayOrTensor, slice_axis: int) -> float:
 
 
 class BackgroundFilterd(KeyedTransform):
-    """Dictionary version of :class:`BackgroundFilter`."""
+    """Dictionary version of :class:`BackgroundFilter`, whose keyword arguments it takes."""
 
-    def __init__(
-        self,
-        keys: KeysCollection,
-        slice_axis: int = 0,
-        classes: int = 2,
-        min_object_mm2: float = 9600.0,
-        max_hole_mm2: float = 3600.0,
-        allow_missing_keys: bool = False,
-    ) -> None:
-        super().__init__(
-            keys,
-            BackgroundFilter(slice_axis, classes, min_object_mm2, max_hole_mm2),
-            allow_missing_keys=allow_missing_keys,
-        )
-
-
-BackgroundFilterDict = BackgroundFilterd
+    array_class = BackgroundFilter

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import torch
-from monai.config import KeysCollection, NdarrayOrTensor
+from monai.config import NdarrayOrTensor
 from monai.transforms import Transform
 from monai.utils import convert_to_dst_type, convert_to_numpy
 
@@ -33,10 +33,6 @@ class GrayLevels(Transform):
 
 
 class GrayLevelsd(KeyedTransform):
-    """Dictionary version of :class:`GrayLevels`."""
+    """Dictionary version of :class:`GrayLevels`, whose keyword arguments it takes."""
 
-    def __init__(self, keys: KeysCollection, dtype: str = "float32", allow_missing_keys: bool = False) -> None:
-        super().__init__(keys, GrayLevels(dtype), allow_missing_keys=allow_missing_keys)
-
-
-GrayLevelsDict = GrayLevelsd
+    array_class = GrayLevels

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dictionary versions of :mod:`contourdiff.transforms.contour`."""
+"""Base class of the dictionary transforms of this package."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
@@ -12,27 +12,29 @@ from monai.utils import ensure_tuple
 
 
 class KeyedTransform(MapTransform):
-    """An array transform, applied to the item of every key.
+    """Apply an array transform, the class attribute ``array_class``, to the item of every key.
 
     Args:
         keys: items to transform.
-        transform: the array transform.
-        output_keys: where the results go, one for each key; ``None`` replaces the items.
+        output_keys: keys of the results, one for each of ``keys``; ``None`` replaces the items.
         allow_missing_keys: do not raise where a key is absent.
+        kwargs: keyword arguments of the array transform.
     """
+
+    array_class: ClassVar[Callable[..., Any]]
 
     def __init__(
         self,
         keys: KeysCollection,
-        transform: Callable[[Any], Any],
         output_keys: KeysCollection | None = None,
         allow_missing_keys: bool = False,
+        **kwargs: Any,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.output_keys = self.keys if output_keys is None else ensure_tuple(output_keys)
         if len(self.output_keys) != len(self.keys):
             raise ValueError(f"expected one output key for each of {self.keys}, got {self.output_keys}")
-        self.transform = transform
+        self.transform = self.array_class(**kwargs)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Put the transformed item of every key of ``data`` under its output key."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random contours for training: sparser, denser, broken and cluttered ones, as another scanner's may be."""
+"""Random contours for training: sparser or denser, with gaps and with false edges."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from monai.config import KeysCollection, NdarrayOrTensor
-from monai.transforms import RandomizableTransform
+from monai.config import NdarrayOrTensor
+from monai.transforms import Randomizable, RandomizableTransform
 from monai.utils import convert_to_dst_type, convert_to_numpy
 from scipy.ndimage import label
 
@@ -20,7 +20,7 @@ REMAP_KNOTS = 4
 
 
 def contour_fragments(contour: np.ndarray, cell_px: int, offset: tuple[int, int] = (0, 0)) -> tuple[np.ndarray, int]:
-    """Number the pieces of a contour that lie connected within one cell of a grid.
+    """Number the fragments of a contour: pieces that are connected within a cell of a grid.
 
     Args:
         contour: ``(H, W)``, nonzero on the contour.
@@ -42,21 +42,20 @@ def contour_fragments(contour: np.ndarray, cell_px: int, offset: tuple[int, int]
 
 
 class RandContour(RandomizableTransform):
-    """Canny contour with random smoothing and thresholds, from which fragments are lost and to which some are added.
+    """Canny contour with random smoothing and thresholds, random gaps and random false edges.
 
-    The contour of a CT is not that of an MR: where one shows an edge the other may show none. A network that has seen
-    only perfect contours paints every stray edge and leaves every gap. What is added are fragments of the same
-    contour, moved elsewhere, so that they look like edges.
+    CT and MR do not show the same edges. A network trained on perfect contours alone follows every false edge and
+    leaves every gap. False edges are fragments of the same contour, moved elsewhere.
 
     Args:
-        sigma_px: smallest and largest smoothing before the gradient, in pixels; drawn uniformly.
-        high_threshold: smallest and largest upper threshold, in gray levels; drawn uniformly on a logarithmic scale.
+        sigma_px: range of the smoothing before the gradient, in pixels; uniform.
+        high_threshold: range of the upper threshold, in gray levels; uniform on a logarithmic scale.
         low_ratio: lower threshold as a share of the upper one.
-        dropout: a share of the fragments drawn from 0 to this is lost.
-        clutter: a share of the fragments drawn from 0 to this is repeated elsewhere.
-        cell_px: fragments are connected pieces within squares of this side.
-        remap: gray levels are remapped with this probability, by a curve through ``REMAP_KNOTS`` random levels, blended
-            with the image itself by a random share. Air, exactly 0, stays 0.
+        dropout: largest share of the fragments to remove; the share is uniform from 0.
+        clutter: largest share of the fragments to repeat elsewhere; the share is uniform from 0.
+        cell_px: side of the squares that cut the contour into fragments.
+        remap: probability of remapping gray levels by a curve through ``REMAP_KNOTS`` random levels, blended with the
+            image by a random share. Air, exactly 0, stays 0.
     """
 
     def __init__(
@@ -126,46 +125,13 @@ class RandContour(RandomizableTransform):
         return kept | np.roll(repeated, shift, axis=(0, 1))
 
 
-class RandContourd(RandomizableTransform, KeyedTransform):
-    """Dictionary version of :class:`RandContour`; each key has its own draws.
+class RandContourd(Randomizable, KeyedTransform):
+    """Dictionary version of :class:`RandContour`, whose keyword arguments it takes; each key has its own draws."""
 
-    Args:
-        keys: images whose contour is wanted.
-        output_keys: where the contours go; ``None`` replaces the images.
-        sigma_px: see :class:`RandContour`, as the arguments below.
-        high_threshold: see :class:`RandContour`.
-        low_ratio: see :class:`RandContour`.
-        dropout: see :class:`RandContour`.
-        clutter: see :class:`RandContour`.
-        cell_px: see :class:`RandContour`.
-        remap: see :class:`RandContour`.
-        allow_missing_keys: do not raise where a key is absent.
-    """
-
-    transform: RandContour
-
-    def __init__(
-        self,
-        keys: KeysCollection,
-        output_keys: KeysCollection | None = None,
-        sigma_px: Sequence[float] = (1.0, 1.0),
-        high_threshold: Sequence[float] = (40.0, 40.0),
-        low_ratio: float = 0.5,
-        dropout: float = 0.0,
-        clutter: float = 0.0,
-        cell_px: int = 8,
-        remap: float = 0.0,
-        allow_missing_keys: bool = False,
-    ) -> None:
-        contour = RandContour(sigma_px, high_threshold, low_ratio, dropout, clutter, cell_px, remap)
-        KeyedTransform.__init__(self, keys, contour, output_keys, allow_missing_keys)
-        RandomizableTransform.__init__(self, prob=1.0)
+    array_class = RandContour
 
     def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> RandContourd:
         """Seed the draws."""
         super().set_random_state(seed, state)
         self.transform.set_random_state(seed, state)
         return self
-
-
-RandContourDict = RandContourd

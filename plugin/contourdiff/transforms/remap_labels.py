@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Label values of a source joined to the classes of a segmentation."""
+"""Map label values to the classes of a segmentation."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
-from monai.config import KeysCollection, NdarrayOrTensor
+from monai.config import NdarrayOrTensor
 from monai.transforms import Transform
 from monai.utils import convert_to_dst_type, convert_to_numpy
 
@@ -20,7 +20,7 @@ class RemapLabels(Transform):
 
     Args:
         label_map: a :class:`contourdiff.data.label_map.LabelMap` or its file.
-        side: whose values come in, ``"ct"`` or ``"mr"``.
+        side: source of the labels, ``"ct"`` or ``"mr"``.
     """
 
     def __init__(self, label_map: LabelMap | str, side: str) -> None:
@@ -28,7 +28,7 @@ class RemapLabels(Transform):
         self.values = loaded.values(side)
 
     def __call__(self, img: NdarrayOrTensor) -> NdarrayOrTensor:
-        """Label of any shape -> class numbers of that shape, float32 as MONAI's losses and resampling want it."""
+        """Label of any shape -> class numbers of that shape, float32, as MONAI's losses and resampling require."""
         data = np.rint(convert_to_numpy(img)).astype(np.int64)
         out = np.zeros(data.shape, dtype=np.float32)
         for number, values in self.values.items():
@@ -37,12 +37,6 @@ class RemapLabels(Transform):
 
 
 class RemapLabelsd(KeyedTransform):
-    """Dictionary version of :class:`RemapLabels`."""
+    """Dictionary version of :class:`RemapLabels`, whose keyword arguments it takes."""
 
-    def __init__(
-        self, keys: KeysCollection, label_map: LabelMap | str, side: str, allow_missing_keys: bool = False
-    ) -> None:
-        super().__init__(keys, RemapLabels(label_map, side), allow_missing_keys=allow_missing_keys)
-
-
-RemapLabelsDict = RemapLabelsd
+    array_class = RemapLabels

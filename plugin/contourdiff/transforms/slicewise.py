@@ -4,28 +4,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from monai.config import KeysCollection, NdarrayOrTensor
+from monai.config import NdarrayOrTensor
 from monai.transforms import Transform
 from monai.utils import convert_to_dst_type, convert_to_numpy
 
 from contourdiff.transforms.keyed import KeyedTransform
 
 
+@dataclass(eq=False)
 class Slicewise(Transform):
-    """Another transform, slice by slice, so that only a slice at a time takes the memory of its steps.
+    """Apply another transform slice by slice, so that its temporary memory is that of one slice.
 
     Args:
         transform: takes and returns a slice ``(H, W)`` of the same shape, such as MONAI's ``ScaleIntensityRange``.
         slice_axis: spatial axis along which slices are stacked, 0 for the first after the channel.
     """
 
-    def __init__(self, transform: Callable[[Any], Any], slice_axis: int = 0) -> None:
-        self.transform = transform
-        self.slice_axis = slice_axis
+    transform: Callable[[Any], Any]
+    slice_axis: int = 0
 
     def __call__(self, img: NdarrayOrTensor) -> NdarrayOrTensor:
         """Transform ``img``, ``(C, H, W)`` or ``(C, H, W, D)`` -> the same shape, float32."""
@@ -52,16 +53,6 @@ def slicewise(img: NdarrayOrTensor, slice_axis: int, function: Callable[[np.ndar
 
 
 class Slicewised(KeyedTransform):
-    """Dictionary version of :class:`Slicewise`."""
+    """Dictionary version of :class:`Slicewise`, whose keyword arguments it takes."""
 
-    def __init__(
-        self,
-        keys: KeysCollection,
-        transform: Callable[[Any], Any],
-        slice_axis: int = 0,
-        allow_missing_keys: bool = False,
-    ) -> None:
-        super().__init__(keys, Slicewise(transform, slice_axis), allow_missing_keys=allow_missing_keys)
-
-
-SlicewiseDict = Slicewised
+    array_class = Slicewise

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names of NIfTI files and the case ids in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+NIFTI_SUFFIXES = (".nii.gz", ".nii")
+
+
+def is_nifti(path: Path) -> bool:
+    """Whether a path is a NIfTI file by its name, in upper or lower case; hidden files are not."""
+    return path.is_file() and path.name.lower().endswith(NIFTI_SUFFIXES) and not path.name.startswith(".")
+
+
+def case_of(path: str | Path) -> str:
+    """Case id of a file: its name without ``.nii`` or ``.nii.gz``.
+
+    >>> case_of("ct/A.NII.GZ")
+    'A'
+    """
+    name = Path(path).name
+    return next((name[: -len(suffix)] for suffix in NIFTI_SUFFIXES if name.lower().endswith(suffix)), name)
+
+
+def case_name(image: str | Path) -> str:
+    """Case id of an image, without the ``_mr`` of a translation."""
+    return case_of(image).removesuffix("_mr")
+
+
+def nifti_by_case(folder: Path) -> dict[str, Path]:
+    """NIfTI files directly in a folder by case id; empty if the folder does not exist."""
+    return {case_of(path): path for path in sorted(folder.glob("*")) if is_nifti(path)}

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Picture of a translation: CT, contour, MR, and MR with the label's outline, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from monai.data import MetaTensor
+
+from contourdiff.data.atomic import atomic_write
+from contourdiff.data.planes import ResampledPlanes
+
+QUANTILES = (0.1, 0.9)
+"""Share of the slices with a label, or else with a contour, at the first and at the last slice shown."""
+
+
+class Preview:
+    """Draw some slices of a translated case, spread over those with a label, or else with a contour.
+
+    Only the slices shown are resampled.
+
+    Args:
+        slice_axis: axis along which the slices of the contours are stacked.
+        window_hu: CT values shown black and white.
+        columns: number of slices; an odd number shows the middle one.
+    """
+
+    def __init__(self, slice_axis: int = 0, window_hu: tuple[float, float] = (-200.0, 300.0), columns: int = 7) -> None:
+        self.slice_axis = slice_axis
+        self.window_hu = window_hu
+        self.columns = columns
+
+    def save(
+        self, path: str | Path, source: Path, label: Path | None, contours: MetaTensor, translation: MetaTensor
+    ) -> None:
+        """Write the picture as PNG.
+
+        Args:
+            path: file to write.
+            source: CT file.
+            label: label file, if there is one.
+            contours: ``(1, H, W, D)`` on the model's grid, whose slices are shown.
+            translation: ``(1, H, W, D)`` gray levels on any grid.
+        """
+        positions = self._positions(label, contours)
+
+        def planes(volume: Path | MetaTensor, mode: str, window: tuple[float, float] | None = None) -> list[np.ndarray]:
+            resampled = ResampledPlanes(volume, window)
+            return [resampled.plane(contours, self.slice_axis, position, mode) for position in positions]
+
+        given = np.moveaxis(np.asarray(contours[0]), self.slice_axis, 0)
+        mr = planes(translation, "bilinear")
+        rows = [
+            ("CT", planes(source, "bilinear", self.window_hu), 1),
+            ("contour", [given[position] for position in positions], 1),
+            ("MR", mr, 255),
+        ]
+        if label is not None:
+            rows.append(("MR and label", mr, 255))
+        figure = _grid_of_images(rows, None if label is None else planes(label, "nearest"))
+        with atomic_write(path) as aside:
+            figure.savefig(aside, format="png", dpi=90, facecolor="black")
+
+    def _positions(self, label: Path | None, contours: MetaTensor) -> list[int]:
+        """Slices to show, evenly spread over those that are filled."""
+        if label is None:
+            others = tuple(axis for axis in range(3) if axis != self.slice_axis)
+            filled = np.flatnonzero(np.asarray(contours[0]).any(axis=others))
+        else:
+            filled = filled_slices(label, contours, self.slice_axis)
+        if not len(filled):
+            return [0]
+        return [int(position) for position in np.quantile(filled, np.linspace(*QUANTILES, self.columns))]
+
+
+def filled_slices(label: str | Path, target: MetaTensor, slice_axis: int) -> np.ndarray:
+    """Slices of ``target (1, H, W, D)`` that a label is filled in, found on the label's own grid.
+
+    Args:
+        label: NIfTI file; one of its axes runs along the slice axis of ``target``.
+        target: volume whose slices are counted.
+        slice_axis: axis along which they are stacked.
+
+    Returns:
+        Sorted numbers of the slices nearest to the filled slices of the label.
+    """
+    image = nib.load(label)
+    to_target = np.linalg.inv(np.asarray(target.affine, dtype=np.float64)) @ image.affine
+    own_axis = int(np.argmax(np.abs(to_target[slice_axis, :3])))
+    others = tuple(axis for axis in range(3) if axis != own_axis)
+    filled = np.flatnonzero(np.asanyarray(image.dataobj).any(axis=others))
+    centers = np.repeat([[(size - 1) / 2 for size in image.shape]], len(filled), axis=0)
+    centers[:, own_axis] = filled
+    slices = np.rint(centers @ to_target[slice_axis, :3] + to_target[slice_axis, 3]).astype(int)
+    return np.unique(np.clip(slices, 0, target.shape[1 + slice_axis] - 1))
+
+
+def _grid_of_images(rows: Sequence[tuple[str, list[np.ndarray], float]], outlines: list[np.ndarray] | None) -> Figure:
+    """A titled row for each ``(name, images, white)``; the outlines of labels are drawn onto the last row."""
+    columns = len(rows[0][1])
+    figure = Figure(figsize=(2.4 * columns, 2.8 * len(rows)))
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for row, (name, images, white) in enumerate(rows):
+        for ax, image in zip(axes[row], images, strict=True):
+            ax.imshow(image.T, cmap="gray", origin="lower", vmin=0, vmax=white)
+            ax.set_axis_off()
+        axes[row, 0].set_title(name, fontsize=9, color="white", loc="left")
+    for ax, outline in zip(axes[-1], outlines or [], strict=False):
+        _draw_outline(ax, outline.T)
+    for ax in axes.flat:
+        ax.invert_xaxis()
+    figure.tight_layout(pad=0.3)
+    return figure
+
+
+def _draw_outline(ax: Axes, label: np.ndarray) -> None:
+    for value in np.unique(label[label > 0]):
+        ax.contour(label == value, levels=[0.5], colors=[f"C{int(value) % 10}"], linewidths=0.8)
