@@ -102,17 +102,17 @@ SAMPLING = ("solver", "num_inference_steps", "eta")
 EXECUTION = ("batch_size", "amp", "acceleration", "retain_heap")
 
 
-def inferer(kind: type = ContourTranslationInferer, scheduler: Any = SCHEDULER, **options: Any) -> Any:
-    """An inferer whose sampler and execution are given by their arguments."""
-    options = {"rules": RULES, "num_inference_steps": 3, "batch_size": 4, "margin_px": 2, "progress": False} | options
-    sampler = Sampler(scheduler, **{name: options.pop(name) for name in SAMPLING if name in options})
-    execution = Execution(**{name: options.pop(name) for name in EXECUTION if name in options})
-    return kind(sampler, execution=execution, **options)
+def inferer(kind: type = ContourTranslationInferer, scheduler: Any = SCHEDULER, **given: Any) -> Any:
+    """An inferer whose arguments, and those of its sampler and its execution, are given by name."""
+    given = {"rules": RULES, "num_inference_steps": 3, "batch_size": 4, "margin_px": 2, "progress": False} | given
+    sampler = Sampler(scheduler, **{name: given.pop(name) for name in SAMPLING if name in given})
+    execution = Execution(**{name: given.pop(name) for name in EXECUTION if name in given})
+    return kind(sampler, execution=execution, **given)
 
 
-def translate_contours(volume: torch.Tensor, name: str = "a", **options: Any) -> torch.Tensor:
+def translate_contours(volume: torch.Tensor, name: str = "a", **given: Any) -> torch.Tensor:
     """Gray levels ``(H, W, D)`` of one volume of contours, by the tiny network."""
-    return inferer(**options)(as_case([volume], [name]), make_seeded()).as_tensor()[0, 0]
+    return inferer(**given)(as_case([volume], [name]), make_seeded()).as_tensor()[0, 0]
 
 
 def make_seeded() -> torch.nn.Module:

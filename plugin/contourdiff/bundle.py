@@ -28,11 +28,7 @@ COMMENT = "//"
 
 
 def find_bundle(bundle: str | Path | None = None) -> Path:
-    """Folder of the bundle: the given one, or the one beside an editable install of this package.
-
-    Raises:
-        FileNotFoundError: if there is no ``configs/inference.json`` in it.
-    """
+    """Folder of the bundle: the given one, or the one beside an editable install; ``FileNotFoundError`` if absent."""
     root = Path(bundle) if bundle else Path(__file__).resolve().parents[2] / "bundles" / BUNDLE_NAME
     if not (root / "configs" / "inference.json").is_file():
         raise FileNotFoundError(f"expected the bundle {BUNDLE_NAME} at {root}, found none; pass its folder as bundle")
@@ -40,11 +36,7 @@ def find_bundle(bundle: str | Path | None = None) -> Path:
 
 
 def config_files(bundle: str | Path | None = None, overlays: Sequence[str] = (), base: str = "inference") -> list[str]:
-    """Paths of a config of the bundle and of its overlays, given by name.
-
-    Raises:
-        FileNotFoundError: for a missing bundle, config or overlay.
-    """
+    """Paths of a config of the bundle and of its overlays, given by name; ``FileNotFoundError`` if one is missing."""
     configs = find_bundle(bundle) / "configs"
     files = [configs / f"{name}.json" for name in (base, *overlays)]
     if missing := [file.stem for file in files if not file.is_file()]:
@@ -120,13 +112,10 @@ def run_example(folder: str | Path, bundle: str | Path | None = None) -> Path:
 
 
 def run_translation() -> None:
-    """``run`` of ``inference.json``: validate all input, translate, and log a summary.
+    """``run`` of ``inference.json``: validate settings, weights, output folder and cases, translate, log a summary.
 
-    Uses the entries ``network``, ``evaluator``, ``cases`` and ``output_dir`` of the config that calls it. Settings,
-    weights, output folder and cases are validated in this order, before the first case is translated.
-
-    Raises:
-        SystemExit: with one line, and status 1, if nothing can be translated or a case failed.
+    Uses ``network``, ``evaluator``, ``cases`` and ``output_dir`` of the config that calls it. Raises ``SystemExit``
+    with one line, and status 1, if nothing can be translated or a case failed.
     """
     with _exit_status():
         parser = _caller(ConfigParser)
@@ -135,11 +124,7 @@ def run_translation() -> None:
 
 
 def check_settings() -> None:
-    """Step of a config's ``run`` or ``initialize``: refuse settings that the calling config does not have.
-
-    Raises:
-        SystemExit: with one line that names the nearest setting.
-    """
+    """Step of a config's ``run``: end the program with one line if the calling config does not have a setting."""
     with _exit_status():
         _check_settings(_caller(ConfigParser))
 

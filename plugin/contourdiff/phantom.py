@@ -18,15 +18,14 @@ LABELS = {"L5": 27, "L4": 28, "L3": 29, "L2": 30, "L1": 31}
 SHAPE = (48, 112, 128)
 SPACING_MM = (4.0, 2.2, 2.2)
 NOISE_HU = 12.0
-
 AIR_HU, GAS_HU, FAT_HU, CSF_HU, BOWEL_HU, MUSCLE_HU, LIVER_HU, DISC_HU = -1000, -900, -100, 5, 35, 50, 65, 80
 MARROW_HU, ARCH_HU, CORTEX_HU = 180, 420, 550
 TABLE_CORE_HU, TABLE_SHELL_HU = -300, 100
 
+_LEVELS = len(LABELS) + 2  # above L1 the unlabeled T12 and T11
 _LOWEST_CENTER_MM, _PITCH_MM = 68.0, 37.0  # height of L5's center and from one vertebra to the next
 _HALF_HEIGHT_MM, _HALF_DEPTH_MM, _HALF_WIDTH_MM = 13.5, 17.0, 22.5  # of a vertebral body
-_CORTEX_MM = 2.6
-_SACRUM_TILT = np.deg2rad(32.0)
+_CORTEX_MM, _SACRUM_TILT = 2.6, np.deg2rad(32.0)
 
 
 class _Grid(NamedTuple):
@@ -41,18 +40,15 @@ class _Grid(NamedTuple):
 def lumbar_phantom(
     shape: Sequence[int] = SHAPE, spacing_mm: Sequence[float] = SPACING_MM, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """CT volume of a lumbar spine in a body on a table, and the labels of its five lumbar vertebrae.
+    """CT volume of a lumbar spine in a body on a table, int16 HU, and its uint8 labels, those of :data:`LABELS` or 0.
 
-    The size of the spine is fixed in mm; the body fills the volume left to right and back to front. The default grid
-    spans 192 x 246 x 282 mm, from the sacrum to T11; a smaller one is cut off at the right, front and top.
+    The spine has a fixed size in mm; the body fills the volume left to right and back to front. The default grid spans
+    192 x 246 x 282 mm, from the sacrum to T11; a smaller one is cut off at the right, front and top.
 
     Args:
         shape: voxels along R, A, S (left to right, posterior to anterior, inferior to superior).
         spacing_mm: voxel size along the same axes.
         seed: seed of the bowel loops and of the Gaussian noise (12 HU).
-
-    Returns:
-        ``shape`` int16 HU and ``shape`` uint8 labels, 0 outside :data:`LABELS`.
 
     Raises:
         ValueError: unless ``shape`` and ``spacing_mm`` are three positive numbers each.
@@ -60,18 +56,18 @@ def lumbar_phantom(
     if len(shape) != 3 or len(spacing_mm) != 3 or min(shape) < 1 or min(spacing_mm) <= 0:
         raise ValueError(f"expected three positive sizes and spacings (R, A, S), got {shape} and {spacing_mm}")
     rng = np.random.default_rng(seed)
-    grid = _grid(shape, spacing_mm)
-    volume = np.full(tuple(shape), AIR_HU, dtype=np.float64)
-    label = np.zeros(tuple(shape), dtype=np.uint8)
+    axes = [(np.arange(n) + 0.5) * step for n, step in zip(shape, spacing_mm, strict=True)]
+    x, y, z = np.meshgrid(*axes, indexing="ij", sparse=True)
+    extent = np.multiply(shape, spacing_mm)
+    grid = _Grid(x - extent[0] / 2, y, z, extent)
+    volume, label = np.full(tuple(shape), AIR_HU, dtype=np.float64), np.zeros(tuple(shape), dtype=np.uint8)
     _paint_table(volume, grid)
     _paint_soft_tissue(volume, grid, rng)
-    _paint_sacrum(volume, grid)
-    _paint_discs(volume, grid)
-    for level in range(len(LABELS) + 2):  # and above L1 the unlabeled T12 and T11
+    _paint_sacrum_and_discs(volume, grid)
+    for level in range(_LEVELS):
         _paint_vertebra(volume, label, grid, level)
     canal = _canal(grid, 11.0, 7.5)
-    volume[canal] = CSF_HU
-    label[canal] = 0
+    volume[canal], label[canal] = CSF_HU, 0
     volume += rng.normal(0.0, NOISE_HU, size=volume.shape)
     return np.clip(np.rint(volume), -1024, 3071).astype(np.int16), label
 
@@ -88,11 +84,16 @@ def write_phantom(
 
     A file appears whole or not at all. The other arguments are those of :func:`lumbar_phantom`.
     """
-    volume, label = lumbar_phantom(shape, spacing_mm, seed)
     affine = oblique_affine(shape, spacing_mm)
     path = Path(dataset_dir) / f"{case}.nii.gz"
-    _write(volume, affine, path)
-    _write(label, affine, Path(dataset_dir) / "labels" / f"{case}.nii.gz")
+    paths = (path, path.parent / "labels" / path.name)
+    for array, target in zip(lumbar_phantom(shape, spacing_mm, seed), paths, strict=True):
+        image = nib.Nifti1Image(array, affine)
+        image.set_qform(affine, code=1)
+        image.set_sform(affine, code=1)
+        image.header.set_xyzt_units("mm")
+        with atomic_write(target) as aside:
+            nib.save(image, aside)
     return path
 
 
@@ -107,22 +108,6 @@ def oblique_affine(shape: Sequence[int], spacing_mm: Sequence[float]) -> np.ndar
     return affine
 
 
-def _write(array: np.ndarray, affine: np.ndarray, path: Path) -> None:
-    image = nib.Nifti1Image(array, affine)
-    image.set_qform(affine, code=1)
-    image.set_sform(affine, code=1)
-    image.header.set_xyzt_units("mm")
-    with atomic_write(path) as aside:
-        nib.save(image, aside)
-
-
-def _grid(shape: Sequence[int], spacing_mm: Sequence[float]) -> _Grid:
-    axes = [(np.arange(n) + 0.5) * step for n, step in zip(shape, spacing_mm, strict=True)]
-    x, y, z = np.meshgrid(*axes, indexing="ij", sparse=True)
-    extent = np.asarray(shape) * np.asarray(spacing_mm)
-    return _Grid(x - extent[0] / 2, y, z, extent)
-
-
 def _paint_table(volume: np.ndarray, grid: _Grid) -> None:
     """Hollow curved slab, 8 mm thick, under the body with air between."""
     depth = grid.y - (4.0 + 9.0 * (2 * grid.x / grid.extent[0]) ** 2)
@@ -133,60 +118,50 @@ def _paint_table(volume: np.ndarray, grid: _Grid) -> None:
 
 def _paint_soft_tissue(volume: np.ndarray, grid: _Grid, rng: np.random.Generator) -> None:
     """Skin fat, muscle wall, abdominal cavity with aorta, liver and bowel; paraspinal muscle behind."""
-    x, y, z, _ = grid
+    side, front = np.abs(grid.x), grid.y - _spine_y(grid.z)
     volume[_outline(grid, 0.0)] = FAT_HU
     volume[_outline(grid, 14.0)] = MUSCLE_HU
-    cavity = _outline(grid, 24.0) & (((y - _spine_y(z)) > 8.0) | (np.abs(x) > 62.0))
+    cavity = _outline(grid, 24.0) & ((front > 8.0) | (side > 62.0))
     volume[cavity] = FAT_HU
-    volume[cavity & (((np.abs(x) - 38) / 17) ** 2 + ((y - _spine_y(z) - 3) / 19) ** 2 < 1)] = MUSCLE_HU  # psoas
+    volume[cavity & (((side - 38) / 17) ** 2 + ((front - 3) / 19) ** 2 < 1)] = MUSCLE_HU  # psoas
     volume[cavity & _ellipsoid(grid, (45, 165, 255), (52, 62, 62))] = LIVER_HU
-    volume[cavity & ((x + 6) ** 2 + (y - _spine_y(z) - 29) ** 2 < 9.5**2) & (z > 85)] = MUSCLE_HU  # aorta
+    volume[cavity & ((grid.x + 6) ** 2 + (front - 29) ** 2 < 9.5**2) & (grid.z > 85)] = MUSCLE_HU  # aorta
     for height in np.linspace(20, 205, 14):
-        center = (rng.uniform(-52, 52), rng.uniform(162, 195), height + rng.uniform(-8, 8))
+        x, y, z = (rng.uniform(-52, 52), rng.uniform(162, 195), height + rng.uniform(-8, 8))
         radii = rng.uniform(13, 22, size=3)
-        loop = cavity & _ellipsoid(grid, center, radii)
+        loop = cavity & _ellipsoid(grid, (x, y, z), radii)
         volume[loop] = BOWEL_HU
         if rng.random() < 0.6:  # gas rises to the front of a supine patient
-            gas_center = (center[0], center[1] + 4.0, center[2])
-            volume[loop & _ellipsoid(grid, gas_center, radii * 0.65)] = GAS_HU
+            volume[loop & _ellipsoid(grid, (x, y + 4.0, z), radii * 0.65)] = GAS_HU
 
 
-def _paint_sacrum(volume: np.ndarray, grid: _Grid) -> None:
-    """Wedge that begins below the last disc and runs down and back, thinner and narrower."""
+def _paint_sacrum_and_discs(volume: np.ndarray, grid: _Grid) -> None:
+    """Wedge down and back from the lowest disc, thinner and narrower below; discs up to T12 where it is not."""
     start_z = 45.0
     y, z = grid.y - _spine_y(start_z), grid.z - start_z
     down = -np.sin(_SACRUM_TILT) * y - np.cos(_SACRUM_TILT) * z
     front = np.cos(_SACRUM_TILT) * y - np.sin(_SACRUM_TILT) * z
     taper = np.clip(1 - down / 110.0, 0.3, 1.0)
-    inside = np.minimum.reduce(np.broadcast_arrays(down, 16.0 * taper - np.abs(front), 42.0 * taper - np.abs(grid.x)))
+    inside = np.minimum(np.minimum(down, 16.0 * taper - np.abs(front)), 42.0 * taper - np.abs(grid.x))
     volume[inside > 0] = CORTEX_HU
     volume[inside > _CORTEX_MM] = MARROW_HU
-
-
-def _paint_discs(volume: np.ndarray, grid: _Grid) -> None:
-    """Discs below L5 up to T12; what overlaps a vertebra is painted over, what overlaps the sacrum is left out."""
-    for level in range(len(LABELS) + 2):
-        up, front = _local(grid, _LOWEST_CENTER_MM + (level - 0.5) * _PITCH_MM)
-        disc = (np.abs(up) < 8.0) & (_across(grid.x, front) < 0.98)
-        volume[disc & (volume < MARROW_HU)] = DISC_HU
+    for level in range(_LEVELS):
+        up, _, radius = _local(grid, _LOWEST_CENTER_MM + (level - 0.5) * _PITCH_MM)
+        volume[(np.abs(up) < 8.0) & (radius < 0.98) & (volume < MARROW_HU)] = DISC_HU
 
 
 def _paint_vertebra(volume: np.ndarray, label: np.ndarray, grid: _Grid, level: int) -> None:
-    """Body with cortical shell, and behind it pedicles, transverse processes, lamina and spinous process."""
-    up, front = _local(grid, _LOWEST_CENTER_MM + level * _PITCH_MM)
+    """Body with cortical shell and waist, behind it pedicles, transverse processes, lamina and spinous process."""
+    up, front, radius = _local(grid, _LOWEST_CENTER_MM + level * _PITCH_MM)
     side = np.abs(grid.x)
-    # 1. body: narrower at its waist; depth below the surface in mm
     waist = 1 - 0.08 * np.clip(1 - (up / _HALF_HEIGHT_MM) ** 2, 0, 1)
-    below_rim = (1 - _across(grid.x, front) / waist) * _HALF_DEPTH_MM
-    below_surface = np.minimum(below_rim, _HALF_HEIGHT_MM - np.abs(up))
+    below_surface = np.minimum((1 - radius / waist) * _HALF_DEPTH_MM, _HALF_HEIGHT_MM - np.abs(up))  # in mm
     body = below_surface > 0
-    # 2. arch around the canal, and its processes
     pedicle = (side > 8) & (side < 16) & (front < -10) & (front > -30) & (np.abs(up - 5) < 6)
     transverse = (side > 12) & (side < 40) & (np.abs(front + 24) < 4) & (np.abs(up - 4) < 5)
     lamina = _canal(grid, 17.0, 12.0) & (front < -22) & (np.abs(up + 2) < 9)
     spinous = (side < 5) & (front < -33) & (front > -57) & (np.abs(up + 4 - 0.25 * (front + 33)) < 8)
     arch = (pedicle | transverse | lamina | spinous) & ~body
-    # 3. paint
     volume[arch] = ARCH_HU
     volume[body] = CORTEX_HU
     volume[below_surface > _CORTEX_MM] = MARROW_HU
@@ -199,11 +174,9 @@ def _outline(grid: _Grid, inset_mm: float) -> np.ndarray:
     x, y, z, extent = grid
     back = 26.0 + 9.0 * np.exp(-(((z - 135) / 60) ** 2))
     belly = 0.92 * extent[1] - 5.0 * ((z - 130) / 130) ** 2
-    half_width, half_depth = 0.46 * extent[0] - inset_mm, (belly - back) / 2 - inset_mm
-    if half_width <= 0:
-        return np.zeros(np.broadcast_shapes(x.shape, y.shape, z.shape), dtype=bool)
-    radius = (np.abs(x) / half_width) ** 2.4 + (np.abs(y - (belly + back) / 2) / np.maximum(half_depth, 1e-3)) ** 2.4
-    return np.asarray(radius < 1)
+    half_width, half_depth = (np.maximum(half - inset_mm, 1e-3) for half in (0.46 * extent[0], (belly - back) / 2))
+    radius = (np.abs(x) / half_width) ** 2.4 + (np.abs(y - (belly + back) / 2) / half_depth) ** 2.4
+    return np.asarray((radius < 1) & (0.46 * extent[0] > inset_mm))
 
 
 def _spine_y(z: np.ndarray | float) -> np.ndarray:
@@ -211,26 +184,21 @@ def _spine_y(z: np.ndarray | float) -> np.ndarray:
     return 100.0 + 22.0 * np.exp(-(((np.asarray(z) - 135.0) / 70.0) ** 2))
 
 
-def _local(grid: _Grid, center_z: float) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates up along the spine and to its front, in mm from the spine's line at height ``center_z``."""
+def _local(grid: _Grid, center_z: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Up along the spine and to its front from its line at ``center_z``, in mm; radius in a body, 1 on the rim."""
     slope = float(_spine_y(center_z + 0.5) - _spine_y(center_z - 0.5))
     cos = 1 / np.hypot(1.0, slope)
     y, z = grid.y - _spine_y(center_z), grid.z - center_z
-    return cos * (slope * y + z), cos * (y - slope * z)
-
-
-def _across(x: np.ndarray, front: np.ndarray) -> np.ndarray:
-    """Radius in the section of a vertebral body: 0 in the center, 1 on the rim."""
-    return ((np.abs(x) / _HALF_WIDTH_MM) ** 2.6 + (np.abs(front) / _HALF_DEPTH_MM) ** 2.6) ** (1 / 2.6)
+    front = cos * (y - slope * z)
+    radius = ((np.abs(grid.x) / _HALF_WIDTH_MM) ** 2.6 + (np.abs(front) / _HALF_DEPTH_MM) ** 2.6) ** (1 / 2.6)
+    return cos * (slope * y + z), front, radius
 
 
 def _canal(grid: _Grid, half_width_mm: float, half_depth_mm: float) -> np.ndarray:
     """Tube behind the vertebral bodies, above the sacrum's end."""
     behind = grid.y - (_spine_y(grid.z) - _HALF_DEPTH_MM - 10.0)
-    tube = (grid.x / half_width_mm) ** 2 + (behind / half_depth_mm) ** 2 < 1
-    return np.asarray(tube & (grid.z > 28.0))
+    return np.asarray(((grid.x / half_width_mm) ** 2 + (behind / half_depth_mm) ** 2 < 1) & (grid.z > 28.0))
 
 
-def _ellipsoid(grid: _Grid, center: Sequence[float] | np.ndarray, radii: Sequence[float] | np.ndarray) -> np.ndarray:
-    offsets = [(axis - c) / r for axis, c, r in zip(grid[:3], center, radii, strict=True)]
-    return np.asarray(offsets[0] ** 2 + offsets[1] ** 2 + offsets[2] ** 2 < 1)
+def _ellipsoid(grid: _Grid, center: Sequence[float], radii: Sequence[float] | np.ndarray) -> np.ndarray:
+    return np.asarray(sum(((axis - c) / r) ** 2 for axis, c, r in zip(grid[:3], center, radii, strict=True)) < 1)

@@ -107,7 +107,7 @@ def test_a_square_has_as_much_along_h_as_along_w_and_turns_with_the_image() -> N
     assert turned.length_mm == found.length_mm
 
 
-def test_without_contour_or_area_nothing_is_made_up() -> None:
+def test_without_contour_or_area_nothing_is_invented() -> None:
     regions = {**whole(), "none": np.zeros(SHAPE, dtype=bool)}
     found = contour_statistics(np.zeros(SHAPE), half_plane(0), regions, (2.0, 2.0))
     assert (found["all"].density_mm_per_cm2, found["all"].length_mm, len(found["all"].fragments_mm)) == (0, 0, 0)
@@ -115,7 +115,7 @@ def test_without_contour_or_area_nothing_is_made_up() -> None:
     assert np.isnan(found["none"].density_mm_per_cm2)
 
 
-def test_regions_part_the_body_by_distance_to_the_labels_side() -> None:
+def test_regions_separate_the_body_by_distance_to_the_labels_side() -> None:
     """A square of 20 px at 1 mm: inside is what is more than 3 mm deep, near ends 15 mm away."""
     bone = np.zeros((80, 80))
     bone[30:50, 30:50] = 1

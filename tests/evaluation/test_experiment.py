@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of the experiment: every cell is made once, resumed, and told truly; on real CT and real MR."""
+"""The experiment: every cell is computed once, and resumed, and keeps its meaning; on real CT and real MR."""
 
 from __future__ import annotations
 
@@ -12,16 +12,12 @@ from pathlib import Path
 
 import monai.bundle
 import nibabel as nib
-import numpy as np
 import pytest
 import torch
 
 from contourdiff.cli import main
 from contourdiff.evaluation.experiment import ROWS, ExperimentPlan, run_experiment
-from contourdiff.evaluation.experiment_report import _figure, write_report
-from helpers import CONFIGS, write_nifti
-
-AFFINE = np.diag([4.0, 1.0, 1.0, 1.0])
+from helpers import CONFIGS
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +56,7 @@ def count_runs(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     return runs
 
 
-def test_table_is_made_resumed_and_extended(plan: ExperimentPlan, count_runs: list[list[str]]) -> None:
+def test_a_table_is_written_resumed_and_extended(plan: ExperimentPlan, count_runs: list[list[str]]) -> None:
     page = run_experiment(plan)
     with (page.parent / "table.csv").open(newline="") as file:
         records = list(csv.DictReader(file))
@@ -86,6 +82,27 @@ def test_table_is_made_resumed_and_extended(plan: ExperimentPlan, count_runs: li
         run_experiment(replace(plan, translation={"num_inference_steps": 3}))
 
 
+@pytest.fixture
+def only_plans(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An experiment that checks and records its plan, and computes nothing."""
+    for step in ("labelled_ct", "translated", "scored"):
+        monkeypatch.setattr(f"contourdiff.evaluation.experiment._Job.{step}", lambda *_: None)
+    monkeypatch.setattr("contourdiff.evaluation.experiment.write_report", lambda folder, *_, **__: folder)
+
+
+@pytest.fixture
+def first(plan: ExperimentPlan, only_plans: None, tmp_path: Path) -> ExperimentPlan:
+    """A plan with a folder of its own, and further folders ``b`` and ``c`` beside it."""
+    for name in ("a", "b", "c"):
+        shutil.copytree(plan.mr_dir, tmp_path / name)
+    training = {**plan.mr_training, "file_pattern": "t1/*"}
+    return replace(plan, output_dir=tmp_path / "out", folders={"other": str(tmp_path / "a")}, mr_training=training)
+
+
+def recorded(plan: ExperimentPlan) -> dict:
+    return json.loads((Path(plan.output_dir) / "plan.json").read_text())
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -94,31 +111,53 @@ def test_table_is_made_resumed_and_extended(plan: ExperimentPlan, count_runs: li
         ({"mr_training": {"file_pattern": "t2/*"}}, "mr_training unconditional"),
     ],
 )
-def test_a_name_of_a_kept_plan_keeps_its_meaning(
-    plan: ExperimentPlan, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, changes: dict, message: str
-) -> None:
-    """Else old weights or scores would be kept under a new meaning; new names may be added."""
-    for step in ("labelled_ct", "translated", "scored"):
-        monkeypatch.setattr(f"contourdiff.evaluation.experiment._Job.{step}", lambda *_: None)
-    monkeypatch.setattr("contourdiff.evaluation.experiment.write_report", lambda folder, *_, **__: folder)
-    for name in ("a", "b", "c"):
-        shutil.copytree(plan.mr_dir, tmp_path / name)
-    folders = {name: str(tmp_path / folder) for name, folder in changes.pop("folders", {}).items()}
-    training = {**plan.mr_training, "file_pattern": "t1/*"}
-    root = tmp_path / "out"
-    first = replace(plan, output_dir=root, folders={"other": str(tmp_path / "a")}, mr_training=training)
+def test_a_name_of_a_kept_plan_keeps_its_meaning(first: ExperimentPlan, changes: dict, message: str) -> None:
+    """Else old weights or scores would be kept under a new meaning."""
     run_experiment(first)
     run_experiment(first)
-    if "mr_training" in changes:
-        changes["mr_training"] = {**plan.mr_training, **changes["mr_training"]}
+    beside = Path(first.output_dir).parent
+    changes = {name: {**getattr(first, name), **change} for name, change in changes.items()}
+    changes["folders"] = {name: beside / folder for name, folder in changes.get("folders", first.folders).items()}
     with pytest.raises(ValueError, match=message):
-        run_experiment(replace(first, folders={**first.folders, **folders}, **changes))
-    added = {"folders": {"third": str(tmp_path / "c")}, "groups": {**plan.groups, "every": "*"}}
-    run_experiment(replace(first, rows=("ours",), **added))
+        run_experiment(replace(first, **changes))
+
+
+def test_a_plan_equals_itself_whatever_the_types_of_its_values(first: ExperimentPlan) -> None:
+    """JSON knows neither tuples nor paths."""
+    typed = replace(first, translation={"window_hu": (-160.0, 240.0)}, segmentation={"resume_from": Path("none")})
+    run_experiment(typed)
+    run_experiment(typed)
+    with pytest.raises(ValueError, match="translation"):
+        run_experiment(replace(typed, translation={"window_hu": (-160.0, 250.0)}))
+
+
+def test_names_may_be_added_and_left_out(first: ExperimentPlan) -> None:
     run_experiment(first)
-    kept = json.loads((tmp_path / "out" / "plan.json").read_text())
-    assert set(kept["folders"]) == {"other", "third"}
-    assert set(kept["groups"]) == {*plan.groups, "every"}
+    third = {"third": str(Path(first.output_dir).parent / "c")}
+    run_experiment(replace(first, rows=("ours",), folders=third, groups={**first.groups, "every": "*"}))
+    run_experiment(first)
+    assert set(recorded(first)["folders"]) == {"other", "third"}
+    assert set(recorded(first)["groups"]) == {*first.groups, "every"}
+
+
+def test_a_folder_is_recorded_by_its_absolute_path(
+    first: ExperimentPlan, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The same relative path is another folder elsewhere."""
+    run_experiment(first)
+    monkeypatch.chdir(tmp_path)
+    run_experiment(replace(first, folders={"other": "a"}))
+    assert recorded(first)["folders"] == {"other": str((tmp_path / "a").resolve())}
+    assert Path(recorded(first)["mr_training"]["unconditional"]["dataset_dir"]).is_absolute()
+
+
+def test_a_plan_recorded_without_the_newer_keys_is_completed(first: ExperimentPlan) -> None:
+    run_experiment(first)
+    complete = recorded(first)
+    older = {name: value for name, value in complete.items() if name not in ("folders", "groups", "mr_training")}
+    (Path(first.output_dir) / "plan.json").write_text(json.dumps(older))
+    run_experiment(first)
+    assert recorded(first) == complete
 
 
 def test_single_candidates_and_empty_contours_are_what_the_rows_say(plan: ExperimentPlan) -> None:
@@ -176,7 +215,7 @@ def test_bad_plans_are_refused_before_any_work(
     assert not (tmp_path / "none").exists()
 
 
-def test_command_line_makes_the_plan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_passes_the_plan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     plans: list[ExperimentPlan] = []
     monkeypatch.setattr(
         "contourdiff.evaluation.experiment.run_experiment", lambda plan: plans.append(plan) or Path("table.md")
@@ -199,24 +238,3 @@ def test_command_line_makes_the_plan(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert capsys.readouterr().out == "table.md\ntable.md\n"
     with pytest.raises(SystemExit, match="name=value"):
         main(["table", "ct", "mr", "out", "--groups", "t1"])
-
-
-def test_page_counts_missed_structures_and_means_over_seeds(tmp_path: Path) -> None:
-    image = write_nifti(tmp_path / "mr" / "images" / "a.nii.gz", np.random.default_rng(0).random((1, 20, 30)), AFFINE)
-    label = np.zeros((1, 20, 30), dtype=np.uint8)
-    label[0, 5:9, 6:12] = 1
-    write_nifti(tmp_path / "mr" / "labels" / image.name, label, AFFINE)
-    for seed, (dice, missed) in enumerate([(0.5, 0), (0.0, 1)]):
-        folder = tmp_path / "ours" / f"unet_seed{seed}" / "all"
-        write_nifti(folder / "a_pred.nii.gz", label * (1 - missed), AFFINE)
-        measures = {"dice": dice, "assd_penalized_mm": 2.0 + 8 * missed, "hd95_penalized_mm": 3.0}
-        ends = {f"{name}_{end}": None for name in measures for end in ("low", "high")}
-        counts = {"class": "femur", "cases": 1, "structures": 1, "missed": missed, "invented": 0, "dice_pooled": dice}
-        summary = [counts | measures | ends | {"assd_mm": None, "hd95_mm": None}] * 2
-        (folder / "scores.json").write_text(json.dumps({"summary": summary}))
-    page = write_report(tmp_path, {"all": "*"}, tmp_path / "mr")
-    assert "| ours | unet | femur | 2 | 0.250 ± 0.354 | 6.0 ± 5.7 | 1 of 2 |" in page.read_text()
-
-
-def test_a_figure_without_any_value_says_so() -> None:
-    assert _figure([{"dice": None}], "dice", 3) == "n/a"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Agreement on held-out slices, with a network whose answer is known, and curves from event files."""
+"""Agreement on held-out slices, with a network whose answer is known."""
 
 from __future__ import annotations
 
@@ -19,19 +19,18 @@ from torch import nn
 from contourdiff.evaluation.held_out import (
     COLUMNS,
     HeldOut,
-    _partners,
     agreement_picture,
     evaluate_bundle,
     held_out_agreement,
     summarize,
     write_agreement,
 )
-from contourdiff.evaluation.loss_curve import loss_curve
 from contourdiff.transforms import Contour
+from helpers import CONFIGS
 
 CONTOUR = Contour(sigma_px=1.0, low_threshold=20.0, high_threshold=40.0)
 ALPHAS_CUMPROD = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 100), 0)
-TRAIN_CONFIG = str(Path(__file__).parents[2] / "bundles/contourdiff_ct2mr/configs/train.json")
+TRAIN_CONFIG = str(CONFIGS / "train.json")
 PNG = b"\x89PNG"
 
 
@@ -44,7 +43,7 @@ class Filler(nn.Module):
 
     def forward(self, x: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         noisy, contour = x[:, :1], x[:, 1:]
-        filled = np.stack([binary_fill_holes(one[0]) for one in contour.numpy() > 0])[:, None]
+        filled = np.stack([binary_fill_holes(each[0]) for each in contour.numpy() > 0])[:, None]
         x0 = 2 * torch.from_numpy(filled).float() - 1
         alpha_bar = ALPHAS_CUMPROD[timesteps][:, None, None, None]
         epsilon = (noisy - alpha_bar.sqrt() * x0) / (1 - alpha_bar).sqrt()
@@ -112,7 +111,8 @@ def test_the_network_keeps_its_mode() -> None:
 
 @pytest.mark.parametrize("groups", [[0, 0, 0, 1, 1], [4, 4, 2, 2, 2, 2, 2, 9], list(range(6))])
 def test_a_partner_is_of_another_group(groups: list[int]) -> None:
-    partners = _partners(groups, len(groups))
+    slices = held_out(discs(1) * len(groups), Filler("epsilon"), groups=groups)
+    partners = [row["partner"] for row in held_out_agreement(slices, [np.zeros((48, 48), np.float32)] * len(groups))]
     assert all(groups[partner] != group for partner, group in zip(partners, groups, strict=True))
     assert all(0 <= partner < len(groups) for partner in partners)
 
@@ -192,25 +192,6 @@ def test_a_bundle_is_evaluated_from_its_training_config(tmp_path: Path, mr_folde
     assert (tmp_path / "out/agreement.png").read_bytes().startswith(PNG)
 
 
-def test_a_misspelled_override_is_refused(tmp_path: Path) -> None:
+def test_a_misspelled_setting_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="data_dir"):
         evaluate_bundle(TRAIN_CONFIG, "model.pt", str(tmp_path), data_dir="mr")
-
-
-def test_loss_curve(tmp_path: Path) -> None:
-    tensorboard = pytest.importorskip("torch.utils.tensorboard")
-    for tag, steps, suffix in (("train_loss", 200, ".train"), ("val_loss", 4, ".val")):
-        with tensorboard.SummaryWriter(str(tmp_path / "logs"), filename_suffix=suffix) as writer:
-            for step in range(1, steps + 1):
-                writer.add_scalar(tag, 1 / step, step, walltime=1000.0 + step * 200 / steps)
-    loss_curve(tmp_path / "logs", tmp_path / "new/curve.png", images_per_step=8)
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["curve.png"]
-    assert (tmp_path / "new/curve.png").read_bytes().startswith(PNG)
-    with pytest.raises(ValueError, match="expected the tag 'loss'"):
-        loss_curve(tmp_path / "logs", tmp_path / "curve.png", train_tag="loss")
-
-
-def test_loss_curve_of_an_empty_folder(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
-    with pytest.raises(FileNotFoundError, match="found none; pass the output_dir"):
-        loss_curve(tmp_path, tmp_path / "curve.png")

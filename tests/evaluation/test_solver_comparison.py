@@ -14,7 +14,7 @@ from helpers import CONFIGS, TINY_NETWORK, make_mr
 
 
 @pytest.fixture(scope="module")
-def knobs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     dataset_dir = make_mr(tmp_path_factory.mktemp("steps") / "mr")
     return {
         "dataset_dir": str(dataset_dir),
@@ -25,7 +25,7 @@ def knobs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     }
 
 
-def test_table_lines_and_picture(knobs: dict[str, object], tiny_weights: Path, tmp_path: Path) -> None:
+def test_table_lines_and_picture(settings: dict[str, object], tiny_weights: Path, tmp_path: Path) -> None:
     solvers = ["ddim:4", "ddim:2", "dpm_solver:3"]
     table = compare_solvers(
         str(CONFIGS / "train.json"),
@@ -34,7 +34,7 @@ def test_table_lines_and_picture(knobs: dict[str, object], tiny_weights: Path, t
         solvers=solvers,
         reference="ddim:4",
         seeds=(0, 1),
-        **knobs,
+        **settings,
     )
     rows = list(csv.DictReader((tmp_path / "steps.csv").open()))
     slices = {(row["case"], row["slice"]) for row in rows}

@@ -68,7 +68,7 @@ def test_not_even_one_slice_fits() -> None:
     def no_memory(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         raise torch.OutOfMemoryError
 
-    with pytest.raises(MemoryError, match="one slice does not fit into the device's memory; expected room"):
+    with pytest.raises(MemoryError, match="one slice does not fit into the device's memory; expected memory"):
         inferer()(as_case([contours()], ["a"]), no_memory)
 
 

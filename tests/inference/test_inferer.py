@@ -136,7 +136,7 @@ def test_a_halved_batch_stays_for_the_volumes_that_follow() -> None:
     def small_device(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         sizes.append(len(x))
         if len(x) > 2:
-            raise torch.OutOfMemoryError("no room")
+            raise torch.OutOfMemoryError("no memory")
         return network(x, t)
 
     small_device.size_divisor = network.size_divisor  # type: ignore[attr-defined]
@@ -149,7 +149,7 @@ def test_a_halved_batch_stays_for_the_volumes_that_follow() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("settings", "message"),
     [
         ({"solver": "euler"}, "solver must be one of"),
         ({"eta": -1.0}, "eta must be 0 or more"),
@@ -160,6 +160,6 @@ def test_a_halved_batch_stays_for_the_volumes_that_follow() -> None:
         ({"keep_spread": True, "rules": SelectionRules(1, 1)}, "an uncertainty map requires 2 candidates"),
     ],
 )
-def test_arguments_are_validated_before_any_work(options: dict[str, object], message: str) -> None:
+def test_arguments_are_validated_before_any_work(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        inferer(**options)
+        inferer(**settings)

@@ -31,7 +31,7 @@ print("peak in kB:", re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").re
 
 
 def write_body(folder: Path, slices: int) -> Path:
-    """A CT of so many equal slices, with a label; no larger array is made than the CT itself."""
+    """A CT of so many equal slices, with a label; no array is larger than the CT itself."""
     ct = np.repeat(ball_ct((3, *PLANE))[1:2], slices, axis=0)
     write_nifti(folder / "ct" / "a.nii.gz", ct, np.eye(4))
     write_nifti(folder / "ct" / "labels" / "a.nii.gz", (ct > 300).astype(np.uint8), np.eye(4))
@@ -47,12 +47,12 @@ def peak_mb(folder: Path, weights: Path) -> float:
         "batch_size": 1,
         "candidates": 1,
         "max_rounds": 1,
-        "report#columns": 1,
+        "preview#columns": 1,
         "logging_file": False,
     }
-    told = json.dumps([str(folder / "ct"), str(folder / "mr"), settings])
+    job = json.dumps([str(folder / "ct"), str(folder / "mr"), settings])
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", CHILD, told], capture_output=True, text=True, env=environment)
+    done = subprocess.run([sys.executable, "-c", CHILD, job], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
     return int(done.stdout.rsplit("peak in kB:", 1)[1]) / 1000
 
@@ -62,5 +62,5 @@ def test_memory_is_a_few_copies_of_the_volume(tiny_weights: Path, tmp_path: Path
     """Beyond a smaller volume, whose run holds code, network and batch, memory grows with the volume alone."""
     volumes = [slices * PLANE[0] * PLANE[1] * 4 / 1e6 for slices in SLICES]
     peaks = [peak_mb(write_body(tmp_path / str(slices), slices), tiny_weights) for slices in SLICES]
-    told = f"peaks of {peaks} MB for volumes of {volumes} MB in float32"
-    assert peaks[1] - peaks[0] <= COPIES * (volumes[1] - volumes[0]), told
+    message = f"peaks of {peaks} MB for volumes of {volumes} MB in float32"
+    assert peaks[1] - peaks[0] <= COPIES * (volumes[1] - volumes[0]), message

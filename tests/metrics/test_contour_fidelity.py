@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The anatomy check: what departs from the given contour is seen, counted and put on the CT's grid."""
+"""Contour fidelity: what departs from the given contour is measured, counted and mapped."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -105,7 +106,7 @@ def test_mmd_equals_all_pairs_and_is_unbiased() -> None:
     assert min(same) < 0
 
 
-def test_mmd_of_unequal_sets_takes_evenly_spread_slices_and_tells() -> None:
+def test_mmd_of_unequal_sets_takes_evenly_spread_slices_and_counts_them() -> None:
     real, translated = gaussian(0, 21), gaussian(1, 11)
     found = corner_quality(real, translated)
     assert found["n_mmd"] == 11
@@ -119,7 +120,7 @@ def test_mmd_with_a_mapping_has_that_kernel() -> None:
     assert found == pytest.approx(mmd_of(real**2, translated**2), rel=1e-4)
 
 
-def test_too_few_slices_for_the_features_are_told() -> None:
+def test_too_few_slices_for_the_features_are_reported() -> None:
     found = corner_quality(gaussian(0, 6, width=10), gaussian(1, 30, width=10))
     assert "6 slices for 10 features" in found["warnings"][0]
     assert found["fid"] == pytest.approx(frechet(gaussian(0, 6, width=10), gaussian(1, 30, width=10)), rel=1e-3)
@@ -190,36 +191,47 @@ def test_slices_without_a_body_are_left_out_and_counted() -> None:
         image_quality(real[5:], real, pooled(), "pool", True, size_px=(64, 64), mask_options=BODY)
 
 
+class Recorder(nn.Module):
+    """An extractor that keeps what it gets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[torch.Tensor] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen.extend(x[:, 0])
+        return x.flatten(1)[:, :2]
+
+
+def seen_by_extractor(images: list[np.ndarray], **options: Any) -> list[torch.Tensor]:
+    """``images`` as they reach an extractor of 32 x 32 pixels."""
+    recorder = Recorder()
+    image_quality(images, images, recorder, "recorder", size_px=(32, 32), **options)
+    return recorder.seen[: len(images)]
+
+
 def test_padding_keeps_pixels_and_resizing_keeps_the_aspect() -> None:
     images = [np.full((20, 10), 200.0), np.full((8, 16), 200.0)]
 
-    class Recorder(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            seen.extend(x[:, 0])
-            return x.flatten(1)[:, :2]
-
-    seen: list[torch.Tensor] = []
-    image_quality(images, images, Recorder(), "recorder", size_px=(32, 32))
-    assert [int((image > 0).sum()) for image in seen] == [200, 128] * 2
-    seen.clear()
-    image_quality(images, images, Recorder(), "recorder", size_px=(32, 32), fit="resize")
+    assert [int((image > 0).sum()) for image in seen_by_extractor(images)] == [200, 128]
+    seen = seen_by_extractor(images, fit="resize")
     extents = [[int((image > 0.5).any(dim=axis).sum()) for axis in (1, 0)] for image in seen]
-    assert extents == [[32, 16], [16, 32]] * 2
+    assert extents == [[32, 16], [16, 32]]
     assert float(seen[0].max()) == pytest.approx(200 / 255)
 
 
 def test_resizing_does_not_alias() -> None:
     grains = 200.0 * (np.random.default_rng(0).random((128, 128)) < 0.5)
-    fitted = quality._fitted(grains, (32, 32), "resize")
-    assert fitted.mean() == pytest.approx(100, abs=5)
-    assert fitted.std() < 30  # 50 if each pixel came from four grains alone
+    resized = 255 * seen_by_extractor([grains, grains], fit="resize")[0]
+    assert float(resized.mean()) == pytest.approx(100, abs=5)
+    assert float(resized.std()) < 30  # 50 if each pixel came from four grains alone
 
 
 def test_rounding_does_not_make_fid_negative() -> None:
     same = gaussian(0, 20, width=16)
     assert min(corner_quality(same, same[order])["fid"] for order in (slice(None), slice(None, None, -1))) >= 0
-    tensors = torch.from_numpy(np.random.default_rng(0).normal(size=(20, 300)))
-    assert quality._fid(tensors, tensors, []) == 0
+    images = slices_of(np.random.default_rng(0).normal(100, 1, size=(20, 300)), (20, 20))
+    assert 0 <= image_quality(images, images, Corner(300), "corner", size_px=(20, 20))["fid"] < 1e-6
 
 
 def test_errors_of_image_quality_say_what_to_do() -> None:

@@ -267,7 +267,7 @@ def test_one_case_has_no_interval_and_a_case_stands_once() -> None:
         summarize_scores([])
 
 
-def test_files_tell_what_was_missed(tmp_path: Path) -> None:
+def test_files_report_what_was_missed(tmp_path: Path) -> None:
     summary = write_scores(cohort(), tmp_path / "new", {"weights": "abc"})
     content = json.loads((tmp_path / "new" / "scores.json").read_text())
     assert content["settings"] == {"weights": "abc"}
@@ -285,10 +285,10 @@ def test_files_tell_what_was_missed(tmp_path: Path) -> None:
 
 
 def test_json_comes_last_and_only_after_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(*_: object) -> list[str]:
+    def fails(*_: object) -> None:
         raise RuntimeError("disk full")
 
-    monkeypatch.setattr("contourdiff.metrics.segmentation._table", fails)
+    monkeypatch.setattr("contourdiff.metrics.segmentation.write_text", fails)
     with pytest.raises(RuntimeError, match="disk full"):
         write_scores(cohort(), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["scores.csv"]
@@ -333,14 +333,14 @@ def test_handler_scores_files_as_score_case_does(tmp_path: Path, shape: tuple[in
     evaluator = evaluator_of(items, handler)
     for _ in range(2):  # a second run starts anew
         evaluator.run()
-        for row, wanted in zip(handler.rows, expected, strict=True):
-            assert row == pytest.approx(wanted, nan_ok=True)
+        for row, plain in zip(handler.rows, expected, strict=True):
+            assert row == pytest.approx(plain, nan_ok=True)
     content = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert [row["missed"] for row in content["summary"]] == [1, 1]
     assert content["settings"] == {"weights": "none"}
 
 
-def test_handler_says_what_it_wants(tmp_path: Path) -> None:
+def test_a_handler_explains_what_it_requires(tmp_path: Path) -> None:
     mask = random_mask(0, (8, 8, 3))
     path = save(tmp_path / "case.nii.gz", mask.astype(np.float32), np.eye(4))
     items = [{"image": path, "label": path}]

@@ -186,8 +186,8 @@ def test_white_noise_that_slices_share_is_drawn_once(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(noise, "candidate_generator", lambda key: drawn.append(key) or generator(key))
     volume = as_case([contours(shape=(24, 16, 16))], ["a"])
     rules = SelectionRules(candidates=2, max_rounds=1)
-    options = {"rules": rules, "noise_length_mm": 3.0, "batch_size": 4, "num_inference_steps": 1}
-    (result,) = inferer(**options).translate(volume, make_seeded())
+    settings = {"rules": rules, "noise_length_mm": 3.0, "batch_size": 4, "num_inference_steps": 1}
+    (result,) = inferer(**settings).translate(volume, make_seeded())
     reach = len(correlation_weights(3.0, 1.0)) // 2
     for_each_batch = (2 + 2 * reach) * rules.candidates
     assert len(drawn) == len(set(drawn))

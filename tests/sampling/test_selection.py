@@ -45,7 +45,7 @@ def plain_selection(indices: list[int], rules: SelectionRules) -> list[tuple[int
 
 @pytest.mark.parametrize("distance", [0.0, 300.0, 2000.0, 1e6])
 @pytest.mark.parametrize("mean", [0.0, 90.0, 300.0])
-def test_choice_equals_the_walk_written_out(distance: float, mean: float) -> None:
+def test_choice_equals_the_selection_written_out(distance: float, mean: float) -> None:
     rules = SelectionRules(4, 5, mean_threshold=mean, distance_threshold=distance)
     indices = [0, 1, 2, 5, 6, 9]
     choices = [choice for choice, _ in choose(candidates_of, indices, rules)]
@@ -53,15 +53,15 @@ def test_choice_equals_the_walk_written_out(distance: float, mean: float) -> Non
     assert got == plain_selection(indices, rules)
 
 
-def test_rounds_are_bounded_and_asked_for_only_where_needed() -> None:
-    asked = []
+def test_rounds_are_bounded_and_drawn_only_where_needed() -> None:
+    drawn = []
 
     def draw(index: int, round_: int) -> torch.Tensor:
-        asked.append((index, round_))
+        drawn.append((index, round_))
         return candidates_of(index, round_)
 
     list(choose(draw, [0, 1], SelectionRules(4, 3, mean_threshold=300, distance_threshold=-1)))
-    assert asked == [(0, 0), (1, 0), (1, 1), (1, 2)]
+    assert drawn == [(0, 0), (1, 0), (1, 1), (1, 2)]
 
 
 def test_nearest_of_all_rounds_when_none_passes() -> None:
@@ -74,7 +74,7 @@ def test_nearest_of_all_rounds_when_none_passes() -> None:
     assert (choice.accepted, choice.rounds) == (False, 5)
 
 
-def test_a_gap_starts_the_walk_anew() -> None:
+def test_after_a_gap_the_mean_rule_applies_again() -> None:
     choices = [choice for choice, _ in choose(candidates_of, [3, 4, 7], SelectionRules(distance_threshold=1e9))]
     assert [choice.neighbor_distance is None for choice in choices] == [True, False, True]
 

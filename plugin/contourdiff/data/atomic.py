@@ -41,10 +41,8 @@ def save_figure(figure: Any, path: str | Path, **options: Any) -> None:
 def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> None:
     """Write a CSV file, a line for each row, whole or not at all.
 
-    Args:
-        path: file to write.
-        rows: one or more, unless ``columns`` are given.
-        columns: what is written of each row; ``None`` takes all of the first one, and the others must have the same.
+    ``columns`` are the keys to write of each row. ``None`` takes all keys of the first row, which must exist, and the
+    other rows must have the same.
     """
     with atomic_write(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns or list(rows[0]), extrasaction="ignore" if columns else "raise")

@@ -10,6 +10,7 @@ import json
 import logging
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from contourdiff.data.nifti_names import case_name, case_of, is_nifti, nifti_by_
 logger = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
 class TranslationCases:
     """CT volumes to translate. :meth:`check` validates all of them before any work starts.
 
@@ -28,8 +30,8 @@ class TranslationCases:
     Decathlon form lists ``{"image": ..., "label": ...}`` under ``section``.
 
     Args:
-        dataset_dir: folder of the volumes; paths in the datalist are relative to it.
-        output_dir: folder of the translations; cases with a record there are kept, not translated again.
+        dataset_dir: folder of the volumes, a path or a string; paths in the datalist are relative to it.
+        output_dir: folder of the translations, a path or a string; cases with a record there are kept, not translated again.
         datalist: JSON file in the Decathlon form, relative to ``dataset_dir``; ``None`` takes the folder's files.
         section: list of the datalist to use.
         overwrite: translate kept cases again.
@@ -42,24 +44,19 @@ class TranslationCases:
         kept: cases that already have a record.
     """
 
-    def __init__(
-        self,
-        dataset_dir: str | Path,
-        output_dir: str | Path,
-        datalist: str | Path | None = None,
-        section: str = "testing",
-        overwrite: bool = False,
-    ) -> None:
-        self.dataset_dir = Path(dataset_dir)
-        self.output_dir = Path(output_dir)
-        self.datalist = datalist
-        self.section = section
-        self.overwrite = overwrite
-        self.items: list[dict[str, str]] = []
-        self.labels: dict[str, Path] = {}
-        self.warnings: dict[str, list[str]] = {}
-        self.failures: dict[str, str] = {}
-        self.kept: list[str] = []
+    dataset_dir: Path
+    output_dir: Path
+    datalist: str | Path | None = None
+    section: str = "testing"
+    overwrite: bool = False
+    items: list[dict[str, str]] = field(default_factory=list, init=False)
+    labels: dict[str, Path] = field(default_factory=dict, init=False)
+    warnings: dict[str, list[str]] = field(default_factory=dict, init=False)
+    failures: dict[str, str] = field(default_factory=dict, init=False)
+    kept: list[str] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        self.dataset_dir, self.output_dir = Path(self.dataset_dir), Path(self.output_dir)
 
     def check(self) -> None:
         """Read every case and fill the attributes; a case that fails its checks is logged and left out.
@@ -71,7 +68,7 @@ class TranslationCases:
         root = self.dataset_dir
         if not root.is_dir():
             raise FileNotFoundError(f"expected a folder of CT volumes at {root}, found none; pass --dataset_dir")
-        pairs = _listed_pairs(root, root / self.datalist, self.section) if self.datalist else _folder_pairs(root)
+        pairs = self._pairs(root)
         ids = [case_of(image) for image, _ in pairs]
         if not pairs:
             raise ValueError(f"expected NIfTI files (.nii, .nii.gz) in {root}, found none; pass another --dataset_dir")
@@ -84,6 +81,17 @@ class TranslationCases:
                 self.kept.append(case)
             else:
                 self._check_case(case, image, label)
+
+    def _pairs(self, root: Path) -> list[tuple[Path, Path | None]]:
+        if not self.datalist:
+            labels = nifti_by_case(root / "labels")
+            return [(path, labels.get(case_of(path))) for path in sorted(root.iterdir()) if is_nifti(path)]
+        content = _read_json(root / self.datalist)
+        if self.section not in content:
+            lists = f"{root / self.datalist}, got {sorted(content)}"
+            raise ValueError(f"expected the list {self.section!r} in {lists}; name the list so")
+        entries = [item if isinstance(item, dict) else {"image": item} for item in content[self.section]]
+        return [(root / item["image"], root / item["label"] if item.get("label") else None) for item in entries]
 
     def _check_case(self, case: str, image: Path, label: Path | None) -> None:
         try:
@@ -99,20 +107,6 @@ class TranslationCases:
             self.labels[case] = label
 
 
-def _folder_pairs(root: Path) -> list[tuple[Path, Path | None]]:
-    images = sorted(path for path in root.iterdir() if is_nifti(path))
-    by_case = nifti_by_case(root / "labels")
-    return [(image, by_case.get(case_of(image))) for image in images]
-
-
-def _listed_pairs(root: Path, datalist: Path, section: str) -> list[tuple[Path, Path | None]]:
-    content = _read_json(datalist)
-    if section not in content:
-        raise ValueError(f"expected the list {section!r} in {datalist}, got {sorted(content)}; name the list so")
-    entries = [item if isinstance(item, dict) else {"image": item} for item in content[section]]
-    return [(root / item["image"], root / item["label"] if item.get("label") else None) for item in entries]
-
-
 def training_cases(
     dataset_dir: str | Path,
     split: str,
@@ -122,31 +116,28 @@ def training_cases(
 ) -> list[dict[str, str]]:
     """MR images to train on, ``[{"image": path}, ...]``, sorted by name.
 
+    Images are ranked by the hash of their names, and the first ones are held out. Version 0.1.0 held out each name by
+    its own hash with a probability of 10 %: other images, and possibly none of a small folder.
+
     Args:
         dataset_dir: folder of the images; paths in the datalist are relative to it.
         split: ``"train"`` or ``"val"``.
         datalist: a CSV file with columns ``file`` and ``split``, or a JSON file in the Decathlon form with the lists
             ``training`` and ``validation``; relative to ``dataset_dir``. ``None`` takes every NIfTI file in the folder
-            and its subfolders, and holds out ``val_fraction`` of them. Files are held out one by one: with several
-            images a patient, give a datalist.
+            and its subfolders. These are held out image by image: with several images a patient, give a datalist.
         pattern: keep files whose path relative to ``dataset_dir`` matches (``t1/*``).
         val_fraction: share of the matching images that is held out, rounded down, but at least one of two or more.
 
     Raises:
         FileNotFoundError: if the folder or the datalist does not exist.
         ValueError: for an unknown split, a ``val_fraction`` outside [0, 1), or if no image is left.
-
-    Notes:
-        Names are ranked by their hash, and the first ones are held out. Up to version 0.1.0 each name was held out by
-        its own hash with a probability of 10 %, so other images were held out, and of a small folder possibly none.
     """
     _check_split(split, ("train", "val"), val_fraction)
     root = Path(dataset_dir)
     if not root.is_dir():
         raise FileNotFoundError(f"expected a folder of MR images at {root}; pass --dataset_dir")
     if datalist:
-        files = [file for file, its_split in _read_datalist(root / datalist) if its_split == split]
-        files = [file for file in files if fnmatch.fnmatch(file, pattern)]
+        files = [file for file in _read_datalist(root / datalist, split) if fnmatch.fnmatch(file, pattern)]
         reason = f"{datalist} lists none"
     else:
         names = [path.relative_to(root).as_posix() for path in root.rglob("*") if is_nifti(path)]
@@ -159,31 +150,28 @@ def training_cases(
     return [{"image": str(root / file)} for file in sorted(files)]
 
 
-def _read_datalist(path: Path) -> list[tuple[str, str]]:
+def _read_datalist(path: Path, split: str) -> list[str]:
     if path.suffix == ".csv":
-        if not path.is_file():
-            raise FileNotFoundError(f"expected a datalist at {path}, found none; pass --datalist")
-        with path.open(newline="") as file:
-            return [(row["file"], row["split"]) for row in csv.DictReader(file)]
-    content = _read_json(path)
-    names = {"training": "train", "validation": "val"}
-    return [
-        (item["image"] if isinstance(item, dict) else item, names[section])
-        for section in names
-        for item in content.get(section, [])
-    ]
+        with _existing(path).open(newline="") as file:
+            return [row["file"] for row in csv.DictReader(file) if row["split"] == split]
+    entries = _read_json(path).get({"train": "training", "val": "validation"}[split], [])
+    return [item["image"] if isinstance(item, dict) else item for item in entries]
 
 
 def _read_json(path: Path) -> dict:
-    if not path.is_file():
-        raise FileNotFoundError(f"expected a datalist at {path}, found none; pass --datalist")
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(_existing(path).read_text())
     except ValueError as error:
         raise ValueError(f"expected JSON in the datalist {path}, got: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"expected a JSON object with lists of cases in {path}, got {type(content).__name__}")
     return content
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise FileNotFoundError(f"expected a datalist at {path}, found none; pass --datalist")
+    return path
 
 
 def labelled_cases(
@@ -201,8 +189,8 @@ def labelled_cases(
         <case>.nii.gz         labels/<case>.nii.gz       input of a translation
         images/<case>.nii.gz  labels/<case>.nii.gz
 
-    Cases without a label are left out. A case that cannot be read, or whose label is on another grid, is logged and
-    left out, too.
+    Cases without a label are left out. So are cases that cannot be read or whose label is on another grid; an error is
+    logged for each.
 
     Args:
         dataset_dir: one folder or several, such as translations of the same CT with different seeds.
@@ -216,15 +204,13 @@ def labelled_cases(
         ValueError: if no case is left to train or test on, or an argument is out of range.
     """
     _check_split(split, ("all", "train", "val"), val_fraction)
-    pairs = [pair for folder in ensure_tuple(dataset_dir) for pair in _pairs(Path(folder))]
+    pairs = [pair for folder in ensure_tuple(dataset_dir) for pair in _labelled_pairs(Path(folder))]
     named = [(case_name(image), image, label) for image, label in pairs]
     named = [item for item in named if fnmatch.fnmatch(item[0], pattern)]
     patients = {name: _patient_of(name, patient_pattern) for name, _, _ in named}
     held_out = _held_out(set(patients.values()), val_fraction)
     chosen = [item for item in named if split == "all" or (patients[item[0]] in held_out) == (split == "val")]
-    items = [
-        {"image": str(image), "label": str(label)} for name, image, label in chosen if _is_valid(name, image, label)
-    ]
+    items = [{"image": str(image), "label": str(label)} for name, image, label in chosen if _valid(name, image, label)]
     if not items and split != "val":
         raise ValueError(
             f"no labelled case of split {split!r} matches {pattern!r} in {dataset_dir}; expected <case>_mr.nii.gz "
@@ -233,7 +219,7 @@ def labelled_cases(
     return items
 
 
-def _pairs(root: Path) -> list[tuple[Path, Path]]:
+def _labelled_pairs(root: Path) -> list[tuple[Path, Path]]:
     if not root.is_dir():
         raise FileNotFoundError(f"expected a folder of images and labels at {root}, found none; pass --dataset_dir")
     if (root / "labels").is_dir():
@@ -267,13 +253,12 @@ def _held_out(names: set[str], val_fraction: float, at_least: int = 0) -> set[st
     return set(ranked[: min(count, len(ranked) - 1)]) if ranked else set()
 
 
-def _is_valid(name: str, image: Path, label: Path) -> bool:
+def _valid(name: str, image: Path, label: Path) -> bool:
     try:
         check_volume(image)
-        voxels = check_label(image, label)
+        if not np.any(check_label(image, label)):
+            logger.warning("%s: its label is empty", name)
     except ValueError as error:
         logger.error("%s is left out: %s", name, error)
         return False
-    if not np.any(voxels):
-        logger.warning("%s: its label is empty", name)
     return True

@@ -18,9 +18,8 @@ CT_MINIMUM_HU = -200
 def check_volume(path: str | Path) -> np.ndarray:
     """Read a NIfTI volume and return its voxels, ``(H, W, D)``.
 
-    Raises:
-        ValueError: if the file is not readable NIfTI, or the volume is not three-dimensional, empty, not finite, or has
-            a singular affine.
+    Raises ``ValueError`` if the file is not readable NIfTI, or the volume is not three-dimensional, empty, not finite,
+    or has a singular affine.
     """
     path = Path(path)
     try:
@@ -42,53 +41,38 @@ def check_volume(path: str | Path) -> np.ndarray:
 
 
 def check_case(image: str | Path, label: str | Path | None = None) -> list[str]:
-    """Validate a CT and its label.
-
-    Returns:
-        Warnings, such as for a volume that cannot be CT.
-
-    Raises:
-        ValueError: as :func:`check_volume`, or if the label is on another grid.
-    """
+    """Validate a CT and its label as :func:`check_label` does; return warnings, as for a volume that cannot be CT."""
     minimum = float(check_volume(image).min())
     if label is not None:
         check_label(image, label)
-    if minimum > CT_MINIMUM_HU:
-        return [
-            f"no voxel of {Path(image).name} lies below {CT_MINIMUM_HU} HU (lowest: {minimum:g}), "
-            "so it hardly is CT in Hounsfield units; its contours may mean nothing"
-        ]
-    return []
+    if minimum <= CT_MINIMUM_HU:
+        return []
+    return [
+        f"no voxel of {Path(image).name} lies below {CT_MINIMUM_HU} HU (lowest: {minimum:g}), "
+        "so it hardly is CT in Hounsfield units; its contours may mean nothing"
+    ]
 
 
 def check_label(image: str | Path, label: str | Path) -> np.ndarray:
-    """Read a label, validate that it is on its image's grid, and return its voxels, ``(H, W, D)``.
+    """Read a label and return its voxels, ``(H, W, D)``.
 
-    Raises:
-        ValueError: as :func:`check_volume`, or if the grids differ.
+    Raises ``ValueError`` as :func:`check_volume`, or if the label is not on its image's grid.
     """
     voxels = check_volume(label)
-    _check_grid(nib.load(image), nib.load(label), Path(label))
+    own, other = nib.load(label), nib.load(image)
+    if own.shape != other.shape or not np.allclose(other.affine, own.affine, atol=GRID_TOLERANCE_MM):
+        raise ValueError(
+            f"expected label {Path(label).name} on the image's grid {other.shape}, got {own.shape} with affine "
+            f"{np.round(own.affine, 3).tolist()} against {np.round(other.affine, 3).tolist()}; resample the label"
+        )
     return voxels
 
 
 def check_output_dir(path: str | Path) -> None:
-    """Create the folder if it is absent, and validate that files can be written there.
-
-    Raises:
-        ValueError: if they cannot.
-    """
+    """Create the folder if it is absent; raise ``ValueError`` if files cannot be written there."""
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
         raise ValueError(f"expected a folder to write to at {path}, got: {error}; pass another --output_dir") from error
-
-
-def _check_grid(image: nib.Nifti1Image, label: nib.Nifti1Image, path: Path) -> None:
-    if image.shape != label.shape or not np.allclose(image.affine, label.affine, atol=GRID_TOLERANCE_MM):
-        raise ValueError(
-            f"expected label {path.name} on the image's grid {image.shape}, got {label.shape} with affine "
-            f"{np.round(label.affine, 3).tolist()} against {np.round(image.affine, 3).tolist()}; resample the label"
-        )

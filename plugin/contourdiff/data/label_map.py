@@ -13,27 +13,15 @@ SIDES = ("ct", "mr")
 
 
 class LabelMap:
-    """Classes of a segmentation, and the label values of each class in CT and in MR.
+    """Classes of a segmentation, and the label values of each class in CT and in MR, from a JSON file.
 
-    The file is JSON; a value may be a number or a range of numbers, both ends included::
+    A value may be a number or a range of numbers, both ends included::
 
-        {
-            "classes": ["vertebra"],
-            "ct": {"vertebra": ["27-50"]},
-            "mr": {"vertebra": [1, 2, 3, 4, 5, 6, 7]}
-        }
+        {"classes": ["vertebra"], "ct": {"vertebra": ["27-50"]}, "mr": {"vertebra": [1, 2, 3, 4, 5, 6, 7]}}
 
-    Values that no class lists are background. Classes are numbered from 1 in their order.
-
-    Args:
-        path: the JSON file.
-
-    Attributes:
-        classes: names by number, without the background.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file is not of this form, or one value belongs to two classes.
+    Values that no class lists are background. The attribute ``classes`` holds the names by number, from 1 in the order
+    of the file, without the background. Raises ``FileNotFoundError`` if there is no file at ``path``, ``ValueError`` if
+    it is not of this form or one value belongs to two classes.
     """
 
     def __init__(self, path: str | Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,11 @@ from contourdiff.data.nifti_names import case_of
 def save_like(data: np.ndarray, source: str | Path, path: str | Path) -> None:
     """Write ``data (H, W, D)`` on the grid of the NIfTI file ``source``, its affine equal to the last bit.
 
-    Raises:
-        ValueError: if the shapes differ.
+    Raises ``ValueError`` if the shapes differ.
     """
     image = nib.load(source)
     if data.shape != image.shape:
-        raise ValueError(
-            f"expected the shape {image.shape} of {source}, got {data.shape}; invert every transform first"
-        )
+        raise ValueError(f"expected shape {image.shape} of {source}, got {data.shape}; invert every transform first")
     header = image.header.copy()
     header.set_data_dtype(data.dtype)
     header.set_slope_inter(1, 0)
@@ -59,20 +57,16 @@ class SourceGridWriter(NibabelWriter):
         save_like(data, self._source, Path(filename))
 
 
+@dataclass(eq=False)
 class CaseFolderLayout(FolderLayoutBase):
     """File names for ``SaveImaged``: ``<output_dir>/<case>_<postfix>.nii.gz`` for any spelling of the source's suffix.
 
     MONAI's own layout knows ``.gz`` in lower case only: ``A.NII.GZ`` would become ``A.NII_mr.nii.gz``.
-
-    Args:
-        output_dir: folder of the files.
-        postfix: kind of the image, such as ``"mr"``.
     """
 
-    def __init__(self, output_dir: str | Path, postfix: str) -> None:
-        self.output_dir = Path(output_dir)
-        self.postfix = postfix
+    output_dir: str | Path
+    postfix: str
 
     def filename(self, subject: str | Path = "subject", **kwargs: Any) -> Path:
         """Path for an image that was read from ``subject``."""
-        return self.output_dir / f"{case_of(subject)}_{self.postfix}.nii.gz"
+        return Path(self.output_dir) / f"{case_of(subject)}_{self.postfix}.nii.gz"

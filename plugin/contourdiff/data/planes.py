@@ -20,15 +20,12 @@ SLAB_SLICES = 32
 class ResampledPlanes:
     """Planes of a volume at the slices of another grid, for pictures, without resampling the whole volume.
 
-    Voxels stay in memory as they are stored; only those that a plane passes through are scaled and resampled.
+    The attribute ``voxels`` holds them as they are stored, memory-mapped if the file is not compressed; only those that
+    a plane passes through are scaled and resampled. ``affine``, ``(4, 4)``, is that of the volume.
 
     Args:
         source: NIfTI file, or a volume ``(1, H, W, D)``, not copied.
         window: values that are scaled to 0 and 1, clipped, before resampling; ``None`` for no scaling.
-
-    Attributes:
-        voxels: as they are stored; memory-mapped if the file is not compressed.
-        affine: ``(4, 4)`` of the volume.
     """
 
     def __init__(self, source: str | Path | MetaTensor, window: tuple[float, float] | None = None) -> None:
@@ -43,13 +40,10 @@ class ResampledPlanes:
         self.affine = np.asarray(affine, dtype=np.float64)
 
     def plane(self, target: MetaTensor, axis: int, position: int, mode: str) -> np.ndarray:
-        """One slice of the grid of ``target (C, H, W, D)``, two-dimensional float32; 0 outside of the volume.
+        """Slice ``position`` of the grid of ``target (C, H, W, D)``, two-dimensional float32; 0 outside of the volume.
 
-        Args:
-            target: volume whose grid is used.
-            axis: spatial axis of ``target`` along which its slices are stacked.
-            position: number of the slice.
-            mode: ``"bilinear"`` or ``"nearest"``.
+        ``axis`` is the spatial axis of ``target`` along which slices are stacked, ``mode`` ``"bilinear"`` or
+        ``"nearest"``.
         """
         shape = list(target.shape[1:])
         shape[axis] = 1
@@ -66,8 +60,8 @@ class ResampledPlanes:
             low, high = self.window
             values = ((values - low) / (high - low)).clamp(0, 1)
         resample = SpatialResample(mode=mode, padding_mode="zeros")
-        own = torch.as_tensor(self.affine @ begin)
-        plane = resample(MetaTensor(values[None], affine=own), torch.as_tensor(affine), shape)
+        own = MetaTensor(values[None], affine=torch.as_tensor(self.affine @ begin))
+        plane = resample(own, torch.as_tensor(affine), shape)
         return np.asarray(plane)[0].take(0, axis=axis)
 
     def _part(self, to_own: np.ndarray, shape: list[int], axis: int) -> tuple[slice, ...]:

@@ -1,4 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluation of a trained translator, one module a command."""
-
-from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gap between the contours of CT and of MR: how dense, how long and how directed they are, tissue by tissue."""
+"""The gap between the contours of CT and of MR: density, fragments and edge directions, tissue by tissue."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from monai.bundle import ConfigParser
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, ResampleToMatchd
 from scipy.ndimage import binary_dilation, binary_fill_holes, distance_transform_edt, gaussian_filter, sobel
-from skimage.measure import label as connected_parts
+from skimage.measure import label as connected_components
 from tqdm import tqdm
 
 from contourdiff.bundle import config_files, find_bundle, read_config
@@ -25,17 +25,17 @@ from contourdiff.metrics.image_quality import label_boundary_agreement
 from contourdiff.transforms import RemapLabelsd
 
 logger = logging.getLogger(__name__)
-
 SIDES = {"ct": "CT", "mr": "MR"}
 REGIONS = {"inside": "inside the bone", "boundary": "at its boundary", "near": "near it", "rest": "rest of the body"}
 BOUNDARY_MM, NEAR_MM, TOLERANCE_MM = 3.0, 15.0, 2.2
-RIM_PX = 3  # belongs to no region: where the field of view of an MR ends, gray levels fall, and that is an edge too
+RIM_PX = 3  # belongs to no region: gray levels fall where the field of view of an MR ends, and that is an edge too
 MIN_AREA_CM2 = 1.0  # a smaller region of a slice says nothing: one pixel would be the whole density
+Masks = Mapping[str, np.ndarray]
 LENGTHS = ("density_mm_per_cm2", "fragment_median_mm", "fragment_p90_mm")
 
 
 class RegionContour(NamedTuple):
-    """Contour of one region: its area, its length, its fragments, and the shares of four edge directions."""
+    """Contour of a region; ``directions`` are the shares ``(4,)`` of edge directions."""
 
     area_cm2: float
     length_mm: float
@@ -46,7 +46,7 @@ class RegionContour(NamedTuple):
 
 @dataclass(frozen=True)
 class MeasuredSlice:
-    """One labelled slice of a CT or an MR: gray levels, contour and regions ``(H, W)``, and what was measured."""
+    """A labelled slice of a CT or an MR: gray levels, contour and regions ``(H, W)``, and what was measured."""
 
     side: str
     case: str
@@ -68,14 +68,13 @@ class ContourGap:
 
     def rows(self) -> list[dict[str, Any]]:
         """A row for each slice and region; figures of a region below ``MIN_AREA_CM2`` are NaN."""
-        return [_row(one, region, self.directions) for one in self.slices for region in one.found]
+        return [_row(measured, region, self.directions) for measured in self.slices for region in measured.found]
 
     def summary(self) -> list[dict[str, Any]]:
         """Mean and (population) SD over slices of each measure and region, on both sides, and the ratio CT/MR."""
         rows, table = self.rows(), []
         for region in REGIONS:
-            measures = (*LENGTHS, *(["boundary_share"] if region == "boundary" else []), *self.directions)
-            for measure in measures:
+            for measure in (*LENGTHS, *["boundary_share"] * (region == "boundary"), *self.directions):
                 line: dict[str, Any] = {"region": region, "measure": measure}
                 for side in SIDES:
                     values = np.array([r[measure] for r in rows if (r["side"], r["region"]) == (side, region)])
@@ -92,82 +91,57 @@ class ContourGap:
 
 
 def contour_statistics(
-    contour: np.ndarray,
-    image: np.ndarray,
-    regions: Mapping[str, np.ndarray],
-    spacing_mm: Sequence[float],
-    *,
-    sigma_px: float = 1.0,
+    contour: np.ndarray, image: np.ndarray, regions: Masks, spacing_mm: Sequence[float], *, sigma_px: float = 1.0
 ) -> dict[str, RegionContour]:
-    """Density, fragments and directions of the contour of one slice, region by region.
+    """Density, fragments and directions of the contour of a slice, region by region.
 
-    The length of a contour is its number of pixels times the size of a pixel (the mean of both sizes). Canny's
-    contours are one pixel wide, so an oblique one comes out up to ``sqrt(2)`` too short: compare, do not add up.
-    A fragment is a connected part of the whole contour (8-neighbors); it belongs, in its whole length, to every region
-    that it touches. The direction of an edge is at a right angle to the gradient of the smoothed gray levels that
-    Canny takes (``skimage.feature.canny``), in four bins of 45 degrees: along H, oblique with H and W growing
-    together, along W, oblique with one growing and the other falling.
+    A length is a number of pixels times the mean size of a pixel: oblique contours come out up to ``sqrt(2)`` too
+    short. A fragment is an 8-connected component of the whole contour; it counts whole in every region that it touches.
+    Edges are at a right angle to Canny's gradient, in four bins of 45 degrees: along H, H and W growing together, along
+    W, W falling with H. The density is NaN without area, the directions are NaN without contour.
 
-    Args:
-        contour: ``(H, W)``, nonzero on the contour.
-        image: ``(H, W)`` gray levels that the contour was taken of.
-        regions: masks ``(H, W)`` by name.
-        spacing_mm: size of a pixel along H and W.
-        sigma_px: the contour's smoothing.
+    Contour (nonzero on it), gray levels and the mask of each region are ``(H, W)``; ``spacing_mm`` is the size of a
+    pixel along H and W, ``sigma_px`` the smoothing of the contour.
 
-    Returns:
-        For each region its area, length and density (NaN without area), the lengths of its fragments in mm, and the
-        shares ``(4,)`` of the directions (NaN without contour).
-
-    Raises:
-        ValueError: if shapes differ or the spacing is not two positive numbers.
+    Raises: ValueError if shapes differ or the spacing is not two positive numbers.
     """
     edges, image = np.asarray(contour) != 0, np.asarray(image, dtype=np.float64)
-    shapes = {edges.shape, image.shape, *(np.shape(mask) for mask in regions.values())}
-    if len(shapes) != 1 or edges.ndim != 2:
-        raise ValueError(f"expected contour, image and regions (H, W) of one shape, got {sorted(shapes)}; cut slices")
-    _check_spacing(spacing_mm)
+    _check("contour, image and regions", (edges, image, *regions.values()), spacing_mm)
     pixel_mm, pixel_cm2 = float(np.mean(spacing_mm)), float(np.prod(spacing_mm)) / 100
-    parts = connected_parts(edges, connectivity=2)
-    part_mm, bins, out = np.bincount(parts.ravel()) * pixel_mm, _direction_bins(image, spacing_mm, sigma_px), {}
+    blur = {"sigma": sigma_px, "mode": "constant"}
+    smooth = gaussian_filter(image, **blur) / gaussian_filter(np.ones(image.shape), **blur)
+    along_h, along_w = (sobel(smooth, axis=axis) / spacing_mm[axis] for axis in (0, 1))
+    bins = np.rint(np.degrees(np.arctan2(along_h, -along_w)) / 45).astype(np.int64) % 4
+    fragments = connected_components(edges, connectivity=2)
+    fragment_mm, out = np.bincount(fragments.ravel()) * pixel_mm, {}
     for name, mask in regions.items():
-        mask = np.asarray(mask, dtype=bool)
-        inside, area = edges & mask, float(mask.sum()) * pixel_cm2
-        length, counts = float(inside.sum()) * pixel_mm, np.bincount(bins[inside], minlength=4)
+        inside = edges & np.asarray(mask, dtype=bool)
+        length, area = float(inside.sum()) * pixel_mm, float(np.count_nonzero(mask)) * pixel_cm2
+        counts = np.bincount(bins[inside], minlength=4)
         shares = counts / counts.sum() if inside.any() else np.full(4, math.nan)
         density = length / area if area > 0 else math.nan
-        out[name] = RegionContour(area, length, density, part_mm[np.unique(parts[inside])], shares)
+        out[name] = RegionContour(area, length, density, fragment_mm[np.unique(fragments[inside])], shares)
     return out
 
 
 def tissue_regions(bone: np.ndarray, body: np.ndarray, spacing_mm: Sequence[float]) -> dict[str, np.ndarray]:
-    """Four regions of a slice without overlap: inside the bone, at its boundary, near it, and the rest of the body.
+    """Masks ``(H, W)`` of the four ``REGIONS``, without overlap; all but ``rest`` are empty without bone.
 
     The boundary lies between the pixels of the label and the others. At it is what lies within 3 mm on either side,
-    inside what lies deeper; near (discs, canal, muscle) is up to 15 mm away.
+    inside what lies deeper; near (discs, canal, muscle) is up to 15 mm away. Regions outside the bone are cut to the
+    body. ``bone`` and ``body`` are nonzero ``(H, W)`` on them, ``spacing_mm`` is the size of a pixel along H and W.
 
-    Args:
-        bone: ``(H, W)``, nonzero where a bone is labelled.
-        body: ``(H, W)``, nonzero on the body; all regions but the inside of the bone are cut to it.
-        spacing_mm: size of a pixel along H and W.
-
-    Returns:
-        A mask ``(H, W)`` for each name of ``REGIONS``; all but ``rest`` are empty without bone.
-
-    Raises:
-        ValueError: if shapes differ or the spacing is not two positive numbers.
+    Raises: ValueError if shapes differ or the spacing is not two positive numbers.
     """
     bone, body = np.asarray(bone) != 0, np.asarray(body) != 0
-    if bone.shape != body.shape or bone.ndim != 2:
-        raise ValueError(f"expected bone and body (H, W) of one shape, got {bone.shape} and {body.shape}")
-    _check_spacing(spacing_mm)
+    _check("bone and body", (bone, body), spacing_mm)
     half_px = float(np.mean(spacing_mm)) / 2  # from a pixel's center to its side
     depth = distance_transform_edt(bone, sampling=spacing_mm) - half_px
     away = distance_transform_edt(~bone, sampling=spacing_mm) - half_px if bone.any() else np.full(bone.shape, np.inf)
-    inside = bone & (depth > BOUNDARY_MM)
-    boundary = (bone & ~inside) | (~bone & body & (away <= BOUNDARY_MM))
-    near = ~bone & body & (away > BOUNDARY_MM) & (away <= NEAR_MM)
-    return {"inside": inside, "boundary": boundary, "near": near, "rest": ~bone & body & (away > NEAR_MM)}
+    inside, outside = bone & (depth > BOUNDARY_MM), ~bone & body
+    boundary = (bone & ~inside) | (outside & (away <= BOUNDARY_MM))
+    near = outside & (away > BOUNDARY_MM) & (away <= NEAR_MM)
+    return {"inside": inside, "boundary": boundary, "near": near, "rest": outside & (away > NEAR_MM)}
 
 
 def contour_gap(
@@ -183,41 +157,33 @@ def contour_gap(
     mr_settings: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> ContourGap:
-    """Measure the contours of CT as a translation sees them, and of MR as a training does, on all labelled slices.
+    """Measure the contours of CT as in a translation and of MR as in a training, on all labelled slices.
 
     CT goes through ``preprocessing`` of ``inference.json``; MR through ``volume_transform`` and ``contour`` of
-    ``train.json``, in the orientation and at the spacing of the CT. The outermost ``RIM_PX`` pixels of a slice belong
-    to no region.
+    ``train.json``, in the orientation and at the spacing of the CT.
 
-    Args:
-        ct_dir: CT with labels, see :func:`contourdiff.data.label_map.labelled_cases`.
-        mr_dir: MR with labels.
-        ct_pattern: pattern of the case ids of the CT.
-        mr_pattern: pattern of the case ids of the MR.
-        min_inside_cm2: slices with a smaller area inside the bone are left out on both sides: those that show nothing
-            but processes. 0 takes every slice with a label.
-        label_map: JSON file that says which label values are bone, see :class:`contourdiff.data.label_map.LabelMap`; all its
-            classes count. ``None`` takes the bundle's vertebrae.
-        bundle: folder of the bundle, see :func:`contourdiff.bundle.find_bundle`.
-        overlays: names of overlays of ``inference.json``.
-        mr_settings: knobs of ``train.json``, such as ``{"upper_percentile": 99}``.
-        settings: knobs of ``inference.json``, such as ``window_hu=[-160, 240]``.
+    Folders hold cases with labels (:func:`contourdiff.data.cases.labelled_cases`) whose ids match the patterns. Slices
+    with less area inside the bone than ``min_inside_cm2`` are left out; 0 takes every slice with a label. For
+    ``label_map`` see :class:`contourdiff.data.label_map.LabelMap`; ``None`` takes the bundle's vertebrae. ``overlays``
+    and ``settings`` are those of ``inference.json``, such as ``window_hu=[-160, 240]``; ``mr_settings`` those of
+    ``train.json``, such as ``{"upper_percentile": 99}``. ``bundle`` is a folder, see :func:`contourdiff.bundle.find_bundle`.
 
-    Raises:
-        FileNotFoundError: for a missing folder, bundle, overlay or label map.
-        ValueError: for an unknown knob, or if a side has no labelled case, or none of the wanted bones.
+    Raises: FileNotFoundError for a missing folder or file; ValueError for an unknown setting or a side without slices.
     """
-    root = find_bundle(bundle)
+    root, mr_settings = find_bundle(bundle), dict(mr_settings or {})
     inference = read_config(config_files(root, overlays), settings)
     geometry = {name: inference.get_parsed_content(name) for name in ("axcodes", "slice_axis", "spacing_mm")}
-    train = read_config(config_files(root, base="train"), geometry | dict(mr_settings or {}))
+    parsers = {"ct": inference, "mr": read_config(config_files(root, base="train"), geometry | mr_settings)}
     bones = LabelMap(label_map or root / "label_maps" / "vertebrae.json")
-    parsers, patterns = {"ct": inference, "mr": train}, {"ct": ct_pattern, "mr": mr_pattern}
-    cases = {side: _cases(folder, side, patterns[side]) for side, folder in (("ct", ct_dir), ("mr", mr_dir))}
-    slices = [one for side in SIDES for one in _measured(cases[side], side, parsers[side], bones, min_inside_cm2)]
-    told: dict[str, Any] = {"CT": settings, "MR": dict(mr_settings or {}), "overlays": list(overlays)}
-    told |= {"patterns": patterns, "min_inside_cm2": min_inside_cm2}
-    return ContourGap(slices, _direction_names(geometry["axcodes"], geometry["slice_axis"]), told)
+    patterns, cases = {"ct": ct_pattern, "mr": mr_pattern}, {}
+    for side, folder in (("ct", ct_dir), ("mr", mr_dir)):
+        if not Path(folder).is_dir():
+            raise FileNotFoundError(f"expected a folder of {SIDES[side]} with labels at {folder}, found none; pass one")
+        cases[side] = labelled_cases(folder, pattern=patterns[side])
+    slices = [each for side in SIDES for each in _measured(cases[side], side, parsers[side], bones, min_inside_cm2)]
+    basis = {"CT": settings, "MR": mr_settings, "overlays": list(overlays), "patterns": patterns}
+    names = _direction_names(geometry["axcodes"], geometry["slice_axis"])
+    return ContourGap(slices, names, basis | {"min_inside_cm2": min_inside_cm2})
 
 
 def _direction_names(axcodes: str, slice_axis: int) -> tuple[str, ...]:
@@ -227,30 +193,24 @@ def _direction_names(axcodes: str, slice_axis: int) -> tuple[str, ...]:
     return f"{first}-{a}", f"{first}{second}-{a}{b}", f"{second}-{b}", f"{first}{b}-{a}{second}"
 
 
-def _cases(folder: str | Path, side: str, pattern: str) -> list[dict[str, str]]:
-    if not Path(folder).is_dir():
-        raise FileNotFoundError(f"expected a folder of {SIDES[side]} with labels at {folder}, found none; pass another")
-    return labelled_cases(folder, pattern=pattern)
-
-
 def _measured(
     cases: Sequence[Mapping[str, str]], side: str, parser: ConfigParser, bones: LabelMap, min_inside_cm2: float
 ) -> list[MeasuredSlice]:
     """All slices of a side whose label holds enough bone."""
-    found: list[MeasuredSlice] = []
+    kept: list[MeasuredSlice] = []
     for case in tqdm(cases, desc=f"contours of {SIDES[side]}", unit="case"):
-        before = len(found)
         slices = _slices_of(case, side, parser, bones)
-        found += [one for one in slices if one.found["inside"].area_cm2 >= min_inside_cm2]
-        if len(found) == before:
+        enough = [each for each in slices if each.found["inside"].area_cm2 >= min_inside_cm2]
+        if not enough:
             logger.warning("%s: no slice holds enough labelled bone", case_name(case["image"]))
-    if not found:
-        wanted = [value for values in bones.values(side).values() for value in values]
+        kept += enough
+    if not kept:
+        values = [value for listed in bones.values(side).values() for value in listed]
         raise ValueError(
-            f"expected slices of {SIDES[side]} with label values {wanted} and {min_inside_cm2} cm2 inside the bone, "
+            f"expected slices of {SIDES[side]} with label values {values} and {min_inside_cm2} cm2 inside the bone, "
             f"got none in {len(cases)} cases; pass a label map that lists theirs, or a smaller min_inside_cm2"
         )
-    return found
+    return kept
 
 
 def _slices_of(case: Mapping[str, str], side: str, parser: ConfigParser, bones: LabelMap) -> Iterator[MeasuredSlice]:
@@ -258,12 +218,9 @@ def _slices_of(case: Mapping[str, str], side: str, parser: ConfigParser, bones: 
     steps = parser.get_parsed_content("preprocessing" if side == "ct" else "volume_transform")
     end = len(steps.transforms) - (side == "ct")  # the last step of the translation's is the contour
     data = steps({"image": case["image"]}, end=end) | {"label": case["label"]}
-    labels = [
-        LoadImaged("label", image_only=True),
-        EnsureChannelFirstd("label"),
-        RemapLabelsd("label", label_map=bones, side=side),
-    ]
-    data = Compose([*labels, ResampleToMatchd("label", key_dst="image", mode="nearest", padding_mode="zeros")])(data)
+    load = [LoadImaged("label", image_only=True), EnsureChannelFirstd("label")]
+    match = ResampleToMatchd("label", key_dst="image", mode="nearest", padding_mode="zeros")
+    data = Compose([*load, RemapLabelsd("label", label_map=bones, side=side), match])(data)
     spacing = [float(size) for other, size in enumerate(data["image"].pixdim) if other != axis]
     volumes = [np.moveaxis(np.asarray(data[key][0]), axis, 0) for key in ("image", "label")]
     for position, (image, label) in enumerate(zip(*volumes, strict=True)):
@@ -278,34 +235,20 @@ def _slices_of(case: Mapping[str, str], side: str, parser: ConfigParser, bones: 
             yield MeasuredSlice(side, case_name(case["image"]), position, image, contour, regions, found, share)
 
 
-def _row(one: MeasuredSlice, region: str, directions: Sequence[str]) -> dict[str, Any]:
-    found, nan = one.found[region], math.nan
-    enough = found.area_cm2 >= MIN_AREA_CM2
-    median, p90 = np.percentile(found.fragments_mm, [50, 90]) if enough and len(found.fragments_mm) else (nan, nan)
-    return {
-        "side": one.side,
-        "case": one.case,
-        "slice": one.position,
-        "region": region,
-        "area_cm2": found.area_cm2,
-        "length_mm": found.length_mm,
-        "density_mm_per_cm2": found.density_mm_per_cm2 if enough else nan,
-        "fragments": len(found.fragments_mm),
-        "fragment_median_mm": float(median),
-        "fragment_p90_mm": float(p90),
-        "boundary_share": one.boundary_share if region == "boundary" else nan,
-        **{name: float(share) if enough else nan for name, share in zip(directions, found.directions, strict=True)},
-    }
+def _row(measured: MeasuredSlice, region: str, directions: Sequence[str]) -> dict[str, Any]:
+    area, length, density, fragments, shares = measured.found[region]
+    enough = area >= MIN_AREA_CM2
+    quantiles = np.percentile(fragments, [50, 90]) if enough and len(fragments) else np.full(2, math.nan)
+    row = {"side": measured.side, "case": measured.case, "slice": measured.position, "region": region}
+    row |= {"area_cm2": area, "length_mm": length, LENGTHS[0]: density if enough else math.nan}
+    row |= {"fragments": len(fragments), **dict(zip(LENGTHS[1:], quantiles.tolist(), strict=True))}
+    row["boundary_share"] = measured.boundary_share if region == "boundary" else math.nan
+    return row | {name: float(share) if enough else math.nan for name, share in zip(directions, shares, strict=True)}
 
 
-def _direction_bins(image: np.ndarray, spacing_mm: Sequence[float], sigma_px: float) -> np.ndarray:
-    """Of each pixel the bin of the edge direction, 0 to 3, ``(H, W)``: see :func:`contour_statistics`."""
-    blur = {"sigma": sigma_px, "mode": "constant"}
-    smooth = gaussian_filter(image, **blur) / gaussian_filter(np.ones(image.shape), **blur)
-    along_h, along_w = (sobel(smooth, axis=axis) / spacing_mm[axis] for axis in (0, 1))
-    return np.rint(np.degrees(np.arctan2(along_h, -along_w)) / 45).astype(np.int64) % 4
-
-
-def _check_spacing(spacing_mm: Sequence[float]) -> None:
+def _check(names: str, slices: Sequence[np.ndarray], spacing_mm: Sequence[float]) -> None:
+    shapes = {np.shape(each) for each in slices}
+    if len(shapes) != 1 or any(len(shape) != 2 for shape in shapes):
+        raise ValueError(f"expected {names} (H, W) of one shape, got {sorted(shapes)}; cut slices")
     if len(spacing_mm) != 2 or not all(0 < size < math.inf for size in spacing_mm):
         raise ValueError(f"spacing_mm must be two positive numbers, of H and W, got {spacing_mm}")

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from os.path import realpath
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +23,11 @@ from contourdiff.evaluation.label_crop import write_label_crop
 from contourdiff.weights import sha256_of
 
 logger = logging.getLogger(__name__)
-
-WITHOUT_ADAPTATION = "without_adaptation"
-UNCONDITIONAL = "unconditional"
-SINGLE_CANDIDATE = "single_candidate"
-OURS = "ours"
-ROWS = (WITHOUT_ADAPTATION, UNCONDITIONAL, SINGLE_CANDIDATE, OURS)
+ROWS = ("without_adaptation", "unconditional", "single_candidate", "ours")
+WITHOUT_ADAPTATION, UNCONDITIONAL, SINGLE_CANDIDATE, OURS = ROWS
 ARCHITECTURES = ("unet", "swin_unetr")
-
 SETTINGS = ("translation", "segmentation", "unconditional")
-GROWING = ("folders", "groups", "mr_training")
-"""Entries of a plan that may gain names; a name that is there keeps its meaning."""
+GROWING = ("folders", "groups", "mr_training")  # these may gain names; a name that is there keeps its meaning
 SMOKE: dict[str, dict[str, Any]] = {
     "translation": {"num_inference_steps": 2, "candidates": 2, "max_rounds": 1},
     "segmentation": {"max_epochs": 1},
@@ -46,17 +42,15 @@ class ExperimentPlan:
     Args:
         ct_dir: CT with labels: ``<case>.nii.gz`` and ``labels/<case>.nii.gz``.
         mr_dir: real MR with labels to test on; never trained on.
-        output_dir: everything goes there: translations, weights, scores, the table.
+        output_dir: folder for translations, weights, scores and the table.
         label_map: see :class:`contourdiff.data.label_map.LabelMap`; ``None`` takes the bundle's vertebrae.
         rows: some of ``ROWS``, in the table's order.
-        folders: further rows, name -> folder of translations made by any tool (``<case>_mr.nii.gz`` beside
-            ``<case>_label.nii.gz``).
+        folders: further rows, name -> folder of ``<case>_mr.nii.gz`` and ``<case>_label.nii.gz`` by any tool.
         architectures: segmentation networks, named in ``segmentation_train.json``.
         seeds: a segmentation network is trained with each.
         groups: test groups that are scored apart, name -> pattern of case ids.
         ckpt_path: weights of the translator; ``None`` takes the bundle's.
-        mr_training: ``dataset_dir``, ``datalist``, ``file_pattern`` ... of ``train.json``: the MR that the row
-            ``unconditional`` learns from.
+        mr_training: ``dataset_dir``, ``datalist`` ... of ``train.json``: the MR of the row ``unconditional``.
         overlays: overlays of ``inference.json`` for every translation.
         translation: settings of ``inference.json`` for every translation.
         segmentation: settings of ``segmentation_train.json`` for every network.
@@ -82,29 +76,22 @@ class ExperimentPlan:
     bundle: str | Path | None = None
 
     def smoke(self) -> ExperimentPlan:
-        """The same plan with everything cut short: it shows that all parts work together, its figures mean nothing."""
+        """The same plan with everything cut short, as a test of the installation; its figures mean nothing."""
         return ExperimentPlan(**vars(self) | {name: {**vars(self)[name], **cut} for name, cut in SMOKE.items()})
 
 
 def run_experiment(plan: ExperimentPlan) -> Path:
-    """Run what is missing of a plan and write ``table.csv``, ``table.md`` and its pictures.
+    """Run what is missing of a plan, write ``table.csv``, ``table.md`` and its pictures, and return ``table.md``.
 
-    The CT is first cut to the slices that have a label (``<output_dir>/ct``): every row learns from those alone.
-    Every cell (row, architecture, seed) has a folder with weights, scores and predictions for each group. A
-    finished cell is kept, an interrupted one resumes from its last checkpoint: the same command starts and resumes.
+    Every row learns from the labelled slices of the CT alone (``<output_dir>/ct``). Every cell (row, architecture,
+    seed) has a folder with weights, and scores and predictions of each group. A finished cell is kept, an interrupted
+    one resumes from its last checkpoint.
 
-    Returns:
-        ``output_dir / "table.md"``.
-
-    Raises:
-        FileNotFoundError: for a missing folder or file.
-        ValueError: if the plan does not make sense, or the folder holds a table of another plan.
+    Raises: FileNotFoundError for a missing folder or file; ValueError for a plan that contradicts itself or the folder.
     """
     job = _Job(plan)
     job.labelled_ct()
-    cells = [
-        (row, architecture, seed) for row in job.rows for architecture in plan.architectures for seed in plan.seeds
-    ]
+    cells = list(itertools.product(job.rows, plan.architectures, plan.seeds))
     for number, (row, architecture, seed) in enumerate(cells, start=1):
         logger.info("cell %d of %d: %s, %s, seed %d", number, len(cells), row, architecture, seed)
         job.translated(row)
@@ -116,19 +103,14 @@ class _Job:
     """A checked plan and the steps of its cells; each step returns at once if its result is there."""
 
     def __init__(self, plan: ExperimentPlan) -> None:
-        self.plan = plan
+        self.plan, self.root = plan, Path(plan.output_dir)
         self.rows = [*plan.rows, *plan.folders]
-        self.root = Path(plan.output_dir)
         self.configs = find_bundle(plan.bundle) / "configs"
         self.label_map = Path(plan.label_map or self.configs.parent / "label_maps" / "vertebrae.json")
         self.ckpt_path = Path(plan.ckpt_path or self.configs.parent / "models" / "model.pt")
-        self._check()
-
-    def _check(self) -> None:
-        plan = self.plan
         self._classes = LabelMap(self.label_map)
-        unknown = [row for row in plan.rows if row not in ROWS]
-        if unknown or set(plan.folders) & set(ROWS) or not self.rows or not plan.seeds or not plan.groups:
+        misnamed = set(plan.rows) - set(ROWS) or set(plan.folders) & set(ROWS)
+        if misnamed or not (self.rows and plan.seeds and plan.groups):
             raise ValueError(
                 f"expected rows out of {ROWS}, folders under other names, a seed and a group, got rows "
                 f"{list(plan.rows)}, folders {list(plan.folders)}, seeds {list(plan.seeds)}, groups {list(plan.groups)}"
@@ -136,44 +118,36 @@ class _Job:
         if wrong := [name for name in plan.architectures if name not in ARCHITECTURES]:
             raise ValueError(f"expected architectures out of {ARCHITECTURES}, got {wrong}")
         if UNCONDITIONAL in self.rows and not plan.mr_training.get("dataset_dir"):
-            raise ValueError(
-                f"the row {UNCONDITIONAL!r} learns from MR: pass its folder (dataset_dir), or leave it out"
-            )
+            raise ValueError(f"the row {UNCONDITIONAL!r} learns from MR: pass its dataset_dir, or leave it out")
         self._ct_cases = labelled_cases(plan.ct_dir)
         for folder in plan.folders.values():
             labelled_cases(folder)
-        self._slice_end = self._direction_of_slices()
+        parser = read_config(config_files(self.configs.parent, plan.overlays), plan.translation)
+        self._slice_end = str(parser["axcodes"][parser["slice_axis"]])
         for pattern in plan.groups.values():
             labelled_cases(plan.mr_dir, pattern=pattern)
         self._check_same_plan()
 
     def _check_same_plan(self) -> None:
-        """Kept cells must belong to this plan; rows, architectures, seeds, folders and groups may be added."""
+        """Refuse cells of another plan; rows, architectures, seeds, folders and groups may be added."""
         plan, path = self.plan, self.root / "plan.json"
-        record: dict[str, Any] = {
-            "ct_dir": str(Path(plan.ct_dir).resolve()),
-            "mr_dir": str(Path(plan.mr_dir).resolve()),
-            "weights": sha256_of(self.ckpt_path),
-            "label_map": json.loads(self.label_map.read_text(encoding="utf-8")),
-            "overlays": list(plan.overlays),
-            "folders": {name: str(Path(folder).resolve()) for name, folder in plan.folders.items()},
-            **{name: dict(getattr(plan, name)) for name in ("groups", *SETTINGS)},
-        }
-        record["mr_training"] = {"unconditional": self._mr_training()} if UNCONDITIONAL in self.rows else {}
+        record: dict[str, Any] = {"ct_dir": realpath(plan.ct_dir), "mr_dir": realpath(plan.mr_dir)}
+        record |= {"weights": sha256_of(self.ckpt_path), "label_map": json.loads(self.label_map.read_text("utf-8"))}
+        record |= {"overlays": list(plan.overlays), "mr_training": {}}
+        record["folders"] = {name: realpath(folder) for name, folder in plan.folders.items()}
+        record |= {name: dict(getattr(plan, name)) for name in ("groups", *SETTINGS)}
+        if UNCONDITIONAL in self.rows:
+            folder = realpath(plan.mr_training["dataset_dir"])
+            record["mr_training"] = {UNCONDITIONAL: {**plan.mr_training, "dataset_dir": folder}}
+        record = json.loads(json.dumps(record, default=str))  # as it will be read: lists for tuples, text for paths
         old = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         grown = {name: old.get(name, {}) | record[name] for name in GROWING}
         changed = sorted(name for name in old if name not in GROWING and old[name] != record.get(name))
-        changed += [
-            f"{name} {key}" for name in GROWING for key, value in old.get(name, {}).items() if grown[name][key] != value
-        ]
+        for name in GROWING:
+            changed += [f"{name} {key}" for key, value in old.get(name, {}).items() if grown[name][key] != value]
         if changed:
             raise ValueError(f"{self.root} holds a table of another plan (other: {changed}); pass another output_dir")
         write_text(path, json.dumps(record | grown, indent=2) + "\n")
-
-    def _mr_training(self) -> dict[str, Any]:
-        """Settings of the row that learns from MR, its folder resolved."""
-        training = dict(self.plan.mr_training)
-        return training | {"dataset_dir": str(Path(training["dataset_dir"]).resolve())}
 
     def dataset_dir(self, row: str) -> Path:
         """Folder of images and labels that the networks of a row are trained on."""
@@ -187,35 +161,26 @@ class _Job:
             name = f"{case_of(case['image'])}.nii.gz"
             write_label_crop(case, self._classes.values("ct"), self._slice_end, self.root / "ct", name)
 
-    def _direction_of_slices(self) -> str:
-        """Letter of the direction along which slices are stacked, from the settings of the translation."""
-        parser = read_config(config_files(self.configs.parent, self.plan.overlays), self.plan.translation)
-        return str(parser["axcodes"][parser["slice_axis"]])
-
     def translated(self, row: str) -> None:
-        """Translate the CT for a row that is ours to translate; cases that are there are kept."""
+        """Translate the CT for a row of this package; cases that are there are kept."""
         if row == WITHOUT_ADAPTATION or row in self.plan.folders:
             return
         settings: dict[str, Any] = {**self.plan.translation, "ckpt_path": str(self.ckpt_path)}
         if row == SINGLE_CANDIDATE:
             settings |= {"candidates": 1, "max_rounds": 1}
         if row == UNCONDITIONAL:
-            settings |= {"unconditional": True, "ckpt_path": str(self._unconditional_weights())}
-        translate(
-            self.root / "ct", self.dataset_dir(row), bundle=self.plan.bundle, overlays=self.plan.overlays, **settings
-        )
+            training = {**self.plan.mr_training, **self.plan.unconditional, "initial_weights": str(self.ckpt_path)}
+            weights = self._trained(["train", "unconditional"], training, self.root / UNCONDITIONAL / "weights")
+            settings |= {"unconditional": True, "ckpt_path": str(weights)}
+        settings |= {"bundle": self.plan.bundle, "overlays": self.plan.overlays}
+        translate(self.root / "ct", self.dataset_dir(row), **settings)
 
     def scored(self, row: str, architecture: str, seed: int) -> None:
         """Train a network on a row's images and score it on every group."""
         cell = self.root / row / f"{architecture}_seed{seed}"
-        settings: dict[str, Any] = {
-            "val_fraction": 0.0,
-            **self.plan.segmentation,
-            "dataset_dir": str(self.dataset_dir(row)),
-            "label_map": str(self.label_map),
-            "architecture": architecture,
-            "seed": seed,
-        }
+        settings: dict[str, Any] = {"val_fraction": 0.0, **self.plan.segmentation}
+        settings |= {"dataset_dir": str(self.dataset_dir(row)), "label_map": str(self.label_map)}
+        settings |= {"architecture": architecture, "seed": seed}
         overlays = {WITHOUT_ADAPTATION: ["segmentation_ct"]}.get(row, ["segmentation_any"] * (row in self.plan.folders))
         weights = self._trained(["segmentation_train", *overlays], settings, cell)
         for group, pattern in self.plan.groups.items():
@@ -223,16 +188,12 @@ class _Job:
                 test = {"test_dir": str(self.plan.mr_dir), "test_pattern": pattern, "output_dir": str(cell / group)}
                 self._run(["segmentation_train", "evaluate"], settings | test | {"ckpt_path": str(weights)})
 
-    def _unconditional_weights(self) -> Path:
-        settings = {**self.plan.mr_training, **self.plan.unconditional, "initial_weights": str(self.ckpt_path)}
-        return self._trained(["train", "unconditional"], settings, self.root / UNCONDITIONAL / "weights")
-
     def _trained(self, configs: Sequence[str], settings: Mapping[str, Any], folder: Path) -> Path:
         """Weights of a training: those that are there, or it goes on from its last checkpoint, or starts."""
         if not (folder / "trained.json").is_file():
             folder.mkdir(parents=True, exist_ok=True)
-            found = sorted(folder.glob("checkpoint_epoch=*.pt"), key=lambda path: path.stat().st_mtime)
-            resume = {"resume_from": str(found[-1])} if found else {}
+            checkpoints = sorted(folder.glob("checkpoint_epoch=*.pt"), key=lambda path: path.stat().st_mtime)
+            resume = {"resume_from": str(checkpoints[-1])} if checkpoints else {}
             self._run(configs, {**settings, "output_dir": str(folder), **resume})
             write_text(folder / "trained.json", json.dumps(settings, indent=2) + "\n")
         return folder / "model.pt"

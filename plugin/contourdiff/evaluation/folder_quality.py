@@ -23,23 +23,16 @@ from contourdiff.metrics.flicker import contour_box, flicker
 from contourdiff.metrics.image_quality import image_quality, label_boundary_agreement
 from contourdiff.transforms import InPlaneResampled
 
-MR_PERCENTILES = (1.0, 95.0)
-"""Real MR becomes gray levels by these percentiles of the volume, as in ``train.json``."""
+MR_PERCENTILES = (1.0, 95.0)  # of a volume: they become gray levels 0 and 255, as in ``train.json``
 
 
 @dataclass(frozen=True)
 class QualityGrid:
     """Grid and contour on which quality is measured.
 
-    Args:
-        axcodes: orientation in which slices are cut.
-        slice_axis: axis along which slices are stacked, after orientation.
-        spacing_mm: in-plane spacing.
-        margin_px: margin of the box in which flicker is measured.
-        sigma_px: see :func:`contourdiff.contours.contour_of`, as the next two.
-        low_threshold: see :func:`contourdiff.contours.contour_of`.
-        high_threshold: see :func:`contourdiff.contours.contour_of`.
-        size_px: slices are padded to this size for the extractor.
+    Slices are stacked along ``slice_axis`` after orientation to ``axcodes``, at ``spacing_mm`` in plane, and padded to
+    ``size_px`` for the extractor. Flicker is measured in a box around the contours with a margin of ``margin_px``. For
+    ``sigma_px`` and both thresholds see :func:`contourdiff.contours.contour_of`.
     """
 
     axcodes: str
@@ -53,41 +46,33 @@ class QualityGrid:
 
     @classmethod
     def of_bundle(
-        cls,
-        bundle: str | Path | None = None,
-        overlays: Sequence[str] = (),
-        settings: Mapping[str, Any] | None = None,
+        cls, bundle: str | Path | None = None, overlays: Sequence[str] = (), settings: Mapping[str, Any] | None = None
     ) -> QualityGrid:
         """Grid and contour of ``inference.json`` with its overlays and settings."""
-        parser = read_config(config_files(bundle, overlays), dict(settings or {}))
-        names = {"sigma_px": "contour_sigma_px"} | {
-            f"{end}_threshold": f"contour_{end}_threshold" for end in ("low", "high")
-        }
-        fields = [name for name in cls.__dataclass_fields__ if name != "size_px"]
-        return cls(**{name: parser.get_parsed_content(names.get(name, name)) for name in fields})
+        parsed = read_config(config_files(bundle, overlays), dict(settings or {})).get_parsed_content
+        grid = {name: parsed(name) for name in ("axcodes", "slice_axis", "spacing_mm", "margin_px")}
+        contour = {name: parsed(f"contour_{name}") for name in ("sigma_px", "low_threshold", "high_threshold")}
+        return cls(**grid, **contour)
 
     def load(self, case: Mapping[str, str], percentiles: tuple[float, float] | None = None) -> list[np.ndarray]:
         """Image and label of a case, each ``(slices, H, W)`` on the grid; the image scaled to gray levels if asked."""
         keys = [key for key in ("image", "label") if key in case]
+        modes = ["bilinear", "nearest"][: len(keys)]
         steps: list[Any] = [
             LoadImaged(keys, image_only=True),
             EnsureChannelFirstd(keys),
             Orientationd(keys, axcodes=self.axcodes, labels=None),
-            InPlaneResampled(
-                keys, self.spacing_mm, self.slice_axis, mode=["bilinear", "nearest"][: len(keys)], padding_mode="zeros"
-            ),
+            InPlaneResampled(keys, self.spacing_mm, self.slice_axis, mode=modes, padding_mode="zeros"),
         ]
         if percentiles is not None:
-            low, high = percentiles
-            steps.append(ScaleIntensityRangePercentilesd("image", low, high, b_min=0, b_max=255, clip=True))
+            steps.append(ScaleIntensityRangePercentilesd("image", *percentiles, b_min=0, b_max=255, clip=True))
         data = Compose(steps)(dict(case))
         return [np.moveaxis(np.asarray(data[key][0], dtype=np.float32), self.slice_axis, 0) for key in keys]
 
     def contour(self, image: np.ndarray) -> np.ndarray:
         """Contour of one slice ``(H, W)`` of gray levels."""
-        return contour_of(
-            image, sigma_px=self.sigma_px, low_threshold=self.low_threshold, high_threshold=self.high_threshold
-        )
+        thresholds = {"low_threshold": self.low_threshold, "high_threshold": self.high_threshold}
+        return contour_of(image, sigma_px=self.sigma_px, **thresholds)
 
     def flicker(self, volume: np.ndarray) -> dict[str, float]:
         """Flicker of a volume ``(slices, H, W)`` of gray levels over the box around its contours, and its pairs."""
@@ -110,27 +95,17 @@ def folder_quality(
 ) -> dict[str, Any]:
     """Flicker and label boundaries of every case; with real MR its flicker, and with an extractor also FID and MMD.
 
-    ``boundary`` is the share of a label's boundary that lies within a pixel of a contour of the translation, a mean
-    over slices with a label; ``boundary_swapped`` is the same with the label of the slice a quarter of them further on:
-    the agreement by chance. ``reference_flicker`` is the mean over the volumes of ``mr_dir``, in gray levels by
-    ``MR_PERCENTILES``: a value for the setting ``reference_flicker``.
+    ``boundary`` is the share of a label's boundary within a pixel of a contour of the translation, a mean over labelled
+    slices; ``boundary_swapped`` takes the label of the slice a quarter of them further on: the agreement by chance.
+    ``reference_flicker`` is the mean over ``mr_dir``, a value for the setting of that name. The result has ``cases`` (a
+    row each), their ``mean``, ``set`` (what :func:`image_quality` returns, or ``None``) and ``grid``.
 
-    Args:
-        folder: translations with their labels, see :func:`contourdiff.data.cases.labelled_cases`.
-        mr_dir: real MR with labels to compare with.
-        mr_pattern: pattern of its case ids.
-        extractor: see :func:`contourdiff.metrics.image_quality.slice_features`; requires ``mr_dir``.
-        extractor_name: recorded in the result.
-        foreground_only: see :func:`contourdiff.metrics.image_quality.image_quality`.
-        bundle: folder of the bundle, whose ``inference.json`` defines grid and contour.
-        overlays: names of its overlays.
-        settings: its settings, such as ``{"spacing_mm": 1.6}``.
+    Both folders hold cases with labels (:func:`contourdiff.data.cases.labelled_cases`), ``mr_pattern`` is that of case
+    ids of the MR. For ``extractor``, which requires ``mr_dir``, see :func:`contourdiff.metrics.image_quality.slice_features`;
+    for ``foreground_only`` :func:`contourdiff.metrics.image_quality.image_quality`. Grid and contour are those of
+    ``inference.json`` of the ``bundle``, with ``overlays`` and ``settings``, such as ``{"spacing_mm": 1.6}``.
 
-    Returns:
-        ``cases`` (a row each), ``mean`` over them, ``set`` (what :func:`image_quality` returns, or ``None``), ``grid``.
-
-    Raises:
-        ValueError: if there is no labelled case, an extractor without real MR, or an unknown setting.
+    Raises: ValueError if there is no labelled case, an extractor without real MR, or an unknown setting.
     """
     if extractor is not None and mr_dir is None:
         raise ValueError("FID and MMD compare with real MR: expected mr_dir beside the extractor, got none; pass both")
@@ -139,11 +114,9 @@ def folder_quality(
     labelled: list[np.ndarray] = []
     for case in tqdm(labelled_cases(folder), desc="image quality", unit="case"):
         image, label = grid.load(case)
-        filled = [index for index in range(len(label)) if label[index].any()]
-        labelled += [image[index] for index in filled]
-        rows.append(
-            {"case": case_name(case["image"]), **grid.flicker(image), **_boundaries(image, label, filled, grid)}
-        )
+        image, label, volume = image[label.any((1, 2))], label[label.any((1, 2))], image
+        labelled += list(image)
+        rows.append({"case": case_name(case["image"]), **grid.flicker(volume), **_boundaries(image, label, grid)})
     mean = {key: _nanmean([row[key] for row in rows]) for key in rows[0] if key != "case"}
     compared = None
     if mr_dir is not None:
@@ -166,12 +139,13 @@ def _nanmean(values: Sequence[float]) -> float:
     return float(np.nanmean(values)) if np.isfinite(values).any() else math.nan
 
 
-def _boundaries(image: np.ndarray, label: np.ndarray, filled: Sequence[int], grid: QualityGrid) -> dict[str, float]:
-    pixel = (grid.spacing_mm, grid.spacing_mm)
-
-    def mean(shift: int) -> float:
-        partners = [filled[(rank + shift) % len(filled)] for rank in range(len(filled))]
-        pairs = zip(filled, partners, strict=True)
-        return _nanmean([label_boundary_agreement(image[i], label[j], grid.contour, pixel[0], pixel) for i, j in pairs])
-
-    return {"boundary": mean(0), "boundary_swapped": mean(max(1, len(filled) // 4)), "labelled_slices": len(filled)}
+def _boundaries(images: np.ndarray, labels: np.ndarray, grid: QualityGrid) -> dict[str, float]:
+    """Agreement of labelled slices ``(slices, H, W)`` with their labels, and with those a quarter further on."""
+    means = []
+    for partners in (labels, np.roll(labels, -max(1, len(labels) // 4), axis=0)):
+        pairs = zip(images, partners, strict=True)
+        spacing = (grid.spacing_mm, grid.spacing_mm)
+        means.append(
+            _nanmean([label_boundary_agreement(*pair, grid.contour, grid.spacing_mm, spacing) for pair in pairs])
+        )
+    return {"boundary": means[0], "boundary_swapped": means[1], "labelled_slices": len(labels)}

@@ -13,7 +13,6 @@ import torch
 from matplotlib.figure import Figure
 from monai.metrics import SSIMMetric
 from monai.networks.utils import eval_mode
-from torch import nn
 from torch.utils.data import Subset
 from tqdm import tqdm
 
@@ -29,7 +28,6 @@ from contourdiff.weights import load_weights, sha256_of
 MEASURES = ("precision", "recall", "f1", "ssim")
 PAIRINGS = ("own", "shuffled")
 COLUMNS = tuple(f"{pairing}_{measure}" for pairing in PAIRINGS for measure in MEASURES)
-
 Row = dict[str, Any]
 
 
@@ -38,20 +36,17 @@ class HeldOut:
     """Held-out slices, and what translates and measures them.
 
     Args:
-        network: called with ``(cat[x, contour] (B, 2, H, W), timesteps (B,))``; an empty neighbor follows the contour
-            where items have a ``neighbor``.
+        network: called with ``(x, contour and, where items have it, an empty neighbor: (B, C, H, W), timesteps (B,))``.
         dataset: items with ``image`` in [-1, 1] and ``contour``, both ``(1, H, W)``.
         scheduler: noise scheduler of the training.
-        contour: ``(1, H, W)`` gray levels in [0, 255] -> contour of that shape, as the contours of the dataset.
-        groups: for each item, the number of its patient or volume; items of a group stand together. ``None`` takes
-            each item as a group of its own.
+        contour: ``(1, H, W)`` gray levels in [0, 255] -> contour of that shape, as in the dataset.
+        groups: patient or volume of each item, those of a group in a row; ``None``: each item is a group of its own.
         places: case and slice of each item.
-        batch_size: slices that are translated together.
         seed: seed of the noise.
         device: where the network is.
     """
 
-    network: nn.Module
+    network: torch.nn.Module
     dataset: Sequence[Mapping[str, Any]]
     scheduler: Any
     contour: Callable[[np.ndarray], np.ndarray]
@@ -78,25 +73,17 @@ class HeldOut:
 
 
 def held_out_agreement(held_out: HeldOut, translations: Sequence[np.ndarray], tolerance_px: float = 2.0) -> list[Row]:
-    """Compare each translation with its slice and, as a control, with another patient's.
+    """Compare each translation with its slice (``own_*``) and, as a control, with another patient's (``shuffled_*``).
 
-    ``own_*`` columns compare the translation of item i with item i: its contour with the given contour (precision,
-    recall, f1), its gray levels with the real slice (SSIM). ``shuffled_*`` columns compare the same translation with
-    its partner, the item at the same relative position in the next group: the agreement by chance.
+    Precision, recall and f1 compare the translation's contour with the given one, SSIM its gray levels with the real
+    slice. The control is the ``partner``: the item at the same relative position in the next group. Each item has a
+    row: ``index``, ``partner`` and the ``COLUMNS``. Translations are ``(H, W)`` gray levels in [0, 255]; for the
+    tolerance see :func:`contourdiff.metrics.contour_agreement.contour_agreement`.
 
-    Args:
-        held_out: the slices.
-        translations: of each, ``(H, W)`` gray levels in [0, 255].
-        tolerance_px: see :func:`contourdiff.metrics.contour_agreement.contour_agreement`.
-
-    Returns:
-        One row for each item: ``index``, ``partner`` and the columns named in ``COLUMNS``.
-
-    Raises:
-        ValueError: if there are fewer than two groups, or not one group for each item.
+    Raises: ValueError if there are fewer than two groups, or not one group for each item.
     """
     count = len(held_out.dataset)
-    partners = _partners(list(range(count)) if held_out.groups is None else held_out.groups, count)
+    partners = _partners(range(count) if held_out.groups is None else held_out.groups, count)
     rows: list[Row] = []
     for index, (translation, partner) in enumerate(zip(translations, partners, strict=True)):
         row: Row = {"index": index, "partner": partner}
@@ -124,8 +111,7 @@ def gray_levels(image: Any) -> np.ndarray:
 def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     """Mean and (population) standard deviation over the rows: ``{"own_f1": {"mean": ..., "std": ...}, ...}``.
 
-    Raises:
-        ValueError: if there are no rows.
+    Raises: ValueError if there are no rows.
     """
     if not rows:
         raise ValueError("expected rows of held_out_agreement, got none")
@@ -136,23 +122,27 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
 def write_agreement(
     rows: Sequence[Mapping[str, Any]], output_dir: str | Path, settings: Mapping[str, Any] | None = None
 ) -> None:
-    """Write ``agreement.csv`` (a line for each slice) and ``agreement.md`` (the summary), each whole or not at all.
+    """Write the rows to ``agreement.csv`` and their summary to ``agreement.md``, each whole or not at all.
 
-    Args:
-        rows: from :func:`held_out_agreement`.
-        output_dir: folder to write to.
-        settings: what the numbers depend on (weights, steps, tolerance), listed below the summary.
+    ``settings`` is what the numbers depend on (weights, steps, tolerance), listed below the summary.
     """
     summary = summarize(rows)
     write_csv(Path(output_dir) / "agreement.csv", rows)
     lines = [f"| {len(rows)} slices, mean ± std | own contour | another's contour |", "|---|---|---|"]
     for measure in MEASURES:
-        cells = [summary[f"{pairing}_{measure}"] for pairing in PAIRINGS]
-        lines.append(f"| {measure} | " + " | ".join(f"{cell['mean']:.3f} ± {cell['std']:.3f}" for cell in cells) + " |")
+        cells = ["{mean:.3f} ± {std:.3f}".format(**summary[f"{pairing}_{measure}"]) for pairing in PAIRINGS]
+        lines.append(f"| {' | '.join([measure, *cells])} |")
     better = float(np.mean([row["own_f1"] > row["shuffled_f1"] for row in rows]))
     lines += ["", f"The f1 with the own contour is the higher one in {better:.1%} of the slices.", ""]
     lines += [f"- {name}: {value}" for name, value in (settings or {}).items()]
     write_text(Path(output_dir) / "agreement.md", "\n".join(lines) + "\n")
+
+
+def show_slice(axis: Any, image: Any, title: str = "") -> None:
+    """Draw a slice ``(H, W)`` of gray levels in [0, 255], H to the right and W upward."""
+    axis.imshow(np.asarray(image).T, cmap="gray", origin="lower", vmin=0, vmax=255)
+    axis.set_axis_off()
+    axis.set_title(title, fontsize=8, loc="left")
 
 
 def agreement_picture(
@@ -163,18 +153,12 @@ def agreement_picture(
     chosen = {"best": ranked[0], "median": ranked[len(ranked) // 2], "worst": ranked[-1]}
     figure = Figure(figsize=(7.5, 10.4))
     axes = figure.subplots(4, len(chosen), squeeze=False)
-    for column, (name, row) in enumerate(chosen.items()):
+    for column, (name, row) in zip(axes.T, chosen.items(), strict=True):
         item, translation = held_out.dataset[row["index"]], translations[row["index"]]
-        pictures = {
-            f"{name}, f1 {row['own_f1']:.2f}\nreal MR": gray_levels(item["image"]),
-            "its contour": 255 * np.asarray(item["contour"])[0],
-            "translation of that contour": translation,
-            "the translation's contour": 255 * np.asarray(held_out.contour(translation[None]))[0],
-        }
-        for axis, (title, picture) in zip(axes[:, column], pictures.items(), strict=True):
-            axis.imshow(np.asarray(picture).T, cmap="gray", origin="lower", vmin=0, vmax=255)
-            axis.set_axis_off()
-            axis.set_title(title, fontsize=8, loc="left")
+        show_slice(column[0], gray_levels(item["image"]), f"{name}, f1 {row['own_f1']:.2f}\nreal MR")
+        show_slice(column[1], 255 * np.asarray(item["contour"])[0], "its contour")
+        show_slice(column[2], translation, "translation of that contour")
+        show_slice(column[3], 255 * np.asarray(held_out.contour(translation[None]))[0], "the translation's contour")
     figure.tight_layout()
     save_figure(figure, path, dpi=100)
 
@@ -189,7 +173,7 @@ def evaluate_bundle(
     max_slices: int | None = None,
     **settings: Any,
 ) -> dict[str, dict[str, float]]:
-    """Agreement of trained weights on the validation slices of a training config, written to ``output_dir``.
+    """:func:`summarize` trained weights on the validation slices of a training config, and write the agreement.
 
     Args:
         train_config: the training config, or it and its overlays.
@@ -200,11 +184,7 @@ def evaluate_bundle(
         max_slices: translate this many slices, evenly spread over the dataset; ``None`` takes all.
         settings: settings of the config, such as ``dataset_dir``, ``datalist`` and ``file_pattern``.
 
-    Returns:
-        What :func:`summarize` returns.
-
-    Raises:
-        ValueError: for a setting that the config does not have, or if all slices are of one volume.
+    Raises: ValueError for a setting that the config does not have, or if all slices are of one volume.
     """
     held_out = held_out_slices(train_config, weights, max_slices, settings)
     translations = held_out.translations(num_inference_steps=num_inference_steps)
@@ -221,22 +201,20 @@ def held_out_slices(
     train_config: str | Sequence[str], weights: str, max_slices: int | None, settings: Mapping[str, Any]
 ) -> HeldOut:
     """Held-out slices of a training config; arguments and errors as in :func:`evaluate_bundle`."""
-    parser = read_config(train_config, settings)
-    device = parser.get_parsed_content("device")
-    slices = parser.get_parsed_content("validate#dataset")
+    parsed = read_config(train_config, settings).get_parsed_content
+    device, slices = parsed("device"), parsed("validate#dataset")
     count = len(slices) if max_slices is None else min(max_slices, len(slices))
     chosen = [int(position) for position in np.linspace(0, len(slices) - 1, count).round()]
     index = [slices.index[position] for position in chosen]
     return HeldOut(
-        network=load_weights(parser.get_parsed_content("network_def"), weights).to(device),
-        dataset=Subset(slices, chosen),  # type: ignore[arg-type]  # a sequence in all but name
-        scheduler=parser.get_parsed_content("scheduler"),
-        contour=parser.get_parsed_content("contour").transform,
+        load_weights(parsed("network_def"), weights).to(device),
+        Subset(slices, chosen),  # type: ignore[arg-type]  # a sequence in all but name
+        parsed("scheduler"),
+        parsed("contour").transform,
         groups=[volume for volume, _ in index],
         places=[(case_of(slices.volumes.data[volume]["image"]), position) for volume, position in index],
-        batch_size=parser.get_parsed_content("batch_size"),
-        seed=parser.get_parsed_content("seed"),
         device=device,
+        **{name: parsed(name) for name in ("batch_size", "seed")},
     )
 
 
@@ -250,10 +228,8 @@ def _partners(groups: Sequence[int], count: int) -> list[int]:
             f"expected a group for each of {count} slices and two groups or more to shuffle between, "
             f"got {len(groups)} in {len(members)} groups; hold out more patients"
         )
-    names = list(members)
-    partners = [0] * count
-    for name, following in zip(names, [*names[1:], names[0]], strict=True):
-        own, others = members[name], members[following]
+    partners, (first, *following) = [0] * count, members.values()
+    for own, others in zip(members.values(), [*following, first], strict=True):
         for rank, position in enumerate(own):
             partners[position] = others[rank * len(others) // len(own)]
     return partners

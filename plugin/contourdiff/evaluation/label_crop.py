@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The labelled part of a volume: what a comparison of segmentation networks needs to translate."""
+"""The labelled slices of a volume: what a comparison of segmentation networks needs to translate."""
 
 from __future__ import annotations
 
@@ -21,26 +21,24 @@ def write_label_crop(
 ) -> None:
     """Cut image and label to the slices between the first and the last that hold a class; voxels stay as they are.
 
-    What is there already is kept. A volume without any class is named in the log and left out.
-
-    Args:
-        case: paths of ``image`` and ``label``, on one grid.
-        values: label values of each class, see :meth:`contourdiff.data.label_map.LabelMap.values`.
-        slice_end: the direction along which slices are stacked, one letter such as ``"R"``.
-        folder: the image goes there, the label to ``labels`` in it.
-        name: name of both files.
+    ``case`` has paths of ``image`` and ``label`` on the same grid; for the values of each class see
+    :meth:`contourdiff.data.label_map.LabelMap.values`. Slices are stacked along ``slice_end``, such as ``"R"``. The
+    files are ``folder/name`` and ``folder/labels/name``; existing files are kept. A volume without any class is named
+    in the log and left out.
     """
-    if (folder / name).is_file() and (folder / "labels" / name).is_file():
+    paths = {"label": folder / "labels" / name, "image": folder / name}
+    if all(path.is_file() for path in paths.values()):
         return
-    image, label = nib.load(case["image"]), nib.load(case["label"])
-    ends = (slice_end, OPPOSITE[slice_end])
-    along = next(axis for axis, end in enumerate(nib.aff2axcodes(image.affine)) if end in ends)
-    wanted = np.isin(np.asanyarray(label.dataobj), [value for listed in values.values() for value in listed])
-    filled = np.flatnonzero(wanted.any(axis=tuple({0, 1, 2} - {along})))
+    volumes = {key: nib.load(case[key]) for key in paths}
+    ends = nib.aff2axcodes(volumes["image"].affine)
+    along = next(axis for axis, end in enumerate(ends) if end in (slice_end, OPPOSITE[slice_end]))
+    classes = np.isin(volumes["label"].dataobj, [value for listed in values.values() for value in listed])
+    filled = np.flatnonzero(np.moveaxis(classes, along, 0).any((1, 2)))
     if not len(filled):
         logger.warning("%s holds no class of the label map and is left out", name)
         return
-    cut = tuple(slice(int(filled[0]), int(filled[-1]) + 1) if axis == along else slice(None) for axis in range(3))
-    for path, volume in ((folder / "labels" / name, label), (folder / name, image)):
+    cut = [slice(None)] * 3
+    cut[along] = slice(int(filled[0]), int(filled[-1]) + 1)
+    for key, path in paths.items():
         with atomic_write(path) as aside:
-            nib.save(volume.slicer[cut], aside)
+            nib.save(volumes[key].slicer[tuple(cut)], aside)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import ctypes
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,30 +30,34 @@ RETAIN = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 512 * 2**20}
 RELEASE = {M_MMAP_MAX: 65536, M_MMAP_THRESHOLD: 32 * 2**20, M_TRIM_THRESHOLD: 64 * 2**20, M_TOP_PAD: 128 * 2**10}
 """glibc's own values, with the thresholds that it adapts to by itself where big blocks are freed."""
 
+_retaining = 0  # open contexts that retain the heap; the setting is the process's
+
 
 @contextmanager
 def retained_heap(enabled: bool = True) -> Iterator[bool]:
-    """Tune glibc's malloc so that freed blocks stay in the process, until the context ends.
+    """Tune glibc's malloc so that freed blocks stay in the process, until the outermost context ends.
 
     glibc maps each big block anew and unmaps it when it is freed; on a CPU a network then spends much of its time on
     page faults. Measured on 2 cores: 1.65 times faster with slices of 256 x 256 pixels, no gain with 128 x 128.
-    Results stay the same to the bit. The setting is the process's: open the context around a network's work alone, for
-    blocks of a volume's size do not fit into what is free between blocks in use. At the end the free memory goes back
-    to the kernel. Source: mallopt(3), malloc_trim(3).
+    Results stay the same to the bit. Open the context around a network's work alone, for blocks of a volume's size do
+    not fit into what is free between blocks in use. Source: mallopt(3), malloc_trim(3).
 
     Args:
-        enabled: do nothing if false.
+        enabled: do nothing if false, or if the environment sets ``MALLOC_MMAP_MAX_`` for the whole process.
 
     Yields:
-        Whether the setting was taken; ``False`` where the C library is another one.
+        Whether the heap is retained by this setting; ``False`` with another C library.
     """
-    retained = enabled and _mallopt(RETAIN)
-    if enabled and not retained:
-        logger.info("the memory allocator of this system has no such setting; a CPU may be slower than it could be")
+    global _retaining
+    taken = enabled and "MALLOC_MMAP_MAX_" not in os.environ and (_retaining > 0 or _mallopt(RETAIN))
+    if enabled and not taken:
+        logger.info("the heap is not retained: the environment sets malloc, or this is not the GNU C library")
+    _retaining += taken
     try:
-        yield retained
+        yield taken
     finally:
-        if retained:
+        _retaining -= taken
+        if taken and not _retaining:
             _mallopt(RELEASE)
             release_heap()
 
@@ -63,9 +68,9 @@ def release_heap() -> bool:
     return trim is not None and trim(ctypes.c_size_t(0)) == 1
 
 
-def _mallopt(settings: dict[int, int]) -> bool:
+def _mallopt(values: dict[int, int]) -> bool:
     mallopt = _libc_function("mallopt")
-    return mallopt is not None and all(mallopt(option, value) == 1 for option, value in settings.items())
+    return mallopt is not None and all(mallopt(parameter, value) == 1 for parameter, value in values.items())
 
 
 def _libc_function(name: str) -> Any:
@@ -83,9 +88,9 @@ class Accelerator:
     Args:
         acceleration: ``None`` calls the network as it is. ``"lean"`` puts it into channels-last order, in place, and on
             a CPU in float32 calls a copy whose convolutions take fewer multiplications: on 2 cores 1.09 times faster
-            than without with 128 x 104 pixels, 1.14 times with 256 x 256, 1.25 times for the paper's network.
-            ``"compile"`` calls ``torch.compile`` with CUDA graphs; it has not run on a CUDA device yet, and on a CPU
-            it takes 35 s to compile for 0.92 to 1.15 times the speed.
+            than without with 128 x 104 pixels, 1.14 times with 256 x 256, 1.25 times for the paper's network (113.7 M
+            weights). ``"compile"`` calls ``torch.compile`` with CUDA graphs; it has not run on a CUDA device yet, and
+            on a CPU it takes 35 s to compile for 0.92 to 1.15 times the speed.
 
     Raises:
         ValueError: for another value.
@@ -96,37 +101,35 @@ class Accelerator:
             raise ValueError(f"acceleration must be one of {ACCELERATIONS}, got {acceleration!r}")
         self.acceleration = acceleration
         self._key: Any = None
+        self._weights: list[torch.Tensor] = []  # held so that no other tensor takes an address of the key
         self._forward: Forward | None = None
 
     def __call__(self, network: Forward, inputs: torch.Tensor, timesteps: torch.Tensor) -> Forward:
-        """Callable to use in place of ``network``, for inputs like these."""
+        """Callable to use in place of ``network``, for inference with its present weights and inputs like these."""
         if self.acceleration is None:
             return network
         float32_on_cpu = inputs.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
         if self._forward is None or self._key != (network, float32_on_cpu, _versions(network)):
             self._forward = None  # frees the old copy before the new one is built
-            self._forward = accelerated(network, self.acceleration, inputs, timesteps)  # type: ignore[arg-type]
+            network.to(memory_format=torch.channels_last)  # type: ignore[attr-defined]  # a function has no weights
+            if self.acceleration == "compile":
+                self._forward = _compiled(network, inputs, timesteps)
+            else:
+                self._forward = with_fewer_multiplications(network) if float32_on_cpu else network  # type: ignore[arg-type]
             self._key = (network, float32_on_cpu, _versions(network))
+            self._weights = [weight.data for weight in _state(network)]
         return self._forward
 
 
+def _state(network: Forward) -> list[torch.Tensor]:
+    return list(network.state_dict(keep_vars=True).values()) if isinstance(network, nn.Module) else []
+
+
 def _versions(network: Forward) -> list[tuple[Any, ...]]:
-    state = network.state_dict(keep_vars=True).values() if isinstance(network, nn.Module) else ()
-    return [(v.data_ptr(), v.dtype, v.device, 0 if v.is_inference() else v._version) for v in state]
+    return [(v.data_ptr(), v.dtype, v.device, 0 if v.is_inference() else v._version) for v in _state(network)]
 
 
-def accelerated(network: nn.Module, acceleration: str | None, inputs: torch.Tensor, timesteps: torch.Tensor) -> Forward:
-    """Callable to use in place of ``network``, for inference with its present weights; see :class:`Accelerator`."""
-    if acceleration is None:
-        return network
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
-    if acceleration == "compile":
-        return _compiled(network, inputs, timesteps)
-    float32_on_cpu = inputs.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-    return with_fewer_multiplications(network) if float32_on_cpu else network
-
-
-def _compiled(network: nn.Module, inputs: torch.Tensor, timesteps: torch.Tensor) -> Forward:
+def _compiled(network: Forward, inputs: torch.Tensor, timesteps: torch.Tensor) -> Forward:
     """``torch.compile`` of the network, or the network itself where that fails, as without a C++ compiler."""
     compiled: Forward = torch.compile(network, mode="reduce-overhead")
     try:
@@ -177,7 +180,7 @@ class RowPairConv2d(nn.Module):
 class UpsampledConv2d(nn.Module):
     """Nearest-neighbor doubling and a 3 x 3 convolution as one transposed convolution: 4/9 of the multiplications.
 
-    A repeated pixel meets sums of the kernel's weights, which are computed once.
+    A repeated pixel takes sums of the kernel's weights, which are computed once.
 
     Args:
         convolution: 3 x 3, stride 1, zero padding 1, one group.
@@ -225,21 +228,13 @@ def _upsampled(module: nn.Module) -> nn.Conv2d | None:
     leaves = [leaf for leaf in module.modules() if not any(leaf.children())]
     if len(leaves) != 2 or not isinstance(leaves[0], nn.Upsample) or not _replaceable(leaves[1]):
         return None
-    doubling = leaves[0]
-    factor = doubling.scale_factor
-    factors = factor if isinstance(factor, tuple) else (factor, factor)
-    return leaves[1] if doubling.mode == "nearest" and factors == (2.0, 2.0) else None
+    doubles = leaves[0].mode == "nearest" and leaves[0].scale_factor in (2.0, (2.0, 2.0))
+    return leaves[1] if doubles else None
 
 
 def _replaceable(module: nn.Module) -> TypeGuard[nn.Conv2d]:
     """A plain 3 x 3 convolution in float32: nothing that subclasses or parametrizes one."""
-    return (
-        type(module) is nn.Conv2d
-        and module.kernel_size == (3, 3)
-        and module.stride == (1, 1)
-        and module.padding == (1, 1)
-        and module.dilation == (1, 1)
-        and module.groups == 1
-        and module.padding_mode == "zeros"
-        and module.weight.dtype == torch.float32
-    )
+    if type(module) is not nn.Conv2d or module.weight.dtype != torch.float32:
+        return False
+    geometry = (module.kernel_size, module.stride, module.padding, module.dilation, module.groups, module.padding_mode)
+    return geometry == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros")

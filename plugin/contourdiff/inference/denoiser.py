@@ -10,14 +10,11 @@ import torch
 from torch import nn
 
 from contourdiff.inference.acceleration import Accelerator
-from contourdiff.sampling.noise import CandidateKey, NoiseStream
+from contourdiff.sampling.noise import CandidateKey, Item, NoiseStream
 from contourdiff.sampling.sampler import Sampler
 from contourdiff.sampling.solvers import OnStep
 
 logger = logging.getLogger(__name__)
-
-Item = tuple[str, int, int, int]
-"""(case, slice, round, candidate)"""
 
 
 class Denoiser:
@@ -35,15 +32,16 @@ class Denoiser:
 
     Attributes:
         calls: chains of network calls so far, one for each batch.
+        halved: whether the device has run out of memory.
 
     Raises:
         ValueError: for a batch size below 1.
 
     Notes:
-        Conditions are written once for a batch, into the buffer that the network reads; coefficients and timesteps are
-        computed once for a chain; no step waits for the device. A forward pass is bit-identical at one batch size
-        whatever the other items are; between two batch sizes it differs by rounding, up to 4e-6 in the network's
-        range. So every batch has the same size, and the last one is padded.
+        A forward pass is bit-identical at one batch size whatever the other items are; between two batch sizes it
+        differs by rounding, up to 4e-6 in the network's range. So every batch has the same size, and the last one is
+        padded. Conditions are written once for a batch, into the buffer that the network reads, and no step waits for
+        the device.
 
     References:
         Song et al., "Denoising Diffusion Implicit Models", arXiv 2010.02502.
@@ -83,6 +81,7 @@ class Denoiser:
         self.amp = amp
         self.accelerator = Accelerator() if accelerator is None else accelerator
         self.calls = 0
+        self.halved = False
         self._white: dict[torch.Size, dict[CandidateKey, torch.Tensor]] = {}  # of the last batch
 
     @torch.inference_mode()
@@ -126,16 +125,12 @@ class Denoiser:
 
     def _batch(self, conditions: torch.Tensor, items: Sequence[Item], on_step: OnStep | None) -> torch.Tensor:
         missing = self.batch_size - len(items)
-        padded = [*items, *[items[0]] * missing]
-        conditions = torch.cat([conditions, conditions[:1].expand(missing, -1, -1, -1)])
+        conditions = torch.cat([conditions, conditions[:1].expand(missing, -1, -1, -1)]).float()
         device, size = conditions.device, conditions.shape[2:]
-        keys = [CandidateKey(self.seed, *item) for item in padded]
+        keys = [CandidateKey(self.seed, *item) for item in (*items, *[items[0]] * missing)]
         noise = NoiseStream(keys, (1, *size), device, self.noise_weights, self._white.get(size))
-        shape = (self.batch_size, 1 + conditions.shape[1], *size)
         layout = torch.channels_last if self.accelerator.acceleration else torch.contiguous_format
-        buffer = torch.empty(shape, device=device, memory_format=layout)
-        buffer[:, 1:] = conditions
-        buffer[:, :1] = 0
+        buffer = torch.cat([torch.zeros_like(conditions[:, :1]), conditions], dim=1).contiguous(memory_format=layout)
         with self._autocast(device):
             start = torch.zeros(self.batch_size, dtype=torch.long, device=device)
             forward = self.accelerator(self.network, buffer, start)
@@ -157,10 +152,11 @@ class Denoiser:
     def _halve(self) -> None:
         if self.batch_size == 1:
             raise MemoryError(
-                "one slice does not fit into the device's memory; expected room for a batch of 1; take a smaller "
+                "one slice does not fit into the device's memory; expected memory for a batch of 1; take a smaller "
                 "network, a larger spacing_mm, or device cpu"
             )
         self.batch_size //= 2
+        self.halved = True
         logger.warning("out of memory: batch_size is %d from here on", self.batch_size)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -169,11 +165,7 @@ class Denoiser:
 def fitting_batch_size(needed: Callable[[int], int], free: int, largest: int = 64, share: float = 0.8) -> int:
     """Largest power of two up to ``largest`` whose forward pass takes at most a ``share`` of the ``free`` bytes.
 
-    Args:
-        needed: bytes that a forward pass of so many items takes at its peak; called for 1 and 2.
-        free: free bytes.
-        largest: upper limit.
-        share: of the free bytes.
+    ``needed`` returns the bytes that a forward pass of so many items takes at its peak; it is called for 1 and 2.
     """
     one, two = needed(1), needed(2)
     item = max(two - one, 1)

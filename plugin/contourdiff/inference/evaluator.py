@@ -32,12 +32,7 @@ class UnreadCase(NamedTuple):
 
 
 class CaseDataset(Dataset):
-    """Cases to translate; an item that cannot be read or transformed becomes an :class:`UnreadCase`.
-
-    Args:
-        cases: the run's cases; their ``items`` may be filled later.
-        transform: preprocessing.
-    """
+    """Cases to translate, whose ``items`` may be filled later; one that cannot be read is an :class:`UnreadCase`."""
 
     def __init__(self, cases: TranslationCases, transform: Transform) -> None:
         super().__init__(cases.items, transform)

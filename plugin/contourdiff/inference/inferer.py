@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +27,6 @@ from contourdiff.sampling.sampler import Sampler
 from contourdiff.sampling.selection import SelectionRules, choose
 
 CPU_BATCH_SIZE = 8
-GUIDED_MULTIPLE = 32
-"""Frames of neighbor-guided translation are padded to multiples of this, so that many volumes share a frame's size."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +55,9 @@ class Execution:
 class VolumeInferer(Inferer):
     """What both inferers share: volumes in and out, and one denoiser for each."""
 
+    frame_multiple = 1  # of the frame's height and width, beside the network's own
+    keep_spread = False
+
     def __init__(
         self,
         sampler: Sampler,
@@ -76,7 +77,7 @@ class VolumeInferer(Inferer):
         self.seed = seed
         self.progress = progress
         self._accelerator = Accelerator(self.execution.acceleration)
-        self._largest_batch: int | None = None  # that the device had memory for
+        self._largest_batch = 2**31  # that the device has had memory for
 
     def __call__(  # type: ignore[override]
         self, inputs: torch.Tensor | Sequence[torch.Tensor], network: nn.Module, *args: Any, **kwargs: Any
@@ -96,30 +97,35 @@ class VolumeInferer(Inferer):
         differ in size. Raises ``ValueError`` for another shape.
         """
         volumes = _volumes(inputs)
+        multiple = math.lcm(getattr(network, "size_divisor", 1), self.frame_multiple)
+        states = (
+            VolumeState(volume, _case_of(volume), self.slice_axis, multiple, self.margin_px, self.keep_spread)
+            for volume in volumes
+        )
         on_cpu = any(volume.device.type == "cpu" for volume in volumes)
         with retained_heap(self.execution.retain_heap and on_cpu):
-            return self._translate(volumes, network)
+            return self._translate(states, network)
 
     @abstractmethod
-    def _translate(self, volumes: Sequence[torch.Tensor], network: nn.Module) -> list[VolumeResult]: ...
+    def _translate(self, states: Iterable[VolumeState], network: nn.Module) -> list[VolumeResult]: ...
 
     def denoiser(self, network: nn.Module, noise_weights: Sequence[float] = (1.0,)) -> Denoiser:
         """Denoiser with this inferer's sampler, execution and seed."""
-        batch_size = CPU_BATCH_SIZE if self.execution.batch_size is None else self.execution.batch_size
         return Denoiser(
             network,
             self.sampler,
-            batch_size=min(batch_size, self._largest_batch or batch_size),
+            batch_size=min(self.execution.batch_size or CPU_BATCH_SIZE, self._largest_batch),
             seed=self.seed,
             noise_weights=noise_weights,
             amp=self.execution.amp,
             accelerator=self._accelerator,
         )
 
-    def _remember_batch(self, denoiser: Denoiser, begun_with: int) -> None:
-        """Start the next volume with the batch that the device had memory for."""
-        if denoiser.batch_size < begun_with:
+    def _result(self, state: VolumeState, denoiser: Denoiser) -> VolumeResult:
+        """Result of a translated volume; a batch that was halved stays so for the volumes that follow."""
+        if denoiser.halved:
             self._largest_batch = denoiser.batch_size
+        return state.result(denoiser.calls, denoiser.batch_size)
 
 
 class ContourTranslationInferer(VolumeInferer):
@@ -135,7 +141,7 @@ class ContourTranslationInferer(VolumeInferer):
         execution: batch size, precision and acceleration.
         slice_axis: spatial axis along which the slices are stacked.
         margin_px: the network sees the box around all contours of the volume, with this margin on each side where the
-            volume has room, padded to the multiple that the network requires. Outside the box the result is 0.
+            volume allows it, padded to the multiple that the network requires. Outside the box the result is 0.
         seed: seed of the noise.
         noise_length_mm: the starting noise of two slices d mm apart is correlated by exp(-d^2 / (2 length^2));
             0 for independent noise. Requires volumes that are MetaTensors.
@@ -192,28 +198,14 @@ class ContourTranslationInferer(VolumeInferer):
         self.keep_spread = keep_spread
         self.unconditional = unconditional
 
-    def _translate(self, volumes: Sequence[torch.Tensor], network: nn.Module) -> list[VolumeResult]:
-        weights = [self._noise_weights(volume) for volume in volumes]
-        divisor = getattr(network, "size_divisor", 1)
-        return [
-            self._translate_volume(
-                VolumeState(volume, _case_of(volume), self.slice_axis, divisor, self.margin_px, self.keep_spread),
-                self.denoiser(network, noise_weights),
-            )
-            for volume, noise_weights in zip(volumes, weights, strict=True)
-        ]
+    def _translate(self, states: Iterable[VolumeState], network: nn.Module) -> list[VolumeResult]:
+        return [self._translate_volume(state, network) for state in states]
 
-    def _noise_weights(self, volume: torch.Tensor) -> tuple[float, ...]:
-        if self.noise_length_mm and not isinstance(volume, MetaTensor):
-            raise ValueError("noise_length_mm requires the slices' distance; expected a MetaTensor, got a plain tensor")
-        distance_mm = float(volume.pixdim[self.slice_axis]) if isinstance(volume, MetaTensor) else 1.0
-        return correlation_weights(self.noise_length_mm, distance_mm)
-
-    def _translate_volume(self, state: VolumeState, denoiser: Denoiser) -> VolumeResult:
+    def _translate_volume(self, state: VolumeState, network: nn.Module) -> VolumeResult:
         """Independent candidates, denoised across slices, and one pass in slice order that chooses."""
+        denoiser = self.denoiser(network, self._noise_weights(state.volume))
         if self.execution.batch_size is None and state.framed.is_cuda and state.indices:
-            denoiser.batch_size = min(denoiser.fit(state.framed[:1, None]), self._largest_batch or 2**31)
-        begun_with = denoiser.batch_size
+            denoiser.batch_size = min(denoiser.fit(state.framed[:1, None]), self._largest_batch)
         contours = torch.zeros_like(state.framed) if self.unconditional else state.framed
         pool = CandidatePool(denoiser, contours, state.case, state.indices, self.rules, denoiser.batch_size)
         chosen = choose(pool, state.indices, self.rules)
@@ -221,8 +213,14 @@ class ContourTranslationInferer(VolumeInferer):
         for choice, image in bar:
             state.put(choice, image, pool.drawn(choice.slice_index))
             pool.forget(choice.slice_index)
-        self._remember_batch(denoiser, begun_with)
-        return state.result(denoiser.calls, denoiser.batch_size)
+        return self._result(state, denoiser)
+
+    def _noise_weights(self, volume: torch.Tensor) -> tuple[float, ...]:
+        if self.noise_length_mm == 0:
+            return (1.0,)
+        if not isinstance(volume, MetaTensor):
+            raise ValueError("noise_length_mm requires the slices' distance; expected a MetaTensor, got a plain tensor")
+        return correlation_weights(self.noise_length_mm, float(volume.pixdim[self.slice_axis]))
 
 
 class NeighborGuidedInferer(VolumeInferer):
@@ -233,21 +231,17 @@ class NeighborGuidedInferer(VolumeInferer):
     :class:`ContourTranslationInferer`.
     """
 
-    def _translate(self, volumes: Sequence[torch.Tensor], network: nn.Module) -> list[VolumeResult]:
-        multiple = math.lcm(getattr(network, "size_divisor", 1), GUIDED_MULTIPLE)
-        states = [
-            VolumeState(volume, _case_of(volume), self.slice_axis, multiple, self.margin_px, keep_spread=False)
-            for volume in volumes
-        ]
+    frame_multiple = 32  # so that many volumes share a frame's size
+
+    def _translate(self, states: Iterable[VolumeState], network: nn.Module) -> list[VolumeResult]:
+        states = list(states)
         denoiser = self.denoiser(network)
-        begun_with = denoiser.batch_size
         guided = [GuidedVolume(state.case, state.framed, state.indices) for state in states]
         steps = translate_guided(guided, denoiser, denoiser.batch_size, self.rules)
         total, name = sum(len(state.indices) for state in states), ", ".join(state.case for state in states)
         for number, choice, image in tqdm(steps, name, total=total, unit="slice", disable=not self.progress):
             states[number].put(choice, image)
-        self._remember_batch(denoiser, begun_with)
-        return [state.result(denoiser.calls, denoiser.batch_size) for state in states]
+        return [self._result(state, denoiser) for state in states]
 
 
 def _volumes(inputs: torch.Tensor | Sequence[torch.Tensor]) -> list[torch.Tensor]:

@@ -53,6 +53,7 @@ class Maps:
     uncertainty: bool = False
 
 
+@dataclass(eq=False)
 class TranslationOutputs:
     """Handler of a :class:`contourdiff.inference.evaluator.CaseEvaluator`: write the files beside each MR volume.
 
@@ -75,34 +76,24 @@ class TranslationOutputs:
             to be written and the inferer keeps no spread.
     """
 
-    def __init__(
-        self,
-        cases: TranslationCases,
-        output_dir: str | Path,
-        ckpt_path: str | Path,
-        settings: Mapping[str, Any],
-        slice_axis: int = 0,
-        preview: Preview | None = None,
-        fidelity: ContourFidelityCheck | None = None,
-        maps: Maps | None = None,
-        reference_flicker: float | None = None,
-    ) -> None:
-        if maps is not None and maps.fidelity and fidelity is None:
+    cases: TranslationCases
+    output_dir: str | Path
+    ckpt_path: str | Path
+    settings: Mapping[str, Any]
+    slice_axis: int = 0
+    preview: Preview | None = None
+    fidelity: ContourFidelityCheck | None = None
+    maps: Maps | None = None
+    reference_flicker: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.maps is not None and self.maps.fidelity and self.fidelity is None:
             raise ValueError("the fidelity map requires a check, got None; pass fidelity to the outputs")
-        self.cases = cases
-        self.output_dir = Path(output_dir)
-        self.ckpt_path = Path(ckpt_path)
-        self.settings = dict(settings)
-        self.slice_axis = slice_axis
-        self.preview = preview
-        self.fidelity = fidelity
-        self.maps = maps
-        self.reference_flicker = reference_flicker
 
     @cached_property
     def weights(self) -> dict[str, str]:
         """Name and SHA-256 of the weights file, read once."""
-        return {"file": self.ckpt_path.name, "sha256": sha256_of(self.ckpt_path)}
+        return {"file": Path(self.ckpt_path).name, "sha256": sha256_of(self.ckpt_path)}
 
     def attach(self, engine: Engine) -> None:
         """Attach to the evaluator, after its postprocessing."""
@@ -122,13 +113,13 @@ class TranslationOutputs:
         contours = engine.state.batch[0]["image"]  # type: ignore[index]
         output = engine.state.output[0]  # type: ignore[index]
         result: VolumeResult = output["result"]
-        source = Path(contours.meta["filename_or_obj"])
+        source, folder = Path(contours.meta["filename_or_obj"]), Path(self.output_dir)
         case = case_of(source)
         label = self.cases.labels.get(case)
         if label is not None:
-            save_like(np.asanyarray(nib.load(label).dataobj), label, self.output_dir / f"{case}_label.nii.gz")
+            save_like(np.asanyarray(nib.load(label).dataobj), label, folder / f"{case}_label.nii.gz")
         if self.preview is not None:
-            self.preview.save(self.output_dir / f"{case}_mr.png", source, label, contours, output["pred"])
+            self.preview.save(folder / f"{case}_mr.png", source, label, contours, output["pred"])
         fidelity = self._check(result, contours)
         self._write_maps(result, fidelity, contours)
         record = {
@@ -144,8 +135,8 @@ class TranslationOutputs:
             "warnings": self.cases.warnings.get(case, []),
             **self._measured(result, fidelity, contours),
         }
-        write_text(self.output_dir / f"{case}_mr.json", json.dumps(record, indent=2) + "\n")
-        logger.info("%s: done, %s; %s", case, self.output_dir / f"{case}_mr.nii.gz", flicker_line(record["flicker"]))
+        write_text(folder / f"{case}_mr.json", json.dumps(record, indent=2) + "\n")
+        logger.info("%s: done, %s; %s", case, folder / f"{case}_mr.nii.gz", flicker_line(record["flicker"]))
         if fidelity is not None and fidelity.suspects:
             logger.warning("%s: %s", case, fidelity.warning())
 

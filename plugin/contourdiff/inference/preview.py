@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
@@ -19,6 +20,7 @@ QUANTILES = (0.1, 0.9)
 """Share of the slices with a label, or else with a contour, at the first and at the last slice shown."""
 
 
+@dataclass(frozen=True)
 class Preview:
     """Draw some slices of a translated case, spread over those with a label, or else with a contour.
 
@@ -30,10 +32,9 @@ class Preview:
         columns: number of slices; an odd number shows the middle one.
     """
 
-    def __init__(self, slice_axis: int = 0, window_hu: tuple[float, float] = (-200.0, 300.0), columns: int = 7) -> None:
-        self.slice_axis = slice_axis
-        self.window_hu = window_hu
-        self.columns = columns
+    slice_axis: int = 0
+    window_hu: tuple[float, float] = (-200.0, 300.0)
+    columns: int = 7
 
     def save(
         self, path: str | Path, source: Path, label: Path | None, contours: MetaTensor, translation: MetaTensor

@@ -21,8 +21,8 @@ class ContourAgreement(NamedTuple):
 def near(contour: np.ndarray, tolerance: float, spacing: Sequence[float] | None = None) -> np.ndarray:
     """Pixels at most ``tolerance`` from a contour: bool ``(H, W)`` -> the same; none where there is no contour.
 
-    Distances are in pixels, or in the unit of ``spacing``; then one millionth more than the tolerance is near, for a
-    header holds float32.
+    Distances are in pixels, or in the unit of ``spacing``, such as mm; the tolerance then grows by one millionth, for
+    a header holds float32.
     """
     if not contour.any():
         return np.zeros(contour.shape, dtype=bool)
@@ -31,43 +31,31 @@ def near(contour: np.ndarray, tolerance: float, spacing: Sequence[float] | None 
 
 
 def contour_agreement(
-    contour: np.ndarray,
-    reference: np.ndarray,
-    tolerance_px: float = 2.0,
-    *,
-    spacing: Sequence[float] | None = None,
+    contour: np.ndarray, reference: np.ndarray, tolerance_px: float = 2.0, *, spacing: Sequence[float] | None = None
 ) -> ContourAgreement:
     """Share of each contour that lies near the other, as in the boundary F1 of edge detection.
 
-    Precision is the share of the pixels of ``contour`` with a pixel of ``reference`` at most ``tolerance_px`` away
-    (Euclidean), recall the share of the pixels of ``reference`` with one of ``contour``, f1 their harmonic mean.
-    Two empty contours agree (1, 1, 1); an empty one and another do not (0, 0, 0).
-
-    Args:
-        contour: ``(H, W)``, nonzero on the contour.
-        reference: ``(H, W)``, nonzero on the contour to compare with.
-        tolerance_px: largest distance that counts as near, in pixels; 0 asks for the same pixel.
-        spacing: size of a pixel along H and W. With it distances, and so ``tolerance_px``, are in the unit of
-            ``spacing``, such as mm; one millionth more than the tolerance is near, for a header holds float32.
+    Both are ``(H, W)``, nonzero on the contour. Precision is the share of the pixels of ``contour`` with a pixel of
+    ``reference`` at most ``tolerance_px`` away (Euclidean), recall the reverse, f1 their harmonic mean. Two empty
+    contours agree (1, 1, 1); an empty one and another do not (0, 0, 0). ``spacing`` is the size of a pixel along H and
+    W; ``tolerance_px`` is then in its unit, see :func:`near`.
 
     Raises:
-        ValueError: if the arrays are not two-dimensional or differ in shape, ``tolerance_px`` is not 0 or more, or
-            ``spacing`` is not two positive numbers.
+        ValueError: unless the arrays are 2-D and of one shape, ``tolerance_px`` >= 0, and ``spacing`` two positives.
     """
-    found, wanted = np.asarray(contour) != 0, np.asarray(reference) != 0
-    if found.ndim != 2 or found.shape != wanted.shape:
+    first, second = np.asarray(contour) != 0, np.asarray(reference) != 0
+    if first.ndim != 2 or first.shape != second.shape:
+        shapes = f"{first.shape} and {second.shape}"
         raise ValueError(
-            f"expected two contours (H, W) of one shape, got {found.shape} and {wanted.shape}; "
-            "compare slice by slice, on one grid"
+            f"expected two contours (H, W) of one shape, got {shapes}; compare slice by slice, on one grid"
         )
     if not tolerance_px >= 0:
         raise ValueError(f"tolerance_px must be 0 or more, got {tolerance_px}")
     if spacing is not None and (len(spacing) != 2 or not all(0 < size < np.inf for size in spacing)):
         raise ValueError(f"spacing must be two positive numbers, of H and W, got {spacing}; pass that of the slice")
-    if not found.any() or not wanted.any():
-        empty = float(not found.any() and not wanted.any())
-        return ContourAgreement(empty, empty, empty)
-    precision = float(near(wanted, tolerance_px, spacing)[found].mean())
-    recall = float(near(found, tolerance_px, spacing)[wanted].mean())
-    total = precision + recall
-    return ContourAgreement(precision, recall, 2 * precision * recall / total if total > 0 else 0.0)
+
+    def share(points: np.ndarray, others: np.ndarray) -> float:
+        return float(near(others, tolerance_px, spacing)[points].mean() if points.any() else not others.any())
+
+    precision, recall = share(first, second), share(second, first)
+    return ContourAgreement(precision, recall, 2 * precision * recall / ((precision + recall) or 1))

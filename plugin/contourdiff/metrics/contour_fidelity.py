@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Contour fidelity without MR ground truth: did the translation follow the contour that it was given?"""
+"""Contour fidelity without MR ground truth: does a translation follow its contour?"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from monai.config import NdarrayOrTensor
 from contourdiff.metrics.contour_agreement import contour_agreement, near
 
 FOUND, INVENTED, LOST = 1, 2, 3  # codes of the fidelity map
+Contours = Sequence[np.ndarray]
 WHOLE = (slice(None), slice(None), slice(None))
 
 
@@ -44,11 +45,11 @@ class VolumeFidelity:
         return sum(verdict is not None for verdict in self.slices)
 
     def summary(self) -> dict[str, Any]:
-        """For the record: number of checked slices, suspect slices, and the medians over all checked ones."""
-        table = np.array([verdict[:3] for verdict in self.slices if verdict is not None])
-        medians = [float(value) for value in np.median(table, axis=0)] if len(table) else [None] * 3
-        names = [f"{name}_median" for name in SliceFidelity._fields[:3]]
-        return {"checked": self.checked, "suspects": self.suspects} | dict(zip(names, medians, strict=True))
+        """Number of checked slices, the suspect ones, and the medians over all checked slices, for the record."""
+        table = [verdict[:3] for verdict in self.slices if verdict is not None]
+        medians = np.median(table, axis=0).tolist() if table else [None] * 3
+        named = zip(("invented_median", "lost_median", "fidelity_median"), medians, strict=True)
+        return {"checked": self.checked, "suspects": self.suspects, **dict(named)}
 
     def warning(self, most: int = 20) -> str:
         """One line that names the suspect slices, at most ``most`` of them."""
@@ -57,24 +58,13 @@ class VolumeFidelity:
 
 
 def slice_fidelity(
-    found: np.ndarray,
-    given: np.ndarray,
-    tolerance_mm: float,
-    limit: float,
-    spacing_mm: Sequence[float] = (1.0, 1.0),
+    found: np.ndarray, given: np.ndarray, tolerance_mm: float, limit: float, spacing_mm: Sequence[float] = (1.0, 1.0)
 ) -> SliceFidelity:
-    """Compare the contour of a translation with the contour that it was made from.
+    """Compare the contour ``found`` in a translation with the ``given`` one that it was made from, ``(H, W)`` each.
 
-    ``invented`` is the share of ``found`` without a pixel of ``given`` within ``tolerance_mm``, ``lost`` the share of
-    ``given`` without one of ``found``, ``fidelity`` their boundary F1, see
-    :func:`contourdiff.metrics.contour_agreement.contour_agreement`. A slice below ``limit`` is ``suspect``.
-
-    Args:
-        found: ``(H, W)``, nonzero on the translation's contour.
-        given: ``(H, W)``, nonzero on the given contour.
-        tolerance_mm: largest distance that counts as the same place.
-        limit: fidelity from which a slice passes.
-        spacing_mm: size of a pixel along H and W.
+    ``invented`` is the share of ``found`` without a pixel of ``given`` within ``tolerance_mm``, ``lost`` the reverse,
+    ``fidelity`` their boundary F1, see :func:`contourdiff.metrics.contour_agreement.contour_agreement`. A slice below
+    ``limit`` is ``suspect``. ``spacing_mm`` is the size of a pixel along H and W.
     """
     precision, recall, fidelity = contour_agreement(found, given, tolerance_mm, spacing=spacing_mm)
     invented = 1 - precision if np.any(found) else 0.0  # a blank translation loses everything, and invents nothing
@@ -87,8 +77,8 @@ def fidelity_codes(
 ) -> np.ndarray:
     """Where two contours ``(H, W)`` agree and differ: uint8 ``(H, W)``.
 
-    1 given and found: a pixel of ``given`` with one of ``found`` within ``tolerance_mm``. 2 invented: a pixel of
-    ``found`` with none of ``given``. 3 lost: a pixel of ``given`` with none of ``found``. 0 is all else.
+    1 is a pixel of ``given`` with one of ``found`` within ``tolerance_mm``, 2 (invented) a pixel of ``found`` with none
+    of ``given``, 3 (lost) a pixel of ``given`` with none of ``found``, 0 all else.
     """
     found, given = np.asarray(found) != 0, np.asarray(given) != 0
     codes = np.where(given, LOST, 0).astype(np.uint8)
@@ -105,14 +95,10 @@ class FlagRates(NamedTuple):
 
 
 def flag_rates(own: Sequence[float], swapped: Sequence[float], limit: float) -> FlagRates:
-    """How well a limit separates fidelities to the own contour from those to another patient's.
-
-    Raises:
-        ValueError: if either is empty.
-    """
+    """How well a limit separates own fidelities from those to another patient's; ``ValueError`` if either is empty."""
     if not len(own) or not len(swapped):
         raise ValueError(f"expected scores of own and of swapped slices, got {len(own)} and {len(swapped)}")
-    return FlagRates(float((np.asarray(own) >= limit).mean()), float((np.asarray(swapped) < limit).mean()))
+    return FlagRates(float(np.mean(np.asarray(own) >= limit)), float(np.mean(np.asarray(swapped) < limit)))
 
 
 def best_limit(own: Sequence[float], swapped: Sequence[float]) -> float:
@@ -127,70 +113,53 @@ def centered_on(contour: np.ndarray, reference: np.ndarray) -> np.ndarray:
 
     What leaves the image is lost; where either is empty, nothing is shifted.
     """
-    contour, reference = np.asarray(contour).astype(bool), np.asarray(reference).astype(bool)
-    out = np.zeros(reference.shape, dtype=bool)
+    contour, reference = np.asarray(contour) != 0, np.asarray(reference) != 0
     places = np.stack(np.nonzero(contour))
     if contour.any() and reference.any():
         for own, other in zip(places, np.nonzero(reference), strict=True):
             own += round((other.min() + other.max() - own.min() - own.max()) / 2)
     inside = ((places >= 0) & (places < np.array(reference.shape)[:, None])).all(axis=0)
+    out = np.zeros(reference.shape, dtype=bool)
     out[tuple(places[:, inside])] = True
     return out
 
 
 def own_and_swapped_scores(
-    found: Sequence[np.ndarray],
-    given: Sequence[np.ndarray],
-    partners: Sequence[np.ndarray],
-    tolerance_mm: float,
-    spacing_mm: Sequence[float] = (1.0, 1.0),
+    found: Contours, given: Contours, partners: Contours, tolerance_mm: float, spacing_mm: Sequence[float] = (1.0, 1.0)
 ) -> tuple[list[float], list[float]]:
     """Fidelities of translations to their own contours, and to those of others: what a limit must separate.
 
-    Args:
-        found: contours of the translations, each ``(H, W)``.
-        given: for each the contour that it was made from, of the same shape.
-        partners: for each the contour of another patient at a similar place, of any shape; :func:`centered_on` its own.
-        tolerance_mm: see :func:`slice_fidelity`.
-        spacing_mm: size of a pixel along H and W.
+    ``found`` are contours ``(H, W)`` of translations, ``given`` those that they were made from, ``partners`` those of
+    another patient at a similar place, of any shape, here :func:`centered_on` the own ones.
     """
-    swaps = [centered_on(other, own) for other, own in zip(partners, given, strict=True)]
-    own, swapped = (
-        [slice_fidelity(a, b, tolerance_mm, 0.0, spacing_mm).fidelity for a, b in zip(found, others, strict=True)]
-        for others in (given, swaps)
-    )
-    return own, swapped
+
+    def scores(others: Iterable[np.ndarray]) -> list[float]:
+        pairs = zip(found, others, strict=True)
+        return [slice_fidelity(*pair, tolerance_mm, 0.0, spacing_mm).fidelity for pair in pairs]
+
+    return scores(given), scores(centered_on(other, own) for other, own in zip(partners, given, strict=True))
 
 
+@dataclass(eq=False)
 class ContourFidelityCheck:
     """Compare a translated volume with the contours that it was made from, slice by slice.
 
-    Args:
-        contour: ``(1, H, W, D)`` gray levels in [0, 255] -> contour of that shape, with the given one's settings.
-        tolerance_mm: see :func:`slice_fidelity`.
-        limit: see :func:`slice_fidelity`.
-        slice_axis: spatial axis along which the slices are stacked.
+    ``contour`` maps gray levels ``(1, H, W, D)`` in [0, 255] to a contour of that shape, with the given one's settings.
+    For tolerance and limit see :func:`slice_fidelity`; slices are stacked along the spatial axis ``slice_axis``.
 
     Raises:
         ValueError: if ``tolerance_mm`` is negative or ``limit`` is not in [0, 1].
     """
 
-    def __init__(
-        self,
-        contour: Callable[[NdarrayOrTensor], NdarrayOrTensor],
-        tolerance_mm: float,
-        limit: float,
-        slice_axis: int = 0,
-    ) -> None:
-        if not tolerance_mm >= 0 or not 0 <= limit <= 1:
-            raise ValueError(
-                "expected fidelity_tolerance_mm of 0 or more and fidelity_limit in [0, 1], "
-                f"got {tolerance_mm} and {limit}; a limit of 0 flags nothing"
-            )
-        self.contour = contour
-        self.tolerance_mm = tolerance_mm
-        self.limit = limit
-        self.slice_axis = slice_axis
+    contour: Callable[[NdarrayOrTensor], NdarrayOrTensor]
+    tolerance_mm: float
+    limit: float
+    slice_axis: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.tolerance_mm >= 0 or not 0 <= self.limit <= 1:
+            got = f"{self.tolerance_mm} and {self.limit}; a limit of 0 flags nothing"
+            raise ValueError(f"expected fidelity_tolerance_mm of 0 or more and fidelity_limit in [0, 1], got {got}")
 
     def __call__(
         self,
@@ -199,14 +168,10 @@ class ContourFidelityCheck:
         spacing_mm: Sequence[float] = (1.0, 1.0, 1.0),
         box: tuple[slice, slice, slice] | None = None,
     ) -> VolumeFidelity:
-        """Check one volume.
+        """Check the translation ``gray_levels (H, W, D)`` in [0, 255] of the given ``contours (H, W, D)``.
 
-        Args:
-            contours: ``(H, W, D)``, the contours given.
-            gray_levels: ``(H, W, D)`` in [0, 255], the translation.
-            spacing_mm: size of a voxel along H, W and D.
-            box: what the network saw, with every given contour in it. Its border, where gray levels drop to 0, is no
-                contour; ``None`` takes the whole volume.
+        ``spacing_mm`` is the size of a voxel along H, W and D. ``box`` is what the network saw (``None``: the whole
+        volume), with every given contour in it; its border, where gray levels drop to 0, is no contour.
         """
         axis, seen = self.slice_axis, WHOLE if box is None else box
         in_plane = [float(size) for other, size in enumerate(spacing_mm) if other != axis]

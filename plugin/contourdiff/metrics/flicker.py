@@ -22,37 +22,28 @@ class Flicker(NamedTuple):
 
 def contour_box(contours: Any, margin_px: int) -> Box:
     """Rows and columns of the box around all contours ``(N, H, W)`` with a margin; the whole slice without any."""
+    present = torch.as_tensor(contours != 0).any(0).cpu().numpy()
     bounds = []
-    for axis, size in ((1, contours.shape[1]), (2, contours.shape[2])):
-        other = 2 if axis == 1 else 1
-        present = torch.as_tensor(contours != 0).any(other).any(0).cpu()
-        filled = np.flatnonzero(present.numpy()) if len(contours) else []
-        first, last = (int(filled[0]), int(filled[-1])) if len(filled) else (0, size - 1)
-        bounds.append(slice(max(first - margin_px, 0), min(last + margin_px + 1, size)))
+    for lines in (np.any(present, axis=1), np.any(present, axis=0)):
+        filled = np.flatnonzero(lines) if lines.any() else [0, len(lines) - 1]
+        bounds.append(slice(max(int(filled[0]) - margin_px, 0), min(int(filled[-1]) + margin_px + 1, len(lines))))
     return bounds[0], bounds[1]
 
 
 def flicker(gray_levels: np.ndarray, contours: np.ndarray, box: Box) -> Flicker:
-    """Mean squared difference of adjacent slices, over the box around all contours of the volume.
+    """Mean squared difference of adjacent slices in a :func:`contour_box`, over pairs of slices with a contour.
 
-    Pairs in which a slice has no contour do not count. Anatomy changes from slice to slice too: compare volumes of one
-    field of view and slice distance.
-
-    Args:
-        gray_levels: ``(N, H, W)``, slices first, in [0, 255].
-        contours: ``(N, H, W)``, nonzero on the contour of each slice.
-        box: rows and columns, see :func:`contour_box`.
+    ``gray_levels``, in [0, 255], and ``contours``, nonzero on the contour, are ``(N, H, W)``, slices first. Anatomy
+    changes from slice to slice too: compare volumes of one field of view and slice distance.
 
     Raises:
         ValueError: if the shapes differ or are not three-dimensional, or gray levels are not finite.
     """
     gray_levels, contours = np.asarray(gray_levels, dtype=np.float64), np.asarray(contours) != 0
     if gray_levels.ndim != 3 or gray_levels.shape != contours.shape or not np.isfinite(gray_levels).all():
-        raise ValueError(
-            f"expected finite gray levels and contours (N, H, W) of one shape, got {gray_levels.shape} and "
-            f"{contours.shape}; put the slice axis first"
-        )
-    filled = contours.any(axis=(1, 2))
+        shapes = f"{gray_levels.shape} and {contours.shape}"
+        raise ValueError(f"expected finite gray levels and contours (N, H, W) of one shape, got {shapes}; slices first")
+    filled = np.any(contours, axis=(1, 2))
     pairs = np.flatnonzero(filled[:-1] & filled[1:])
     images, edges = gray_levels[:, box[0], box[1]], contours[:, box[0], box[1]]
     changes = [np.square(images[i + 1] - images[i]).mean() for i in pairs]
@@ -62,7 +53,7 @@ def flicker(gray_levels: np.ndarray, contours: np.ndarray, box: Box) -> Flicker:
 def flicker_record(
     measured: Flicker, single_distances: Sequence[float | None] | None = None, reference_flicker: float | None = None
 ) -> dict[str, float | int | None]:
-    """Flicker of a translation beside what it compares with, for the record of a run.
+    """Flicker of a translation beside what it compares with, for the record of a run; ``None`` where unknown.
 
     Args:
         measured: flicker of the translation on the model's grid.
@@ -70,21 +61,15 @@ def flicker_record(
         reference_flicker: flicker of real MR of that kind, its slices as far apart as the CT's.
 
     Returns:
-        ``flicker``, ``pairs`` and ``contour_change`` of the translation; ``of_single_candidates`` and
-        ``of_reference``; and the ratios ``to_contour_change`` (gray levels squared), ``to_single_candidates`` and
-        ``to_reference``. What cannot be computed is ``None``.
+        ``flicker``, ``pairs`` and ``contour_change`` of the translation; ``of_single_candidates``, ``of_reference``;
+        and the ratios ``to_contour_change`` (gray levels squared), ``to_single_candidates`` and ``to_reference``.
     """
     single = _mean([value for value in single_distances or [] if value is not None])
-    return {
-        "flicker": measured.value,
-        "pairs": measured.pairs,
-        "contour_change": measured.contour_change,
-        "of_single_candidates": single,
-        "of_reference": reference_flicker,
-        "to_contour_change": _ratio(measured.value, measured.contour_change),
-        "to_single_candidates": _ratio(measured.value, single),
-        "to_reference": _ratio(measured.value, reference_flicker),
-    }
+    value, pairs, change = measured
+    others = {"contour_change": change, "of_single_candidates": single, "of_reference": reference_flicker}
+    factors = [value / other if value is not None and other else None for other in others.values()]
+    ratios = zip(("to_contour_change", "to_single_candidates", "to_reference"), factors, strict=True)
+    return {"flicker": value, "pairs": pairs, **others, **dict(ratios)}
 
 
 def flicker_line(record: dict[str, float | int | None]) -> str:
@@ -98,7 +83,3 @@ def flicker_line(record: dict[str, float | int | None]) -> str:
 
 def _mean(values: Sequence[float]) -> float | None:
     return float(np.mean(values)) if len(values) else None
-
-
-def _ratio(value: float | None, other: float | None) -> float | None:
-    return value / other if value is not None and other else None

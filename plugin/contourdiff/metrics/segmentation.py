@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores of segmentations: Dice and surface distances in mm, with the missed structures counted beside every mean."""
+"""Scores of segmentations: Dice and surface distances in mm, with a count of missed structures beside every mean."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ NOTE = (
 )
 
 Row = dict[str, Any]
+Rows = Sequence[Mapping[str, Any]]
+Settings = Mapping[str, Any]
 
 
 def score_case(
@@ -36,35 +39,36 @@ def score_case(
 ) -> list[Row]:
     """Score the segmentation of one case, a row for each class.
 
-    ``dice`` is 2 |P and L| / (|P| + |L|). ``assd_mm`` is the mean of the distances of *all* surface pixels of both
-    structures to the other surface, as MONAI computes it; ``hd95_mm`` the larger of the two directed 95th percentiles.
-    Axes of size 1 are dropped, so that a slice stored as a volume is scored in 2-D. Where one of the two is empty:
+    ``dice`` is 2 |P and L| / (|P| + |L|), ``assd_mm`` the mean distance of *all* surface pixels of both structures to
+    the other surface (MONAI), ``hd95_mm`` the larger of the two directed 95th percentiles. Axes of size 1 are dropped:
+    a slice stored as a volume is scored in 2-D. Distances are NaN where ``pred`` or ``label`` lacks the structure.
+    Without a prediction it is ``missed``: Dice is 0, penalized distances are the image's diagonal in mm, as in BraTS.
+    Without a label it is not ``present``, and Dice is NaN; pixels of an ``invented`` one count in the pooled Dice.
 
-    - label present, prediction empty: ``missed``. Dice is 0, the distances are NaN, and the penalized distances are the
-      diagonal of the image in mm, as in the BraTS challenges.
-    - label empty, prediction present: ``invented``. Dice and distances are NaN; its pixels enter the pooled Dice.
-    - both empty: ``present`` is false, Dice and distances are NaN, and nothing is averaged.
-
-    Args:
-        pred: integer classes, 2-D or 3-D.
-        label: integer classes of the same shape, the reference.
-        classes: number in the arrays -> name. Other numbers are background.
-        spacing_mm: size of a pixel along each axis of the arrays.
-        case: id of the case.
-
-    Returns:
-        Rows with ``case``, ``class``, the ``MEASURES``, ``missed``, ``invented``, ``present``, ``intersection``,
-        ``pred_voxels`` and ``label_voxels``.
+    ``pred`` and the reference ``label`` hold integer classes, 2-D or 3-D; ``classes`` names those to score by number,
+    ``spacing_mm`` is the size of a pixel along each axis. ``MEASURES``, flags and voxel counts are keys of the rows.
 
     Raises:
-        ValueError: if the shapes differ, less than 2 or more than 3 axes are longer than 1, the spacing does not fit,
-            the values are not integers, or there is no class.
+        ValueError: for unequal shapes, not 2 or 3 axes longer than 1, a wrong spacing, fractions, or unusable classes.
     """
-    pred, label, spacing = _checked(np.asarray(pred), np.asarray(label), spacing_mm, case)
+    pred, label = np.asarray(pred), np.asarray(label)
+    if pred.shape != label.shape:
+        shapes = f"{pred.shape} and {label.shape}; bring the prediction back to the label's grid (Invertd)"
+        raise ValueError(f"{case}: expected prediction and label of one shape, got {shapes}")
+    if len(spacing_mm) != label.ndim or not all(0 < size < math.inf for size in spacing_mm):
+        got = f"{[float(size) for size in spacing_mm]} for {label.shape}; pass those of the label's file"
+        raise ValueError(f"{case}: expected {label.ndim} positive spacings in mm, one for each axis, got {got}")
+    long_axes = [axis for axis, size in enumerate(label.shape) if size != 1]
+    if len(long_axes) not in (2, 3) or not label.size:
+        raise ValueError(f"{case}: expected a slice or a volume, got shape {label.shape}; separate the channels first")
+    for name, array in (("prediction", pred), ("label", label)):
+        if not np.array_equal(array, np.round(array)):
+            raise ValueError(f"{case}: expected integer classes in the {name}, got fractions or NaN; apply argmax")
     if not classes:
         raise ValueError("expected classes such as {1: 'femur'}, got none; name what is to be scored")
     if len({*classes.values(), ALL}) != len(classes) + 1:
         raise ValueError(f"expected a name for each class, none twice nor {ALL!r}, got {dict(classes)}; rename")
+    pred, label, spacing = np.squeeze(pred), np.squeeze(label), [float(spacing_mm[axis]) for axis in long_axes]
     diagonal_mm = float(np.linalg.norm(np.multiply(label.shape, spacing)))
     return [
         {"case": case, "class": name} | _score_structure(pred == number, label == number, spacing, diagonal_mm)
@@ -72,24 +76,16 @@ def score_case(
     ]
 
 
-def summarize_scores(rows: Sequence[Mapping[str, Any]], n_bootstrap: int = 2000, seed: int = 0) -> list[Row]:
-    """Means over cases with 95 % intervals, for each class and for all classes together (``"all"``).
+def summarize_scores(rows: Rows, n_bootstrap: int = 2000, seed: int = 0) -> list[Row]:
+    """Means over the cases of :func:`score_case`, for each class in order, then for all together (``"all"``).
 
-    A mean is over structures that are present. ``dice`` counts a missed one as 0 and ``*_penalized_mm`` as the
-    image's diagonal; ``assd_mm`` and ``hd95_mm`` are of the ``found`` ones only. ``dice_pooled`` has the sums of all
-    cases in numerator and denominator, invented pixels too. Intervals (``*_low``, ``*_high``) are percentiles 2.5 and
-    97.5 of means over resampled cases, each drawn with all its classes; NaN with one case. Cases of one patient are not
-    independent either: such an interval is too narrow.
+    Means are over present structures: ``dice`` counts a missed one as 0, ``*_penalized_mm`` as the image's diagonal;
+    ``assd_mm`` and ``hd95_mm`` leave it out. ``dice_pooled`` divides sums over all cases, invented pixels included.
+    95 % intervals (``*_low``, ``*_high``) are percentiles of means over ``n_bootstrap`` resamples of the cases, each
+    with all its classes; NaN with one case, too narrow where several cases are of one patient.
 
-    Args:
-        rows: from :func:`score_case`, of all cases.
-        n_bootstrap: how often cases are drawn.
-        seed: seed of the draws.
-
-    Returns:
-        One row for each class in the order of their first appearance, then ``"all"``: ``class``, ``cases`` (with a
-        structure present), ``structures``, ``found``, ``missed``, ``invented``, ``dice_pooled``, and for each of
-        ``MEASURES`` its mean and interval.
+    Rows hold ``class``, ``cases`` (with a structure present), ``structures``, ``found``, ``missed``, ``invented``,
+    ``dice_pooled``, and for each of ``MEASURES`` its mean and interval.
 
     Raises:
         ValueError: if there are no rows, or two of one case and class.
@@ -103,15 +99,10 @@ def summarize_scores(rows: Sequence[Mapping[str, Any]], n_bootstrap: int = 2000,
     return [_summary(name, members, n_bootstrap, seed) for name, members in groups.items()]
 
 
-def write_scores(
-    rows: Sequence[Mapping[str, Any]], output_dir: str | Path, settings: Mapping[str, Any] | None = None
-) -> list[Row]:
+def write_scores(rows: Rows, output_dir: str | Path, settings: Settings | None = None) -> list[Row]:
     """Write ``scores.csv`` (a line for each case and class), ``scores.md`` and, last, ``scores.json``; the summary.
 
-    Args:
-        rows: from :func:`score_case`, of all cases.
-        output_dir: folder to write to.
-        settings: what the numbers depend on (weights, data), kept beside the summary.
+    ``rows`` are of all cases; ``settings``, kept beside the summary, is what the numbers depend on (weights, data).
     """
     summary, folder = summarize_scores(rows), Path(output_dir)
     write_csv(folder / "scores.csv", [without_nan(row) for row in rows])
@@ -121,28 +112,23 @@ def write_scores(
     return summary
 
 
+@dataclass(eq=False)
 class SegmentationScores:
     """Handler that scores each case of a ``SupervisedEvaluator`` after its postprocessing and writes the scores.
 
-    It reads ``pred`` and ``label`` of the decollated ``engine.state.output``, each ``(1, *spatial)`` of integer
-    classes on one grid. Spacing and case id are those of the label's file.
-
-    Args:
-        classes: see :func:`score_case`.
-        output_dir: where :func:`write_scores` writes when the evaluator has completed.
-        settings: see :func:`write_scores`.
-
-    Attributes:
-        rows: the scores so far; emptied when the evaluator starts.
+    It reads ``pred`` and ``label``, ``(1, *spatial)`` integer classes on one grid, of the decollated
+    ``engine.state.output``; spacing and case id are those of the label's file. For ``classes`` see :func:`score_case`;
+    the evaluator empties ``rows`` when it starts, and writes them by :func:`write_scores` when it has completed.
     """
 
-    def __init__(
-        self, classes: Mapping[int, str], output_dir: str | Path, settings: Mapping[str, Any] | None = None
-    ) -> None:
-        self.classes = {int(number): name for number, name in classes.items()}  # a JSON config has strings for keys
-        self.output_dir = Path(output_dir)
-        self.settings = settings
-        self.rows: list[Row] = []
+    classes: Mapping[int, str]
+    output_dir: str | Path
+    settings: Settings | None = None
+    rows: list[Row] = field(init=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.classes = {int(number): name for number, name in self.classes.items()}  # a JSON config has string keys
+        self.output_dir = Path(self.output_dir)
 
     def attach(self, engine: Engine) -> None:
         """Attach to the evaluator."""
@@ -151,11 +137,7 @@ class SegmentationScores:
         engine.add_event_handler(Events.COMPLETED, lambda _: write_scores(self.rows, self.output_dir, self.settings))
 
     def __call__(self, engine: Engine) -> None:
-        """Score the cases of one iteration.
-
-        Raises:
-            ValueError: if the output is not decollated, an item lacks a label with metadata, or has several channels.
-        """
+        """Score one iteration's cases; ``ValueError`` for a batch, several channels, or a label without metadata."""
         items: Any = engine.state.output
         if not isinstance(items, list):
             raise ValueError(f"expected a list of items, got {type(items).__name__}; set decollate=True")
@@ -163,114 +145,74 @@ class SegmentationScores:
             pred, label = item["pred"], item["label"]
             meta = getattr(label, "meta", {})
             if len(pred) != 1 or len(label) != 1 or "filename_or_obj" not in meta:
-                raise ValueError(
-                    f"expected pred and label (1, *spatial) and a label that knows its file, got {tuple(pred.shape)}, "
-                    f"{tuple(label.shape)} and a label with {sorted(meta)}; load it with LoadImaged, put AsDiscreted "
-                    "(argmax) in postprocessing"
-                )
+                got = f"{tuple(pred.shape)}, {tuple(label.shape)} and a label with {sorted(meta)}"
+                expected = "expected pred and label (1, *spatial) and a label that knows its file"
+                advice = "load it with LoadImaged, put AsDiscreted (argmax) in postprocessing"
+                raise ValueError(f"{expected}, got {got}; {advice}")
             # whole columns: MetaTensor.pixdim takes the upper left corner, which is wrong for a sagittal slice in 2-D
             spacing_mm = np.linalg.norm(np.asarray(label.affine)[:-1, : label.ndim - 1], axis=0)
             arrays = [value.detach().cpu().numpy()[0] for value in (pred, label)]
             self.rows += score_case(arrays[0], arrays[1], self.classes, spacing_mm, case_of(meta["filename_or_obj"]))
 
 
-def _checked(
-    pred: np.ndarray, label: np.ndarray, spacing_mm: Sequence[float], case: str
-) -> tuple[np.ndarray, np.ndarray, list[float]]:
-    """Both arrays and the spacing without axes of size 1."""
-    if pred.shape != label.shape:
-        raise ValueError(
-            f"{case}: expected prediction and label of one shape, got {pred.shape} and {label.shape}; "
-            "bring the prediction back to the label's grid (Invertd)"
-        )
-    if len(spacing_mm) != label.ndim or not all(0 < size < math.inf for size in spacing_mm):
-        raise ValueError(
-            f"{case}: expected {label.ndim} positive spacings in mm, one for each axis of {label.shape}, "
-            f"got {[float(size) for size in spacing_mm]}; pass those of the label's file"
-        )
-    long_axes = [axis for axis, size in enumerate(label.shape) if size != 1]
-    if len(long_axes) not in (2, 3) or not label.size:
-        raise ValueError(f"{case}: expected a slice or a volume, got shape {label.shape}; separate the channels first")
-    for name, array in (("prediction", pred), ("label", label)):
-        if not np.array_equal(array, np.round(array)):
-            raise ValueError(f"{case}: expected integer classes in the {name}, got fractions or NaN; apply argmax")
-    return np.squeeze(pred), np.squeeze(label), [float(spacing_mm[axis]) for axis in long_axes]
-
-
 def _score_structure(pred: np.ndarray, label: np.ndarray, spacing: list[float], diagonal_mm: float) -> Row:
     """Scores of one structure, given as two bool masks."""
     present, found = bool(label.any()), bool(pred.any())
+    missed = present and not found
     y_pred, y = torch.from_numpy(pred)[None, None], torch.from_numpy(label)[None, None]
     assd = hd95 = math.nan
-    if present and found:  # MONAI answers infinity and warns if one is empty
+    if present and found:  # MONAI returns infinity and warns if one is empty
         options: dict[str, Any] = {"include_background": True, "spacing": spacing}
         assd = float(compute_average_surface_distance(y_pred, y, symmetric=True, **options))
         hd95 = float(compute_hausdorff_distance(y_pred, y, percentile=95, **options))
-    missed = present and not found
-    return {
-        "dice": float(compute_dice(y_pred, y)),
-        "assd_mm": assd,
-        "hd95_mm": hd95,
-        "missed": missed,
-        "invented": found and not present,
-        "present": present,
-        "assd_penalized_mm": diagonal_mm if missed else assd,
-        "hd95_penalized_mm": diagonal_mm if missed else hd95,
-        "intersection": int((pred & label).sum()),
-        "pred_voxels": int(pred.sum()),
-        "label_voxels": int(label.sum()),
-    }
+    measures = {"dice": float(compute_dice(y_pred, y)), "assd_mm": assd, "hd95_mm": hd95}
+    flags = {"missed": missed, "invented": found and not present, "present": present}
+    penalized = {f"{name}_penalized_mm": diagonal_mm if missed else measures[f"{name}_mm"] for name in ("assd", "hd95")}
+    voxels = {"pred_voxels": int(pred.sum()), "label_voxels": int(label.sum())}
+    return measures | flags | penalized | {"intersection": int((pred & label).sum())} | voxels
 
 
-def _summary(name: str, rows: Sequence[Mapping[str, Any]], n_bootstrap: int, seed: int) -> Row:
+def _summary(name: str, rows: Rows, n_bootstrap: int, seed: int) -> Row:
     """One row of :func:`summarize_scores`."""
     present, missed = [row for row in rows if row["present"]], sum(row["missed"] for row in rows)
     voxels = sum(row["pred_voxels"] + row["label_voxels"] for row in rows)
-    summary: Row = {
-        "class": name,
-        "cases": len({row["case"] for row in present}),
-        "structures": len(present),
-        "found": len(present) - missed,
-        "missed": missed,
-        "invented": sum(row["invented"] for row in rows),
-        "dice_pooled": 2 * sum(row["intersection"] for row in rows) / voxels if voxels else math.nan,
-    }
+    summary: Row = {"class": name, "cases": len({row["case"] for row in present}), "structures": len(present)}
+    summary |= {"found": len(present) - missed, "missed": missed, "invented": sum(row["invented"] for row in rows)}
+    summary["dice_pooled"] = 2 * sum(row["intersection"] for row in rows) / voxels if voxels else math.nan
     for measure in MEASURES:
         values = [(row["case"], row[measure]) for row in present if not math.isnan(row[measure])]
-        mean, low, high = _mean_with_interval(values, n_bootstrap, seed)
-        summary |= {measure: mean, f"{measure}_low": low, f"{measure}_high": high}
+        numbers = _mean_with_interval(values, n_bootstrap, seed)
+        summary |= zip((measure, f"{measure}_low", f"{measure}_high"), numbers, strict=True)
     return summary
 
 
 def _mean_with_interval(values: Iterable[tuple[str, float]], n_bootstrap: int, seed: int) -> tuple[float, float, float]:
-    """Mean of all values and percentiles 2.5 and 97.5 of such means over resampled cases: ``[(case, value), ...]``."""
+    """Mean of ``[(case, value), ...]`` and percentiles 2.5 and 97.5 of such means over resampled cases."""
     by_case: dict[str, list[float]] = {}
     for case, value in values:
         by_case.setdefault(case, []).append(value)
-    if not by_case:
-        return math.nan, math.nan, math.nan
     sums, counts = (np.array([measure(members) for members in by_case.values()]) for measure in (sum, len))
-    mean = float(sums.sum() / counts.sum())
-    if len(by_case) == 1:
+    mean = float(sums.sum() / counts.sum()) if by_case else math.nan
+    if len(by_case) < 2:
         return mean, math.nan, math.nan
     drawn = np.random.default_rng(seed).integers(len(sums), size=(n_bootstrap, len(sums)))
     low, high = np.percentile(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1), [2.5, 97.5])
     return mean, float(low), float(high)
 
 
-def _table(summary: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> list[str]:
+def _table(summary: Rows, settings: Settings) -> list[str]:
     """Lines of the Markdown table: no mean of distances stands without its count of missed structures."""
     lines = [f"| {HEADER} |", "|---" * 10 + "|"]
     for row in summary:
         dice, *distances = (_cell(row, measure, 3 if measure == "dice" else 2) for measure in MEASURES)
         missed = f"missed {row['missed']} of {row['structures']}"
         cells = [row["class"], row["cases"], missed, row["invented"], dice, _number(row["dice_pooled"], 3), *distances]
-        lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return [*lines, "", NOTE, "", *(f"- {name}: {value}" for name, value in settings.items())]
 
 
 def _cell(row: Mapping[str, Any], measure: str, digits: int) -> str:
-    mean, low, high = (_number(row[key], digits) for key in (measure, f"{measure}_low", f"{measure}_high"))
+    mean, low, high = (_number(row[measure + end], digits) for end in ("", "_low", "_high"))
     return mean if low == "n/a" else f"{mean} [{low}, {high}]"
 
 

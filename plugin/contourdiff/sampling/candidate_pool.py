@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
+from contourdiff.sampling.noise import DenoiseItems
 from contourdiff.sampling.selection import SelectionRules
 
 Place = tuple[int, int, int]
@@ -22,8 +23,7 @@ class CandidatePool:
     that memory does not grow with the number of slices.
 
     Args:
-        denoise: ``(contours (N, 1, H, W), (case, slice, round, candidate) of each) -> (N, H, W)``, for up to
-            ``batch_size`` items.
+        denoise: called with contours ``(N, 1, H, W)`` of up to ``batch_size`` items.
         contours: ``(slices, H, W)``, of all slices of the volume.
         case: id of the volume.
         order: slices in the order in which they are requested.
@@ -33,7 +33,7 @@ class CandidatePool:
 
     def __init__(
         self,
-        denoise: Callable[[torch.Tensor, Sequence[tuple[str, int, int, int]]], torch.Tensor],
+        denoise: DenoiseItems,
         contours: torch.Tensor,
         case: str,
         order: Sequence[int],
@@ -53,15 +53,15 @@ class CandidatePool:
     def __call__(self, slice_index: int, round_: int) -> torch.Tensor:
         """All candidates of one round of one slice: ``(candidates, H, W)``."""
         self._requested[slice_index] = round_
-        wanted = self._round(slice_index, round_)
-        missing = [place for place in wanted if place not in self._ready]
+        places = self._round(slice_index, round_)
+        missing = [place for place in places if place not in self._ready]
         while missing:
             batch, missing = missing[: self._batch_size], missing[self._batch_size :]
             batch += self._ahead(self._batch_size - len(batch), {*batch, *missing})
             contours = self._contours[[place[0] for place in batch]][:, None]
             images = self._denoise(contours, [(self._case, *place) for place in batch])
             self._ready.update(zip(batch, images, strict=True))
-        return torch.stack([self._ready[place] for place in wanted])
+        return torch.stack([self._ready[place] for place in places])
 
     def drawn(self, slice_index: int) -> torch.Tensor:
         """Every requested candidate of all rounds of a slice that is not forgotten: ``(N, H, W)``."""

@@ -7,17 +7,16 @@ the adjacent real slice with a small probability and is empty otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
+from contourdiff.sampling.noise import DenoiseItems
 from contourdiff.sampling.selection import Choice, SelectionRules, choose_one, neighbor_distances, runs_of
 
 EMPTY = 0.0
 """Value of an empty neighbor channel: mid-gray, which no slice with air around it is."""
-
-Denoise = Callable[[torch.Tensor, Sequence[tuple[str, int, int, int]]], torch.Tensor]
 
 
 def first_condition(item: Mapping[str, Any]) -> torch.Tensor:
@@ -48,7 +47,7 @@ class _Step(NamedTuple):
 
 
 def translate_guided(
-    volumes: Sequence[GuidedVolume], denoise: Denoise, batch_size: int, rules: SelectionRules
+    volumes: Sequence[GuidedVolume], denoise: DenoiseItems, batch_size: int, rules: SelectionRules
 ) -> Iterator[tuple[int, Choice, torch.Tensor]]:
     """Translate volumes side by side; every run of adjacent slices has one item in a batch.
 
@@ -57,8 +56,7 @@ def translate_guided(
 
     Args:
         volumes: volumes to translate.
-        denoise: ``(conditions (N, 2, H, W), (case, slice, round, candidate) of each) -> (N, H, W)`` gray levels; the
-            conditions are contour and neighbor, the latter in [-1, 1] or ``EMPTY``.
+        denoise: called with conditions ``(N, 2, H, W)``: contour, and neighbor in [-1, 1] or ``EMPTY``.
         batch_size: items in a call of ``denoise``, at most.
         rules: of the selection at the starts; ``distance_threshold`` decides which others count as accepted.
 
@@ -85,7 +83,9 @@ def translate_guided(
             yield step.volume, choice, image
 
 
-def _start(volume: GuidedVolume, index: int, denoise: Denoise, rules: SelectionRules) -> tuple[Choice, torch.Tensor]:
+def _start(
+    volume: GuidedVolume, index: int, denoise: DenoiseItems, rules: SelectionRules
+) -> tuple[Choice, torch.Tensor]:
     """Choose among candidates without a neighbor."""
     condition = _condition(volume.contours[index], None)
 

@@ -6,11 +6,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 
+Item = tuple[str, int, int, int]
+"""(case, slice, round, candidate)"""
+DenoiseItems = Callable[[torch.Tensor, Sequence[Item]], torch.Tensor]
+"""``(conditions (N, C, H, W), items) -> (N, H, W)`` gray levels in [0, 255]"""
 CUT_OFF = 4  # standard deviations of the kernel along the slices; beyond lies less than 1e-7 of the variance
 
 
@@ -62,7 +66,7 @@ class NoiseStream:
     Args:
         keys: one key for each item of the batch.
         shape: shape of one item, ``(1, H, W)``.
-        device: where the noise is needed; it is drawn on the CPU so that every device sees the same.
+        device: of the result; noise is drawn on the CPU so that every device sees the same.
         weights: of the white noise of a slice and its neighbors, from :func:`correlation_weights`.
         known: ``first`` of another stream of this shape and device: adjacent slices share most of it.
 

@@ -4,30 +4,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from contourdiff.sampling.solvers import (
-    PREDICTION_TYPES,
-    Draw,
-    NoiseLevel,
-    OnStep,
-    clean_image,
-    ddim,
-    ddpm,
-    dpm_solver,
-    even_schedule,
-    karras_schedule,
-)
+from contourdiff.sampling import solvers
+from contourdiff.sampling.solvers import PREDICTION_TYPES, Draw, NoiseLevel, OnStep
 
 SOLVERS = ("ddim", "ddpm", "dpm_solver")
 Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """``(x (B, 1, H, W), timesteps (B,)) -> (B, 1, H, W)``, a network given its contours."""
 
 
+@dataclass(frozen=True)
 class Sampler:
-    """Solver, number of steps and training schedule, checked before any work.
+    """Solver, number of steps and training schedule, validated before any work.
 
     Args:
         scheduler: noise scheduler of the training; its ``alphas_cumprod`` and ``prediction_type`` are used.
@@ -40,19 +32,23 @@ class Sampler:
         ValueError: for an unknown solver or prediction type, a negative ``eta``, or more steps than training timesteps.
     """
 
-    def __init__(self, scheduler: Any, solver: str = "ddim", num_inference_steps: int = 50, eta: float = 0.0) -> None:
-        if solver not in SOLVERS:
-            raise ValueError(f"solver must be one of {SOLVERS}, got {solver!r}")
-        if not eta >= 0:
-            raise ValueError(f"eta must be 0 or more, got {eta}")
-        self.solver = solver
-        self.eta = eta
-        self.prediction_type = str(scheduler.prediction_type)
-        if self.prediction_type not in PREDICTION_TYPES:
-            raise ValueError(f"prediction_type must be one of {PREDICTION_TYPES}, got {self.prediction_type!r}")
-        schedule = karras_schedule if solver == "dpm_solver" else even_schedule
-        steps = len(scheduler.alphas_cumprod) if solver == "ddpm" else num_inference_steps
-        self.schedule = schedule(scheduler.alphas_cumprod, steps)
+    scheduler: Any
+    solver: str = "ddim"
+    num_inference_steps: int = 50
+    eta: float = 0.0
+    schedule: list[NoiseLevel] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.solver not in SOLVERS:
+            raise ValueError(f"solver must be one of {SOLVERS}, got {self.solver!r}")
+        if not self.eta >= 0:
+            raise ValueError(f"eta must be 0 or more, got {self.eta}")
+        if (kind := str(self.scheduler.prediction_type)) not in PREDICTION_TYPES:
+            raise ValueError(f"prediction_type must be one of {PREDICTION_TYPES}, got {kind!r}")
+        alphas_cumprod = self.scheduler.alphas_cumprod
+        schedule = solvers.karras_schedule if self.solver == "dpm_solver" else solvers.even_schedule
+        steps = len(alphas_cumprod) if self.solver == "ddpm" else self.num_inference_steps
+        object.__setattr__(self, "schedule", schedule(alphas_cumprod, steps))
 
     def __call__(self, predict: Predict, draw: Draw, on_step: OnStep | None = None) -> torch.Tensor:
         """Clean images ``(B, 1, H, W)`` in [-1, 1], from the first noise that ``draw`` returns.
@@ -65,10 +61,11 @@ class Sampler:
         timesteps = dict(zip(self.schedule, batches, strict=True))
 
         def denoise(x: torch.Tensor, level: NoiseLevel) -> torch.Tensor:
-            return clean_image(predict(x, timesteps[level]), x, level.alpha_bar, self.prediction_type)
+            output = predict(x, timesteps[level])
+            return solvers.clean_image(output, x, level.alpha_bar, self.scheduler.prediction_type)
 
         if self.solver == "ddpm":
-            return ddpm(denoise, x, self.schedule, draw=draw, on_step=on_step)
+            return solvers.ddpm(denoise, x, self.schedule, draw=draw, on_step=on_step)
         if self.solver == "dpm_solver":
-            return dpm_solver(denoise, x, self.schedule, on_step=on_step)
-        return ddim(denoise, x, self.schedule, eta=self.eta, draw=draw, on_step=on_step)
+            return solvers.dpm_solver(denoise, x, self.schedule, on_step=on_step)
+        return solvers.ddim(denoise, x, self.schedule, eta=self.eta, draw=draw, on_step=on_step)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -68,10 +68,9 @@ def runs_of(slice_indices: Sequence[int]) -> list[list[int]]:
     """Strictly ascending positions, cut where one is missing: ``[1, 2, 5] -> [[1, 2], [5]]``."""
     runs: list[list[int]] = []
     for index in slice_indices:
-        if runs and index == runs[-1][-1] + 1:
-            runs[-1].append(index)
-        else:
-            runs.append([index])
+        if not runs or index != runs[-1][-1] + 1:
+            runs.append([])
+        runs[-1].append(index)
     return runs
 
 
@@ -85,7 +84,7 @@ def choose(draw: Draw, slice_indices: Sequence[int], rules: SelectionRules) -> I
 
     A slice whose neighbor was translated takes the candidate nearest to that translation, if it lies within
     ``rules.distance_threshold``. The first slice of a run of adjacent slices takes the first candidate, in the order
-    of rounds and candidates, whose mean is below ``rules.mean_threshold``. Where no candidate qualifies a further
+    of rounds and candidates, whose mean is below ``rules.mean_threshold``. Where no candidate qualifies, a further
     round is drawn, up to ``rules.max_rounds``; then the best of all rounds (nearest, or lowest mean) is taken and
     marked as not accepted.
 
@@ -149,7 +148,7 @@ def choose_one(
         if best is None or scores[position] < best[0]:
             best = (scores[position], choice, candidates[position])
     _, choice, image = best  # type: ignore[misc]  # max_rounds is 1 or more
-    return Choice(**{**vars(choice), "rounds": rules.max_rounds}), image
+    return replace(choice, rounds=rules.max_rounds), image
 
 
 def _measures(candidates: torch.Tensor, translation: torch.Tensor | None) -> tuple[list[float], list[float]]:
@@ -163,7 +162,5 @@ def _measures(candidates: torch.Tensor, translation: torch.Tensor | None) -> tup
 
 
 def _reason(first: bool, accepted: bool, limit: float) -> str:
-    what = "mean" if first else "distance to the neighbor"
-    if accepted:
-        return f"{what} {'below' if first else 'within'} {limit:g}"
-    return f"lowest {what} of all rounds, none {'below' if first else 'within'} {limit:g}"
+    what, bound = ("mean", "below") if first else ("distance to the neighbor", "within")
+    return f"{what} {bound} {limit:g}" if accepted else f"lowest {what} of all rounds, none {bound} {limit:g}"

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Schedules of noise levels and the solvers that follow them, from noise to the clean image.
 
-A solver calls ``denoise(x, level)``, which predicts the clean image ``x0`` from a noisy one; what the network predicts
-(noise or velocity) does not concern it. Any solver follows any schedule. ``alpha_bar`` is the cumulative product of
-``1 - beta``, the paper's alpha with a bar.
+A solver calls ``denoise(x, level)``, which predicts the clean image ``x0`` from a noisy one. Any solver follows any
+schedule. ``alpha_bar`` is the cumulative product of ``1 - beta``, the paper's alpha with a bar.
 """
 
 from __future__ import annotations

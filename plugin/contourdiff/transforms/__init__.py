@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Transforms for MONAI pipelines: background filter, contour, in-plane resampling, label classes."""
 
-from __future__ import annotations
-
 from contourdiff.transforms.background_filter import BackgroundFilter, BackgroundFilterd
 from contourdiff.transforms.contour import Contour, Contourd
 from contourdiff.transforms.gray_levels import GrayLevels, GrayLevelsd
