@@ -1,6 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
 """Contour-guided diffusion: CT volumes become MR volumes with the same anatomy (Chen et al., arXiv 2403.10786)."""
 
-from __future__ import annotations
-
 __version__ = "0.1.0"

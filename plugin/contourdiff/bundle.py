@@ -45,17 +45,10 @@ def config_files(bundle: str | Path | None = None, overlays: Sequence[str] = (),
 
 
 def read_config(files: str | Sequence[str], settings: Mapping[str, Any]) -> ConfigParser:
-    """Read a config of the bundle with its overlays, and change settings of it.
+    """Parser of a config with its overlays and with other settings; ``"network_def#channels"`` is inside an entry.
 
-    Args:
-        files: paths of the config and its overlays, see :func:`config_files`.
-        settings: values by name; ``"network_def#channels"`` names a value inside an entry.
-
-    Returns:
-        A parser whose ``bundle_root`` is the folder above the first file's, unless it is among the settings.
-
-    Raises:
-        ValueError: for a setting that the config does not have; the message names the nearest.
+    ``bundle_root`` is the folder above the first file's, unless it is among the settings. Raises ``ValueError`` for a
+    setting that the config does not have, and names the nearest.
     """
     parser = ConfigParser()
     parser.read_config(files)
@@ -145,10 +138,9 @@ def settings_section() -> dict[str, Any]:
 
 
 def bundle_root() -> str:
-    """Folder of the bundle whose config is being parsed: the parent of its ``configs``; ``"."`` outside a workflow.
+    """Folder of the bundle whose config is being parsed, ``"."`` outside a workflow; ``--bundle_root`` overrides it.
 
-    A config cannot name its own folder, and MONAI does not pass it on; but the ``ConfigWorkflow`` that evaluates the
-    config knows it, and is among the callers. Pass ``--bundle_root`` to set another one.
+    A config cannot name its own folder, but the ``ConfigWorkflow`` that evaluates it knows, and is among the callers.
     """
     try:
         return str(_caller(ConfigWorkflow).config_root_path.resolve().parent)

@@ -15,29 +15,27 @@ def foreground_mask(
 ) -> np.ndarray:
     """Body mask of one slice (Chen et al. 2024, arXiv 2403.10786, the filter M_filter).
 
-    Four steps: threshold at the lowest multi-Otsu level, erode by one pixel (4-neighbors), remove small objects (a
-    table, a wire), fill small holes (bowel gas, dark marrow).
+    Threshold at the lowest multi-Otsu level, erode by one pixel (4-neighbors), remove small objects (a table, a wire),
+    fill small holes (bowel gas, dark marrow). The mask, ``(H, W)`` bool, is empty for a slice with fewer gray levels
+    than classes (constant, empty, tiny) or without an object large enough. Raises ``ValueError`` if ``image`` is not
+    two-dimensional or not finite, or ``classes`` is below 2.
 
     Args:
         image: ``(H, W)`` gray levels in [0, 255].
         classes: number of multi-Otsu classes; the lowest of the ``classes - 1`` thresholds separates body from air.
         min_object_px: connected objects of fewer pixels are removed.
         max_hole_px: enclosed holes of at most this many pixels are filled.
-
-    Returns:
-        ``(H, W)`` bool. All ``False`` for a slice with fewer gray levels than classes (constant, empty, tiny) or
-        without an object large enough.
-
-    Raises:
-        ValueError: if ``image`` is not two-dimensional, is not finite, or ``classes`` is below 2.
     """
     image = _checked_slice(image)
     if classes < 2:
         raise ValueError(f"classes must be 2 or more, got {classes}")
     if image.size == 0 or np.unique(image).size < classes:
         return np.zeros(image.shape, dtype=bool)
-    mask = image > _lowest_threshold(image, classes)
-    mask = binary_erosion(mask, border_value=1)  # the border of the image is not one of the body
+    try:
+        threshold = float(threshold_multiotsu(image, classes=classes)[0])
+    except ValueError:  # gaps in the histogram leave scikit-image too few values
+        threshold = float(image.mean())
+    mask = binary_erosion(image > threshold, border_value=1)  # the border of the image is not one of the body
     mask = remove_small_objects(mask, max_size=max(round(min_object_px) - 1, 0))
     if not mask.any():  # a small slice without a body would be filled as one hole
         return np.zeros(image.shape, dtype=bool)
@@ -55,19 +53,16 @@ def background_filter(
 def contour_of(
     image: np.ndarray, *, sigma_px: float = 0.8, low_threshold: float = 60.0, high_threshold: float = 112.0
 ) -> np.ndarray:
-    """Canny contour of one slice, ``c = Canny(x0)`` in the paper.
+    """Canny contour of one slice, ``c = Canny(x0)`` in the paper: ``(H, W)`` float32, 1 on the contour and 0 elsewhere.
+
+    It is empty for constant, empty and tiny slices. Raises ``ValueError`` if ``image`` is not two-dimensional or not
+    finite, or the thresholds are not ``0 <= low <= high``.
 
     Args:
         image: ``(H, W)`` gray levels in [0, 255].
         sigma_px: standard deviation of the Gaussian that is applied first, in pixels.
         low_threshold: gradient magnitude (gray levels, scikit-image's Sobel) from which a contour may continue.
         high_threshold: gradient magnitude from which a contour may start.
-
-    Returns:
-        ``(H, W)`` float32, 1 on the contour and 0 elsewhere; empty for constant, empty and tiny slices.
-
-    Raises:
-        ValueError: if ``image`` is not two-dimensional or not finite, or the thresholds are not ``0 <= low <= high``.
 
     Notes:
         1. Smooth with a Gaussian of ``sigma_px``. 2. Compute the Sobel gradient. 3. Keep pixels whose gradient is a
@@ -102,8 +97,7 @@ def contour_of(
         raise ValueError(f"expected 0 <= low_threshold <= high_threshold, got {low_threshold} and {high_threshold}")
     if min(image.shape) < 3 or np.ptp(image) == 0:
         return np.zeros(image.shape, dtype=np.float32)
-    edges = canny(image, sigma=sigma_px, low_threshold=low_threshold, high_threshold=high_threshold)
-    return edges.astype(np.float32)
+    return canny(image, sigma_px, low_threshold, high_threshold).astype(np.float32)
 
 
 def _checked_slice(image: np.ndarray) -> np.ndarray:
@@ -113,11 +107,3 @@ def _checked_slice(image: np.ndarray) -> np.ndarray:
     if not np.isfinite(image).all():
         raise ValueError("expected finite gray levels, got NaN or infinity; repair the image first")
     return image
-
-
-def _lowest_threshold(image: np.ndarray, classes: int) -> float:
-    """Lowest multi-Otsu threshold; or the mean, where gaps in the histogram leave scikit-image too few values."""
-    try:
-        return float(threshold_multiotsu(image, classes=classes)[0])
-    except ValueError:
-        return float(image.mean())

@@ -11,18 +11,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-DAMAGED = (  # raised by torch.load for files with changed or missing bytes
-    pickle.UnpicklingError,
-    struct.error,
-    OSError,
-    RuntimeError,
-    EOFError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-)
+# Raised by torch.load for files with changed or missing bytes.
+DAMAGED: tuple[type[Exception], ...] = (pickle.UnpicklingError, struct.error, OSError, RuntimeError, EOFError)
+DAMAGED += (ValueError, LookupError, TypeError, AttributeError, AssertionError)
 
 
 def start_weights(network: nn.Module, path: str | Path | None) -> nn.Module:
@@ -33,13 +24,9 @@ def start_weights(network: nn.Module, path: str | Path | None) -> nn.Module:
 def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
     """Load a state dict of tensors into ``network``, strictly, and return the network in evaluation mode.
 
-    Args:
-        network: the network that the weights were trained for.
-        path: a file written by ``torch.save(network.state_dict(), path)``; half precision is cast to the network's.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file is damaged, holds anything but tensors, or its keys or shapes are not the network's.
+    The file is written by ``torch.save(network.state_dict(), path)``; half precision is cast to the network's. Raises
+    ``FileNotFoundError`` if there is none, ``ValueError`` if it is damaged, holds anything but tensors, or its keys or
+    shapes are not the network's.
     """
     path = Path(path)
     if not path.is_file():
@@ -54,20 +41,17 @@ def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ValueError(f"expected a state dict of tensors in {path}, got something else; save network.state_dict()")
-    _check_state(network.state_dict(), state, path)
-    network.load_state_dict(state, strict=True)
-    return network.eval()
-
-
-def _check_state(expected: dict[str, torch.Tensor], state: dict[str, torch.Tensor], path: Path) -> None:
+    expected = network.state_dict()
     missing, unknown = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
-    shapes = [key for key in expected.keys() & state.keys() if expected[key].shape != state[key].shape]
+    shapes = sorted(key for key in expected.keys() & state.keys() if expected[key].shape != state[key].shape)
     if missing or unknown or shapes:
         raise ValueError(
             f"the weights in {path} are of another network: {len(missing)} keys missing {missing[:2]}, "
-            f"{len(unknown)} unknown {unknown[:2]}, {len(shapes)} of another shape {sorted(shapes)[:2]}; "
+            f"{len(unknown)} unknown {unknown[:2]}, {len(shapes)} of another shape {shapes[:2]}; "
             "use the network_def that they were trained with"
         )
+    network.load_state_dict(state, strict=True)
+    return network.eval()
 
 
 def sha256_of(path: str | Path) -> str:

@@ -30,22 +30,19 @@ class TranslationCases:
     Decathlon form lists ``{"image": ..., "label": ...}`` under ``section``.
 
     Args:
-        dataset_dir: folder of the volumes, a path or a string; paths in the datalist are relative to it.
-        output_dir: folder of the translations, a path or a string; cases with a record there are kept, not translated again.
+        dataset_dir: folder of the volumes; paths in the datalist are relative to it.
+        output_dir: folder of the translations; cases with a record there are kept, not translated again.
         datalist: JSON file in the Decathlon form, relative to ``dataset_dir``; ``None`` takes the folder's files.
         section: list of the datalist to use.
         overwrite: translate kept cases again.
 
-    Attributes:
-        items: ``[{"image": path}, ...]`` to translate, for a MONAI ``Dataset``.
-        labels: label file of each case that has one.
-        warnings: messages of each case about suspicious input.
-        failures: why a case cannot be translated.
-        kept: cases that already have a record.
+    Attributes, by case except for the first and the last: ``items``, ``[{"image": path}, ...]`` to translate, for a
+    MONAI ``Dataset``; ``labels``, files; ``warnings``, about suspicious input; ``failures``, why a case cannot be
+    translated; ``kept``, cases that already have a record.
     """
 
-    dataset_dir: Path
-    output_dir: Path
+    dataset_dir: str | Path
+    output_dir: str | Path
     datalist: str | Path | None = None
     section: str = "testing"
     overwrite: bool = False
@@ -61,11 +58,10 @@ class TranslationCases:
     def check(self) -> None:
         """Read every case and fill the attributes; a case that fails its checks is logged and left out.
 
-        Raises:
-            FileNotFoundError: if the folder or the datalist does not exist.
-            ValueError: if there is no case, or two cases have the same id.
+        Raises ``FileNotFoundError`` if the folder or the datalist does not exist, ``ValueError`` if there is no case or
+        two cases have the same id.
         """
-        root = self.dataset_dir
+        root = Path(self.dataset_dir)
         if not root.is_dir():
             raise FileNotFoundError(f"expected a folder of CT volumes at {root}, found none; pass --dataset_dir")
         pairs = self._pairs(root)
@@ -77,7 +73,7 @@ class TranslationCases:
         for attribute in (self.items, self.labels, self.warnings, self.failures, self.kept):
             attribute.clear()
         for case, (image, label) in zip(ids, pairs, strict=True):
-            if not self.overwrite and (self.output_dir / f"{case}_mr.json").is_file():
+            if not self.overwrite and (Path(self.output_dir) / f"{case}_mr.json").is_file():
                 self.kept.append(case)
             else:
                 self._check_case(case, image, label)
@@ -88,8 +84,8 @@ class TranslationCases:
             return [(path, labels.get(case_of(path))) for path in sorted(root.iterdir()) if is_nifti(path)]
         content = _read_json(root / self.datalist)
         if self.section not in content:
-            lists = f"{root / self.datalist}, got {sorted(content)}"
-            raise ValueError(f"expected the list {self.section!r} in {lists}; name the list so")
+            where = f"{root / self.datalist}, got {sorted(content)}"
+            raise ValueError(f"expected the list {self.section!r} in {where}; name the list so")
         entries = [item if isinstance(item, dict) else {"image": item} for item in content[self.section]]
         return [(root / item["image"], root / item["label"] if item.get("label") else None) for item in entries]
 
@@ -117,7 +113,9 @@ def training_cases(
     """MR images to train on, ``[{"image": path}, ...]``, sorted by name.
 
     Images are ranked by the hash of their names, and the first ones are held out. Version 0.1.0 held out each name by
-    its own hash with a probability of 10 %: other images, and possibly none of a small folder.
+    its own hash with a probability of 10 %: other images, and possibly none of a small folder. Raises
+    ``FileNotFoundError`` if the folder or the datalist does not exist, ``ValueError`` for an unknown split, a
+    ``val_fraction`` outside [0, 1), or if no image is left.
 
     Args:
         dataset_dir: folder of the images; paths in the datalist are relative to it.
@@ -127,10 +125,6 @@ def training_cases(
             and its subfolders. These are held out image by image: with several images a patient, give a datalist.
         pattern: keep files whose path relative to ``dataset_dir`` matches (``t1/*``).
         val_fraction: share of the matching images that is held out, rounded down, but at least one of two or more.
-
-    Raises:
-        FileNotFoundError: if the folder or the datalist does not exist.
-        ValueError: for an unknown split, a ``val_fraction`` outside [0, 1), or if no image is left.
     """
     _check_split(split, ("train", "val"), val_fraction)
     root = Path(dataset_dir)
@@ -158,6 +152,12 @@ def _read_datalist(path: Path, split: str) -> list[str]:
     return [item["image"] if isinstance(item, dict) else item for item in entries]
 
 
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise FileNotFoundError(f"expected a datalist at {path}, found none; pass --datalist")
+    return path
+
+
 def _read_json(path: Path) -> dict:
     try:
         content = json.loads(_existing(path).read_text())
@@ -166,12 +166,6 @@ def _read_json(path: Path) -> dict:
     if not isinstance(content, dict):
         raise ValueError(f"expected a JSON object with lists of cases in {path}, got {type(content).__name__}")
     return content
-
-
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise FileNotFoundError(f"expected a datalist at {path}, found none; pass --datalist")
-    return path
 
 
 def labelled_cases(
@@ -190,7 +184,8 @@ def labelled_cases(
         images/<case>.nii.gz  labels/<case>.nii.gz
 
     Cases without a label are left out. So are cases that cannot be read or whose label is on another grid; an error is
-    logged for each.
+    logged for each. Raises ``FileNotFoundError`` if a folder does not exist, ``ValueError`` if no case is left to train
+    or test on or an argument is out of range.
 
     Args:
         dataset_dir: one folder or several, such as translations of the same CT with different seeds.
@@ -198,10 +193,6 @@ def labelled_cases(
         pattern: keep cases whose id matches (``*_t1_*``).
         val_fraction: share of the patients that is held out, rounded down; see :func:`training_cases`.
         patient_pattern: regular expression, matched at the start of the case id; its first group is the patient.
-
-    Raises:
-        FileNotFoundError: if a folder does not exist.
-        ValueError: if no case is left to train or test on, or an argument is out of range.
     """
     _check_split(split, ("all", "train", "val"), val_fraction)
     pairs = [pair for folder in ensure_tuple(dataset_dir) for pair in _labelled_pairs(Path(folder))]

@@ -26,9 +26,8 @@ def check_volume(path: str | Path) -> np.ndarray:
         image = nib.load(path)
         shape, affine = image.shape, image.affine
         if len(shape) != 3 or 0 in shape:
-            raise ValueError(
-                f"expected a volume (H, W, D) in {path.name}, got shape {shape}; save one 3-D volume a file"
-            )
+            got = f"{path.name}, got shape {shape}"
+            raise ValueError(f"expected a volume (H, W, D) in {got}; save one 3-D volume a file")
         voxels = np.asanyarray(image.dataobj)
     except (ImageFileError, OSError, EOFError, zlib.error) as error:
         raise ValueError(f"expected a readable NIfTI file at {path}, got: {error}; copy or convert it again") from error

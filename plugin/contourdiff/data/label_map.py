@@ -33,9 +33,8 @@ class LabelMap:
             names = [str(name) for name in content["classes"]]
             self._values = {side: _values_of(content[side], names) for side in SIDES}
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(
-                f"expected classes and, for ct and mr, the label values of each class in {path}, got: {error!r}"
-            ) from error
+            form = "classes and, for ct and mr, the label values of each class"
+            raise ValueError(f"expected {form} in {path}, got: {error!r}") from error
         if not names or len(set(names)) != len(names):
             raise ValueError(f"expected one class or more, each named once, in {path}, got {names}")
         self.classes = dict(enumerate(names, start=1))

@@ -20,12 +20,10 @@ SLAB_SLICES = 32
 class ResampledPlanes:
     """Planes of a volume at the slices of another grid, for pictures, without resampling the whole volume.
 
-    The attribute ``voxels`` holds them as they are stored, memory-mapped if the file is not compressed; only those that
-    a plane passes through are scaled and resampled. ``affine``, ``(4, 4)``, is that of the volume.
-
-    Args:
-        source: NIfTI file, or a volume ``(1, H, W, D)``, not copied.
-        window: values that are scaled to 0 and 1, clipped, before resampling; ``None`` for no scaling.
+    ``source`` is a NIfTI file, or a volume ``(1, H, W, D)``, not copied. The attribute ``voxels`` holds its voxels as
+    they are stored, memory-mapped if the file is not compressed; only those that a plane passes through are scaled and
+    resampled. ``affine``, ``(4, 4)``, is that of the volume. The two values of ``window`` are scaled to 0 and 1, others
+    clipped, before resampling; ``None`` does not scale.
     """
 
     def __init__(self, source: str | Path | MetaTensor, window: tuple[float, float] | None = None) -> None:
@@ -45,8 +43,7 @@ class ResampledPlanes:
         ``axis`` is the spatial axis of ``target`` along which slices are stacked, ``mode`` ``"bilinear"`` or
         ``"nearest"``.
         """
-        shape = list(target.shape[1:])
-        shape[axis] = 1
+        shape = [1 if other == axis else size for other, size in enumerate(target.shape[1:])]
         affine = np.asarray(target.affine, dtype=np.float64).copy()
         affine[:3, 3] += position * affine[:3, axis]
         part = self._part(np.linalg.inv(self.affine) @ affine, shape, axis)
@@ -59,9 +56,8 @@ class ResampledPlanes:
         if self.window is not None:
             low, high = self.window
             values = ((values - low) / (high - low)).clamp(0, 1)
-        resample = SpatialResample(mode=mode, padding_mode="zeros")
         own = MetaTensor(values[None], affine=torch.as_tensor(self.affine @ begin))
-        plane = resample(own, torch.as_tensor(affine), shape)
+        plane = SpatialResample(mode=mode, padding_mode="zeros")(own, torch.as_tensor(affine), shape)
         return np.asarray(plane)[0].take(0, axis=axis)
 
     def _part(self, to_own: np.ndarray, shape: list[int], axis: int) -> tuple[slice, ...]:
@@ -70,9 +66,8 @@ class ResampledPlanes:
         corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(shape) - 1)
         depths = (corners @ to_own[:3, :3].T + to_own[:3, 3])[:, own_axis]
         part = [slice(0, size) for size in self.voxels.shape]
-        size = self.voxels.shape[own_axis]
-        begin, end = np.clip([np.floor(depths.min()) - 1, np.ceil(depths.max()) + 2], 0, size).astype(int)
-        part[own_axis] = slice(int(begin), int(end))
+        near = np.array([np.floor(depths.min()) - 1, np.ceil(depths.max()) + 2])
+        part[own_axis] = slice(*near.clip(0, self.voxels.shape[own_axis]).astype(int).tolist())
         return tuple(part)
 
 

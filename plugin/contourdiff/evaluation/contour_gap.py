@@ -166,7 +166,7 @@ def contour_gap(
     with less area inside the bone than ``min_inside_cm2`` are left out; 0 takes every slice with a label. For
     ``label_map`` see :class:`contourdiff.data.label_map.LabelMap`; ``None`` takes the bundle's vertebrae. ``overlays``
     and ``settings`` are those of ``inference.json``, such as ``window_hu=[-160, 240]``; ``mr_settings`` those of
-    ``train.json``, such as ``{"upper_percentile": 99}``. ``bundle`` is a folder, see :func:`contourdiff.bundle.find_bundle`.
+    ``train.json``, such as ``{"upper_percentile": 99}``. For ``bundle`` see :func:`contourdiff.bundle.find_bundle`.
 
     Raises: FileNotFoundError for a missing folder or file; ValueError for an unknown setting or a side without slices.
     """

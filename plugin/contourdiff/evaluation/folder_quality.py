@@ -101,9 +101,9 @@ def folder_quality(
     row each), their ``mean``, ``set`` (what :func:`image_quality` returns, or ``None``) and ``grid``.
 
     Both folders hold cases with labels (:func:`contourdiff.data.cases.labelled_cases`), ``mr_pattern`` is that of case
-    ids of the MR. For ``extractor``, which requires ``mr_dir``, see :func:`contourdiff.metrics.image_quality.slice_features`;
-    for ``foreground_only`` :func:`contourdiff.metrics.image_quality.image_quality`. Grid and contour are those of
-    ``inference.json`` of the ``bundle``, with ``overlays`` and ``settings``, such as ``{"spacing_mm": 1.6}``.
+    ids of the MR. For ``extractor``, which requires ``mr_dir``, and ``foreground_only`` see
+    :func:`contourdiff.metrics.image_quality.image_quality`; ``extractor_name`` is recorded. Grid and contour are those
+    of ``inference.json`` of the ``bundle``, with ``overlays`` and ``settings``, such as ``{"spacing_mm": 1.6}``.
 
     Raises: ValueError if there is no labelled case, an extractor without real MR, or an unknown setting.
     """

@@ -143,13 +143,9 @@ def _compiled(network: Forward, inputs: torch.Tensor, timesteps: torch.Tensor) -
 
 
 class RowPairConv2d(nn.Module):
-    """A 3 x 3 convolution of two rows at a time with 4 kernels of 1 x 3: 2/3 of the multiplications.
+    """A plain 3 x 3 convolution of two rows at a time with 4 kernels of 1 x 3: 2/3 of the multiplications.
 
-    Winograd's minimal filtering F(2, 3) along the rows. Source: Lavin and Gray, Fast Algorithms for Convolutional
-    Neural Networks, CVPR 2016.
-
-    Args:
-        convolution: 3 x 3, stride 1, zero padding 1, one group.
+    Winograd's minimal filtering F(2, 3) along the rows (Lavin and Gray, CVPR 2016).
     """
 
     first: torch.Tensor
@@ -178,13 +174,7 @@ class RowPairConv2d(nn.Module):
 
 
 class UpsampledConv2d(nn.Module):
-    """Nearest-neighbor doubling and a 3 x 3 convolution as one transposed convolution: 4/9 of the multiplications.
-
-    A repeated pixel takes sums of the kernel's weights, which are computed once.
-
-    Args:
-        convolution: 3 x 3, stride 1, zero padding 1, one group.
-    """
+    """Nearest-neighbor doubling and a plain 3 x 3 convolution as one transposed one: 4/9 of the multiplications."""
 
     weight: torch.Tensor
     bias: torch.Tensor | None

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -17,6 +18,7 @@ from contourdiff.sampling.solvers import OnStep
 logger = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
 class Denoiser:
     """Denoise candidates in batches of exactly ``batch_size``; an item's result depends on nothing else in its batch.
 
@@ -28,7 +30,7 @@ class Denoiser:
         seed: seed of the noise.
         noise_weights: see :class:`contourdiff.sampling.noise.NoiseStream`.
         amp: run the network in bfloat16 where autocast holds it safe.
-        accelerator: what to call in place of the network; ``None`` calls it as it is.
+        accelerator: what to call in place of the network.
 
     Attributes:
         calls: chains of network calls so far, one for each batch.
@@ -60,28 +62,19 @@ class Denoiser:
         (torch.Size([3, 8, 8]), 1)
     """
 
-    def __init__(
-        self,
-        network: nn.Module,
-        sampler: Sampler,
-        *,
-        batch_size: int = 8,
-        seed: int = 0,
-        noise_weights: Sequence[float] = (1.0,),
-        amp: bool = False,
-        accelerator: Accelerator | None = None,
-    ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
-        self.network = network
-        self.sampler = sampler
-        self.batch_size = batch_size
-        self.seed = seed
-        self.noise_weights = tuple(noise_weights)
-        self.amp = amp
-        self.accelerator = Accelerator() if accelerator is None else accelerator
-        self.calls = 0
-        self.halved = False
+    network: nn.Module
+    sampler: Sampler
+    batch_size: int = 8
+    seed: int = 0
+    noise_weights: Sequence[float] = (1.0,)
+    amp: bool = False
+    accelerator: Accelerator = field(default_factory=Accelerator)
+    calls: int = field(default=0, init=False)
+    halved: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be 1 or more, got {self.batch_size}")
         self._white: dict[torch.Size, dict[CandidateKey, torch.Tensor]] = {}  # of the last batch
 
     @torch.inference_mode()
@@ -128,7 +121,7 @@ class Denoiser:
         conditions = torch.cat([conditions, conditions[:1].expand(missing, -1, -1, -1)]).float()
         device, size = conditions.device, conditions.shape[2:]
         keys = [CandidateKey(self.seed, *item) for item in (*items, *[items[0]] * missing)]
-        noise = NoiseStream(keys, (1, *size), device, self.noise_weights, self._white.get(size))
+        noise = NoiseStream(keys, (1, *size), device, self.noise_weights, self._white.get(size, {}))
         layout = torch.channels_last if self.accelerator.acceleration else torch.contiguous_format
         buffer = torch.cat([torch.zeros_like(conditions[:, :1]), conditions], dim=1).contiguous(memory_format=layout)
         with self._autocast(device):

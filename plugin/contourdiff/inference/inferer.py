@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -52,30 +52,23 @@ class Execution:
         Accelerator(self.acceleration)
 
 
+@dataclass(eq=False)
 class VolumeInferer(Inferer):
     """What both inferers share: volumes in and out, and one denoiser for each."""
 
     frame_multiple = 1  # of the frame's height and width, beside the network's own
     keep_spread = False
 
-    def __init__(
-        self,
-        sampler: Sampler,
-        rules: SelectionRules | None = None,
-        execution: Execution | None = None,
-        slice_axis: int = 0,
-        margin_px: int = 8,
-        seed: int = 0,
-        progress: bool = True,
-    ) -> None:
+    sampler: Sampler
+    rules: SelectionRules = field(default_factory=SelectionRules)
+    execution: Execution = field(default_factory=Execution)
+    slice_axis: int = 0
+    margin_px: int = 8
+    seed: int = 0
+    progress: bool = True
+
+    def __post_init__(self) -> None:
         super().__init__()
-        self.sampler = sampler
-        self.rules = SelectionRules() if rules is None else rules
-        self.execution = Execution() if execution is None else execution
-        self.slice_axis = slice_axis
-        self.margin_px = margin_px
-        self.seed = seed
-        self.progress = progress
         self._accelerator = Accelerator(self.execution.acceleration)
         self._largest_batch = 2**31  # that the device has had memory for
 
@@ -128,6 +121,7 @@ class VolumeInferer(Inferer):
         return state.result(denoiser.calls, denoiser.batch_size)
 
 
+@dataclass(eq=False)
 class ContourTranslationInferer(VolumeInferer):
     """Translate volumes of contours to gray levels in [0, 255]: ``(B, 1, H, W, D) -> (B, 1, H, W, D)``.
 
@@ -137,18 +131,18 @@ class ContourTranslationInferer(VolumeInferer):
 
     Args:
         sampler: solver, steps and training schedule.
-        rules: rules of the selection; ``None`` takes the paper's for the lumbar spine.
+        rules: rules of the selection; by default the paper's for the lumbar spine.
         execution: batch size, precision and acceleration.
         slice_axis: spatial axis along which the slices are stacked.
         margin_px: the network sees the box around all contours of the volume, with this margin on each side where the
             volume allows it, padded to the multiple that the network requires. Outside the box the result is 0.
         seed: seed of the noise.
+        progress: show a bar that counts slices.
         noise_length_mm: the starting noise of two slices d mm apart is correlated by exp(-d^2 / (2 length^2));
             0 for independent noise. Requires volumes that are MetaTensors.
         keep_spread: keep the spread of each slice's candidates; costs one more volume on the model's grid.
         unconditional: the ablation: give the network empty contours; the contours still decide which slices are
             translated, and where.
-        progress: show a bar that counts slices.
 
     Raises:
         ValueError: for a negative length, or a spread of a single candidate a slice.
@@ -174,29 +168,18 @@ class ContourTranslationInferer(VolumeInferer):
         torch.Size([1, 1, 3, 20, 24])
     """
 
-    def __init__(
-        self,
-        sampler: Sampler,
-        rules: SelectionRules | None = None,
-        execution: Execution | None = None,
-        slice_axis: int = 0,
-        margin_px: int = 8,
-        seed: int = 0,
-        noise_length_mm: float = 0.0,
-        keep_spread: bool = False,
-        unconditional: bool = False,
-        progress: bool = True,
-    ) -> None:
-        super().__init__(sampler, rules, execution, slice_axis, margin_px, seed, progress)
-        correlation_weights(noise_length_mm, 1.0)
-        if keep_spread and self.rules.candidates * self.rules.max_rounds == 1:
+    noise_length_mm: float = 0.0
+    keep_spread: bool = False
+    unconditional: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        correlation_weights(self.noise_length_mm, 1.0)
+        if self.keep_spread and self.rules.candidates * self.rules.max_rounds == 1:
             raise ValueError(
                 "an uncertainty map requires 2 candidates a slice or more, got candidates 1 and max_rounds 1; "
                 "raise candidates or switch the map off"
             )
-        self.noise_length_mm = noise_length_mm
-        self.keep_spread = keep_spread
-        self.unconditional = unconditional
 
     def _translate(self, states: Iterable[VolumeState], network: nn.Module) -> list[VolumeResult]:
         return [self._translate_volume(state, network) for state in states]
@@ -223,6 +206,7 @@ class ContourTranslationInferer(VolumeInferer):
         return correlation_weights(self.noise_length_mm, float(volume.pixdim[self.slice_axis]))
 
 
+@dataclass(eq=False)
 class NeighborGuidedInferer(VolumeInferer):
     """Translate each slice as a single sample, given its neighbor's translation; volumes run side by side.
 

@@ -38,14 +38,12 @@ PACKAGES = ("monai", "torch", "numpy", "scipy", "scikit-image", "nibabel")
 
 @dataclass(frozen=True)
 class Maps:
-    """Maps to write, on the grid of the CT.
+    """Maps to write on the grid of the CT, inverted through ``preprocessing``.
 
     Args:
-        preprocessing: transforms that led from the CT's grid to the model's; the maps are inverted through them.
-        fidelity: write ``<case>_fidelity.nii.gz``, the codes of
-            :func:`contourdiff.metrics.contour_fidelity.fidelity_codes`.
-        uncertainty: write ``<case>_uncertainty.nii.gz``, the spread of the candidates in gray levels; 0 where it is
-            unknown.
+        preprocessing: transforms from the CT's grid to the model's.
+        fidelity: write ``<case>_fidelity.nii.gz``, see :func:`contourdiff.metrics.contour_fidelity.fidelity_codes`.
+        uncertainty: write ``<case>_uncertainty.nii.gz``, the candidates' spread in gray levels, 0 where it is unknown.
     """
 
     preprocessing: Compose

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from monai.data import MetaTensor
 
-from contourdiff.data.atomic import atomic_write
+from contourdiff.data.atomic import save_figure
 from contourdiff.data.planes import ResampledPlanes
 
 QUANTILES = (0.1, 0.9)
@@ -39,15 +39,7 @@ class Preview:
     def save(
         self, path: str | Path, source: Path, label: Path | None, contours: MetaTensor, translation: MetaTensor
     ) -> None:
-        """Write the picture as PNG.
-
-        Args:
-            path: file to write.
-            source: CT file.
-            label: label file, if there is one.
-            contours: ``(1, H, W, D)`` on the model's grid, whose slices are shown.
-            translation: ``(1, H, W, D)`` gray levels on any grid.
-        """
+        """Write slices of ``contours (1, H, W, D)``, CT ``source``, label and ``translation (1, H, W, D)`` as PNG."""
         positions = self._positions(label, contours)
 
         def planes(volume: Path | MetaTensor, mode: str, window: tuple[float, float] | None = None) -> list[np.ndarray]:
@@ -64,8 +56,7 @@ class Preview:
         if label is not None:
             rows.append(("MR and label", mr, 255))
         figure = _grid_of_images(rows, None if label is None else planes(label, "nearest"))
-        with atomic_write(path) as aside:
-            figure.savefig(aside, format="png", dpi=90, facecolor="black")
+        save_figure(figure, path, dpi=90, facecolor="black")
 
     def _positions(self, label: Path | None, contours: MetaTensor) -> list[int]:
         """Slices to show, evenly spread over those that are filled."""
@@ -80,15 +71,9 @@ class Preview:
 
 
 def filled_slices(label: str | Path, target: MetaTensor, slice_axis: int) -> np.ndarray:
-    """Slices of ``target (1, H, W, D)`` that a label is filled in, found on the label's own grid.
+    """Sorted numbers of the slices of ``target (1, H, W, D)`` nearest to the filled slices of a label.
 
-    Args:
-        label: NIfTI file; one of its axes runs along the slice axis of ``target``.
-        target: volume whose slices are counted.
-        slice_axis: axis along which they are stacked.
-
-    Returns:
-        Sorted numbers of the slices nearest to the filled slices of the label.
+    ``label`` is a NIfTI file on any grid, one of whose axes runs along ``slice_axis`` of ``target``.
     """
     image = nib.load(label)
     to_target = np.linalg.inv(np.asarray(target.affine, dtype=np.float64)) @ image.affine

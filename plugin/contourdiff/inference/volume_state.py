@@ -21,15 +21,12 @@ class VolumeResult(NamedTuple):
         case: id of the volume.
         choices: the choice for each translated slice, ``None`` for each skipped one.
         network_calls: chains of network calls.
-        contours: ``(H, W, D)`` float32 on the CPU, the contours given, 0 or 1.
-        gray_levels: ``(1, H, W, D)`` float32 in [0, 255], with the type, device and metadata of the input; 0 outside
-            ``box``.
+        contours: the contours given, 0 or 1, ``(H, W, D)`` float32 on the CPU.
+        gray_levels: ``(1, H, W, D)`` float32 in [0, 255], as the input in type, device and metadata; 0 outside ``box``.
         box: what the network saw.
-        spread: ``(H, W, D)`` float32 on the CPU, the sample standard deviation in gray levels over all candidates that
-            the selection requested; 0 where nothing was translated, NaN where a slice had a single candidate. ``None``
-            unless requested.
-        single_distances: for each slice that was compared with a neighbor, the distance in gray levels squared that the
-            first candidates of both have: that of a run without selection.
+        spread: standard deviation in gray levels over all requested candidates, ``(H, W, D)`` float32 on the CPU; 0
+            where nothing was translated, NaN where a slice had a single candidate; ``None`` unless requested.
+        single_distances: for each slice with a neighbor, the distance between the first candidates of both.
         batch_size: the last one used.
     """
 

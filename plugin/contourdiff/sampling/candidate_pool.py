@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 
@@ -14,6 +15,7 @@ Place = tuple[int, int, int]
 """(slice, round, candidate)"""
 
 
+@dataclass(eq=False)
 class CandidatePool:
     """Candidates of one volume, denoised in full batches across slices and rounds.
 
@@ -31,24 +33,15 @@ class CandidatePool:
         batch_size: items in a call of ``denoise``.
     """
 
-    def __init__(
-        self,
-        denoise: DenoiseItems,
-        contours: torch.Tensor,
-        case: str,
-        order: Sequence[int],
-        rules: SelectionRules,
-        batch_size: int,
-    ) -> None:
-        self._denoise = denoise
-        self._contours = contours
-        self._case = case
-        self._order = list(order)
-        self._candidates, self._max_rounds = rules.candidates, rules.max_rounds
-        self._batch_size = batch_size
-        self._ready: dict[Place, torch.Tensor] = {}
-        self._requested: dict[int, int] = {}
-        self._position = 0
+    denoise: DenoiseItems
+    contours: torch.Tensor
+    case: str
+    order: Sequence[int]
+    rules: SelectionRules
+    batch_size: int
+    _ready: dict[Place, torch.Tensor] = field(default_factory=dict, init=False)
+    _requested: dict[int, int] = field(default_factory=dict, init=False)
+    _position: int = field(default=0, init=False)
 
     def __call__(self, slice_index: int, round_: int) -> torch.Tensor:
         """All candidates of one round of one slice: ``(candidates, H, W)``."""
@@ -56,10 +49,10 @@ class CandidatePool:
         places = self._round(slice_index, round_)
         missing = [place for place in places if place not in self._ready]
         while missing:
-            batch, missing = missing[: self._batch_size], missing[self._batch_size :]
-            batch += self._ahead(self._batch_size - len(batch), {*batch, *missing})
-            contours = self._contours[[place[0] for place in batch]][:, None]
-            images = self._denoise(contours, [(self._case, *place) for place in batch])
+            batch, missing = missing[: self.batch_size], missing[self.batch_size :]
+            batch += self._ahead(self.batch_size - len(batch), {*batch, *missing})
+            contours = self.contours[[place[0] for place in batch]][:, None]
+            images = self.denoise(contours, [(self.case, *place) for place in batch])
             self._ready.update(zip(batch, images, strict=True))
         return torch.stack([self._ready[place] for place in places])
 
@@ -71,20 +64,20 @@ class CandidatePool:
     def forget(self, slice_index: int) -> None:
         """Free the candidates of a chosen slice; slices are forgotten in slice order."""
         self._ready = {place: image for place, image in self._ready.items() if place[0] != slice_index}
-        self._position = self._order.index(slice_index, self._position) + 1
+        self._position = self.order.index(slice_index, self._position) + 1
 
     def _round(self, slice_index: int, round_: int) -> list[Place]:
-        return [(slice_index, round_, candidate) for candidate in range(self._candidates)]
+        return [(slice_index, round_, candidate) for candidate in range(self.rules.candidates)]
 
     def _ahead(self, count: int, taken: set[Place]) -> list[Place]:
         """Up to ``count`` places that are neither ready nor ``taken``."""
-        near = self._order[self._position : self._position + 1 + -(-2 * self._batch_size // self._candidates)]
+        near = self.order[self._position : self._position + 1 + -(-2 * self.batch_size // self.rules.candidates)]
         current, following = near[:1], near[1:]
         waiting = sum(place[0] not in current for place in self._ready)
-        rounds = [(index, 0) for index in following if waiting < 2 * self._batch_size]
-        rounds += [(index, round_) for round_ in range(1, self._max_rounds) for index in current]
+        rounds = [(index, 0) for index in following if waiting < 2 * self.batch_size]
+        rounds += [(index, round_) for round_ in range(1, self.rules.max_rounds) for index in current]
         begun = [index for index in following if (index, 0, 0) in self._ready or (index, 0) in rounds]
-        rounds += [(index, round_) for round_ in range(1, self._max_rounds) for index in begun]
+        rounds += [(index, round_) for round_ in range(1, self.rules.max_rounds) for index in begun]
         places = (place for index, round_ in rounds for place in self._round(index, round_))
         free = [place for place in places if place not in self._ready and place not in taken]
         return free[:count]

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -55,6 +56,7 @@ def correlation_weights(length_mm: float, slice_spacing_mm: float) -> tuple[floa
     return tuple(value / norm for value in gaussian)
 
 
+@dataclass(eq=False)
 class NoiseStream:
     """Standard normal noise for a batch of candidates, each from its own generator.
 
@@ -77,53 +79,48 @@ class NoiseStream:
         ValueError: for an even number of weights, or squares of them that do not sum to 1.
     """
 
-    def __init__(
-        self,
-        keys: Sequence[CandidateKey],
-        shape: Sequence[int],
-        device: torch.device | str = "cpu",
-        weights: Sequence[float] = (1.0,),
-        known: Mapping[CandidateKey, torch.Tensor] | None = None,
-    ) -> None:
-        if len(weights) % 2 == 0 or not math.isclose(math.fsum(weight**2 for weight in weights), 1, abs_tol=1e-6):
+    keys: Sequence[CandidateKey]
+    shape: Sequence[int]
+    device: torch.device | str = "cpu"
+    weights: Sequence[float] = (1.0,)
+    known: Mapping[CandidateKey, torch.Tensor] = field(default_factory=dict)
+    first: dict[CandidateKey, torch.Tensor] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        squares = math.fsum(weight**2 for weight in self.weights)
+        if len(self.weights) % 2 == 0 or not math.isclose(squares, 1, abs_tol=1e-6):
             raise ValueError(
                 "weights must be odd in number and their squares sum to 1, as those of correlation_weights do, "
-                f"got {tuple(weights)}"
+                f"got {tuple(self.weights)}"
             )
-        self._keys = list(keys)
-        self._weights = tuple(weights)
-        self._shape = tuple(shape)
-        self._device = device
-        self._known = {} if known is None else known
         self._generators: dict[CandidateKey, torch.Generator] = {}
-        self.first: dict[CandidateKey, torch.Tensor] = {}
 
     def draw(self) -> torch.Tensor:
         """Next noise of every candidate: ``(B, 1, H, W)`` float32."""
         if not self.first:
             return self._draw_first()
         if not self._generators:
-            self._generators = {key: candidate_generator(key) for key in self._keys}
+            self._generators = {key: candidate_generator(key) for key in self.keys}
             for generator in self._generators.values():
-                torch.randn(self._shape, generator=generator)  # the first draw, which is past
-        drawn = {key: torch.randn(self._shape, generator=generator) for key, generator in self._generators.items()}
-        return torch.stack([drawn[key] for key in self._keys]).to(self._device)
+                torch.randn(self.shape, generator=generator)  # the first draw, which is past
+        drawn = {key: torch.randn(self.shape, generator=generator) for key, generator in self._generators.items()}
+        return torch.stack([drawn[key] for key in self.keys]).to(self.device)
 
     def _draw_first(self) -> torch.Tensor:
         """Blend white noise on the device, in one order; product and sum apart, as a fused one rounds differently."""
-        reach = len(self._weights) // 2
+        reach = len(self.weights) // 2
         sources = [
-            [key._replace(slice_index=key.slice_index + j) for j in range(-reach, reach + 1)] for key in self._keys
+            [key._replace(slice_index=key.slice_index + j) for j in range(-reach, reach + 1)] for key in self.keys
         ]
         white_keys = list(dict.fromkeys(key for row in sources for key in row))
-        if unknown := [key for key in white_keys if key not in self._known]:
-            drawn = torch.stack([torch.randn(self._shape, generator=candidate_generator(key)) for key in unknown])
-            self.first.update(zip(unknown, drawn.to(self._device), strict=True))
-        self.first = {key: self.first[key] if key in self.first else self._known[key] for key in white_keys}
+        if unknown := [key for key in white_keys if key not in self.known]:
+            drawn = torch.stack([torch.randn(self.shape, generator=candidate_generator(key)) for key in unknown])
+            self.first.update(zip(unknown, drawn.to(self.device), strict=True))
+        self.first = {key: self.first[key] if key in self.first else self.known[key] for key in white_keys}
         places = {key: place for place, key in enumerate(white_keys)}
-        index = torch.tensor([[places[key] for key in row] for row in sources], device=self._device)
+        index = torch.tensor([[places[key] for key in row] for row in sources], device=self.device)
         white = torch.stack(list(self.first.values()))
-        noise = self._weights[0] * white[index[:, 0]]
-        for offset, weight in enumerate(self._weights[1:], start=1):
+        noise = self.weights[0] * white[index[:, 0]]
+        for offset, weight in enumerate(self.weights[1:], start=1):
             noise = noise + weight * white[index[:, offset]]
         return noise

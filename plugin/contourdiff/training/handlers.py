@@ -17,7 +17,7 @@ from monai.engines.utils import IterationEvents
 from monai.handlers import CheckpointLoader, CheckpointSaver
 from torch import nn
 
-from contourdiff.data.atomic import atomic_write
+from contourdiff.data.atomic import atomic_write, save_figure
 from contourdiff.inference.denoiser import Denoiser
 from contourdiff.sampling.neighbor_guided import first_condition
 from contourdiff.sampling.sampler import Sampler
@@ -30,12 +30,7 @@ def loss_of_output(output: Mapping[str, Any]) -> Any:
 
 @dataclass(eq=False)
 class EpochSeeder:
-    """Seed all random generators from (seed, epoch) when an epoch starts, so that a resumed training repeats its draws.
-
-    Args:
-        seed: seed of the training.
-        dataset: its random transforms are seeded, too.
-    """
+    """Seed all generators and ``dataset`` from (seed, epoch) at the start of an epoch: resumed draws are the same."""
 
     seed: int
     dataset: Any
@@ -54,11 +49,7 @@ class EpochSeeder:
 
 @dataclass(eq=False)
 class GradientClipper:
-    """Clip the norm of the gradient between the backward pass and the step of the optimizer.
-
-    Args:
-        max_norm: largest norm; the paper clips at 1.
-    """
+    """Clip the norm of the gradient to ``max_norm`` (1 in the paper) before the optimizer's step."""
 
     max_norm: float = 1.0
 
@@ -77,15 +68,9 @@ class GradientClipper:
 class Checkpoints:
     """Save checkpoints with MONAI's ``CheckpointSaver`` and resume from one with its ``CheckpointLoader``.
 
-    The trainer is saved, too. A component of its own, because a saver that refers to the trainer cannot be in the
-    trainer's list of handlers.
-
-    Args:
-        objects: networks, optimizers and schedulers by name, with a state dict each.
-        output_dir: folder of ``checkpoint_epoch=<epoch>.pt``; the last one is kept.
-        interval: epochs between two checkpoints.
-        resume_from: checkpoint to load when training starts; ``None`` starts anew.
-        device: device for the loaded tensors.
+    ``objects`` are networks, optimizers and schedulers by name. The trainer is saved, too, so a ``CheckpointSaver`` in
+    the trainer's own list of handlers cannot do this. The last ``<output_dir>/checkpoint_epoch=<epoch>.pt`` is kept,
+    written every ``interval`` epochs. Training resumes from the checkpoint ``resume_from``, loaded to ``device``.
     """
 
     objects: Mapping[str, Any]
@@ -104,13 +89,7 @@ class Checkpoints:
 
 @dataclass(eq=False)
 class WeightsSaver:
-    """Write the state dict of a network to ``model.pt``, whole or not at all, every few epochs and at the end.
-
-    Args:
-        network: network to save, such as the moving average of the trained one.
-        output_dir: folder of ``model.pt``, which is replaced each time.
-        interval: epochs between two writes.
-    """
+    """Write a network's state dict to ``<output_dir>/model.pt``, whole, every ``interval`` epochs and at the end."""
 
     network: nn.Module
     output_dir: str
@@ -130,16 +109,10 @@ class WeightsSaver:
 
 @dataclass(eq=False)
 class SamplePictures:
-    """Translate a few held-out slices every few epochs; write one picture of image, contour and translation.
+    """Translate ``count`` held-out slices every ``interval`` epochs, evenly spread over the dataset.
 
-    Args:
-        network: network to sample from.
-        dataset: items with ``image`` in [-1, 1] and ``contour``, both ``(1, H, W)``.
-        sampler: solver, number of steps and noise scheduler.
-        output_dir: folder of ``translations_<epoch>.png``.
-        interval: epochs between two pictures.
-        count: number of slices, evenly spread over the dataset.
-        device: device of the network.
+    Image, contour and translation of all are drawn in ``<output_dir>/translations_<epoch>.png``. Items of the dataset
+    have ``image`` in [-1, 1] and ``contour``, both ``(1, H, W)``; ``device`` is that of the network.
     """
 
     network: nn.Module
@@ -161,15 +134,12 @@ class SamplePictures:
         conditions = torch.stack([first_condition(item) for item in items]).to(self.device)
         denoise = Denoiser(self.network, self.sampler, batch_size=len(items))
         translations = denoise(conditions, [("validation", int(position), 0, 0) for position in positions]).cpu()
-        figure = _figure(
-            {
-                "image": [(item["image"][0] + 1) * 127.5 for item in items],
-                "contour": [255 * contour[0] for contour in conditions.cpu()],
-                "translation": list(translations),
-            }
-        )
-        with atomic_write(Path(self.output_dir) / f"translations_{engine.state.epoch:05d}.png") as aside:
-            figure.savefig(aside, format="png", dpi=80)
+        rows = {
+            "image": [(item["image"][0] + 1) * 127.5 for item in items],
+            "contour": [255 * contour[0] for contour in conditions.cpu()],
+            "translation": list(translations),
+        }
+        save_figure(_figure(rows), Path(self.output_dir) / f"translations_{engine.state.epoch:05d}.png", dpi=80)
 
 
 def _figure(rows: Mapping[str, Sequence[torch.Tensor]]) -> Figure:

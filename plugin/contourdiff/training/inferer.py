@@ -3,93 +3,74 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from monai.engines import DiffusionPrepareBatch
 from monai.inferers import DiffusionInferer
 from monai.networks.schedulers import Scheduler
-from torch import nn
+from torch import Tensor, nn
 
 from contourdiff.sampling.neighbor_guided import EMPTY
 
 
+@dataclass(eq=False)
 class ContourDiffusionInferer(DiffusionInferer):
     """MONAI's ``DiffusionInferer`` with the contour concatenated to the noisy image: ``(x_t, c)`` in the paper.
 
-    Args:
-        scheduler: noise scheduler of the training.
-        amp: run the network under autocast in bfloat16, on any device; the ``amp`` of MONAI's engines is CUDA only.
+    ``amp`` runs the network under autocast in bfloat16, on any device; the ``amp`` of MONAI's engines is CUDA only.
     """
 
-    def __init__(self, scheduler: Scheduler, amp: bool = False) -> None:
-        super().__init__(scheduler)
-        self.amp = amp
+    scheduler: Scheduler
+    amp: bool = False
+
+    def __post_init__(self) -> None:
+        super().__init__(self.scheduler)
 
     def __call__(  # type: ignore[override]
-        self,
-        inputs: torch.Tensor,
-        network: nn.Module,
-        noise: torch.Tensor,
-        timesteps: torch.Tensor,
-        condition: torch.Tensor,
-    ) -> torch.Tensor:
+        self, inputs: Tensor, network: nn.Module, noise: Tensor, timesteps: Tensor, condition: Tensor
+    ) -> Tensor:
         """Network output for the noised ``inputs``, float32.
 
         Images, noise and contours are ``(B, 1, H, W)``, timesteps ``(B,)``.
         """
+        arguments: dict[str, Any] = {"noise": noise, "timesteps": timesteps, "condition": condition, "mode": "concat"}
         with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=self.amp):
-            output = super().__call__(
-                inputs,
-                network,  # type: ignore[arg-type]  # any module with its signature
-                noise=noise,
-                timesteps=timesteps,
-                condition=condition,
-                mode="concat",
-            )
-        return output.float()
+            return super().__call__(inputs, network, **arguments).float()  # type: ignore[arg-type]
 
 
+@dataclass(eq=False)
 class ContourPrepareBatch(DiffusionPrepareBatch):
     """MONAI's ``DiffusionPrepareBatch`` for contours, with the target of the scheduler's prediction type.
 
     Args:
         scheduler: noise scheduler; its ``prediction_type`` defines the target, ``epsilon`` or ``v_prediction``.
         condition_name: key of the contour in the batch.
-        timestep_draws: a timestep is the largest of this many uniform draws: 1 is uniform, 2 spends more training on
-            high noise, where the contour matters most.
+        timestep_draws: a timestep is the largest of this many uniform draws; 2 or more train more on high noise.
         contour_dropout: probability of an empty contour; 1 trains without any condition.
-        neighbor_probability: probability that an item's ``neighbor`` in [-1, 1] is concatenated to its contour;
-            otherwise an empty one is. Without effect on items that have no ``neighbor``.
-        fixed_seed: if given, every batch has the same noise and timesteps, the latter spread evenly, so that
-            validation losses of different epochs are comparable.
+        neighbor_probability: probability that an item's ``neighbor`` in [-1, 1], if any, is given, or else is empty.
+        fixed_seed: the same noise and evenly spread timesteps for every batch, for comparable validation losses.
     """
 
-    def __init__(
-        self,
-        scheduler: Scheduler,
-        condition_name: str = "contour",
-        timestep_draws: int = 1,
-        contour_dropout: float = 0.0,
-        neighbor_probability: float = 0.2,
-        fixed_seed: int | None = None,
-    ) -> None:
-        super().__init__(num_train_timesteps=scheduler.num_train_timesteps, condition_name=condition_name)
-        if timestep_draws < 1:
-            raise ValueError(f"timestep_draws must be 1 or more, got {timestep_draws}")
-        for name, value in (("contour_dropout", contour_dropout), ("neighbor_probability", neighbor_probability)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], got {value}")
-        self.scheduler = scheduler
-        self.contour_dropout = contour_dropout
-        self.neighbor_probability = neighbor_probability
-        self.timestep_draws = timestep_draws
-        self.fixed_seed = fixed_seed
+    scheduler: Scheduler
+    condition_name: str = "contour"
+    timestep_draws: int = 1
+    contour_dropout: float = 0.0
+    neighbor_probability: float = 0.2
+    fixed_seed: int | None = None
 
-    def __call__(self, batchdata: dict[str, torch.Tensor], *args: Any, **kwargs: Any) -> Any:
+    def __post_init__(self) -> None:
+        super().__init__(num_train_timesteps=self.scheduler.num_train_timesteps, condition_name=self.condition_name)
+        if self.timestep_draws < 1:
+            raise ValueError(f"timestep_draws must be 1 or more, got {self.timestep_draws}")
+        for name in ("contour_dropout", "neighbor_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+
+    def __call__(self, batchdata: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
         """Images, target, and a dictionary of noise, timesteps and conditions."""
-        name = str(self.condition_name)
-        contours = torch.as_tensor(batchdata[name])
+        contours = torch.as_tensor(batchdata[self.condition_name])
         if self.contour_dropout:
             contours = torch.where(_drawn(1 - self.contour_dropout, contours), contours, torch.zeros_like(contours))
         if "neighbor" in batchdata:
@@ -97,32 +78,31 @@ class ContourPrepareBatch(DiffusionPrepareBatch):
             given = _drawn(self.neighbor_probability, neighbors)
             neighbors = torch.where(given, neighbors, torch.full_like(neighbors, EMPTY))
             contours = torch.cat([contours, neighbors], dim=1)
-        return super().__call__({**batchdata, name: contours}, *args, **kwargs)
+        return super().__call__({**batchdata, self.condition_name: contours}, *args, **kwargs)
 
-    def get_noise(self, images: torch.Tensor) -> torch.Tensor:
+    def get_noise(self, images: Tensor) -> Tensor:
         """Gaussian noise of the shape of ``images``."""
         if self.fixed_seed is None:
             return torch.randn_like(images)
         generator = torch.Generator().manual_seed(self.fixed_seed)
         return torch.randn(images.shape, generator=generator, dtype=images.dtype).to(images.device)
 
-    def get_timesteps(self, images: torch.Tensor) -> torch.Tensor:
+    def get_timesteps(self, images: Tensor) -> Tensor:
         """One timestep for each of the ``(B, 1, H, W)`` images: ``(B,)`` long."""
         batch = images.shape[0]
         if self.fixed_seed is None:
             draws = torch.randint(0, self.num_train_timesteps, (self.timestep_draws, batch), device=images.device)
             return draws.amax(dim=0)
-        spread = (torch.arange(batch, device=images.device) + 0.5) * self.num_train_timesteps / batch
-        return spread.long()
+        return ((torch.arange(batch, device=images.device) + 0.5) * self.num_train_timesteps / batch).long()
 
-    def get_target(self, images: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+    def get_target(self, images: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Training target: the noise, or the velocity of Salimans and Ho (arXiv 2202.00512)."""
-        if self.scheduler.prediction_type == "v_prediction":
-            velocity: torch.Tensor = self.scheduler.get_velocity(images, noise, timesteps)
-            return velocity
-        return noise
+        if self.scheduler.prediction_type != "v_prediction":
+            return noise
+        velocity: Tensor = self.scheduler.get_velocity(images, noise, timesteps)
+        return velocity
 
 
-def _drawn(probability: float, items: torch.Tensor) -> torch.Tensor:
+def _drawn(probability: float, items: Tensor) -> Tensor:
     """One random decision an item, true with the given probability: ``(B, 1, 1, 1)``."""
     return (torch.rand(len(items)) < probability).view(-1, 1, 1, 1).to(items.device)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,11 +13,13 @@ from monai.utils import convert_to_tensor
 from torch.utils.data import Dataset
 
 
+@dataclass(eq=False, repr=False)
 class SliceDataset(Dataset, Randomizable):
-    """Every slice with foreground of every volume, as two-dimensional items.
+    """Every slice with foreground of every volume, as two-dimensional items; a 2-D image is a volume with one slice.
 
-    A 2-D image is a volume with one slice. Volumes are read by index, so a ``CacheDataset`` or ``PersistentDataset`` of
-    MONAI decides whether they stay in memory. Each is read once at the start to find its slices with foreground.
+    Volumes are read by index, so a ``CacheDataset`` or ``PersistentDataset`` of MONAI decides whether they stay in
+    memory. Each is read once at the start to find its slices with foreground. Raises ``ValueError`` if no slice has
+    foreground, or ``neighbors`` is set and a volume has one slice.
 
     Args:
         volumes: dataset of dictionaries with ``keys`` of shape ``(C, H, W, D)``.
@@ -25,50 +28,39 @@ class SliceDataset(Dataset, Randomizable):
         min_foreground: slices with a smaller share of pixels above 0 are left out.
         transform: applied to each slice (``(C, H, W)`` per key); ``set_random_state`` seeds its random transforms.
         allow_empty: accept a dataset without slices, such as a validation without held-out patients.
-        neighbors: add an adjacent slice of the first key as ``neighbor``: the one before for every other slice, the
-            one after for the rest.
-
-    Raises:
-        ValueError: if no slice of any volume has foreground, or ``neighbors`` is set and a volume has one slice.
+        neighbors: add an adjacent slice of the first key as ``neighbor``, alternately the previous and the next.
     """
 
-    def __init__(
-        self,
-        volumes: Sequence[Mapping[str, torch.Tensor]],
-        keys: Sequence[str] = ("image",),
-        slice_axis: int = 0,
-        min_foreground: float = 0.05,
-        transform: Callable[..., Any] | None = None,
-        allow_empty: bool = False,
-        neighbors: bool = False,
-    ) -> None:
-        self.volumes = volumes
-        self.keys = tuple(keys)
-        self.slice_axis = slice_axis
-        self.transform = transform
-        self.neighbors = neighbors
-        if neighbors:
-            self._check_neighbors()
-        self.index = [
-            (volume, int(position))
-            for volume in range(len(volumes))
-            for position in self._foreground_slices(volumes[volume][self.keys[0]], min_foreground)
-        ]
-        if not self.index and not allow_empty:
-            raise ValueError(f"no slice along axis {slice_axis} has {min_foreground:.0%} foreground; check the images")
+    volumes: Sequence[Mapping[str, torch.Tensor]]
+    keys: Sequence[str] = ("image",)
+    slice_axis: int = 0
+    min_foreground: float = 0.05
+    transform: Callable[..., Any] | None = None
+    allow_empty: bool = False
+    neighbors: bool = False
 
-    def _check_neighbors(self) -> None:
-        single = [n for n, volume in enumerate(self.volumes) if volume[self.keys[0]].shape[self.slice_axis + 1] < 2]
+    def __post_init__(self) -> None:
+        self.keys = tuple(self.keys)
+        depths = [volume[self.keys[0]].shape[self.slice_axis + 1] for volume in self.volumes] if self.neighbors else []
+        single = sum(depth < 2 for depth in depths)
         if single:
             raise ValueError(
                 "neighbor-guided training learns from adjacent slices: expected volumes of 2 slices or more along axis "
-                f"{self.slice_axis}, got {len(single)} single slices among {len(self.volumes)} images; pass volumes, "
+                f"{self.slice_axis}, got {single} single slices among {len(self.volumes)} images; pass volumes, "
                 "or set neighbors to false"
             )
+        self.index = [
+            (volume, int(position))
+            for volume in range(len(self.volumes))
+            for position in self._foreground_slices(self.volumes[volume][self.keys[0]])
+        ]
+        if not self.index and not self.allow_empty:
+            share = f"{self.min_foreground:.0%}"
+            raise ValueError(f"no slice along axis {self.slice_axis} has {share} foreground; check the images")
 
-    def _foreground_slices(self, image: torch.Tensor, min_foreground: float) -> torch.Tensor:
+    def _foreground_slices(self, image: torch.Tensor) -> torch.Tensor:
         slices = torch.as_tensor(image)[0].moveaxis(self.slice_axis, 0).flatten(1)
-        return torch.nonzero((slices > 0).float().mean(dim=1) >= min_foreground).flatten()
+        return torch.nonzero((slices > 0).float().mean(dim=1) >= self.min_foreground).flatten()
 
     def __len__(self) -> int:
         """Return the number of slices of all volumes together."""
@@ -77,16 +69,12 @@ class SliceDataset(Dataset, Randomizable):
     def __getitem__(self, item: int) -> Any:
         """Slice ``item``, transformed."""
         volume, position = self.index[item]
-        data = self.volumes[volume]
-        cut = {
-            key: convert_to_tensor(data[key], track_meta=False).select(self.slice_axis + 1, position)
-            for key in self.keys
-        }
+        data, axis = self.volumes[volume], self.slice_axis + 1
+        cut = {key: convert_to_tensor(data[key], track_meta=False).select(axis, position) for key in self.keys}
         if self.neighbors:
             image = convert_to_tensor(data[self.keys[0]], track_meta=False)
-            last = image.shape[self.slice_axis + 1] - 1
-            beside = position + 1 if position == 0 or (position % 2 and position < last) else position - 1
-            cut["neighbor"] = image.select(self.slice_axis + 1, beside)
+            take_next = position == 0 or (position % 2 and position < image.shape[axis] - 1)
+            cut["neighbor"] = image.select(axis, position + 1 if take_next else position - 1)
         return cut if self.transform is None else apply_transform(self.transform, cut)
 
     def set_random_state(self, seed: int | None = None, state: Any = None) -> SliceDataset:

@@ -19,11 +19,8 @@ from contourdiff.transforms.slicewise import slicewise
 class BackgroundFilter(Transform):
     """Set what is not body to 0, slice by slice: see :func:`contourdiff.contours.foreground_mask`.
 
-    Args:
-        slice_axis: spatial axis along which slices are stacked, 0 for the first after the channel.
-        classes: number of multi-Otsu classes.
-        min_object_mm2: smaller objects are removed, in mm².
-        max_hole_mm2: larger enclosed holes stay open, in mm².
+    Slices are stacked along the spatial axis ``slice_axis``, 0 for the first after the channel. Objects smaller than
+    ``min_object_mm2`` are removed, holes larger than ``max_hole_mm2`` stay open, both in mm².
     """
 
     slice_axis: int = 0
@@ -33,23 +30,12 @@ class BackgroundFilter(Transform):
 
     def __call__(self, img: NdarrayOrTensor) -> NdarrayOrTensor:
         """Filter ``img``: ``(C, H, W)`` or ``(C, H, W, D)`` gray levels in [0, 255] -> the same shape and type."""
-        pixel_mm2 = _pixel_mm2(img, self.slice_axis)
-        function = partial(
-            background_filter,
-            classes=self.classes,
-            min_object_px=self.min_object_mm2 / pixel_mm2,
-            max_hole_px=self.max_hole_mm2 / pixel_mm2,
-        )
+        spacing = getattr(img, "pixdim", ())  # without it a pixel is 1 mm²
+        in_plane = [float(mm) for axis, mm in enumerate(spacing) if len(spacing) == 2 or axis != self.slice_axis]
+        pixel_mm2 = float(np.prod(in_plane))
+        min_px, max_px = self.min_object_mm2 / pixel_mm2, self.max_hole_mm2 / pixel_mm2
+        function = partial(background_filter, classes=self.classes, min_object_px=min_px, max_hole_px=max_px)
         return slicewise(img, self.slice_axis, function)
-
-
-def _pixel_mm2(img: NdarrayOrTensor, slice_axis: int) -> float:
-    """Area of one in-plane pixel from the image's spacing; 1 mm² where the image carries none."""
-    pixdim = getattr(img, "pixdim", None)
-    if pixdim is None:
-        return 1.0
-    in_plane = [float(size) for axis, size in enumerate(pixdim) if len(pixdim) == 2 or axis != slice_axis]
-    return float(np.prod(in_plane))
 
 
 class BackgroundFilterd(KeyedTransform):

@@ -11,8 +11,8 @@ import torch
 from monai.data import MetaTensor
 from monai.networks.utils import to_norm_affine
 from monai.transforms import SpatialResample
-from monai.transforms.inverse import TraceableTransform
 from monai.utils import TraceKeys, get_equivalent_dtype, get_torch_dtype_from_string
+from torch import Tensor
 from torch.nn.functional import grid_sample
 
 CHUNK_VOXELS = 2**20
@@ -22,30 +22,20 @@ UNCHANGED = 1e-3
 
 
 def sample_chunked(
-    volume: torch.Tensor,
-    affine: torch.Tensor,
+    volume: Tensor,
+    affine: Tensor,
     shape: Sequence[int],
     mode: str = "bilinear",
     padding_mode: str = "zeros",
     align_corners: bool = False,
     chunk_voxels: int = CHUNK_VOXELS,
-) -> torch.Tensor:
-    """Sample a volume on another grid, bit-identical to MONAI's ``AffineTransform``, with less memory.
+) -> Tensor:
+    """Sample ``volume (C, H, W, D)``, in its own dtype, on another grid: ``(C, *shape)`` float32.
 
-    ``torch.nn.functional.affine_grid`` takes 56 bytes of float64 for each voxel of the result;
-    here it is evaluated for one chunk at a time.
-
-    Args:
-        volume: ``(C, H, W, D)``, sampled in its own dtype.
-        affine: ``(4, 4)``, voxels of the result -> voxels of ``volume``.
-        shape: ``(H', W', D')`` of the result.
-        mode: ``"bilinear"`` or ``"nearest"``.
-        padding_mode: see ``torch.nn.functional.grid_sample``.
-        align_corners: whether -1 and 1 are the centers of the outer voxels.
-        chunk_voxels: voxels of the result in a chunk.
-
-    Returns:
-        ``(C, H', W', D')`` float32.
+    ``affine``, ``(4, 4)``, maps voxels of the result to those of ``volume``; ``mode`` is ``"bilinear"`` or
+    ``"nearest"``; for the rest see ``torch.nn.functional.grid_sample``. Values are bit-identical to those of MONAI's
+    ``AffineTransform``, whose ``affine_grid`` takes 56 bytes of float64 for each voxel of the result; here it is
+    evaluated for a chunk of ``chunk_voxels`` at a time.
     """
     theta = to_norm_affine(affine.to(volume)[None], volume.shape[1:], shape, align_corners)[0]
     order = [2, 1, 0, 3]  # affine_grid counts axes from the last one
@@ -58,9 +48,7 @@ def sample_chunked(
     return out
 
 
-def _grids(
-    theta: torch.Tensor, shape: Sequence[int], align_corners: bool, thickness: int
-) -> Iterator[tuple[slice, torch.Tensor]]:
+def _grids(theta: Tensor, shape: Sequence[int], align_corners: bool, thickness: int) -> Iterator[tuple[slice, Tensor]]:
     """Chunks along the first axis with the values of ``affine_grid`` for each: ``(1, slab, W', D', 3)``."""
     first, second, third = (_from_minus_one(size, align_corners, theta) for size in shape)
     base = torch.ones((min(thickness, shape[0]), shape[1], shape[2], 4), dtype=theta.dtype, device=theta.device)
@@ -73,7 +61,7 @@ def _grids(
         yield slab, torch.bmm(part.view(1, -1, 4), theta.mT[None]).view(1, *part.shape[:3], 3)
 
 
-def _from_minus_one(size: int, align_corners: bool, like: torch.Tensor) -> torch.Tensor:
+def _from_minus_one(size: int, align_corners: bool, like: Tensor) -> Tensor:
     """Normalized coordinates of an axis, as in ``affine_grid``."""
     if size <= 1:
         return torch.zeros(size, dtype=like.dtype, device=like.device)
@@ -85,18 +73,15 @@ class ChunkedResample(SpatialResample):
     """MONAI's ``SpatialResample`` of a 3-D MetaTensor, computed by :func:`sample_chunked`."""
 
     def __call__(  # type: ignore[override]
-        self, img: torch.Tensor, dst_affine: Any = None, spatial_size: Any = None, **options: Any
-    ) -> torch.Tensor:
-        """Resample ``img (C, H, W, D)`` to the grid of ``dst_affine`` and ``spatial_size``; see MONAI's class.
-
-        Other inputs are passed to MONAI.
-        """
+        self, img: Tensor, dst_affine: Any = None, spatial_size: Any = None, **options: Any
+    ) -> Tensor:
+        """Resample ``img (C, H, W, D)`` to the grid of ``dst_affine`` and ``spatial_size``; MONAI does other inputs."""
         given = {name: value for name, value in options.items() if value is not None}
         chosen = {name: given.get(name, getattr(self, name)) for name in ("mode", "padding_mode", "align_corners")}
         is_volume = isinstance(img, MetaTensor) and img.ndim == 4 and not img.pending_operations
         has_grid = dst_affine is not None and isinstance(spatial_size, Sequence) and len(spatial_size) == 3
-        is_lazy = given.get("lazy", self.lazy)
-        if not (is_volume and has_grid and chosen["mode"] in ("bilinear", "nearest")) or is_lazy:
+        can_sample = chosen["mode"] in ("bilinear", "nearest") and not given.get("lazy", self.lazy)
+        if not (is_volume and has_grid and can_sample):
             return super().__call__(img, dst_affine, spatial_size, **options)
         chosen |= {name: str(chosen[name]) for name in ("mode", "padding_mode")}
         image, shape = cast(MetaTensor, img), tuple(int(size) for size in spatial_size)
@@ -105,19 +90,15 @@ class ChunkedResample(SpatialResample):
         unchanged = np.allclose(own, other, atol=UNCHANGED) or np.allclose(affine, np.eye(4), atol=UNCHANGED)
         if unchanged and shape == image.shape[1:]:
             return super().__call__(img, dst_affine, spatial_size, **options)
-        working = get_equivalent_dtype(given.get("dtype") or self.dtype or image.dtype, torch.Tensor)
-        traced = TraceableTransform.track_transform_meta(
-            image,
-            sp_size=shape,
-            affine=torch.as_tensor(affine),
-            extra_info={"dtype": str(working).removeprefix("torch."), **chosen, "src_affine": torch.as_tensor(own)},
-            orig_size=tuple(image.shape[1:]),
-            transform_info=self.get_transform_info(),
-        )
+        working = get_equivalent_dtype(given.get("dtype") or self.dtype or image.dtype, Tensor)
+        extra = {"dtype": str(working).removeprefix("torch."), **chosen, "src_affine": torch.as_tensor(own)}
+        traces: dict[str, Any] = {"sp_size": shape, "orig_size": tuple(image.shape[1:]), "extra_info": extra}
+        traces |= {"affine": torch.as_tensor(affine), "transform_info": self.get_transform_info()}
+        traced = self.track_transform_meta(image, **traces)
         resampled = MetaTensor(sample_chunked(image.as_tensor().to(working), torch.as_tensor(affine), shape, **chosen))
-        return cast(torch.Tensor, resampled.copy_meta_from(traced))
+        return cast(Tensor, resampled.copy_meta_from(traced))
 
-    def inverse(self, data: torch.Tensor) -> torch.Tensor:
+    def inverse(self, data: Tensor) -> Tensor:
         """Resample ``data`` back to its original grid; see MONAI's class."""
         transform = self.pop_transform(data)
         extra = dict(transform[TraceKeys.EXTRA_INFO])

@@ -18,11 +18,8 @@ from contourdiff.transforms.slicewise import slicewise
 class Contour(Transform):
     """Replace an image by its Canny contour, slice by slice: see :func:`contourdiff.contours.contour_of`.
 
-    Args:
-        slice_axis: spatial axis along which slices are stacked, 0 for the first after the channel.
-        sigma_px: smoothing before the gradient, in pixels.
-        low_threshold: gradient magnitude in gray levels from which a contour may continue.
-        high_threshold: gradient magnitude in gray levels from which a contour may start.
+    Slices are stacked along the spatial axis ``slice_axis``, 0 for the first after the channel. Smoothing is in pixels,
+    thresholds are in gray levels.
     """
 
     slice_axis: int = 0
@@ -32,9 +29,8 @@ class Contour(Transform):
 
     def __call__(self, img: NdarrayOrTensor) -> NdarrayOrTensor:
         """Contour of ``img``: ``(C, H, W)`` or ``(C, H, W, D)`` gray levels in [0, 255] -> float32 0/1, same shape."""
-        function = partial(
-            contour_of, sigma_px=self.sigma_px, low_threshold=self.low_threshold, high_threshold=self.high_threshold
-        )
+        low, high = self.low_threshold, self.high_threshold
+        function = partial(contour_of, sigma_px=self.sigma_px, low_threshold=low, high_threshold=high)
         return slicewise(img, self.slice_axis, function)
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from monai.config import DtypeLike, KeysCollection
+from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import Spacingd, Transform
 from monai.utils import convert_to_dst_type, convert_to_numpy
@@ -22,11 +23,7 @@ class InPlaneSmooth(Transform):
     """Gaussian smoothing of each slice before it is resampled to ``spacing_mm``, against aliasing.
 
     The standard deviation is ``(spacing_mm / own spacing - 1) / 2`` pixels along each in-plane axis, as in
-    ``skimage.transform.resize``, and 0 where the image is not finer than ``spacing_mm``.
-
-    Args:
-        spacing_mm: in-plane spacing of the resampled image.
-        slice_axis: spatial axis along which slices are stacked; it is not smoothed.
+    ``skimage.transform.resize``, and 0 where the image is not finer than ``spacing_mm`` and along ``slice_axis``.
     """
 
     spacing_mm: float
@@ -56,9 +53,7 @@ class InPlaneResampled(Spacingd):
         spacing_mm: in-plane spacing of the result.
         slice_axis: spatial axis along which slices are stacked.
         mode: ``"bilinear"`` or ``"nearest"``, one for all keys or one for each.
-        padding_mode: values outside the volume, see ``torch.nn.functional.grid_sample``.
-        dtype: type of the computation; the result is float32.
-        allow_missing_keys: do not raise where a key is absent.
+        options: ``padding_mode``, ``dtype`` of the computation, ``allow_missing_keys``; the result is float32.
     """
 
     def __init__(
@@ -67,16 +62,12 @@ class InPlaneResampled(Spacingd):
         spacing_mm: float,
         slice_axis: int = 0,
         mode: str | Sequence[str] = "bilinear",
-        padding_mode: str = "border",
-        dtype: DtypeLike = np.float64,
-        allow_missing_keys: bool = False,
+        **options: Any,
     ) -> None:
         if slice_axis not in (0, 1, 2):
             raise ValueError(f"slice_axis must be 0, 1 or 2, got {slice_axis}")
         pixdim = [-1.0 if axis == slice_axis else float(spacing_mm) for axis in range(3)]
-        super().__init__(
-            keys, pixdim, mode=mode, padding_mode=padding_mode, dtype=dtype, allow_missing_keys=allow_missing_keys
-        )
+        super().__init__(keys, pixdim, mode=mode, **{"padding_mode": "border", **options})
         self.spacing_transform.sp_resample = ChunkedResample()
         self.smooth = InPlaneSmooth(spacing_mm, slice_axis)
 

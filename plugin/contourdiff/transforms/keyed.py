@@ -14,11 +14,8 @@ from monai.utils import ensure_tuple
 class KeyedTransform(MapTransform):
     """Apply an array transform, the class attribute ``array_class``, to the item of every key.
 
-    Args:
-        keys: items to transform.
-        output_keys: keys of the results, one for each of ``keys``; ``None`` replaces the items.
-        allow_missing_keys: do not raise where a key is absent.
-        kwargs: keyword arguments of the array transform.
+    ``output_keys`` are keys of the results, one for each of ``keys``; ``None`` replaces the items. An absent key raises
+    ``KeyError`` unless ``allow_missing_keys``. Other keyword arguments are those of the array transform.
     """
 
     array_class: ClassVar[Callable[..., Any]]

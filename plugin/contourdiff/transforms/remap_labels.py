@@ -14,13 +14,10 @@ from contourdiff.transforms.keyed import KeyedTransform
 
 
 class RemapLabels(Transform):
-    """Replace label values by class numbers; a value that no class lists becomes 0.
+    """Replace label values of ``side``, ``"ct"`` or ``"mr"``, by class numbers; a value that no class lists becomes 0.
 
     MONAI's ``MapLabelValue`` leaves such values as they are, so that a label of another organ would count as a class.
-
-    Args:
-        label_map: a :class:`contourdiff.data.label_map.LabelMap` or its file.
-        side: source of the labels, ``"ct"`` or ``"mr"``.
+    ``label_map`` is a :class:`contourdiff.data.label_map.LabelMap` or its file.
     """
 
     def __init__(self, label_map: LabelMap | str, side: str) -> None:

@@ -20,9 +20,8 @@ from contourdiff.transforms.keyed import KeyedTransform
 class Slicewise(Transform):
     """Apply another transform slice by slice, so that its temporary memory is that of one slice.
 
-    Args:
-        transform: takes and returns a slice ``(H, W)`` of the same shape, such as MONAI's ``ScaleIntensityRange``.
-        slice_axis: spatial axis along which slices are stacked, 0 for the first after the channel.
+    ``transform`` takes and returns a slice ``(H, W)`` of the same shape, as MONAI's ``ScaleIntensityRange`` does.
+    Slices are stacked along the spatial axis ``slice_axis``, 0 for the first after the channel.
     """
 
     transform: Callable[[Any], Any]
@@ -39,16 +38,14 @@ def slicewise(img: NdarrayOrTensor, slice_axis: int, function: Callable[[np.ndar
     if data.ndim == 3:
         data, slice_axis = data[:, None], 0
     elif data.ndim != 4:
-        raise ValueError(
-            f"expected (C, H, W) or (C, H, W, D), got shape {data.shape}; add EnsureChannelFirstd to preprocessing"
-        )
+        hint = "add EnsureChannelFirstd to preprocessing"
+        raise ValueError(f"expected (C, H, W) or (C, H, W, D), got shape {data.shape}; {hint}")
     if not 0 <= slice_axis <= 2:
         raise ValueError(f"slice_axis must be 0, 1 or 2, got {slice_axis}")
     out = np.empty(data.shape, dtype=np.float32)
     target, source = np.moveaxis(out, slice_axis + 1, 1), np.moveaxis(data, slice_axis + 1, 1)
-    for channel in range(source.shape[0]):
-        for index in range(source.shape[1]):
-            target[channel, index] = function(source[channel, index])
+    for index in np.ndindex(*source.shape[:2]):
+        target[index] = function(source[index])
     return convert_to_dst_type(out.reshape(img.shape), img, dtype=torch.float32)[0]
 
 
