@@ -77,13 +77,8 @@ def translate(
         settings: settings of ``inference.json``, such as ``seed=1`` or ``ckpt_path="model.pt"``, and arguments of
             MONAI's ``ConfigWorkflow``, such as ``logging_file=False``.
 
-    Returns:
-        ``output_dir``.
-
-    Raises:
-        FileNotFoundError: for a missing bundle, overlay, weights or ``dataset_dir``.
-        ValueError: for an unknown setting, bad weights, no case to translate, or, after all others are done, if a case
-            failed.
+    Returns ``output_dir``. Raises ``FileNotFoundError`` for a missing bundle, overlay, weights or ``dataset_dir``,
+    ``ValueError`` for an unknown setting, bad weights, no case, or, after all others are done, a case that failed.
     """
     files = config_files(bundle, overlays)
     settings = {"dataset_dir": str(dataset_dir), "output_dir": str(output_dir), **settings}

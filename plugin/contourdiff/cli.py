@@ -169,8 +169,9 @@ def _table(smoke: bool, folders: list[str], groups: list[str], **options: Any) -
     from contourdiff.evaluation.experiment import ExperimentPlan, run_experiment
 
     named: dict[str, Any] = {"folders": _pairs(folders), "groups": _pairs(groups)}
-    for name in ("mr_training", "translation", "segmentation", "unconditional"):
-        named[name] = parse_settings(options.pop(name))
+    named |= {
+        n: parse_settings(options.pop(n)) for n in ("mr_training", "translation", "segmentation", "unconditional")
+    }
     plan = ExperimentPlan(**{name: value for name, value in (options | named).items() if value not in (None, {})})
     sys.stdout.write(f"{run_experiment(plan.smoke() if smoke else plan)}\n")
 

@@ -15,16 +15,12 @@ def foreground_mask(
 ) -> np.ndarray:
     """Body mask of one slice (Chen et al. 2024, arXiv 2403.10786, the filter M_filter).
 
-    Threshold at the lowest multi-Otsu level, erode by one pixel (4-neighbors), remove small objects (a table, a wire),
-    fill small holes (bowel gas, dark marrow). The mask, ``(H, W)`` bool, is empty for a slice with fewer gray levels
-    than classes (constant, empty, tiny) or without an object large enough. Raises ``ValueError`` if ``image`` is not
-    two-dimensional or not finite, or ``classes`` is below 2.
-
-    Args:
-        image: ``(H, W)`` gray levels in [0, 255].
-        classes: number of multi-Otsu classes; the lowest of the ``classes - 1`` thresholds separates body from air.
-        min_object_px: connected objects of fewer pixels are removed.
-        max_hole_px: enclosed holes of at most this many pixels are filled.
+    Threshold at the lowest of the ``classes - 1`` multi-Otsu levels, which separates body from air; erode by one pixel
+    (4-neighbors); remove connected objects of fewer than ``min_object_px`` pixels (a table, a wire); fill enclosed
+    holes of at most ``max_hole_px`` pixels (bowel gas, dark marrow). ``image`` is ``(H, W)`` in [0, 255], the mask
+    ``(H, W)`` bool. It is empty for a slice with fewer gray levels than classes (constant, empty, tiny) or without an
+    object large enough. Raises ``ValueError`` if ``image`` is not two-dimensional or not finite, or ``classes`` is
+    below 2.
     """
     image = _checked_slice(image)
     if classes < 2:

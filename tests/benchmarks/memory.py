@@ -35,8 +35,8 @@ def growth_mib(network: str, slices: int, batch_size: int, size_px: int) -> tupl
     A single step is made, for memory does not depend on steps.
 
     Returns:
-        Peak of a first small volume above imports, network and contours: what a batch takes, with the accelerated copy. Then, the
-        peak of the whole volume above what is resident after the small one.
+        Peak of a first small volume above imports, network and contours: what a batch
+        takes, with the accelerated copy. Then, the peak of the whole volume above what is resident after the small one.
     """
     job = {"network": network, "slices": slices, "batch_size": batch_size, "size_px": size_px}
     paths = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])

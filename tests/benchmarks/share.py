@@ -17,8 +17,8 @@ from benchmarks.contours import middle_contours, random_contours
 from benchmarks.settings import Settings, make_network, make_scheduler, table
 from contourdiff.inference import acceleration
 from contourdiff.inference.inferer import ContourTranslationInferer, Execution
-from contourdiff.sampling.sampler import Sampler
 from contourdiff.sampling.noise import NoiseStream
+from contourdiff.sampling.sampler import Sampler
 from contourdiff.sampling.selection import SelectionRules
 
 CANDIDATES, BATCH_SIZE = 4, 8
@@ -71,7 +71,7 @@ def report(result: dict[str, Any]) -> str:
     """Markdown of :func:`run`."""
     told = (
         f"Network: {result['network']}; {result['slices']} slices, contours of {result['contours']}, "
-        f"{CANDIDATES} candidates, batches of {BATCH_SIZE}, {result['steps']} steps; the network was accelerated before."
+        f"{CANDIDATES} candidates, batches of {BATCH_SIZE}, {result['steps']} steps; accelerated before."
     )
     seconds = result["seconds"]
     rows = [(name, value, 100 * value / seconds["all"]) for name, value in seconds.items()]

@@ -53,13 +53,9 @@ class CaseEvaluator(SupervisedEvaluator):
     The cases of a batch are translated together by ``inferer.translate``, or one by one if that fails. Postprocessing
     and handlers of ``FORWARD_COMPLETED`` and ``MODEL_COMPLETED`` then see one case at a time: ``state.batch = [item]``
     and ``state.output = [{**item, "pred": gray levels, "result": VolumeResult}]``. A case that fails is recorded, and
-    the others go on. Handlers and metrics of ``ITERATION_COMPLETED`` see all completed cases of the
-    batch as such lists; without a completed case they are not called.
-
-    Everything runs in the main thread; with ``num_workers`` of the data loader the next case is read meanwhile.
-
-    Args:
-        kwargs: see ``SupervisedEvaluator``; the data loader must not collate (``monai.data.utils.no_collation``).
+    the others go on. Handlers and metrics of ``ITERATION_COMPLETED`` see all completed cases of the batch as such
+    lists; without a completed case they are not called. Everything runs in the main thread; workers of the data loader
+    read ahead. Arguments as in ``SupervisedEvaluator``; the loader must use ``monai.data.utils.no_collation``.
 
     Attributes:
         completed: cases that were translated and whose handlers succeeded.

@@ -70,8 +70,7 @@ class TranslationOutputs:
         reference_flicker: see :func:`contourdiff.metrics.flicker.flicker_record`.
 
     Raises:
-        ValueError: if the fidelity map is to be written without a check; when the run starts, if the uncertainty map is
-            to be written and the inferer keeps no spread.
+        ValueError: for a fidelity map without a check; when the run starts, for an uncertainty map without a spread.
     """
 
     cases: TranslationCases

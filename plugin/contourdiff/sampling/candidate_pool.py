@@ -26,11 +26,9 @@ class CandidatePool:
 
     Args:
         denoise: called with contours ``(N, 1, H, W)`` of up to ``batch_size`` items.
-        contours: ``(slices, H, W)``, of all slices of the volume.
-        case: id of the volume.
+        contours: ``(slices, H, W)``, of all slices of the volume ``case``.
         order: slices in the order in which they are requested.
         rules: candidates a round, and rounds that a slice may take.
-        batch_size: items in a call of ``denoise``.
     """
 
     denoise: DenoiseItems

@@ -51,17 +51,10 @@ def translate_guided(
 ) -> Iterator[tuple[int, Choice, torch.Tensor]]:
     """Translate volumes side by side; every run of adjacent slices has one item in a batch.
 
-    A run starts with the best of several candidates, as in :func:`contourdiff.sampling.selection.choose`. Only volumes
-    of one size share a batch. A translation depends on no other volume.
-
-    Args:
-        volumes: volumes to translate.
-        denoise: called with conditions ``(N, 2, H, W)``: contour, and neighbor in [-1, 1] or ``EMPTY``.
-        batch_size: items in a call of ``denoise``, at most.
-        rules: of the selection at the starts; ``distance_threshold`` decides which others count as accepted.
-
-    Yields:
-        Number of the volume, the choice, and the ``(H, W)`` slice.
+    A run starts with the best of several candidates, as in :func:`contourdiff.sampling.selection.choose`; of the other
+    slices ``rules.distance_threshold`` decides which count as accepted. Only volumes of one size share a batch, of at
+    most ``batch_size``; a translation depends on no other volume. ``denoise`` receives conditions ``(N, 2, H, W)``:
+    contour, and neighbor in [-1, 1] or ``EMPTY``. Yields the volume's number, the choice, and the ``(H, W)`` slice.
     """
     steps: list[_Step] = []
     for number, volume in enumerate(volumes):

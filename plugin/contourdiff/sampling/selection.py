@@ -92,7 +92,7 @@ def choose(draw: Draw, slice_indices: Sequence[int], rules: SelectionRules) -> I
         draw: ``(slice_index, round) -> (candidates, H, W)`` gray levels; called for a slice's rounds in order, and for
             a further round only where it is needed.
         slice_indices: strictly ascending positions of the slices to translate.
-        rules: see :class:`SelectionRules`.
+        rules: thresholds and numbers of candidates and rounds.
 
     Yields:
         The choice and the chosen ``(H, W)`` slice, in slice order.

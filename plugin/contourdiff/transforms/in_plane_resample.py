@@ -45,15 +45,10 @@ class InPlaneSmooth(Transform):
 class InPlaneResampled(Spacingd):
     """Resample each slice to ``spacing_mm``; the slice axis keeps its spacing. Invertible.
 
-    Images are smoothed with :class:`InPlaneSmooth` first, labels (``mode="nearest"``) are not. The inverse resamples
-    to the original grid and does not undo the smoothing.
-
-    Args:
-        keys: volumes ``(C, H, W, D)``, MetaTensors.
-        spacing_mm: in-plane spacing of the result.
-        slice_axis: spatial axis along which slices are stacked.
-        mode: ``"bilinear"`` or ``"nearest"``, one for all keys or one for each.
-        options: ``padding_mode``, ``dtype`` of the computation, ``allow_missing_keys``; the result is float32.
+    Volumes are MetaTensors ``(C, H, W, D)``; ``mode`` is ``"bilinear"`` or ``"nearest"``, one for all keys or one for
+    each. Images are smoothed with :class:`InPlaneSmooth` first, labels (``"nearest"``) are not. The result is float32.
+    The inverse resamples to the original grid and does not undo the smoothing. ``options`` are ``padding_mode``,
+    ``dtype`` of the computation and ``allow_missing_keys``, as in MONAI's ``Spacingd``.
     """
 
     def __init__(
