@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -126,10 +127,11 @@ def settings_section() -> dict[str, Any]:
     names = list(parser.get())
     start = names.index(SETTINGS_KEY) + 1 if SETTINGS_KEY in names else len(names)
     stop = next((at for at in range(start, len(names)) if names[at].startswith(COMMENT)), len(names))
-    section = {name: _plain(parser.get_parsed_content(name)) for name in names[start:stop]}
+    section = {name: parser.get_parsed_content(name) for name in names[start:stop]}
     for name in ("network_def", "scheduler"):
-        section[name] = {key: _plain(parser.get_parsed_content(f"{name}::{key}")) for key in parser.get(name, {})}
-    return section
+        section[name] = {key: parser.get_parsed_content(f"{name}::{key}") for key in parser.get(name, {})}
+    plain: dict[str, Any] = json.loads(json.dumps(section, default=str))
+    return plain
 
 
 def bundle_root() -> str:
@@ -193,15 +195,6 @@ def _references(config: Any) -> Iterator[str]:
     elif isinstance(config, (dict, list)):
         for value in config.values() if isinstance(config, dict) else config:
             yield from _references(value)
-
-
-def _plain(value: Any) -> Any:
-    """The same value in types of JSON."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value if value is None or isinstance(value, (str, bool, int, float)) else str(value)
 
 
 def _caller(kind: type[Kind]) -> Kind:

@@ -86,11 +86,8 @@ def _example(folder: str, bundle: str | None) -> None:
     from contourdiff.bundle import run_example
 
     output_dir = run_example(folder, bundle)
-    sys.stdout.write(
-        f"\nCT and label of the phantom: {folder}/ct\n"
-        f"translated MR: {output_dir}/phantom_mr.nii.gz\n"
-        f"picture: {output_dir}/phantom_mr.png\n"
-    )
+    files = {"translated MR": "phantom_mr.nii.gz", "picture": "phantom_mr.png"}
+    _print({"\nCT and label": f"{folder}/ct", **{name: f"{output_dir}/{file}" for name, file in files.items()}})
 
 
 @_command("phantom", "write the digital lumbar phantom", _argument("folder"), _argument("--seed", type=int, default=0))

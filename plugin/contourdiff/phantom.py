@@ -50,8 +50,7 @@ def lumbar_phantom(
         spacing_mm: voxel size along the same axes.
         seed: seed of the bowel loops and of the Gaussian noise (12 HU).
 
-    Raises:
-        ValueError: unless ``shape`` and ``spacing_mm`` are three positive numbers each.
+    Raises ``ValueError`` unless ``shape`` and ``spacing_mm`` are three positive numbers each.
     """
     if len(shape) != 3 or len(spacing_mm) != 3 or min(shape) < 1 or min(spacing_mm) <= 0:
         raise ValueError(f"expected three positive sizes and spacings (R, A, S), got {shape} and {spacing_mm}")

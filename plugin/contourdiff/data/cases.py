@@ -112,8 +112,7 @@ def training_cases(
 ) -> list[dict[str, str]]:
     """MR images to train on, ``[{"image": path}, ...]``, sorted by name.
 
-    Images are ranked by the hash of their names, and the first ones are held out. Version 0.1.0 held out each name by
-    its own hash with a probability of 10 %: other images, and possibly none of a small folder. Raises
+    Images are ranked by the hash of their names, and the first ones are held out (not those of version 0.1.0). Raises
     ``FileNotFoundError`` if the folder or the datalist does not exist, ``ValueError`` for an unknown split, a
     ``val_fraction`` outside [0, 1), or if no image is left.
 

@@ -103,7 +103,7 @@ def contour_statistics(
     Contour (nonzero on it), gray levels and the mask of each region are ``(H, W)``; ``spacing_mm`` is the size of a
     pixel along H and W, ``sigma_px`` the smoothing of the contour.
 
-    Raises: ValueError if shapes differ or the spacing is not two positive numbers.
+    Raises ``ValueError`` if shapes differ or the spacing is not two positive numbers.
     """
     edges, image = np.asarray(contour) != 0, np.asarray(image, dtype=np.float64)
     _check("contour, image and regions", (edges, image, *regions.values()), spacing_mm)
@@ -131,7 +131,7 @@ def tissue_regions(bone: np.ndarray, body: np.ndarray, spacing_mm: Sequence[floa
     inside what lies deeper; near (discs, canal, muscle) is up to 15 mm away. Regions outside the bone are cut to the
     body. ``bone`` and ``body`` are nonzero ``(H, W)`` on them, ``spacing_mm`` is the size of a pixel along H and W.
 
-    Raises: ValueError if shapes differ or the spacing is not two positive numbers.
+    Raises ``ValueError`` if shapes differ or the spacing is not two positive numbers.
     """
     bone, body = np.asarray(bone) != 0, np.asarray(body) != 0
     _check("bone and body", (bone, body), spacing_mm)
@@ -168,7 +168,7 @@ def contour_gap(
     and ``settings`` are those of ``inference.json``, such as ``window_hu=[-160, 240]``; ``mr_settings`` those of
     ``train.json``, such as ``{"upper_percentile": 99}``. For ``bundle`` see :func:`contourdiff.bundle.find_bundle`.
 
-    Raises: FileNotFoundError for a missing folder or file; ValueError for an unknown setting or a side without slices.
+    Raises ``FileNotFoundError`` for a missing path, ``ValueError`` for an unknown setting or a side without slices.
     """
     root, mr_settings = find_bundle(bundle), dict(mr_settings or {})
     inference = read_config(config_files(root, overlays), settings)

@@ -28,7 +28,7 @@ TITLES = (
 def run_gap(ct_dir: str | Path, mr_dir: str | Path, output_dir: str | Path, **options: Any) -> Path:
     """Run :func:`contourdiff.evaluation.contour_gap.contour_gap` with its options, write the result, return ``gap.md``.
 
-    Raises: ValueError if the folder cannot be written to, and as ``contour_gap``.
+    Raises ``ValueError`` if the folder cannot be written to, and as ``contour_gap``.
     """
     check_output_dir(output_dir)
     write_gap(contour_gap(ct_dir, mr_dir, **options), output_dir)

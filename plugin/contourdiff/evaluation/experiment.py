@@ -87,7 +87,7 @@ def run_experiment(plan: ExperimentPlan) -> Path:
     seed) has a folder with weights, and scores and predictions of each group. A finished cell is kept, an interrupted
     one resumes from its last checkpoint.
 
-    Raises: FileNotFoundError for a missing folder or file; ValueError for a plan that contradicts itself or the folder.
+    Raises ``FileNotFoundError`` for a missing path, ``ValueError`` for a plan that contradicts itself or the folder.
     """
     job = _Job(plan)
     job.labelled_ct()

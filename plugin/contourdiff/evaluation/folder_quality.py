@@ -105,7 +105,7 @@ def folder_quality(
     :func:`contourdiff.metrics.image_quality.image_quality`; ``extractor_name`` is recorded. Grid and contour are those
     of ``inference.json`` of the ``bundle``, with ``overlays`` and ``settings``, such as ``{"spacing_mm": 1.6}``.
 
-    Raises: ValueError if there is no labelled case, an extractor without real MR, or an unknown setting.
+    Raises ``ValueError`` if there is no labelled case, an extractor without real MR, or an unknown setting.
     """
     if extractor is not None and mr_dir is None:
         raise ValueError("FID and MMD compare with real MR: expected mr_dir beside the extractor, got none; pass both")

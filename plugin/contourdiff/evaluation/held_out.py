@@ -80,7 +80,7 @@ def held_out_agreement(held_out: HeldOut, translations: Sequence[np.ndarray], to
     row: ``index``, ``partner`` and the ``COLUMNS``. Translations are ``(H, W)`` gray levels in [0, 255]; for the
     tolerance see :func:`contourdiff.metrics.contour_agreement.contour_agreement`.
 
-    Raises: ValueError if there are fewer than two groups, or not one group for each item.
+    Raises ``ValueError`` if there are fewer than two groups, or not one group for each item.
     """
     count = len(held_out.dataset)
     partners = _partners(range(count) if held_out.groups is None else held_out.groups, count)
@@ -111,7 +111,7 @@ def gray_levels(image: Any) -> np.ndarray:
 def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     """Mean and (population) standard deviation over the rows: ``{"own_f1": {"mean": ..., "std": ...}, ...}``.
 
-    Raises: ValueError if there are no rows.
+    Raises ``ValueError`` if there are no rows.
     """
     if not rows:
         raise ValueError("expected rows of held_out_agreement, got none")
@@ -184,7 +184,7 @@ def evaluate_bundle(
         max_slices: translate this many slices, evenly spread over the dataset; ``None`` takes all.
         settings: settings of the config, such as ``dataset_dir``, ``datalist`` and ``file_pattern``.
 
-    Raises: ValueError for a setting that the config does not have, or if all slices are of one volume.
+    Raises ``ValueError`` for a setting that the config does not have, or if all slices are of one volume.
     """
     held_out = held_out_slices(train_config, weights, max_slices, settings)
     translations = held_out.translations(num_inference_steps=num_inference_steps)

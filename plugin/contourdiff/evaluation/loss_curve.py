@@ -33,7 +33,7 @@ def loss_curve(
         train_tag: tag of the training loss.
         val_tag: tag of the validation loss; the curve is left out where there is none yet.
 
-    Raises: ImportError without TensorBoard; FileNotFoundError without event files; ValueError without a training loss.
+    Raises ``ImportError`` without TensorBoard, ``FileNotFoundError`` without events, ``ValueError`` without a loss.
     """
     train, val = (_read_scalars(Path(log_dir), tag) for tag in (train_tag, val_tag))
     if not len(train):

@@ -39,7 +39,7 @@ def compare_solvers(
     are those of the noise. ``steps.csv`` has a line a solver, seed and slice, ``steps.png`` shows three slices. Other
     arguments are those of :func:`contourdiff.evaluation.held_out.evaluate_bundle`.
 
-    Raises: ValueError for an unknown solver, or a setting that the config does not have.
+    Raises ``ValueError`` for an unknown solver, or a setting that the config does not have.
     """
     steps = {name: _parse_solver(name) for name in (*solvers, reference)}
     held_out = held_out_slices(train_config, weights, max_slices, settings)

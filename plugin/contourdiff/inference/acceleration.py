@@ -90,10 +90,7 @@ class Accelerator:
             a CPU in float32 calls a copy whose convolutions take fewer multiplications: on 2 cores 1.09 times faster
             than without with 128 x 104 pixels, 1.14 times with 256 x 256, 1.25 times for the paper's network (113.7 M
             weights). ``"compile"`` calls ``torch.compile`` with CUDA graphs; it has not run on a CUDA device yet, and
-            on a CPU it takes 35 s to compile for 0.92 to 1.15 times the speed.
-
-    Raises:
-        ValueError: for another value.
+            on a CPU it takes 35 s to compile for 0.92 to 1.15 times the speed. Another value is a ``ValueError``.
     """
 
     def __init__(self, acceleration: str | None = None) -> None:

@@ -25,8 +25,8 @@ class Denoiser:
     Args:
         network: called with ``(cat[x, conditions] (B, 1 + C, H, W), timesteps (B,))``.
         sampler: solver, steps and training schedule.
-        batch_size: items in every call of the network; a smaller batch is padded. Halved, with a warning in the log,
-            when the device runs out of memory.
+        batch_size: items in every call of the network, 1 or more; a smaller batch is padded. Halved, with a warning in
+            the log, when the device runs out of memory.
         seed: seed of the noise.
         noise_weights: see :class:`contourdiff.sampling.noise.NoiseStream`.
         amp: run the network in bfloat16 where autocast holds it safe.
@@ -35,9 +35,6 @@ class Denoiser:
     Attributes:
         calls: chains of network calls so far, one for each batch.
         halved: whether the device has run out of memory.
-
-    Raises:
-        ValueError: for a batch size below 1.
 
     Notes:
         A forward pass is bit-identical at one batch size whatever the other items are; between two batch sizes it

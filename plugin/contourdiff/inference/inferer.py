@@ -144,8 +144,7 @@ class ContourTranslationInferer(VolumeInferer):
         unconditional: the ablation: give the network empty contours; the contours still decide which slices are
             translated, and where.
 
-    Raises:
-        ValueError: for a negative length, or a spread of a single candidate a slice.
+    Raises ``ValueError`` for a negative length, or a spread of a single candidate a slice.
 
     Notes:
         A candidate depends on (seed, case, slice, round, candidate) alone, and only selection depends on the neighbor.

@@ -69,8 +69,7 @@ class TranslationOutputs:
         maps: maps to write; ``None`` writes none.
         reference_flicker: see :func:`contourdiff.metrics.flicker.flicker_record`.
 
-    Raises:
-        ValueError: for a fidelity map without a check; when the run starts, for an uncertainty map without a spread.
+    Raises ``ValueError`` for a fidelity map without a check and, as the run starts, an uncertainty map without spread.
     """
 
     cases: TranslationCases

@@ -44,13 +44,8 @@ class VolumeResult(NamedTuple):
 class VolumeState:
     """One volume: its contours, framed for the network, and the translated slices so far.
 
-    Args:
-        volume: contours of 0 and 1, ``(1, H, W, D)``.
-        case: id of the volume.
-        slice_axis: spatial axis along which the slices are stacked.
-        multiple: height and width of the frame are padded to multiples of this.
-        margin_px: margin of the frame around all contours.
-        keep_spread: keep the spread of the candidates, too.
+    ``volume`` has contours of 0 and 1, ``(1, H, W, D)``, slices along ``slice_axis``. The frame around all contours,
+    ``margin_px`` wider, is padded to a ``multiple`` in height and width.
     """
 
     def __init__(

@@ -40,8 +40,7 @@ def contour_agreement(
     contours agree (1, 1, 1); an empty one and another do not (0, 0, 0). ``spacing`` is the size of a pixel along H and
     W; ``tolerance_px`` is then in its unit, see :func:`near`.
 
-    Raises:
-        ValueError: unless the arrays are 2-D and of one shape, ``tolerance_px`` >= 0, and ``spacing`` two positives.
+    Raises ``ValueError`` unless both are 2-D and of one shape, ``tolerance_px`` >= 0, and ``spacing`` two positives.
     """
     first, second = np.asarray(contour) != 0, np.asarray(reference) != 0
     if first.ndim != 2 or first.shape != second.shape:

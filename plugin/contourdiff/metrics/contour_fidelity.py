@@ -147,8 +147,7 @@ class ContourFidelityCheck:
     ``contour`` maps gray levels ``(1, H, W, D)`` in [0, 255] to a contour of that shape, with the given one's settings.
     For tolerance and limit see :func:`slice_fidelity`; slices are stacked along the spatial axis ``slice_axis``.
 
-    Raises:
-        ValueError: if ``tolerance_mm`` is negative or ``limit`` is not in [0, 1].
+    Raises ``ValueError`` if ``tolerance_mm`` is negative or ``limit`` is not in [0, 1].
     """
 
     contour: Callable[[NdarrayOrTensor], NdarrayOrTensor]

@@ -36,8 +36,7 @@ def flicker(gray_levels: np.ndarray, contours: np.ndarray, box: Box) -> Flicker:
     ``gray_levels``, in [0, 255], and ``contours``, nonzero on the contour, are ``(N, H, W)``, slices first. Anatomy
     changes from slice to slice too: compare volumes of one field of view and slice distance.
 
-    Raises:
-        ValueError: if the shapes differ or are not three-dimensional, or gray levels are not finite.
+    Raises ``ValueError`` if the shapes differ or are not three-dimensional, or gray levels are not finite.
     """
     gray_levels, contours = np.asarray(gray_levels, dtype=np.float64), np.asarray(contours) != 0
     if gray_levels.ndim != 3 or gray_levels.shape != contours.shape or not np.isfinite(gray_levels).all():

@@ -30,11 +30,8 @@ ContourOf = Callable[[np.ndarray], np.ndarray]
 def load_extractor(path: str | Path, device: Device = "cpu") -> nn.Module:
     """Feature extractor on ``device`` from a local TorchScript file, for example of RadImageNet's ResNet-50.
 
-    A TorchScript file holds code and runs it: load only files that you trust. Nothing is downloaded.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is not a TorchScript file.
+    A TorchScript file holds code and runs it: load only files that you trust. Nothing is downloaded. Raises
+    ``FileNotFoundError`` for a missing file, ``ValueError`` for one that is not TorchScript.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"expected a TorchScript file at {path}, found none; nothing is downloaded: save one")
@@ -56,8 +53,7 @@ def slice_features(
     color images. Any other scaling (ImageNet's mean, BGR) belongs into it: ``nn.Sequential(normalization, network)``.
     It returns ``(B, F)`` or ``(B, F, *spatial)``; spatial axes are averaged.
 
-    Raises:
-        ValueError: if there is no slice, shapes differ, or the extractor returns something else.
+    Raises ``ValueError`` if there is no slice, shapes differ, or the extractor returns something else.
     """
     shapes = {np.shape(image) for image in slices}
     if len(shapes) != 1 or len(next(iter(shapes))) != 2:
@@ -111,8 +107,7 @@ def image_quality(
         ``fid``, ``mmd``, ``n_real``, ``n_translated``, ``n_mmd`` (slices of each set in the MMD), ``features``,
         ``extractor``, ``foreground_only``, ``size_px``, ``fit`` and ``warnings``, a list of sentences.
 
-    Raises:
-        ValueError: for under 2 slices or features, values that are not finite, or a slice too large to pad.
+    Raises ``ValueError`` for under 2 slices or features, values that are not finite, or a slice too large to pad.
     """
     warnings: list[str] = []
     features = []
@@ -147,8 +142,7 @@ def label_boundary_agreement(
     (4 neighbors) another class or background, but not the image's frame. More contours never lower the share: compare
     it with that of another slice's label. ``spacing_mm`` is that of H and W.
 
-    Raises:
-        ValueError: if shapes differ, or tolerance or spacing does not fit.
+    Raises ``ValueError`` if shapes differ, or tolerance or spacing does not fit.
     """
     boundary = find_boundaries(np.asarray(label).astype(np.int64), connectivity=1, mode="inner", background=0)
     agreement = contour_agreement(contour_fn(np.asarray(image)), boundary, tolerance_mm, spacing=spacing_mm)

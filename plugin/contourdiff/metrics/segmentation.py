@@ -48,8 +48,7 @@ def score_case(
     ``pred`` and the reference ``label`` hold integer classes, 2-D or 3-D; ``classes`` names those to score by number,
     ``spacing_mm`` is the size of a pixel along each axis. ``MEASURES``, flags and voxel counts are keys of the rows.
 
-    Raises:
-        ValueError: for unequal shapes, not 2 or 3 axes longer than 1, a wrong spacing, fractions, or unusable classes.
+    Raises ``ValueError`` for unequal shapes, not 2 or 3 axes longer than 1, a wrong spacing, fractions, or bad classes.
     """
     pred, label = np.asarray(pred), np.asarray(label)
     if pred.shape != label.shape:
@@ -87,8 +86,7 @@ def summarize_scores(rows: Rows, n_bootstrap: int = 2000, seed: int = 0) -> list
     Rows hold ``class``, ``cases`` (with a structure present), ``structures``, ``found``, ``missed``, ``invented``,
     ``dice_pooled``, and for each of ``MEASURES`` its mean and interval.
 
-    Raises:
-        ValueError: if there are no rows, or two of one case and class.
+    Raises ``ValueError`` if there are no rows, or two of one case and class.
     """
     keys = [(row["case"], row["class"]) for row in rows]
     if not keys or len(set(keys)) != len(keys):

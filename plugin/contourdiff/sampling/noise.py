@@ -75,8 +75,7 @@ class NoiseStream:
     Attributes:
         first: white noise of the first draw, by its key; empty before.
 
-    Raises:
-        ValueError: for an even number of weights, or squares of them that do not sum to 1.
+    Raises ``ValueError`` for an even number of weights, or squares of them that do not sum to 1.
     """
 
     keys: Sequence[CandidateKey]

@@ -28,8 +28,7 @@ class Sampler:
         num_inference_steps: network calls for a candidate.
         eta: DDIM's noise, 0 for none.
 
-    Raises:
-        ValueError: for an unknown solver or prediction type, a negative ``eta``, or more steps than training timesteps.
+    Raises ``ValueError`` for an unknown solver or prediction type, a negative ``eta``, or too many steps.
     """
 
     scheduler: Any

@@ -16,14 +16,11 @@ class SelectionRules:
     """When a candidate is accepted, and how many are drawn.
 
     Args:
-        candidates: candidates a round; the paper draws 4.
-        max_rounds: rounds a slice; the paper draws up to 5.
+        candidates: candidates a round, 1 or more; the paper draws 4.
+        max_rounds: rounds a slice, 1 or more; the paper draws up to 5.
         mean_threshold: a slice without a neighbor requires a mean below this, in gray levels (the paper's m_thresh).
         distance_threshold: any other slice requires a neighbor distance of at most this, in gray levels squared
             (the paper's delta).
-
-    Raises:
-        ValueError: unless ``candidates`` and ``max_rounds`` are 1 or more.
     """
 
     candidates: int = 4
@@ -33,9 +30,7 @@ class SelectionRules:
 
     def __post_init__(self) -> None:
         if self.candidates < 1 or self.max_rounds < 1:
-            raise ValueError(
-                f"candidates and max_rounds must be 1 or more, got {self.candidates} and {self.max_rounds}"
-            )
+            raise ValueError(f"candidates and max_rounds must be 1 or more, got {self.candidates}, {self.max_rounds}")
 
 
 @dataclass(frozen=True)

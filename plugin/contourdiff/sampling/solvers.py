@@ -108,11 +108,7 @@ def ddim(
         draw: noise of one step, shaped like ``x``; called only if ``eta > 0``.
         on_step: receives the number of each step and its predicted clean image.
 
-    Returns:
-        Clean images, shaped like ``x``.
-
-    Raises:
-        ValueError: for a negative ``eta``, or ``eta > 0`` without ``draw``.
+    Returns clean images, shaped like ``x``. Raises ``ValueError`` for ``eta`` below 0, or above 0 without ``draw``.
     """
     if eta < 0 or (eta > 0 and draw is None):
         raise ValueError(f"eta must be 0, or above 0 with noise to draw; got eta={eta}, draw={draw}")
