@@ -24,11 +24,11 @@ from helpers import GUIDED_NETWORK, NAMES, OBLIQUE, ball_ct, make_dataset, make_
 def test_weights_are_hashed_once_for_all_cases(
     tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hashed: list[Path] = []
+    hashed: list[str] = []
     sha256_of = outputs.sha256_of
-    monkeypatch.setattr(outputs, "sha256_of", lambda path: hashed.append(path) or sha256_of(path))
+    monkeypatch.setattr(outputs, "sha256_of", lambda path: hashed.append(str(path)) or sha256_of(path))
     run(make_dataset(tmp_path / "ct"), tmp_path / "mr", tiny_weights)
-    assert hashed == [tiny_weights]
+    assert hashed == [str(tiny_weights)]
     assert len(list((tmp_path / "mr").glob("*_mr.json"))) == len(NAMES)
 
 
