@@ -88,7 +88,7 @@ def test_distance_is_honest() -> None:
 
 
 def test_rules_refuse_nothing_to_draw() -> None:
-    with pytest.raises(ValueError, match="candidates and max_rounds must be 1 or more, got 0 and 5"):
+    with pytest.raises(ValueError, match="candidates and max_rounds must be 1 or more, got 0, 5"):
         SelectionRules(candidates=0)
 
 
