@@ -69,14 +69,13 @@ class QualityGrid:
         data = Compose(steps)(dict(case))
         return [np.moveaxis(np.asarray(data[key][0], dtype=np.float32), self.slice_axis, 0) for key in keys]
 
-    def contour(self, image: np.ndarray) -> np.ndarray:
-        """Contour of one slice ``(H, W)`` of gray levels."""
-        thresholds = {"low_threshold": self.low_threshold, "high_threshold": self.high_threshold}
-        return contour_of(image, sigma_px=self.sigma_px, **thresholds)
+    def contours(self, volume: np.ndarray) -> np.ndarray:
+        """Contours of the slices of a volume ``(slices, H, W)`` of gray levels."""
+        settings = {name: getattr(self, name) for name in ("sigma_px", "low_threshold", "high_threshold")}
+        return np.stack([contour_of(image, **settings) for image in volume])
 
-    def flicker(self, volume: np.ndarray) -> dict[str, float]:
-        """Flicker of a volume ``(slices, H, W)`` of gray levels over the box around its contours, and its pairs."""
-        contours = np.stack([self.contour(image) for image in volume])
+    def flicker(self, volume: np.ndarray, contours: np.ndarray) -> dict[str, float]:
+        """Flicker of gray levels ``(slices, H, W)`` over the box around their contours, and its number of pairs."""
         measured = flicker(volume, contours, contour_box(contours, self.margin_px))
         return {"flicker": math.nan if measured.value is None else measured.value, "pairs": measured.pairs}
 
@@ -114,14 +113,15 @@ def folder_quality(
     labelled: list[np.ndarray] = []
     for case in tqdm(labelled_cases(folder), desc="image quality", unit="case"):
         image, label = grid.load(case)
-        image, label, volume = image[label.any((1, 2))], label[label.any((1, 2))], image
-        labelled += list(image)
-        rows.append({"case": case_name(case["image"]), **grid.flicker(volume), **_boundaries(image, label, grid)})
+        contours, filled = grid.contours(image), label.any((1, 2))
+        labelled += list(image[filled])
+        boundaries = _boundaries(image[filled], label[filled], contours[filled], grid.spacing_mm)
+        rows.append({"case": case_name(case["image"]), **grid.flicker(image, contours), **boundaries})
     mean = {key: _nanmean([row[key] for row in rows]) for key in rows[0] if key != "case"}
     compared = None
     if mr_dir is not None:
         volumes = [grid.load(case, MR_PERCENTILES)[0] for case in labelled_cases(mr_dir, pattern=mr_pattern)]
-        mean["reference_flicker"] = _nanmean([grid.flicker(volume)["flicker"] for volume in volumes])
+        mean["reference_flicker"] = _nanmean([grid.flicker(v, grid.contours(v))["flicker"] for v in volumes])
         if extractor is not None:
             real = [image for volume in volumes for image in volume]
             compared = image_quality(real, labelled, extractor, extractor_name, foreground_only, size_px=grid.size_px)
@@ -139,13 +139,12 @@ def _nanmean(values: Sequence[float]) -> float:
     return float(np.nanmean(values)) if np.isfinite(values).any() else math.nan
 
 
-def _boundaries(images: np.ndarray, labels: np.ndarray, grid: QualityGrid) -> dict[str, float]:
+def _boundaries(images: np.ndarray, labels: np.ndarray, contours: np.ndarray, pixel_mm: float) -> dict[str, float]:
     """Agreement of labelled slices ``(slices, H, W)`` with their labels, and with those a quarter further on."""
-    means = []
-    for partners in (labels, np.roll(labels, -max(1, len(labels) // 4), axis=0)):
-        pairs = zip(images, partners, strict=True)
-        spacing = (grid.spacing_mm, grid.spacing_mm)
-        means.append(
-            _nanmean([label_boundary_agreement(*pair, grid.contour, grid.spacing_mm, spacing) for pair in pairs])
-        )
+
+    def mean(partners: np.ndarray) -> float:
+        slices = zip(images, partners, [lambda _, own=own: own for own in contours], strict=True)
+        return _nanmean([label_boundary_agreement(*each, pixel_mm, (pixel_mm, pixel_mm)) for each in slices])
+
+    means = mean(labels), mean(np.roll(labels, -max(1, len(labels) // 4), axis=0))
     return {"boundary": means[0], "boundary_swapped": means[1], "labelled_slices": len(labels)}
