@@ -16,6 +16,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow, ReferenceResolver
 from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 
 from contourdiff.data.checks import check_output_dir
+from contourdiff.inference.evaluator import root_cause
 from contourdiff.phantom import write_phantom
 
 logger = logging.getLogger(__name__)
@@ -213,9 +214,7 @@ def _plain_errors() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        cause: BaseException = error
-        while isinstance(cause, RuntimeError) and cause.__cause__ is not None:
-            cause = cause.__cause__
+        cause = root_cause(error)
         if isinstance(cause, (ValueError, OSError)):
             raise cause from None
         raise

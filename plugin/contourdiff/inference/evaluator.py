@@ -136,11 +136,16 @@ def _case_of(item: Item) -> str:
     return case_of(item["image"].meta["filename_or_obj"])
 
 
-def _reason(error: BaseException) -> str:
-    """The error itself, which MONAI wraps into the name of the transform that it occurred in."""
+def root_cause(error: BaseException) -> BaseException:
+    """The error itself, which MONAI wraps into the name of the transform or component that it occurred in."""
     while isinstance(error, RuntimeError) and error.__cause__ is not None:
         error = error.__cause__
-    return f"{type(error).__name__}: {error}"
+    return error
+
+
+def _reason(error: BaseException) -> str:
+    cause = root_cause(error)
+    return f"{type(cause).__name__}: {cause}"
 
 
 def _release(engine: Engine) -> None:
