@@ -34,44 +34,29 @@ def denoiser(predict: Predict, prediction_type: str, clip_sample: bool) -> solve
     return denoise
 
 
-def ddim(
-    predict: Predict,
-    x: torch.Tensor,
-    *,
-    alphas_cumprod: torch.Tensor,
-    num_inference_steps: int,
-    prediction_type: str = "epsilon",
-    clip_sample: bool = True,
-    **settings: Any,
-) -> torch.Tensor:
-    schedule = even_schedule(alphas_cumprod, num_inference_steps)
-    return solvers.ddim(denoiser(predict, prediction_type, clip_sample), x, schedule, **settings)
+def adapted(solver: Callable[..., torch.Tensor], schedule: Callable[..., solvers.Schedule]) -> Callable[..., Any]:
+    """The solver of a network's predictions; without a number of steps it takes every training timestep."""
+
+    def solve(
+        predict: Predict,
+        x: torch.Tensor,
+        *,
+        alphas_cumprod: torch.Tensor,
+        num_inference_steps: int | None = None,
+        prediction_type: str = "epsilon",
+        clip_sample: bool = True,
+        **settings: Any,
+    ) -> torch.Tensor:
+        steps = len(alphas_cumprod) if num_inference_steps is None else num_inference_steps
+        levels = schedule(alphas_cumprod, steps)
+        return solver(denoiser(predict, prediction_type, clip_sample), x, levels, **settings)
+
+    return solve
 
 
-def ddpm(
-    predict: Predict,
-    x: torch.Tensor,
-    *,
-    alphas_cumprod: torch.Tensor,
-    draw: Callable[[], torch.Tensor],
-    prediction_type: str = "epsilon",
-    clip_sample: bool = True,
-) -> torch.Tensor:
-    schedule = even_schedule(alphas_cumprod, len(alphas_cumprod))
-    return solvers.ddpm(denoiser(predict, prediction_type, clip_sample), x, schedule, draw=draw)
-
-
-def dpm_solver(
-    predict: Predict,
-    x: torch.Tensor,
-    *,
-    alphas_cumprod: torch.Tensor,
-    num_inference_steps: int,
-    prediction_type: str = "epsilon",
-    clip_sample: bool = True,
-) -> torch.Tensor:
-    schedule = karras_schedule(alphas_cumprod, num_inference_steps)
-    return solvers.dpm_solver(denoiser(predict, prediction_type, clip_sample), x, schedule)
+ddim = adapted(solvers.ddim, even_schedule)
+ddpm = adapted(solvers.ddpm, even_schedule)
+dpm_solver = adapted(solvers.dpm_solver, karras_schedule)
 
 
 def spaced_timesteps(total: int, steps: int) -> list[int]:
