@@ -20,6 +20,7 @@ from contourdiff.bundle import read_config
 from contourdiff.data.atomic import save_figure, write_csv, write_text
 from contourdiff.data.nifti_names import case_of
 from contourdiff.inference import Denoiser
+from contourdiff.inference.preview import show_slice
 from contourdiff.metrics.contour_agreement import contour_agreement
 from contourdiff.sampling import Sampler
 from contourdiff.sampling.neighbor_guided import first_condition
@@ -136,13 +137,6 @@ def write_agreement(
     lines += ["", f"The f1 with the own contour is the higher one in {better:.1%} of the slices.", ""]
     lines += [f"- {name}: {value}" for name, value in (settings or {}).items()]
     write_text(Path(output_dir) / "agreement.md", "\n".join(lines) + "\n")
-
-
-def show_slice(axis: Any, image: Any, title: str = "") -> None:
-    """Draw a slice ``(H, W)`` of gray levels in [0, 255], H to the right and W upward."""
-    axis.imshow(np.asarray(image).T, cmap="gray", origin="lower", vmin=0, vmax=255)
-    axis.set_axis_off()
-    axis.set_title(title, fontsize=8, loc="left")
 
 
 def agreement_picture(

@@ -13,7 +13,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from contourdiff.data.atomic import save_figure, write_csv, write_text
-from contourdiff.evaluation.held_out import HeldOut, gray_levels, held_out_agreement, held_out_slices, show_slice, ssim
+from contourdiff.evaluation.held_out import HeldOut, gray_levels, held_out_agreement, held_out_slices, ssim
+from contourdiff.inference.preview import show_slice
 from contourdiff.sampling.sampler import SOLVERS
 from contourdiff.weights import sha256_of
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -93,17 +94,19 @@ def _grid_of_images(rows: Sequence[tuple[str, list[np.ndarray], float]], outline
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for row, (name, images, white) in enumerate(rows):
         for ax, image in zip(axes[row], images, strict=True):
-            ax.imshow(image.T, cmap="gray", origin="lower", vmin=0, vmax=white)
-            ax.set_axis_off()
+            show_slice(ax, image, white=white)
         axes[row, 0].set_title(name, fontsize=9, color="white", loc="left")
     for ax, outline in zip(axes[-1], outlines or [], strict=False):
-        _draw_outline(ax, outline.T)
+        for value in np.unique(outline[outline > 0]):
+            ax.contour(value == outline.T, levels=[0.5], colors=[f"C{int(value) % 10}"], linewidths=0.8)
     for ax in axes.flat:
         ax.invert_xaxis()
     figure.tight_layout(pad=0.3)
     return figure
 
 
-def _draw_outline(ax: Axes, label: np.ndarray) -> None:
-    for value in np.unique(label[label > 0]):
-        ax.contour(label == value, levels=[0.5], colors=[f"C{int(value) % 10}"], linewidths=0.8)
+def show_slice(ax: Axes, image: Any, title: str = "", white: float = 255) -> None:
+    """Draw a slice ``(H, W)`` of values in [0, ``white``], H to the right and W upward."""
+    ax.imshow(np.asarray(image).T, cmap="gray", origin="lower", vmin=0, vmax=white)
+    ax.set_axis_off()
+    ax.set_title(title, fontsize=8, loc="left")

@@ -19,6 +19,7 @@ from torch import nn
 
 from contourdiff.data.atomic import atomic_write, save_figure
 from contourdiff.inference.denoiser import Denoiser
+from contourdiff.inference.preview import show_slice
 from contourdiff.sampling.neighbor_guided import first_condition
 from contourdiff.sampling.sampler import Sampler
 
@@ -149,8 +150,6 @@ def _figure(rows: Mapping[str, Sequence[torch.Tensor]]) -> Figure:
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for row, (name, images) in zip(axes, rows.items(), strict=True):
         for axis, image in zip(row, images, strict=True):
-            axis.imshow(np.asarray(image).T, cmap="gray", origin="lower", vmin=0, vmax=255)
-            axis.set_axis_off()
-        row[0].set_title(name, fontsize=8, loc="left")
+            show_slice(axis, image, name if axis is row[0] else "")
     figure.tight_layout()
     return figure
