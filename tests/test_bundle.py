@@ -287,7 +287,7 @@ def test_an_unknown_setting_ends_the_run_and_names_the_nearest(
 @pytest.mark.parametrize(
     "names",
     [
-        *[("inference", name) for name in ("fast", "lumbar", "hip_thigh", "faithful", "t2", "neighbor_guided")],
+        *[("inference", name) for name in ("fast", "lumbar", "hip_thigh", "t2", "neighbor_guided")],
         ("train", "cpu"),
         ("train", "unconditional"),
         ("train", "train_neighbor_guided"),

@@ -21,7 +21,7 @@ from contourdiff.phantom import write_phantom
 from helpers import REPOSITORY
 
 GOLDEN = Path(__file__).parent / "golden" / "translations.npz"
-WEIGHTS = REPOSITORY / "bundles" / "contourdiff_ct2mr" / "models" / "model_faithful.pt"
+WEIGHTS = REPOSITORY / "bundles" / "contourdiff_ct2mr" / "models" / "model.pt"
 TOLERANCE = 0.2
 """Gray levels; the file holds half precision."""
 COMMON: dict[str, Any] = {"ckpt_path": str(WEIGHTS), "device": "$torch.device('cpu')", "num_inference_steps": 2}

@@ -24,7 +24,6 @@ BUNDLE = CONFIGS.parent
     ("overlay", "weights", "card"),
     [
         (None, "model.pt", "README.md"),
-        ("faithful", "model_faithful.pt", "faithful.md"),
         ("t2", "model_t2.pt", "t2.md"),
     ],
 )
@@ -39,7 +38,7 @@ def test_weights_are_small_strict_and_named_in_their_model_card(overlay: str | N
 
 
 def test_no_weights_lie_about_without_a_card() -> None:
-    assert {path.name for path in (BUNDLE / "models").iterdir()} == {"model.pt", "model_faithful.pt", "model_t2.pt"}
+    assert {path.name for path in (BUNDLE / "models").iterdir()} == {"model.pt", "model_t2.pt"}
 
 
 def test_shape_of_network_is_that_of_the_metadata() -> None:
@@ -51,9 +50,7 @@ def test_shape_of_network_is_that_of_the_metadata() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("weights", "sequence"), [("model.pt", "t1"), ("model_faithful.pt", "t1"), ("model_t2.pt", "t2")]
-)
+@pytest.mark.parametrize(("weights", "sequence"), [("model.pt", "t1"), ("model_t2.pt", "t2")])
 def test_translations_follow_their_own_contour_and_not_another_patients(
     weights: str, sequence: str, real_data: Path, tmp_path: Path
 ) -> None:

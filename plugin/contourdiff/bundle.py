@@ -75,7 +75,7 @@ def translate(
         output_dir: folder of ``<case>_mr.nii.gz``, ``_label.nii.gz``, ``_mr.json`` and ``_mr.png``.
         bundle: folder of the bundle, see :func:`find_bundle`.
         overlays: names of overlays of ``inference.json``, in order: ``"fast"``, ``"lumbar"``, ``"hip_thigh"``,
-            ``"faithful"``, ``"t2"``, ``"neighbor_guided"``.
+            ``"t2"``, ``"neighbor_guided"``.
         settings: settings of ``inference.json``, such as ``seed=1`` or ``ckpt_path="model.pt"``, and arguments of
             MONAI's ``ConfigWorkflow``, such as ``logging_file=False``.
 
