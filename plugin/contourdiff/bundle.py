@@ -75,7 +75,7 @@ def translate(
         output_dir: folder of ``<case>_mr.nii.gz``, ``_label.nii.gz``, ``_mr.json`` and ``_mr.png``.
         bundle: folder of the bundle, see :func:`find_bundle`.
         overlays: names of overlays of ``inference.json``, in order: ``"fast"``, ``"lumbar"``, ``"hip_thigh"``,
-            ``"t2"``, ``"neighbor_guided"``.
+            ``"single"``, ``"neighbor_guided"``.
         settings: settings of ``inference.json``, such as ``seed=1`` or ``ckpt_path="model.pt"``, and arguments of
             MONAI's ``ConfigWorkflow``, such as ``logging_file=False``.
 
@@ -122,14 +122,14 @@ def check_settings() -> None:
 def settings_section() -> dict[str, Any]:
     """Settings of the calling config, for the record: all entries between ``"// settings"`` and the next comment.
 
-    ``network_def`` and ``scheduler`` are added. Expressions are evaluated; a device becomes its name.
+    ``network_def``, ``refiner_def`` of a cascade and ``scheduler`` are added. Expressions are evaluated; a device becomes its name.
     """
     parser = _caller(ConfigParser)
     names = list(parser.get())
     start = names.index(SETTINGS_KEY) + 1 if SETTINGS_KEY in names else len(names)
     stop = next((at for at in range(start, len(names)) if names[at].startswith(COMMENT)), len(names))
     section = {name: parser.get_parsed_content(name) for name in names[start:stop]}
-    for name in ("network_def", "scheduler"):
+    for name in ("network_def", "refiner_def", "scheduler"):
         section[name] = {key: parser.get_parsed_content(f"{name}::{key}") for key in parser.get(name, {})}
     plain: dict[str, Any] = json.loads(json.dumps(section, default=str))
     return plain
@@ -147,6 +147,28 @@ def bundle_root() -> str:
 
 
 def _run_translation(parser: ConfigParser) -> None:
+    """Translate once, or once for each of several contrasts, whose files are ``<case>_<contrast>_mr.nii.gz`` ..."""
+    wanted = parser.get("contrast")
+    contrasts = [name.strip() for name in wanted.split(",")] if isinstance(wanted, str) else list(wanted or [])
+    if len(contrasts) < 2:
+        _translate_cases(parser)
+        return
+    known = parser.get_parsed_content("contrasts")
+    if unknown := [name for name in contrasts if name not in known]:
+        raise ValueError(f"contrast must be out of {list(known)}, got {unknown}")
+    failed = []
+    for name in contrasts:
+        parser["contrast"], parser["case_suffix"] = name, f"_{name}"
+        parser.parse(reset=True)
+        try:
+            _translate_cases(parser)
+        except ValueError as error:
+            failed.append(f"{name}: {error}")
+    if failed:
+        raise ValueError("; ".join(failed))
+
+
+def _translate_cases(parser: ConfigParser) -> None:
     parser.get_parsed_content("network")
     evaluator, cases = (parser.get_parsed_content(name) for name in ("evaluator", "cases"))
     output_dir = Path(parser.get_parsed_content("output_dir"))

@@ -1,24 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The denoising network: MONAI's diffusion U-Net on slices concatenated with their contours."""
+"""The denoising networks: MONAI's diffusion U-Net on slices concatenated with their contours, and a cascade of two."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 from monai.networks.nets.diffusion_model_unet import DiffusionModelUNet
 from torch import Tensor
-from torch.nn.functional import pixel_shuffle, pixel_unshuffle
+from torch.nn.functional import interpolate, pixel_shuffle, pixel_unshuffle
 
 
 class ContourUNet(DiffusionModelUNet):
     """MONAI's ``DiffusionModelUNet`` in two dimensions, epsilon_theta(x_t, t | c) of the paper.
 
-    ``patch_size`` folds pixels into channels before the network and unfolds them after it, so that a 256 x 256 network
-    with ``patch_size=2`` costs as much as a 128 x 128 network; 1 is the paper's network. The keys of the state dict are
-    MONAI's. ``in_channels`` is 2 for noisy image and contour, 3 with an adjacent slice; ``spatial_dims`` must be 2.
-    Other arguments are those of ``DiffusionModelUNet``.
+    The keys of the state dict are MONAI's. Raises ``ValueError`` for an argument out of range.
+
+    Args:
+        in_channels: 2 for noisy image and contour, 3 with an adjacent slice.
+        out_channels: 1 for the noise or the velocity.
+        patch_size: folds pixels into channels before the network and unfolds them after it, so that a 256 x 256 network
+            with 2 costs as much as a 128 x 128 network; 1 is the paper's network.
+        channels: of each level.
+        spatial_dims: must be 2.
+        contrasts: names of the MR contrasts that one network paints, distinguished by MONAI's class embedding; none for
+            a network of a single contrast.
+        contrast: the one that is painted unless ``class_labels`` say otherwise; ``None`` takes the first. Without
+            ``contrasts`` it has no meaning.
+        kwargs: other arguments of ``DiffusionModelUNet``.
     """
 
     def __init__(
@@ -28,29 +40,86 @@ class ContourUNet(DiffusionModelUNet):
         patch_size: int = 1,
         channels: Sequence[int] = (128, 128, 256, 256, 512, 512),
         spatial_dims: int = 2,
+        contrasts: Sequence[str] = (),
+        contrast: str | None = None,
         **kwargs: Any,
     ) -> None:
         if spatial_dims != 2:
             raise ValueError(f"ContourUNet works on slices: spatial_dims must be 2, got {spatial_dims}")
         if patch_size < 1:
             raise ValueError(f"patch_size must be 1 or more, got {patch_size}")
+        if contrasts:
+            kwargs["num_class_embeds"] = len(contrasts)
         folded = patch_size**2
         super().__init__(spatial_dims, in_channels * folded, out_channels * folded, channels=channels, **kwargs)
         self.patch_size = patch_size
+        self.contrasts = tuple(contrasts)
+        self.contrast = self.contrasts[0] if contrasts and contrast is None else contrast
+        self._label = self._label_of(self.contrast) if contrasts else 0
+
+    def _label_of(self, contrast: str | None) -> int:
+        if contrast not in self.contrasts:
+            raise ValueError(f"contrast must be one of {list(self.contrasts)}, got {contrast!r}")
+        return self.contrasts.index(contrast)
 
     @property
     def size_divisor(self) -> int:
         """Height and width of the input must be multiples of this many pixels."""
         return self.patch_size * 2 ** (len(self.block_out_channels) - 1)
 
-    def forward(self, x: Tensor, timesteps: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        timesteps: Tensor | None = None,
+        context: Tensor | None = None,
+        class_labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
         """Network output for ``x (B, in_channels, H, W)`` at ``timesteps (B,)``: ``(B, out_channels, H, W)``.
 
-        Without ``timesteps`` they are 0, for shape checks with the image alone.
+        Without ``timesteps`` they are 0, for shape checks with the image alone. ``class_labels (B,)`` are positions in
+        ``contrasts``; without them every item has the contrast ``contrast``.
         """
+        if class_labels is None and self.num_class_embeds is not None:
+            class_labels = torch.full((x.shape[0],), self._label, dtype=torch.long, device=x.device)
         if timesteps is None:
             timesteps = torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
         if self.patch_size > 1:
             x = pixel_unshuffle(x, self.patch_size)
-        out: Tensor = super().forward(x, timesteps, *args, **kwargs)
+        out: Tensor = super().forward(x, timesteps, context, class_labels, **kwargs)
         return pixel_shuffle(out, self.patch_size) if self.patch_size > 1 else out
+
+
+class CascadeUNet(nn.Module):
+    """Two networks: one paints a slice at low resolution, the other refines it to full resolution.
+
+    Both are given the full-resolution contour: the first has it folded into ``factor**2`` channels, the second beside
+    the enlarged output of the first. See :class:`contourdiff.inference.denoiser.CascadeDenoiser` for the translation
+    and :mod:`contourdiff.transforms.cascade` for what they are trained on.
+
+    Args:
+        coarse: ``in_channels`` is ``1 + factor**2``: noisy image and folded contour.
+        refiner: ``in_channels`` is 3: noisy image, contour and enlarged coarse image.
+        factor: pixels of the refiner along a side of a pixel of ``coarse``.
+
+    References:
+        Ho et al., "Cascaded Diffusion Models for High Fidelity Image Generation", JMLR 23 (2022).
+    """
+
+    def __init__(self, coarse: nn.Module, refiner: nn.Module, factor: int = 2) -> None:
+        super().__init__()
+        if factor < 2:
+            raise ValueError(f"factor must be 2 or more, got {factor}")
+        self.coarse, self.refiner, self.factor = coarse, refiner, factor
+
+    @property
+    def size_divisor(self) -> int:
+        """Height and width of the contour must be multiples of this many pixels."""
+        coarse, refiner = (getattr(network, "size_divisor", 1) for network in (self.coarse, self.refiner))
+        return math.lcm(self.factor * coarse, refiner)
+
+
+def enlarge(image: Tensor, factor: int) -> Tensor:
+    """Images ``(N, C, H, W)`` with ``factor`` times as many pixels along each side, interpolated bilinearly."""
+    large: Tensor = interpolate(image, scale_factor=factor, mode="bilinear", align_corners=False)
+    return large

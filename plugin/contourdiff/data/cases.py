@@ -9,9 +9,10 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from monai.utils import ensure_tuple
@@ -35,6 +36,7 @@ class TranslationCases:
         datalist: JSON file in the Decathlon form, relative to ``dataset_dir``; ``None`` takes the folder's files.
         section: list of the datalist to use.
         overwrite: translate kept cases again.
+        case_suffix: of the file names, ``<case><case_suffix>_mr.json``, where a case is translated several times.
 
     Attributes, by case except for the first and the last: ``items``, ``[{"image": path}, ...]`` to translate, for a
     MONAI ``Dataset``; ``labels``, files; ``warnings``, about suspicious input; ``failures``, why a case cannot be
@@ -46,6 +48,7 @@ class TranslationCases:
     datalist: str | Path | None = None
     section: str = "testing"
     overwrite: bool = False
+    case_suffix: str = ""
     items: list[dict[str, str]] = field(default_factory=list, init=False)
     labels: dict[str, Path] = field(default_factory=dict, init=False)
     warnings: dict[str, list[str]] = field(default_factory=dict, init=False)
@@ -73,7 +76,7 @@ class TranslationCases:
         for attribute in (self.items, self.labels, self.warnings, self.failures, self.kept):
             attribute.clear()
         for case, (image, label) in zip(ids, pairs, strict=True):
-            if not self.overwrite and (Path(self.output_dir) / f"{case}_mr.json").is_file():
+            if not self.overwrite and (Path(self.output_dir) / f"{case}{self.case_suffix}_mr.json").is_file():
                 self.kept.append(case)
             else:
                 self._check_case(case, image, label)
@@ -109,12 +112,13 @@ def training_cases(
     datalist: str | Path | None = None,
     pattern: str = "*",
     val_fraction: float = 0.1,
-) -> list[dict[str, str]]:
+    contrasts: Mapping[str, str] | None = None,
+) -> list[dict[str, Any]]:
     """MR images to train on, ``[{"image": path}, ...]``, sorted by name.
 
     Images are ranked by the hash of their names, and the first ones are held out (not those of version 0.1.0). Raises
     ``FileNotFoundError`` if the folder or the datalist does not exist, ``ValueError`` for an unknown split, a
-    ``val_fraction`` outside [0, 1), or if no image is left.
+    ``val_fraction`` outside [0, 1), if no image is left, or one has none of the ``contrasts``.
 
     Args:
         dataset_dir: folder of the images; paths in the datalist are relative to it.
@@ -124,6 +128,8 @@ def training_cases(
             and its subfolders. These are held out image by image: with several images a patient, give a datalist.
         pattern: keep files whose path relative to ``dataset_dir`` matches (``t1/*``).
         val_fraction: share of the matching images that is held out, rounded down, but at least one of two or more.
+        contrasts: for a network of several contrasts, name -> pattern of the files of it, relative to ``dataset_dir``.
+            Each item then has its ``contrast``, the position of the first name whose pattern matches.
     """
     _check_split(split, ("train", "val"), val_fraction)
     root = Path(dataset_dir)
@@ -140,7 +146,16 @@ def training_cases(
         reason = f"training requires two or more images, one of them held out, and {len(names)} match"
     if not files:
         raise ValueError(f"no image of split {split!r} matches {pattern!r} in {root}: {reason}")
-    return [{"image": str(root / file)} for file in sorted(files)]
+    return [{"image": str(root / file), **_contrast_of(file, contrasts)} for file in sorted(files)]
+
+
+def _contrast_of(file: str, contrasts: Mapping[str, str] | None) -> dict[str, int]:
+    if not contrasts:
+        return {}
+    matching = [position for position, pattern in enumerate(contrasts.values()) if fnmatch.fnmatch(file, pattern)]
+    if not matching:
+        raise ValueError(f"expected every image to match one of the contrasts {dict(contrasts)}, got {file}")
+    return {"contrast": matching[0]}
 
 
 def _read_datalist(path: Path, split: str) -> list[str]:

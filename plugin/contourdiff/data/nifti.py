@@ -59,14 +59,15 @@ class SourceGridWriter(NibabelWriter):
 
 @dataclass(eq=False)
 class CaseFolderLayout(FolderLayoutBase):
-    """File names for ``SaveImaged``: ``<output_dir>/<case>_<postfix>.nii.gz`` for any spelling of the source's suffix.
+    """File names for ``SaveImaged``: ``<output_dir>/<case><case_suffix>_<postfix>.nii.gz`` for any spelling of ``.nii.gz``.
 
     MONAI's own layout knows ``.gz`` in lower case only: ``A.NII.GZ`` would become ``A.NII_mr.nii.gz``.
     """
 
     output_dir: str | Path
     postfix: str
+    case_suffix: str = ""
 
     def filename(self, subject: str | Path = "subject", **kwargs: Any) -> Path:
         """Path for an image that was read from ``subject``."""
-        return Path(self.output_dir) / f"{case_of(subject)}_{self.postfix}.nii.gz"
+        return Path(self.output_dir) / f"{case_of(subject)}{self.case_suffix}_{self.postfix}.nii.gz"

@@ -6,11 +6,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.functional import pixel_unshuffle
 
 from contourdiff.inference.acceleration import Accelerator
+from contourdiff.networks import CascadeUNet, enlarge
 from contourdiff.sampling.noise import CandidateKey, Item, NoiseStream
 from contourdiff.sampling.sampler import Sampler
 from contourdiff.sampling.solvers import OnStep
@@ -150,6 +153,69 @@ class Denoiser:
         logger.warning("out of memory: batch_size is %d from here on", self.batch_size)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+@dataclass(eq=False)
+class CascadeDenoiser:
+    """Denoise with a cascade: every candidate at low resolution first, then refined to the resolution of its contour.
+
+    Called as :class:`Denoiser`, with contours ``(N, 1, H, W)``. Noise of both steps belongs to the candidate, so that a
+    result depends on nothing else in its batch.
+
+    Args:
+        coarse: denoiser of the first network, with conditions ``(N, factor**2, H / factor, W / factor)``.
+        refiner: denoiser of the second, with conditions ``(N, 2, H, W)``: contour and enlarged image in [-1, 1].
+        factor: see :class:`contourdiff.networks.CascadeUNet`.
+    """
+
+    coarse: Denoiser
+    refiner: Denoiser
+    factor: int = 2
+
+    @property
+    def batch_size(self) -> int:
+        """Of the second network, which needs more memory."""
+        return self.refiner.batch_size
+
+    @batch_size.setter
+    def batch_size(self, value: int) -> None:
+        self.coarse.batch_size = self.refiner.batch_size = value
+
+    @property
+    def calls(self) -> int:
+        """Chains of network calls so far, of both networks."""
+        return self.coarse.calls + self.refiner.calls
+
+    @property
+    def halved(self) -> bool:
+        """Whether the device has run out of memory."""
+        return self.coarse.halved or self.refiner.halved
+
+    def fit(self, conditions: torch.Tensor) -> int:
+        """Set ``batch_size`` to what fits into the free memory, see :meth:`Denoiser.fit`."""
+        self.coarse.batch_size = self.refiner.fit(torch.cat([conditions, conditions], dim=1))
+        return self.batch_size
+
+    def __call__(self, conditions: torch.Tensor, items: Sequence[Item], on_step: OnStep | None = None) -> torch.Tensor:
+        """Gray levels in [0, 255], ``(N, H, W)``; ``on_step`` receives the steps of the first network."""
+        folded = pixel_unshuffle(conditions.float(), self.factor)
+        enlarged = enlarge(self.coarse(folded, items, on_step)[:, None] / 127.5 - 1, self.factor)
+        named = [(f"{case} refined", *place) for case, *place in items]
+        return self.refiner(torch.cat([conditions.to(enlarged), enlarged], dim=1), named)  # type: ignore[arg-type]
+
+
+def denoiser_of(network: nn.Module, sampler: Sampler, **options: Any) -> Denoiser | CascadeDenoiser:
+    """Denoiser for a network or a :class:`contourdiff.networks.CascadeUNet`; options are those of :class:`Denoiser`.
+
+    ``accelerators`` is a pair, of which the second is for the second network.
+    """
+    first, second = options.pop("accelerators", (Accelerator(), Accelerator()))
+    if not isinstance(network, CascadeUNet):
+        return Denoiser(network, sampler, accelerator=first, **options)
+    coarse = Denoiser(network.coarse, sampler, accelerator=first, **options)
+    return CascadeDenoiser(
+        coarse, Denoiser(network.refiner, sampler.refinement, accelerator=second, **options), network.factor
+    )
 
 
 def fitting_batch_size(needed: Callable[[int], int], free: int, largest: int = 64, share: float = 0.8) -> int:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from contourdiff.data.nifti_names import case_of
 from contourdiff.inference.acceleration import Accelerator, retained_heap
-from contourdiff.inference.denoiser import Denoiser
+from contourdiff.inference.denoiser import CascadeDenoiser, Denoiser, denoiser_of
 from contourdiff.inference.volume_state import VolumeResult, VolumeState
 from contourdiff.sampling.candidate_pool import CandidatePool
 from contourdiff.sampling.neighbor_guided import GuidedVolume, translate_guided
@@ -69,7 +69,7 @@ class VolumeInferer(Inferer):
 
     def __post_init__(self) -> None:
         super().__init__()
-        self._accelerator = Accelerator(self.execution.acceleration)
+        self._accelerators = tuple(Accelerator(self.execution.acceleration) for _ in range(2))
         self._largest_batch = 2**31  # that the device has had memory for
 
     def __call__(  # type: ignore[override]
@@ -102,19 +102,21 @@ class VolumeInferer(Inferer):
     @abstractmethod
     def _translate(self, states: Iterable[VolumeState], network: nn.Module) -> list[VolumeResult]: ...
 
-    def denoiser(self, network: nn.Module, noise_weights: Sequence[float] = (1.0,)) -> Denoiser:
+    def denoiser(
+        self, network: nn.Module, noise_weights: Sequence[float] = (1.0,)
+    ) -> Denoiser | CascadeDenoiser:
         """Denoiser with this inferer's sampler, execution and seed."""
-        return Denoiser(
+        return denoiser_of(
             network,
             self.sampler,
             batch_size=min(self.execution.batch_size or CPU_BATCH_SIZE, self._largest_batch),
             seed=self.seed,
             noise_weights=noise_weights,
             amp=self.execution.amp,
-            accelerator=self._accelerator,
+            accelerators=self._accelerators,
         )
 
-    def _result(self, state: VolumeState, denoiser: Denoiser) -> VolumeResult:
+    def _result(self, state: VolumeState, denoiser: Denoiser | CascadeDenoiser) -> VolumeResult:
         """Result of a translated volume; a batch that was halved stays so for the volumes that follow."""
         if denoiser.halved:
             self._largest_batch = denoiser.batch_size

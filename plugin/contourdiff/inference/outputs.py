@@ -68,6 +68,8 @@ class TranslationOutputs:
         fidelity: check of each translation against its contours, recorded for every slice; ``None`` checks nothing.
         maps: maps to write; ``None`` writes none.
         reference_flicker: see :func:`contourdiff.metrics.flicker.flicker_record`.
+        refiner_path: weights file of the second network of a cascade, recorded, too; ``None`` for a single network.
+        case_suffix: see :class:`contourdiff.data.cases.TranslationCases`.
 
     Raises ``ValueError`` for a fidelity map without a check and, as the run starts, an uncertainty map without spread.
     """
@@ -81,15 +83,18 @@ class TranslationOutputs:
     fidelity: ContourFidelityCheck | None = None
     maps: Maps | None = None
     reference_flicker: float | None = None
+    refiner_path: str | Path | None = None
+    case_suffix: str = ""
 
     def __post_init__(self) -> None:
         if self.maps is not None and self.maps.fidelity and self.fidelity is None:
             raise ValueError("the fidelity map requires a check, got None; pass fidelity to the outputs")
 
     @cached_property
-    def weights(self) -> dict[str, str]:
-        """Name and SHA-256 of the weights file, read once."""
-        return {"file": Path(self.ckpt_path).name, "sha256": sha256_of(self.ckpt_path)}
+    def weights(self) -> dict[str, Any]:
+        """Name and SHA-256 of the weights files, read once."""
+        refiner = {} if self.refiner_path is None else {"refiner": _file(self.refiner_path)}
+        return _file(self.ckpt_path) | refiner
 
     def attach(self, engine: Engine) -> None:
         """Attach to the evaluator, after its postprocessing."""
@@ -109,13 +114,13 @@ class TranslationOutputs:
         contours = engine.state.batch[0]["image"]  # type: ignore[index]
         output = engine.state.output[0]  # type: ignore[index]
         result: VolumeResult = output["result"]
-        source, folder = Path(contours.meta["filename_or_obj"]), Path(self.output_dir)
+        source = Path(contours.meta["filename_or_obj"])
         case = case_of(source)
-        label = self.cases.labels.get(case)
+        label, base = self.cases.labels.get(case), Path(self.output_dir) / f"{case}{self.case_suffix}"
         if label is not None:
-            save_like(np.asanyarray(nib.load(label).dataobj), label, folder / f"{case}_label.nii.gz")
+            save_like(np.asanyarray(nib.load(label).dataobj), label, f"{base}_label.nii.gz")
         if self.preview is not None:
-            self.preview.save(folder / f"{case}_mr.png", source, label, contours, output["pred"])
+            self.preview.save(f"{base}_mr.png", source, label, contours, output["pred"])
         fidelity = self._check(result, contours)
         self._write_maps(result, fidelity, contours)
         record = {
@@ -131,8 +136,8 @@ class TranslationOutputs:
             "warnings": self.cases.warnings.get(case, []),
             **self._measured(result, fidelity, contours),
         }
-        write_text(folder / f"{case}_mr.json", json.dumps(record, indent=2) + "\n")
-        logger.info("%s: done, %s; %s", case, folder / f"{case}_mr.nii.gz", flicker_line(record["flicker"]))
+        write_text(f"{base}_mr.json", json.dumps(record, indent=2) + "\n")
+        logger.info("%s: done, %s; %s", case, f"{base}_mr.nii.gz", flicker_line(record["flicker"]))
         if fidelity is not None and fidelity.suspects:
             logger.warning("%s: %s", case, fidelity.warning())
 
@@ -162,7 +167,7 @@ class TranslationOutputs:
             resample=False,
             print_log=False,
             writer=SourceGridWriter,
-            folder_layout=CaseFolderLayout(self.output_dir, postfix),
+            folder_layout=CaseFolderLayout(self.output_dir, postfix, self.case_suffix),
         )(inverted)
 
     def _flicker(self, result: VolumeResult) -> dict[str, float | int | None]:
@@ -189,6 +194,10 @@ class TranslationOutputs:
             "fidelity": None if fidelity is None else fidelity.summary(),
             "slices": slices,
         }
+
+
+def _file(path: str | Path) -> dict[str, str]:
+    return {"file": Path(path).name, "sha256": sha256_of(path)}
 
 
 def _center_mm(image: MetaTensor, axis: int, index: int) -> list[float]:

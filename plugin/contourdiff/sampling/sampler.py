@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ class Sampler:
             every training timestep, which ignores the next two.
         num_inference_steps: network calls for a candidate.
         eta: DDIM's noise, 0 for none.
+        num_refinement_steps: DDIM steps of the second network of a cascade.
 
     Raises ``ValueError`` for an unknown solver or prediction type, a negative ``eta``, or too many steps.
     """
@@ -35,6 +36,7 @@ class Sampler:
     solver: str = "ddim"
     num_inference_steps: int = 50
     eta: float = 0.0
+    num_refinement_steps: int = 4
     schedule: list[NoiseLevel] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -48,6 +50,11 @@ class Sampler:
         schedule = solvers.karras_schedule if self.solver == "dpm_solver" else solvers.even_schedule
         steps = len(alphas_cumprod) if self.solver == "ddpm" else self.num_inference_steps
         object.__setattr__(self, "schedule", schedule(alphas_cumprod, steps))
+
+    @property
+    def refinement(self) -> Sampler:
+        """Sampler of the second network of a cascade, which has little left to decide: a few steps of DDIM."""
+        return replace(self, solver="ddim", num_inference_steps=self.num_refinement_steps, eta=0.0)
 
     def __call__(self, predict: Predict, draw: Draw, on_step: OnStep | None = None) -> torch.Tensor:
         """Clean images ``(B, 1, H, W)`` in [-1, 1], from the first noise that ``draw`` returns.

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,8 @@ class SamplePictures:
     """Translate ``count`` held-out slices every ``interval`` epochs, evenly spread over the dataset.
 
     Image, contour and translation of all are drawn in ``<output_dir>/translations_<epoch>.png``. Items of the dataset
-    have ``image`` in [-1, 1] and ``contour``, both ``(1, H, W)``; ``device`` is that of the network.
+    have ``image (1, H, W)`` in [-1, 1], ``contour (C, H, W)`` and, for several contrasts, ``contrast``; ``device`` is that
+    of the network.
     """
 
     network: nn.Module
@@ -133,7 +135,9 @@ class SamplePictures:
         positions = np.linspace(0, len(self.dataset) - 1, min(self.count, len(self.dataset))).round().astype(int)
         items = [self.dataset[int(position)] for position in positions]
         conditions = torch.stack([first_condition(item) for item in items]).to(self.device)
-        denoise = Denoiser(self.network, self.sampler, batch_size=len(items))
+        labels = torch.tensor([int(item.get("contrast", 0)) for item in items], device=self.device)
+        network = partial(self.network, class_labels=labels) if "contrast" in items[0] else self.network
+        denoise = Denoiser(network, self.sampler, batch_size=len(items))  # type: ignore[arg-type]
         translations = denoise(conditions, [("validation", int(position), 0, 0) for position in positions]).cpu()
         rows = {
             "image": [(item["image"][0] + 1) * 127.5 for item in items],

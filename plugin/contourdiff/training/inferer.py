@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,15 +30,23 @@ class ContourDiffusionInferer(DiffusionInferer):
         super().__init__(self.scheduler)
 
     def __call__(  # type: ignore[override]
-        self, inputs: Tensor, network: nn.Module, noise: Tensor, timesteps: Tensor, condition: Tensor
+        self,
+        inputs: Tensor,
+        network: nn.Module,
+        noise: Tensor,
+        timesteps: Tensor,
+        condition: Tensor,
+        class_labels: Tensor | None = None,
     ) -> Tensor:
         """Network output for the noised ``inputs``, float32.
 
-        Images, noise and contours are ``(B, 1, H, W)``, timesteps ``(B,)``.
+        Images and noise are ``(B, 1, H, W)``, conditions ``(B, C, H, W)``, timesteps and, for a network of several
+        contrasts, class labels ``(B,)``.
         """
+        forward = network if class_labels is None else partial(network, class_labels=class_labels)
         arguments: dict[str, Any] = {"noise": noise, "timesteps": timesteps, "condition": condition, "mode": "concat"}
         with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=self.amp):
-            return super().__call__(inputs, network, **arguments).float()  # type: ignore[arg-type]
+            return super().__call__(inputs, forward, **arguments).float()  # type: ignore[arg-type]
 
 
 @dataclass(eq=False)
@@ -69,7 +78,7 @@ class ContourPrepareBatch(DiffusionPrepareBatch):
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
 
     def __call__(self, batchdata: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
-        """Images, target, and a dictionary of noise, timesteps and conditions."""
+        """Images, target, and a dictionary of noise, timesteps, conditions and, if the batch has a ``contrast``, labels."""
         contours = torch.as_tensor(batchdata[self.condition_name])
         if self.contour_dropout:
             contours = torch.where(_drawn(1 - self.contour_dropout, contours), contours, torch.zeros_like(contours))
@@ -78,7 +87,10 @@ class ContourPrepareBatch(DiffusionPrepareBatch):
             given = _drawn(self.neighbor_probability, neighbors)
             neighbors = torch.where(given, neighbors, torch.full_like(neighbors, EMPTY))
             contours = torch.cat([contours, neighbors], dim=1)
-        return super().__call__({**batchdata, self.condition_name: contours}, *args, **kwargs)
+        prepared = super().__call__({**batchdata, self.condition_name: contours}, *args, **kwargs)
+        if "contrast" in batchdata:
+            prepared[-1]["class_labels"] = torch.as_tensor(batchdata["contrast"]).to(prepared[0].device)
+        return prepared
 
     def get_noise(self, images: Tensor) -> Tensor:
         """Gaussian noise of the shape of ``images``."""

@@ -29,6 +29,7 @@ class SliceDataset(Dataset, Randomizable):
         transform: applied to each slice (``(C, H, W)`` per key); ``set_random_state`` seeds its random transforms.
         allow_empty: accept a dataset without slices, such as a validation without held-out patients.
         neighbors: add an adjacent slice of the first key as ``neighbor``, alternately the previous and the next.
+        volume_keys: keys whose value belongs to a whole volume, given to each of its slices where a volume has them.
     """
 
     volumes: Sequence[Mapping[str, torch.Tensor]]
@@ -38,6 +39,7 @@ class SliceDataset(Dataset, Randomizable):
     transform: Callable[..., Any] | None = None
     allow_empty: bool = False
     neighbors: bool = False
+    volume_keys: Sequence[str] = ("contrast",)
 
     def __post_init__(self) -> None:
         self.keys = tuple(self.keys)
@@ -75,6 +77,7 @@ class SliceDataset(Dataset, Randomizable):
             image = convert_to_tensor(data[self.keys[0]], track_meta=False)
             take_next = position == 0 or (position % 2 and position < image.shape[axis] - 1)
             cut["neighbor"] = image.select(axis, position + 1 if take_next else position - 1)
+        cut |= {key: data[key] for key in self.volume_keys if key in data}
         return cut if self.transform is None else apply_transform(self.transform, cut)
 
     def set_random_state(self, seed: int | None = None, state: Any = None) -> SliceDataset:

@@ -2,6 +2,7 @@
 """Transforms for MONAI pipelines: background filter, contour, in-plane resampling, label classes."""
 
 from contourdiff.transforms.background_filter import BackgroundFilter, BackgroundFilterd
+from contourdiff.transforms.cascade import CoarseStaged, RefinerStaged
 from contourdiff.transforms.contour import Contour, Contourd
 from contourdiff.transforms.gray_levels import GrayLevels, GrayLevelsd
 from contourdiff.transforms.in_plane_resample import InPlaneResampled
