@@ -146,6 +146,7 @@ def make_dataset(folder: Path, names: tuple[str, ...] = NAMES) -> Path:
 
 def run(dataset_dir: Path, output_dir: Path, weights: Path, **settings: object) -> Path:
     tiny = {
+        "overlays": ("single",),
         "network_def": TINY_NETWORK,
         "ckpt_path": str(weights),
         "num_inference_steps": 2,
@@ -189,7 +190,7 @@ def make_mr(folder: Path) -> Path:
 
 def settings(dataset_dir: Path, output_dir: Path, **changes: object) -> dict[str, object]:
     return {
-        "config_file": [str(CONFIGS / "train.json"), str(CONFIGS / "cpu.json")],
+        "config_file": [str(CONFIGS / f"{name}.json") for name in ("train", "train_single", "cpu")],
         "logging_file": False,
         "dataset_dir": str(dataset_dir),
         "datalist": "index.csv",

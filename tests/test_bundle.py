@@ -242,7 +242,8 @@ def test_both_ids_from_the_command_line_in_any_directory(run_id: str, tiny_weigh
     """A fresh process in another directory: exit status 0, and 1 with one clear last line for an error of the input."""
     dataset_dir = make_dataset(tmp_path / "ct", ("a",))
     (tmp_path / "tiny.json").write_text(json.dumps({"network_def": TINY_NETWORK, "min_object_mm2": 100.0}))
-    configs = f"['{CONFIGS / 'inference.json'}','{CONFIGS / 'fast.json'}','{tmp_path / 'tiny.json'}']"
+    names = [str(CONFIGS / f"{name}.json") for name in ("inference", "fast", "single")]
+    configs = str([*names, str(tmp_path / "tiny.json")])
     command = [sys.executable, "-m", "monai.bundle", "run", run_id, "--config_file", configs]
     command += ["--ckpt_path", str(tiny_weights), "--output_dir", str(tmp_path / "mr"), "--num_inference_steps", "1"]
 
@@ -287,10 +288,12 @@ def test_an_unknown_setting_ends_the_run_and_names_the_nearest(
 @pytest.mark.parametrize(
     "names",
     [
-        *[("inference", name) for name in ("fast", "lumbar", "hip_thigh", "t2", "neighbor_guided")],
+        *[("inference", name) for name in ("fast", "lumbar", "hip_thigh", "single", "neighbor_guided")],
         ("train", "cpu"),
         ("train", "unconditional"),
         ("train", "train_neighbor_guided"),
+        ("train", "train_refiner"),
+        ("train", "train_single"),
         ("segmentation_train", "segmentation_ct"),
         ("segmentation_train", "segmentation_any"),
         ("segmentation_train", "evaluate"),
@@ -332,7 +335,7 @@ def test_looking_at_the_bundle_needs_no_data() -> None:
 def test_a_workflow_runs_after_a_look_at_its_parts(tiny_weights: Path, tmp_path: Path) -> None:
     settings = {"dataset_dir": str(make_dataset(tmp_path / "ct", ("a", "b"))), "output_dir": str(tmp_path / "mr")}
     settings |= {"network_def": TINY_NETWORK, "ckpt_path": str(tiny_weights), "num_inference_steps": 1}
-    files = [str(CONFIGS / "inference.json"), str(CONFIGS / "fast.json")]
+    files = config_files(overlays=["fast", "single"])
     workflow = ConfigWorkflow(files, workflow_type="inference", logging_file=False, **settings)
     workflow.initialize()
     assert workflow.check_properties() == []
@@ -344,12 +347,13 @@ def test_properties_of_both_workflows(tiny_weights: Path, tmp_path: Path) -> Non
     dataset_dir = make_dataset(tmp_path / "ct")
     settings = {"dataset_dir": str(dataset_dir), "output_dir": str(tmp_path / "mr"), "logging_file": False}
     tiny = {**settings, "network_def": TINY_NETWORK, "ckpt_path": str(tiny_weights)}
-    inference = ConfigWorkflow(str(CONFIGS / "inference.json"), workflow_type="inference", **tiny)
+    inference = ConfigWorkflow(config_files(overlays=["single"]), workflow_type="inference", **tiny)
     inference.initialize()
     assert inference.check_properties() == []
     (tmp_path / "list.csv").write_text("file,split\na.nii.gz,train\nb.nii.gz,val\n")
     settings |= {"datalist": str(tmp_path / "list.csv"), "image_size_px": [32, 32], "min_object_mm2": 100.0}
-    train = ConfigWorkflow(str(CONFIGS / "train.json"), workflow_type="train", network_def=TINY_NETWORK, **settings)
+    files = config_files(base="train", overlays=["train_single"])
+    train = ConfigWorkflow(files, workflow_type="train", network_def=TINY_NETWORK, **settings)
     train.initialize()
     assert train.check_properties() == []
 
@@ -364,6 +368,8 @@ def test_metadata_is_valid(tmp_path: Path) -> None:
 
 def test_shared_settings_of_training_and_inference_agree() -> None:
     inference, train = (json.loads((CONFIGS / f"{name}.json").read_text()) for name in ("inference", "train"))
+    for config in (inference, train):  # names of the contrasts here, patterns of their files there
+        config["network_def"] = {k: v for k, v in config["network_def"].items() if not k.startswith("contrast")}
     shared = ("network_def", "scheduler", "spacing_mm", "axcodes", "slice_axis", "filter_classes")
     for key in (*shared, "contour_sigma_px", "contour_low_threshold", "contour_high_threshold"):
         assert inference[key] == train[key], key

@@ -130,7 +130,8 @@ def settings_section() -> dict[str, Any]:
     stop = next((at for at in range(start, len(names)) if names[at].startswith(COMMENT)), len(names))
     section = {name: parser.get_parsed_content(name) for name in names[start:stop]}
     for name in ("network_def", "refiner_def", "scheduler"):
-        section[name] = {key: parser.get_parsed_content(f"{name}::{key}") for key in parser.get(name, {})}
+        if entry := parser.get(name):
+            section[name] = {key: parser.get_parsed_content(f"{name}::{key}") for key in entry}
     plain: dict[str, Any] = json.loads(json.dumps(section, default=str))
     return plain
 

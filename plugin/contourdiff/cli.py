@@ -65,6 +65,7 @@ OUTPUT = _argument("output_dir", "folder to write to")
 BUNDLE = _argument("--bundle", "folder of the bundle, if not beside this package")
 OVERLAYS = _several("overlays", "overlays of inference.json, such as fast", "NAME")
 INFERENCE = _several("settings", "settings of inference.json, such as seed=1")
+TRANSLATION = _several("translation", "settings of inference.json, such as contrast=t2")
 TRAIN = _several("settings", "settings of train.json, such as dataset_dir=mr")
 CT_DIR = _argument("ct_dir", "CT with labels: <case>.nii.gz and labels/<case>.nii.gz")
 LABEL_MAP = _argument("--label_map", "JSON file that joins the classes of CT and MR; default: vertebrae")
@@ -106,13 +107,23 @@ def _translate(dataset_dir: str, output_dir: str, bundle: str | None, overlays: 
     translate(dataset_dir, output_dir, bundle=bundle, overlays=overlays, **parse_settings(settings))
 
 
-@_command("agreement", "translate held-out MR slices from their contours", _argument("weights"), OUTPUT, TRAIN, BUNDLE)
-def _agreement(weights: str, output_dir: str, bundle: str | None, settings: list[str]) -> None:
-    from contourdiff.bundle import config_files
+@_command(
+    "agreement",
+    "translate held-out MR slices from their contours",
+    _argument("weights"),
+    OUTPUT,
+    _argument("--tolerance_px", "distance up to which contours agree", type=float, default=2.0),
+    OVERLAYS,
+    TRANSLATION,
+    TRAIN,
+    BUNDLE,
+)
+def _agreement(weights: str, output_dir: str, tolerance_px: float, settings: list[str], **translation: Any) -> None:
     from contourdiff.evaluation.held_out import evaluate_bundle
 
-    configs = config_files(bundle, base="train")
-    _print(evaluate_bundle(configs, weights, output_dir, **parse_settings(settings)))
+    configs, options = _held_out_options(**translation)
+    options |= {"tolerance_px": tolerance_px}
+    _print(evaluate_bundle(configs, weights, output_dir, **options, **parse_settings(settings)))
 
 
 @_command(
@@ -123,15 +134,37 @@ def _agreement(weights: str, output_dir: str, bundle: str | None, settings: list
     _argument("--solvers", nargs="+", default=list(DEFAULT_SOLVERS), metavar="NAME:STEPS"),
     _argument("--reference", "stands for the exact solution", default="ddim:200", metavar="NAME:STEPS"),
     _argument("--seeds", nargs="+", type=int, default=[0, 1, 2]),
+    OVERLAYS,
+    TRANSLATION,
     TRAIN,
     BUNDLE,
 )
-def _steps(weights: str, output_dir: str, bundle: str | None, settings: list[str], **options: Any) -> None:
-    from contourdiff.bundle import config_files
+def _steps(
+    weights: str,
+    output_dir: str,
+    solvers: list[str],
+    reference: str,
+    seeds: list[int],
+    settings: list[str],
+    **translation: Any,
+) -> None:
     from contourdiff.evaluation.solver_comparison import compare_solvers
 
-    configs = config_files(bundle, base="train")
+    configs, options = _held_out_options(**translation)
+    options |= {"solvers": solvers, "reference": reference, "seeds": seeds}
     sys.stdout.write(compare_solvers(configs, weights, output_dir, **options, **parse_settings(settings)))
+
+
+def _held_out_options(bundle: str | None, overlays: list[str], translation: list[str]) -> tuple[list[str], Any]:
+    """Files of the training config, and how the held-out slices are translated."""
+    from contourdiff.bundle import config_files
+
+    inference = config_files(bundle, overlays)
+    train = ["train_single"] if "single" in overlays else []
+    return config_files(bundle, train, base="train"), {
+        "inference": inference,
+        "translation": parse_settings(translation),
+    }
 
 
 @_command("curve", "draw the loss curve of a training", _argument("log_dir"), _argument("path", "PNG to write"))
@@ -148,9 +181,11 @@ def _curve(log_dir: str, path: str) -> None:
     _argument("mr_dir", "real MR with labels, to test on: images/ and labels/"),
     OUTPUT,
     LABEL_MAP,
-    _argument("--rows", "without_adaptation unconditional single_candidate ours; default: all", nargs="*"),
+    _argument("--rows", "without_adaptation unconditional single_candidate ours ours_t1_t2; default: all", nargs="*"),
     _argument("--architectures", "unet swin_unetr; default: both", nargs="*"),
-    _argument("--seeds", "default: 0", nargs="*", type=int),
+    _argument("--seeds", "seeds of the training; default: 0", nargs="*", type=int),
+    _argument("--translation_seeds", "seeds of the translation; default: 0", nargs="*", type=int),
+    _argument("--patient_pattern", "finds the patient of a test case, for intervals: 'spider_([0-9]+)'"),
     _argument("--ckpt_path", "weights of the translator; default: the bundle's"),
     _argument("--overlays", "overlays of inference.json; default: fast", nargs="*", metavar="NAME"),
     _argument("--smoke", "cut everything short, to check that all parts work together", action="store_true"),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import monai.bundle
 import nibabel as nib
+import numpy as np
 import pytest
 import torch
 
@@ -68,7 +69,7 @@ def test_a_table_is_written_resumed_and_extended(plan: ExperimentPlan, count_run
     assert "0.683" in page.read_text()
 
     count_runs.clear()
-    (page.parent / "ours" / "unet_seed0" / "t1" / "scores.json").unlink()
+    (page.parent / "ours" / "unet_translation0_seed0" / "t1" / "scores.json").unlink()
     run_experiment(replace(plan, rows=("ours",)))
     assert count_runs.count(["segmentation_train", "evaluate"]) == 1
     assert not any(run == ["segmentation_train"] for run in count_runs)
@@ -163,15 +164,33 @@ def test_a_plan_recorded_without_the_newer_keys_is_completed(first: ExperimentPl
 def test_single_candidates_and_empty_contours_are_what_the_rows_say(plan: ExperimentPlan) -> None:
     run_experiment(plan)
     root = Path(plan.output_dir)
-    settings = {
-        row: json.loads((root / row / "translations" / "torso_mr.json").read_text())["settings"] for row in ROWS[1:]
-    }
-    assert [settings[row]["candidates"] for row in ROWS[1:]] == [2, 1, 2]
-    assert [settings[row]["unconditional"] for row in ROWS[1:]] == [True, False, False]
-    images = {row: nib.load(root / row / "translations" / "torso_mr.nii.gz").get_fdata() for row in ROWS[1:]}
+    folders = {row: root / row / "translations_seed0" for row in ROWS[1:4]}
+    settings = {row: json.loads((folder / "torso_mr.json").read_text())["settings"] for row, folder in folders.items()}
+    assert [settings[row]["candidates"] for row in folders] == [2, 1, 2]
+    assert [settings[row]["unconditional"] for row in folders] == [True, False, False]
+    images = {row: nib.load(folder / "torso_mr.nii.gz").get_fdata() for row, folder in folders.items()}
     assert (images["unconditional"] != images["ours"]).any()
     weights = torch.load(root / "unconditional" / "weights" / "model.pt", weights_only=True)
     assert all(value.isfinite().all() for value in weights.values())
+
+
+def test_every_contrast_and_every_translation_seed_is_learned_from(plan: ExperimentPlan) -> None:
+    """Two contrasts are two cases of one label; another seed is another translation, with a cell of its own."""
+    page = run_experiment(replace(plan, rows=("without_adaptation", "ours_t1_t2"), translation_seeds=(0, 1)))
+    with (page.parent / "table.csv").open(newline="") as file:
+        cells = [(record["row"], record["translation_seed"]) for record in csv.DictReader(file)]
+    both = [seed for row, seed in cells if row == "ours_t1_t2"]
+    assert both == ["0", "1"]
+    assert [seed for row, seed in cells if row == "without_adaptation"] == ["0"]
+    folders = [page.parent / "ours_t1_t2" / f"translations_seed{seed}" for seed in both]
+    names = ["torso_t1", "torso_t2"]
+    images = [nib.load(folder / f"{name}_mr.nii.gz").get_fdata() for folder in folders for name in names]
+    assert len({image.tobytes() for image in images}) == 4
+    for name in names:
+        label = np.asarray(nib.load(folders[0] / f"{name}_label.nii.gz").dataobj)
+        np.testing.assert_array_equal(
+            label, np.asarray(nib.load(page.parent / "ct" / "labels" / "torso.nii.gz").dataobj)
+        )
 
 
 def test_a_training_that_was_cut_off_ends_as_if_it_had_not(
@@ -179,8 +198,8 @@ def test_a_training_that_was_cut_off_ends_as_if_it_had_not(
 ) -> None:
     short = replace(plan, rows=("without_adaptation",), segmentation={"max_epochs": 2, "val_interval": 1})
     run_experiment(replace(short, output_dir=tmp_path / "a"))
-    whole = tmp_path / "a" / "without_adaptation" / "unet_seed0"
-    cell = tmp_path / "b" / "without_adaptation" / "unet_seed0"
+    whole = tmp_path / "a" / "without_adaptation" / "unet_translation0_seed0"
+    cell = tmp_path / "b" / "without_adaptation" / "unet_translation0_seed0"
     monai.bundle.run(
         config_file=[str(CONFIGS / f"{name}.json") for name in ("segmentation_train", "segmentation_ct")],
         **{"dataset_dir": str(tmp_path / "a" / "ct"), "output_dir": str(cell), "val_fraction": 0.0},

@@ -21,7 +21,7 @@ def report_of(root: Path, *seeds: tuple[float | None, int]) -> str:
     label[0, 5:9, 6:12] = 1
     write_nifti(root / "mr" / "labels" / image.name, label, AFFINE)
     for seed, (dice, missed) in enumerate(seeds):
-        folder = root / "ours" / f"unet_seed{seed}" / "all"
+        folder = root / "ours" / f"unet_translation{seed // 2}_seed{seed % 2}" / "all"
         write_nifti(folder / "a_pred.nii.gz", label * (1 - missed), AFFINE)
         measures = {"dice": dice, "assd_penalized_mm": 2.0 + 8 * missed, "hd95_penalized_mm": 3.0}
         ends = {f"{name}_{end}": None for name in measures for end in ("low", "high")}
@@ -33,8 +33,13 @@ def report_of(root: Path, *seeds: tuple[float | None, int]) -> str:
 
 def test_missed_structures_are_counted_and_seeds_averaged(tmp_path: Path) -> None:
     report = report_of(tmp_path, (0.5, 0), (0.0, 1))
-    assert "| ours | unet | femur | 2 | 0.250 ± 0.354 | 6.0 ± 5.7 | 1 of 2 |" in report
+    assert "| ours | unet | femur | 2 | 0.250 ± 0.354 | n/a | 0.354 | 6.0 ± 5.7 | 1 of 2 |" in report
+
+
+def test_spread_of_translation_and_of_training_seeds_stand_apart(tmp_path: Path) -> None:
+    report = report_of(tmp_path, (0.5, 0), (0.5, 0), (0.3, 0), (0.3, 0))
+    assert "| ours | unet | femur | 4 | 0.400 ± 0.115 | 0.141 | 0.000 |" in report
 
 
 def test_a_measure_without_any_value_is_not_available(tmp_path: Path) -> None:
-    assert "| ours | unet | femur | 1 | n/a | 2.0 | 0 of 1 |" in report_of(tmp_path, (None, 0))
+    assert "| ours | unet | femur | 1 | n/a | n/a | n/a | 2.0 | 0 of 1 |" in report_of(tmp_path, (None, 0))

@@ -30,7 +30,7 @@ from helpers import CONFIGS
 
 CONTOUR = Contour(sigma_px=1.0, low_threshold=20.0, high_threshold=40.0)
 ALPHAS_CUMPROD = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 100), 0)
-TRAIN_CONFIG = str(CONFIGS / "train.json")
+TRAIN_CONFIG = [str(CONFIGS / "train.json"), str(CONFIGS / "train_single.json")]
 PNG = b"\x89PNG"
 
 

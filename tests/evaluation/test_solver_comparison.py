@@ -28,7 +28,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
 def test_table_lines_and_picture(settings: dict[str, object], tiny_weights: Path, tmp_path: Path) -> None:
     solvers = ["ddim:4", "ddim:2", "dpm_solver:3"]
     table = compare_solvers(
-        str(CONFIGS / "train.json"),
+        [str(CONFIGS / "train.json"), str(CONFIGS / "train_single.json")],
         str(tiny_weights),
         tmp_path,
         solvers=solvers,

@@ -212,7 +212,7 @@ def labelled_cases(
     pairs = [pair for folder in ensure_tuple(dataset_dir) for pair in _labelled_pairs(Path(folder))]
     named = [(case_name(image), image, label) for image, label in pairs]
     named = [item for item in named if fnmatch.fnmatch(item[0], pattern)]
-    patients = {name: _patient_of(name, patient_pattern) for name, _, _ in named}
+    patients = {name: patient_of(name, patient_pattern) for name, _, _ in named}
     held_out = _held_out(set(patients.values()), val_fraction)
     chosen = [item for item in named if split == "all" or (patients[item[0]] in held_out) == (split == "val")]
     items = [{"image": str(image), "label": str(label)} for name, image, label in chosen if _valid(name, image, label)]
@@ -237,7 +237,8 @@ def _labelled_pairs(root: Path) -> list[tuple[Path, Path]]:
     return [(images[case], labels[case]) for case in sorted(images.keys() & labels.keys())]
 
 
-def _patient_of(name: str, patient_pattern: str) -> str:
+def patient_of(name: str, patient_pattern: str) -> str:
+    """Patient of a case id: the first group of ``patient_pattern``, matched at its start; ``ValueError`` without."""
     match = re.match(patient_pattern, name)
     if match is None or not match.groups():
         raise ValueError(f"patient_pattern {patient_pattern!r} finds no group in {name!r}; put the patient in brackets")

@@ -23,8 +23,8 @@ from contourdiff.evaluation.label_crop import write_label_crop
 from contourdiff.weights import sha256_of
 
 logger = logging.getLogger(__name__)
-ROWS = ("without_adaptation", "unconditional", "single_candidate", "ours")
-WITHOUT_ADAPTATION, UNCONDITIONAL, SINGLE_CANDIDATE, OURS = ROWS
+ROWS = ("without_adaptation", "unconditional", "single_candidate", "ours", "ours_t1_t2")
+WITHOUT_ADAPTATION, UNCONDITIONAL, SINGLE_CANDIDATE, OURS, OURS_T1_T2 = ROWS
 ARCHITECTURES = ("unet", "swin_unetr")
 SETTINGS = ("translation", "segmentation", "unconditional")
 GROWING = ("folders", "groups", "mr_training")  # these may gain names; a name that is there keeps its meaning
@@ -48,7 +48,10 @@ class ExperimentPlan:
         folders: further rows, name -> folder of ``<case>_mr.nii.gz`` and ``<case>_label.nii.gz`` by any tool.
         architectures: segmentation networks, named in ``segmentation_train.json``.
         seeds: a segmentation network is trained with each.
+        translation_seeds: the CT is translated with each, and every network is trained on every translation.
         groups: test groups that are scored apart, name -> pattern of case ids.
+        patient_pattern: finds the patient of a test case, for intervals over patients; see
+            :func:`contourdiff.data.cases.patient_of`.
         ckpt_path: weights of the translator; ``None`` takes the bundle's.
         mr_training: ``dataset_dir``, ``datalist`` ... of ``train.json``: the MR of the row ``unconditional``.
         overlays: overlays of ``inference.json`` for every translation.
@@ -66,7 +69,9 @@ class ExperimentPlan:
     folders: Mapping[str, str] = field(default_factory=dict)
     architectures: Sequence[str] = ARCHITECTURES
     seeds: Sequence[int] = (0,)
+    translation_seeds: Sequence[int] = (0,)
     groups: Mapping[str, str] = field(default_factory=lambda: {"all": "*"})
+    patient_pattern: str = "(.*)"
     ckpt_path: str | Path | None = None
     mr_training: Mapping[str, Any] = field(default_factory=dict)
     overlays: Sequence[str] = ("fast",)
@@ -84,18 +89,22 @@ def run_experiment(plan: ExperimentPlan) -> Path:
     """Run what is missing of a plan, write ``table.csv``, ``table.md`` and its pictures, and return ``table.md``.
 
     Every row learns from the labelled slices of the CT alone (``<output_dir>/ct``). Every cell (row, architecture,
-    seed) has a folder with weights, and scores and predictions of each group. A finished cell is kept, an interrupted
-    one resumes from its last checkpoint.
+    seed of the translation, seed of the training) has a folder with weights, and scores and predictions of each group.
+    A finished cell is kept, an interrupted one resumes from its last checkpoint. Rows that translate nothing have the
+    first seed of the translation alone.
 
     Raises ``FileNotFoundError`` for a missing path, ``ValueError`` for a plan that contradicts itself or the folder.
     """
     job = _Job(plan)
     job.labelled_ct()
-    cells = list(itertools.product(job.rows, plan.architectures, plan.seeds))
-    for number, (row, architecture, seed) in enumerate(cells, start=1):
-        logger.info("cell %d of %d: %s, %s, seed %d", number, len(cells), row, architecture, seed)
-        job.translated(row)
-        job.scored(row, architecture, seed)
+    first = plan.translation_seeds[0]
+    every = itertools.product(job.rows, plan.translation_seeds, plan.architectures, plan.seeds)
+    cells = [cell for cell in every if cell[1] == first or job.translates(cell[0])]
+    for number, (row, translation_seed, architecture, seed) in enumerate(cells, start=1):
+        where = (row, architecture, translation_seed, seed)
+        logger.info("cell %d of %d: %s, %s, translation seed %d, seed %d", number, len(cells), *where)
+        job.translated(row, translation_seed)
+        job.scored(row, translation_seed, architecture, seed)
     return write_report(Path(plan.output_dir), plan.groups, plan.mr_dir, first=ROWS)
 
 
@@ -110,7 +119,7 @@ class _Job:
         self.ckpt_path = Path(plan.ckpt_path or self.configs.parent / "models" / "model.pt")
         self._classes = LabelMap(self.label_map)
         misnamed = set(plan.rows) - set(ROWS) or set(plan.folders) & set(ROWS)
-        if misnamed or not (self.rows and plan.seeds and plan.groups):
+        if misnamed or not (self.rows and plan.seeds and plan.translation_seeds and plan.groups):
             raise ValueError(
                 f"expected rows out of {ROWS}, folders under other names, a seed and a group, got rows "
                 f"{list(plan.rows)}, folders {list(plan.folders)}, seeds {list(plan.seeds)}, groups {list(plan.groups)}"
@@ -123,6 +132,9 @@ class _Job:
         for folder in plan.folders.values():
             labelled_cases(folder)
         parser = read_config(config_files(self.configs.parent, plan.overlays), plan.translation)
+        self._contrasts = list(parser["contrasts"])
+        if OURS_T1_T2 in self.rows and len(self._contrasts) < 2:
+            raise ValueError(f"the row {OURS_T1_T2!r} requires a network of two contrasts, got {self._contrasts}")
         self._slice_end = str(parser["axcodes"][parser["slice_axis"]])
         for pattern in plan.groups.values():
             labelled_cases(plan.mr_dir, pattern=pattern)
@@ -134,6 +146,7 @@ class _Job:
         record: dict[str, Any] = {"ct_dir": realpath(plan.ct_dir), "mr_dir": realpath(plan.mr_dir)}
         record |= {"weights": sha256_of(self.ckpt_path), "label_map": json.loads(self.label_map.read_text("utf-8"))}
         record |= {"overlays": list(plan.overlays), "mr_training": {}}
+        record["patient_pattern"] = plan.patient_pattern
         record["folders"] = {name: realpath(folder) for name, folder in plan.folders.items()}
         record |= {name: dict(getattr(plan, name)) for name in ("groups", *SETTINGS)}
         if UNCONDITIONAL in self.rows:
@@ -149,11 +162,19 @@ class _Job:
             raise ValueError(f"{self.root} holds a table of another plan (other: {changed}); pass another output_dir")
         write_text(path, json.dumps(record | grown, indent=2) + "\n")
 
-    def dataset_dir(self, row: str) -> Path:
+    def translates(self, row: str) -> bool:
+        """Whether the images of a row are translations of this package."""
+        return row != WITHOUT_ADAPTATION and row not in self.plan.folders
+
+    def dataset_dir(self, row: str, translation_seed: int) -> Path:
         """Folder of images and labels that the networks of a row are trained on."""
         if row == WITHOUT_ADAPTATION:
             return self.root / "ct"
-        return Path(self.plan.folders[row]) if row in self.plan.folders else self.root / row / "translations"
+        return (
+            Path(self.plan.folders[row])
+            if row in self.plan.folders
+            else self.root / row / f"translations_seed{translation_seed}"
+        )
 
     def labelled_ct(self) -> None:
         """Write the labelled slices of every CT, with their labels, to ``ct``."""
@@ -161,31 +182,37 @@ class _Job:
             name = f"{case_of(case['image'])}.nii.gz"
             write_label_crop(case, self._classes.values("ct"), self._slice_end, self.root / "ct", name)
 
-    def translated(self, row: str) -> None:
+    def translated(self, row: str, translation_seed: int) -> None:
         """Translate the CT for a row of this package; cases that are there are kept."""
-        if row == WITHOUT_ADAPTATION or row in self.plan.folders:
+        if not self.translates(row):
             return
-        settings: dict[str, Any] = {**self.plan.translation, "ckpt_path": str(self.ckpt_path)}
+        settings: dict[str, Any] = {**self.plan.translation, "ckpt_path": str(self.ckpt_path), "seed": translation_seed}
+        if row == OURS_T1_T2:
+            settings |= {"contrast": self._contrasts}
         if row == SINGLE_CANDIDATE:
             settings |= {"candidates": 1, "max_rounds": 1}
         if row == UNCONDITIONAL:
-            training = {**self.plan.mr_training, **self.plan.unconditional, "initial_weights": str(self.ckpt_path)}
-            weights = self._trained(["train", "unconditional"], training, self.root / UNCONDITIONAL / "weights")
+            training = {"contrasts": dict.fromkeys(self._contrasts, "*"), **self.plan.mr_training}
+            training |= {**self.plan.unconditional, "initial_weights": str(self.ckpt_path)}
+            single = ["train_single"] * ("single" in self.plan.overlays)
+            configs = ["train", *single, "unconditional"]
+            weights = self._trained(configs, training, self.root / UNCONDITIONAL / "weights")
             settings |= {"unconditional": True, "ckpt_path": str(weights)}
         settings |= {"bundle": self.plan.bundle, "overlays": self.plan.overlays}
-        translate(self.root / "ct", self.dataset_dir(row), **settings)
+        translate(self.root / "ct", self.dataset_dir(row, translation_seed), **settings)
 
-    def scored(self, row: str, architecture: str, seed: int) -> None:
+    def scored(self, row: str, translation_seed: int, architecture: str, seed: int) -> None:
         """Train a network on a row's images and score it on every group."""
-        cell = self.root / row / f"{architecture}_seed{seed}"
+        cell = self.root / row / f"{architecture}_translation{translation_seed}_seed{seed}"
         settings: dict[str, Any] = {"val_fraction": 0.0, **self.plan.segmentation}
-        settings |= {"dataset_dir": str(self.dataset_dir(row)), "label_map": str(self.label_map)}
+        settings |= {"dataset_dir": str(self.dataset_dir(row, translation_seed)), "label_map": str(self.label_map)}
         settings |= {"architecture": architecture, "seed": seed}
         overlays = {WITHOUT_ADAPTATION: ["segmentation_ct"]}.get(row, ["segmentation_any"] * (row in self.plan.folders))
         weights = self._trained(["segmentation_train", *overlays], settings, cell)
         for group, pattern in self.plan.groups.items():
             if not (cell / group / "scores.json").is_file():
                 test = {"test_dir": str(self.plan.mr_dir), "test_pattern": pattern, "output_dir": str(cell / group)}
+                test["test_patient_pattern"] = self.plan.patient_pattern
                 self._run(["segmentation_train", "evaluate"], settings | test | {"ckpt_path": str(weights)})
 
     def _trained(self, configs: Sequence[str], settings: Mapping[str, Any], folder: Path) -> Path:

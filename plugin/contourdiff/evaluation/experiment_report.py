@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,18 @@ reached a Dice of 0.683 (lumbar spine), 0.633 (SPIDER, lumbar spine) and 0.731 (
 with ours.
 """
 NOTE = """\
-Dice and ASSD: mean over seeds ± their standard deviation; in brackets the 95 % bootstrap interval over cases of the
-first seed. A missed structure counts as Dice 0 and as the image's diagonal in ASSD. Pictures: reference green,
+Dice and ASSD: mean over the seeds of translation and training ± standard deviation; in brackets the 95 % bootstrap
+interval over patients for the first seeds. The two columns before ASSD are standard deviations of the Dice: of the
+means of the translation seeds, and between training seeds on one translation. A missed structure counts as Dice 0 and as the image's diagonal in ASSD. Pictures: reference green,
 prediction red, of the first network and seed.
 """
-HEADER = ["| row | network | class | seeds | Dice | ASSD, mm | missed |", "|---|---|---|---|---|---|---|"]
+HEADER = [
+    "| row | network | class | cells | Dice | SD, translation | SD, training | ASSD, mm | missed |",
+    "|---|---|---|---|---|---|---|---|---|",
+]
 MEASURES = ("dice", "assd_penalized_mm", "hd95_penalized_mm")
 COLUMNS = (
-    *("row", "architecture", "seed", "group", "class", "cases", "structures", "missed", "invented"),
+    *("row", "architecture", "translation_seed", "seed", "group", "class", "cases", "structures", "missed", "invented"),
     *("dice_pooled", "assd_mm", "hd95_mm"),
     *(f"{measure}{end}" for measure in MEASURES for end in ("", "_low", "_high")),
 )
@@ -40,8 +45,8 @@ Record = Mapping[str, Any]
 def write_report(folder: Path, groups: Mapping[str, str], mr_dir: str | Path, first: Sequence[str] = ()) -> Path:
     """Write ``table.csv`` (every cell and class), ``table.md`` (means over seeds) and ``predictions_<group>.png``.
 
-    Every finished cell of the folder is listed, with its scores in ``<row>/<architecture>_seed<seed>/<group>``; rows in
-    ``first`` come first. ``groups`` are patterns of case ids of ``mr_dir`` by name. Returns the path of ``table.md``.
+    Every finished cell of the folder is listed, with its scores in
+    ``<row>/<architecture>_translation<seed>_seed<seed>/<group>``; rows in ``first`` come first. ``groups`` are patterns of case ids of ``mr_dir`` by name. Returns the path of ``table.md``.
     """
     records = _records(folder, groups, first)
     write_csv(folder / "table.csv", records, COLUMNS)
@@ -50,7 +55,8 @@ def write_report(folder: Path, groups: Mapping[str, str], mr_dir: str | Path, fi
         members = [record for record in records if record["group"] == group]
         cells: dict[str, str] = {}  # of each row the first architecture and seed
         for record in members:
-            cells.setdefault(record["row"], f"{record['row']}/{record['architecture']}_seed{record['seed']}")
+            name = "{row}/{architecture}_translation{translation_seed}_seed{seed}".format(**record)
+            cells.setdefault(record["row"], name)
         picture = f"predictions_{group}.png"
         _draw_predictions(
             folder, list(cells.values()), group, labelled_cases(mr_dir, pattern=pattern), folder / picture
@@ -58,7 +64,7 @@ def write_report(folder: Path, groups: Mapping[str, str], mr_dir: str | Path, fi
         lines += [f"## {group}", "", *_table(members), "", f"![{group}]({picture})", ""]
     lines += [NOTE, PAPER]
     rows = dict.fromkeys(record["row"] for record in records)
-    if pictures := [(row, path) for row in rows for path in sorted((folder / row / "translations").glob("*_mr.png"))]:
+    if pictures := [(row, path) for row in rows for path in sorted((folder / row).glob("translations_seed*/*_mr.png"))]:
         links = [f"![{row}: {path.stem}]({path.relative_to(folder).as_posix()})\n" for row, path in pictures]
         lines += ["## Translations", "", *links]
     write_text(folder / "table.md", "\n".join(lines) + "\n")
@@ -68,15 +74,17 @@ def write_report(folder: Path, groups: Mapping[str, str], mr_dir: str | Path, fi
 def _records(folder: Path, groups: Mapping[str, str], first: Sequence[str]) -> list[dict[str, Any]]:
     """A record for each cell, group and class: rows in the given order, then by name; of each row the UNet first."""
     records = []
-    for cell in folder.glob("*/*_seed*"):
-        architecture, _, seed = cell.name.rpartition("_seed")
-        common = {"row": cell.parent.name, "architecture": architecture, "seed": int(seed)}
+    for cell in folder.glob("*/*_translation*_seed*"):
+        architecture, translation_seed, seed = re.fullmatch(r"(.+)_translation(-?\d+)_seed(-?\d+)", cell.name).groups()  # type: ignore[union-attr]
+        common = {"row": cell.parent.name, "architecture": architecture}
+        common |= {"translation_seed": int(translation_seed), "seed": int(seed)}
         for group in groups:
             if (cell / group / "scores.json").is_file():
                 content = json.loads((cell / group / "scores.json").read_text(encoding="utf-8"))
                 classes = content["summary"] if len(content["summary"]) > 2 else content["summary"][:1]
                 records += [common | {"group": group} | summary for summary in classes]  # of a single class no "all"
-    records.sort(key=lambda r: (r["row"], r["architecture"] != "unet", r["architecture"], r["seed"], r["group"]))
+    order = ("architecture", "translation_seed", "seed", "group")
+    records.sort(key=lambda r: (r["row"], r["architecture"] != "unet", *(r[name] for name in order)))
     return sorted(records, key=lambda r: [*first, r["row"]].index(r["row"]))
 
 
@@ -87,9 +95,28 @@ def _table(records: Sequence[Record]) -> list[str]:
     lines = []
     for key, members in cells.items():
         missed, structures = (sum(record[name] for record in members) for name in ("missed", "structures"))
-        figures = [_figure(members, "dice", 3), _figure(members, "assd_penalized_mm", 1), f"{missed} of {structures}"]
+        figures = [
+            _figure(members, "dice", 3),
+            *_spreads(members),
+            _figure(members, "assd_penalized_mm", 1),
+            f"{missed} of {structures}",
+        ]
         lines.append(f"| {' | '.join([*key, str(len(members)), *figures])} |")
     return [*HEADER, *lines]
+
+
+def _spreads(members: Sequence[Record]) -> list[str]:
+    """Standard deviation of the Dice between translation seeds, and between training seeds within one of them."""
+    by_translation: dict[int, list[float]] = {}
+    for record in members:
+        if record["dice"] is not None:
+            by_translation.setdefault(record["translation_seed"], []).append(record["dice"])
+    means = [float(np.mean(values)) for values in by_translation.values()]
+    within = [float(np.var(values, ddof=1)) for values in by_translation.values() if len(values) > 1]
+    return [
+        f"{np.std(means, ddof=1):.3f}" if len(means) > 1 else "n/a",
+        f"{np.mean(within) ** 0.5:.3f}" if within else "n/a",
+    ]
 
 
 def _figure(members: Sequence[Record], measure: str, digits: int) -> str:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from contourdiff.bundle import read_config
 from contourdiff.data.atomic import save_figure, write_csv, write_text
 from contourdiff.data.nifti_names import case_of
-from contourdiff.inference import Denoiser
+from contourdiff.inference import denoiser_of
 from contourdiff.inference.preview import show_slice
 from contourdiff.metrics.contour_agreement import contour_agreement
 from contourdiff.sampling import Sampler
@@ -60,7 +60,7 @@ class HeldOut:
     def translations(self, solver: str = "ddim", num_inference_steps: int = 50) -> list[np.ndarray]:
         """Translate every slice from its own contour: ``(H, W)`` gray levels each."""
         sampler = Sampler(self.scheduler, solver, num_inference_steps)
-        denoiser = Denoiser(self.network, sampler, batch_size=self.batch_size, seed=self.seed)
+        denoiser = denoiser_of(self.network, sampler, batch_size=self.batch_size, seed=self.seed)
         images: list[np.ndarray] = []
         bar = tqdm(total=len(self.dataset), desc="translate held-out slices", unit="slice")
         with eval_mode(self.network), bar as progress:
@@ -165,6 +165,8 @@ def evaluate_bundle(
     num_inference_steps: int = 50,
     tolerance_px: float = 2.0,
     max_slices: int | None = None,
+    inference: Sequence[str] | None = None,
+    translation: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> dict[str, dict[str, float]]:
     """:func:`summarize` trained weights on the validation slices of a training config, and write the agreement.
@@ -176,11 +178,14 @@ def evaluate_bundle(
         num_inference_steps: DDIM steps.
         tolerance_px: see :func:`held_out_agreement`.
         max_slices: translate this many slices, evenly spread over the dataset; ``None`` takes all.
+        inference: ``inference.json`` and its overlays, for a network as it translates, such as a cascade; ``None``
+            takes the network of the training config, for a network of one resolution.
+        translation: settings of ``inference``, such as ``contrast``.
         settings: settings of the config, such as ``dataset_dir``, ``datalist`` and ``file_pattern``.
 
     Raises ``ValueError`` for a setting that the config does not have, or if all slices are of one volume.
     """
-    held_out = held_out_slices(train_config, weights, max_slices, settings)
+    held_out = held_out_slices(train_config, weights, max_slices, settings, inference, translation)
     translations = held_out.translations(num_inference_steps=num_inference_steps)
     rows = held_out_agreement(held_out, translations, tolerance_px)
     for row, (case, position) in zip(rows, held_out.places, strict=True):
@@ -192,16 +197,26 @@ def evaluate_bundle(
 
 
 def held_out_slices(
-    train_config: str | Sequence[str], weights: str, max_slices: int | None, settings: Mapping[str, Any]
+    train_config: str | Sequence[str],
+    weights: str,
+    max_slices: int | None,
+    settings: Mapping[str, Any],
+    inference: Sequence[str] | None = None,
+    translation: Mapping[str, Any] | None = None,
 ) -> HeldOut:
     """Held-out slices of a training config; arguments and errors as in :func:`evaluate_bundle`."""
     parsed = read_config(train_config, settings).get_parsed_content
-    device, slices = parsed("device"), parsed("validate#dataset")
+    device, slices = parsed("device"), parsed("validate#slices")
     count = len(slices) if max_slices is None else min(max_slices, len(slices))
     chosen = [int(position) for position in np.linspace(0, len(slices) - 1, count).round()]
     index = [slices.index[position] for position in chosen]
+    if inference is None:
+        network = load_weights(parsed("network_def"), weights).to(device)
+    else:
+        own = {**(translation or {}), "ckpt_path": str(weights), "device": device}
+        network = read_config(inference, own).get_parsed_content("network")
     return HeldOut(
-        load_weights(parsed("network_def"), weights).to(device),
+        network,
         Subset(slices, chosen),  # type: ignore[arg-type]  # a sequence in all but name
         parsed("scheduler"),
         parsed("contour").transform,

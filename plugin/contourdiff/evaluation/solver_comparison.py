@@ -30,6 +30,8 @@ def compare_solvers(
     reference: str = "ddim:200",
     seeds: Sequence[int] = (0, 1, 2),
     max_slices: int | None = None,
+    inference: Sequence[str] | None = None,
+    translation: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> str:
     """Translate held-out slices with each solver, compare with the slices and with a reference, return the table.
@@ -43,7 +45,7 @@ def compare_solvers(
     Raises ``ValueError`` for an unknown solver, or a setting that the config does not have.
     """
     steps = {name: _parse_solver(name) for name in (*solvers, reference)}
-    held_out = held_out_slices(train_config, weights, max_slices, settings)
+    held_out = held_out_slices(train_config, weights, max_slices, settings, inference, translation)
     exact = replace(held_out, seed=seeds[0]).translations(*steps[reference])
     rows: list[dict[str, Any]] = []
     pictures = {reference: exact}

@@ -102,9 +102,7 @@ class VolumeInferer(Inferer):
     @abstractmethod
     def _translate(self, states: Iterable[VolumeState], network: nn.Module) -> list[VolumeResult]: ...
 
-    def denoiser(
-        self, network: nn.Module, noise_weights: Sequence[float] = (1.0,)
-    ) -> Denoiser | CascadeDenoiser:
+    def denoiser(self, network: nn.Module, noise_weights: Sequence[float] = (1.0,)) -> Denoiser | CascadeDenoiser:
         """Denoiser with this inferer's sampler, execution and seed."""
         return denoiser_of(
             network,

@@ -16,6 +16,7 @@ from ignite.engine import Engine, Events
 from monai.metrics import compute_average_surface_distance, compute_dice, compute_hausdorff_distance
 
 from contourdiff.data.atomic import without_nan, write_csv, write_text
+from contourdiff.data.cases import patient_of
 from contourdiff.data.nifti_names import case_of
 
 ALL = "all"
@@ -25,7 +26,7 @@ HEADER = (
     "HD95 of found, mm | HD95, missed penalized, mm"
 )
 NOTE = (
-    "Means with 95 % bootstrap intervals over cases. Dice counts a missed structure as 0. A penalized distance counts "
+    "Means with 95 % bootstrap intervals over patients. Dice counts a missed structure as 0. A penalized distance counts "
     "it as the diagonal of the image; a distance of found structures leaves it out."
 )
 
@@ -80,8 +81,8 @@ def summarize_scores(rows: Rows, n_bootstrap: int = 2000, seed: int = 0) -> list
 
     Means are over present structures: ``dice`` counts a missed one as 0, ``*_penalized_mm`` as the image's diagonal;
     ``assd_mm`` and ``hd95_mm`` leave it out. ``dice_pooled`` divides sums over all cases, invented pixels included.
-    95 % intervals (``*_low``, ``*_high``) are percentiles of means over ``n_bootstrap`` resamples of the cases, each
-    with all its classes; NaN with one case, too narrow where several cases are of one patient.
+    95 % intervals (``*_low``, ``*_high``) are percentiles of means over ``n_bootstrap`` resamples of the patients, each
+    with all its cases and classes; NaN with one patient. A row without ``patient`` is a patient of its own.
 
     Rows hold ``class``, ``cases`` (with a structure present), ``structures``, ``found``, ``missed``, ``invented``,
     ``dice_pooled``, and for each of ``MEASURES`` its mean and interval.
@@ -116,12 +117,14 @@ class SegmentationScores:
 
     It reads ``pred`` and ``label``, ``(1, *spatial)`` integer classes on one grid, of the decollated
     ``engine.state.output``; spacing and case id are those of the label's file. For ``classes`` see :func:`score_case`;
-    the evaluator empties ``rows`` when it starts, and writes them by :func:`write_scores` when it has completed.
+    the evaluator empties ``rows`` when it starts, and writes them by :func:`write_scores` when it has completed. The
+    patient of a case is found by ``patient_pattern``, see :func:`contourdiff.data.cases.patient_of`.
     """
 
     classes: Mapping[int, str]
     output_dir: str | Path
     settings: Settings | None = None
+    patient_pattern: str = "(.*)"
     rows: list[Row] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
@@ -150,7 +153,9 @@ class SegmentationScores:
             # whole columns: MetaTensor.pixdim takes the upper left corner, which is wrong for a sagittal slice in 2-D
             spacing_mm = np.linalg.norm(np.asarray(label.affine)[:-1, : label.ndim - 1], axis=0)
             arrays = [value.detach().cpu().numpy()[0] for value in (pred, label)]
-            self.rows += score_case(arrays[0], arrays[1], self.classes, spacing_mm, case_of(meta["filename_or_obj"]))
+            case = case_of(meta["filename_or_obj"])
+            scores = score_case(arrays[0], arrays[1], self.classes, spacing_mm, case)
+            self.rows += [row | {"patient": patient_of(case, self.patient_pattern)} for row in scores]
 
 
 def _score_structure(pred: np.ndarray, label: np.ndarray, spacing: list[float], diagonal_mm: float) -> Row:
@@ -178,20 +183,20 @@ def _summary(name: str, rows: Rows, n_bootstrap: int, seed: int) -> Row:
     summary |= {"found": len(present) - missed, "missed": missed, "invented": sum(row["invented"] for row in rows)}
     summary["dice_pooled"] = 2 * sum(row["intersection"] for row in rows) / voxels if voxels else math.nan
     for measure in MEASURES:
-        values = [(row["case"], row[measure]) for row in present if not math.isnan(row[measure])]
+        values = [(row.get("patient", row["case"]), row[measure]) for row in present if not math.isnan(row[measure])]
         numbers = _mean_with_interval(values, n_bootstrap, seed)
         summary |= zip((measure, f"{measure}_low", f"{measure}_high"), numbers, strict=True)
     return summary
 
 
 def _mean_with_interval(values: Iterable[tuple[str, float]], n_bootstrap: int, seed: int) -> tuple[float, float, float]:
-    """Mean of ``[(case, value), ...]`` and percentiles 2.5 and 97.5 of such means over resampled cases."""
-    by_case: dict[str, list[float]] = {}
-    for case, value in values:
-        by_case.setdefault(case, []).append(value)
-    sums, counts = (np.array([measure(members) for members in by_case.values()]) for measure in (sum, len))
-    mean = float(sums.sum() / counts.sum()) if by_case else math.nan
-    if len(by_case) < 2:
+    """Mean of ``[(patient, value), ...]`` and percentiles 2.5 and 97.5 of such means over resampled patients."""
+    by_patient: dict[str, list[float]] = {}
+    for patient, value in values:
+        by_patient.setdefault(patient, []).append(value)
+    sums, counts = (np.array([measure(members) for members in by_patient.values()]) for measure in (sum, len))
+    mean = float(sums.sum() / counts.sum()) if by_patient else math.nan
+    if len(by_patient) < 2:
         return mean, math.nan, math.nan
     drawn = np.random.default_rng(seed).integers(len(sums), size=(n_bootstrap, len(sums)))
     low, high = np.percentile(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1), [2.5, 97.5])
