@@ -122,7 +122,8 @@ def check_settings() -> None:
 def settings_section() -> dict[str, Any]:
     """Settings of the calling config, for the record: all entries between ``"// settings"`` and the next comment.
 
-    ``network_def``, ``refiner_def`` of a cascade and ``scheduler`` are added. Expressions are evaluated; a device becomes its name.
+    ``network_def``, ``refiner_def`` of a cascade and ``scheduler`` are added. Expressions are evaluated; a device
+    becomes its name.
     """
     parser = _caller(ConfigParser)
     names = list(parser.get())

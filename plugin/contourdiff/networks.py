@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
 from monai.networks.nets.diffusion_model_unet import DiffusionModelUNet
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import interpolate, pixel_shuffle, pixel_unshuffle
 
 
@@ -67,7 +66,7 @@ class ContourUNet(DiffusionModelUNet):
         """Height and width of the input must be multiples of this many pixels."""
         return self.patch_size * 2 ** (len(self.block_out_channels) - 1)
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         x: Tensor,
         timesteps: Tensor | None = None,

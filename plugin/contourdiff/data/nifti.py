@@ -59,7 +59,7 @@ class SourceGridWriter(NibabelWriter):
 
 @dataclass(eq=False)
 class CaseFolderLayout(FolderLayoutBase):
-    """File names for ``SaveImaged``: ``<output_dir>/<case><case_suffix>_<postfix>.nii.gz`` for any spelling of ``.nii.gz``.
+    """Names for ``SaveImaged``: ``<output_dir>/<case><case_suffix>_<postfix>.nii.gz``, however ``.nii.gz`` is spelled.
 
     MONAI's own layout knows ``.gz`` in lower case only: ``A.NII.GZ`` would become ``A.NII_mr.nii.gz``.
     """

@@ -24,9 +24,9 @@ with ours.
 """
 NOTE = """\
 Dice and ASSD: mean over the seeds of translation and training ± standard deviation; in brackets the 95 % bootstrap
-interval over patients for the first seeds. The two columns before ASSD are standard deviations of the Dice: of the
-means of the translation seeds, and between training seeds on one translation. A missed structure counts as Dice 0 and as the image's diagonal in ASSD. Pictures: reference green,
-prediction red, of the first network and seed.
+interval over patients for the first seeds. SD: standard deviations of the Dice, of the means of the translation seeds,
+and between training seeds on one translation. A missed structure counts as Dice 0 and as the image's diagonal in ASSD.
+Pictures: reference green, prediction red, of the first network and seeds.
 """
 HEADER = [
     "| row | network | class | cells | Dice | SD, translation | SD, training | ASSD, mm | missed |",
@@ -46,7 +46,8 @@ def write_report(folder: Path, groups: Mapping[str, str], mr_dir: str | Path, fi
     """Write ``table.csv`` (every cell and class), ``table.md`` (means over seeds) and ``predictions_<group>.png``.
 
     Every finished cell of the folder is listed, with its scores in
-    ``<row>/<architecture>_translation<seed>_seed<seed>/<group>``; rows in ``first`` come first. ``groups`` are patterns of case ids of ``mr_dir`` by name. Returns the path of ``table.md``.
+    ``<row>/<architecture>_translation<seed>_seed<seed>/<group>``; rows in ``first`` come first. ``groups`` are patterns
+    of case ids of ``mr_dir`` by name. Returns the path of ``table.md``.
     """
     records = _records(folder, groups, first)
     write_csv(folder / "table.csv", records, COLUMNS)

@@ -26,8 +26,8 @@ HEADER = (
     "HD95 of found, mm | HD95, missed penalized, mm"
 )
 NOTE = (
-    "Means with 95 % bootstrap intervals over patients. Dice counts a missed structure as 0. A penalized distance counts "
-    "it as the diagonal of the image; a distance of found structures leaves it out."
+    "Means with 95 % bootstrap intervals over patients. Dice counts a missed structure as 0. A penalized distance "
+    "counts it as the diagonal of the image; a distance of found structures leaves it out."
 )
 
 Row = dict[str, Any]

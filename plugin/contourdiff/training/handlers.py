@@ -114,8 +114,8 @@ class SamplePictures:
     """Translate ``count`` held-out slices every ``interval`` epochs, evenly spread over the dataset.
 
     Image, contour and translation of all are drawn in ``<output_dir>/translations_<epoch>.png``. Items of the dataset
-    have ``image (1, H, W)`` in [-1, 1], ``contour (C, H, W)`` and, for several contrasts, ``contrast``; ``device`` is that
-    of the network.
+    have ``image (1, H, W)`` in [-1, 1], ``contour (C, H, W)`` and, for several contrasts, ``contrast``; ``device`` is
+    that of the network.
     """
 
     network: nn.Module

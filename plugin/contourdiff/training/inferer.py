@@ -78,7 +78,7 @@ class ContourPrepareBatch(DiffusionPrepareBatch):
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
 
     def __call__(self, batchdata: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
-        """Images, target, and a dictionary of noise, timesteps, conditions and, if the batch has a ``contrast``, labels."""
+        """Images, target, and a dictionary of noise, timesteps, conditions and, for several contrasts, labels."""
         contours = torch.as_tensor(batchdata[self.condition_name])
         if self.contour_dropout:
             contours = torch.where(_drawn(1 - self.contour_dropout, contours), contours, torch.zeros_like(contours))

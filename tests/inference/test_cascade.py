@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cascade: two networks as one translator, in several contrasts, with the weights that ship."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import monai.bundle
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.networks.schedulers import DDPMScheduler
+from torch.nn.functional import avg_pool2d, pixel_unshuffle
+
+from contourdiff.bundle import config_files, translate
+from contourdiff.inference import CascadeDenoiser, ContourTranslationInferer, Denoiser, Execution, denoiser_of
+from contourdiff.networks import CascadeUNet, ContourUNet, enlarge
+from contourdiff.sampling import Sampler, SelectionRules
+from contourdiff.weights import load_weights, sha256_of
+from helpers import CONFIGS, TINY_NETWORK, ball_ct, make_mr, write_nifti
+
+MODELS = CONFIGS.parent / "models"
+SMALL = {key: value for key, value in TINY_NETWORK.items() if key != "_target_"}
+
+
+def small(**changes: object) -> ContourUNet:
+    network = ContourUNet(**{**SMALL, **changes})  # type: ignore[arg-type]
+    for weight in network.parameters():
+        if not weight.any():  # MONAI starts the last layer of every block with 0
+            torch.nn.init.normal_(weight, std=0.05)
+    return network.eval()
+
+
+@pytest.fixture
+def cascade() -> CascadeUNet:
+    torch.manual_seed(0)
+    return CascadeUNet(small(in_channels=5), small(in_channels=3)).eval()
+
+
+@pytest.fixture
+def contours() -> torch.Tensor:
+    return (torch.rand(3, 1, 32, 24, generator=torch.Generator().manual_seed(1)) < 0.1).float()
+
+
+SAMPLER = Sampler(DDPMScheduler(prediction_type="v_prediction"), num_inference_steps=3, num_refinement_steps=2)
+ITEMS = [("case", index, 0, 0) for index in range(3)]
+
+
+def test_the_second_network_refines_the_first_ones_image(cascade: CascadeUNet, contours: torch.Tensor) -> None:
+    denoise = denoiser_of(cascade, SAMPLER, batch_size=3)
+    assert isinstance(denoise, CascadeDenoiser)
+    image = denoise(contours, ITEMS)
+    coarse = Denoiser(cascade.coarse, SAMPLER, batch_size=3)(pixel_unshuffle(contours, 2), ITEMS)
+    conditions = torch.cat([contours, enlarge(coarse[:, None] / 127.5 - 1, 2)], dim=1)
+    two_steps = Sampler(SAMPLER.scheduler, num_inference_steps=2)
+    named = [("case refined", index, 0, 0) for index in range(3)]
+    expected = Denoiser(cascade.refiner, two_steps, batch_size=3)(conditions, named)
+    assert image.shape == (3, 32, 24)
+    assert torch.equal(image, expected)
+    assert denoise.calls == 2
+
+
+def test_a_candidate_depends_on_nothing_else_in_its_batch(cascade: CascadeUNet, contours: torch.Tensor) -> None:
+    together = denoiser_of(cascade, SAMPLER, batch_size=4)(contours, ITEMS)
+    alone = denoiser_of(cascade, SAMPLER, batch_size=4)(contours[2:], ITEMS[2:])
+    assert torch.equal(together[2:], alone)
+
+
+def test_a_smaller_batch_counts_for_both_networks(cascade: CascadeUNet, contours: torch.Tensor) -> None:
+    denoise = denoiser_of(cascade, SAMPLER, batch_size=3)
+    assert not denoise.halved
+    denoise.batch_size = 1
+    denoise(contours, ITEMS)
+    assert (denoise.calls, denoise.batch_size) == (6, 1)
+    denoise.coarse.halved = True  # type: ignore[union-attr]
+    assert denoise.halved
+
+
+def test_a_volume_of_any_size_is_translated_and_cut_to_it(cascade: CascadeUNet) -> None:
+    volume = torch.zeros(1, 1, 3, 37, 29)
+    volume[..., 1:, 5:30, 8:20] = (torch.rand(2, 25, 12) < 0.2).float()
+    options = {
+        "rules": SelectionRules(candidates=2, max_rounds=1),
+        "execution": Execution(batch_size=2),
+        "margin_px": 4,
+    }
+    (result,) = ContourTranslationInferer(SAMPLER, progress=False, **options).translate(volume, cascade)  # type: ignore[arg-type]
+    assert cascade.size_divisor == 8
+    assert result.gray_levels.shape == (1, 3, 37, 29)
+    assert result.choices[0] is None
+    assert all(choice is not None for choice in result.choices[1:])
+
+
+def test_contrasts_share_all_but_their_embedding() -> None:
+    torch.manual_seed(0)
+    network = small(contrasts=["t1", "t2"], contrast="t2")
+    x, t = torch.randn(2, 2, 16, 16), torch.tensor([500, 500])
+    assert network.state_dict()["class_embedding.weight"].shape[0] == 2
+    assert torch.equal(network(x, t), network(x, t, class_labels=torch.tensor([1, 1])))
+    assert not torch.equal(network(x, t), network(x, t, class_labels=torch.tensor([0, 0])))
+    assert "class_embedding.weight" not in small(contrast="t1").state_dict()
+    with pytest.raises(ValueError, match=r"contrast must be one of \['t1', 't2'\], got 'pd'"):
+        small(contrasts=["t1", "t2"], contrast="pd")
+    with pytest.raises(ValueError, match="factor must be 2 or more"):
+        CascadeUNet(network, network, factor=1)
+
+
+@pytest.fixture(scope="module")
+def ct(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cascade") / "ct"
+    volume = ball_ct((4, 40, 36))
+    write_nifti(folder / "a.nii.gz", volume, np.diag([4.0, 2.0, 2.0, 1.0]))
+    write_nifti(folder / "labels" / "a.nii.gz", (volume > 200).astype(np.uint8), np.diag([4.0, 2.0, 2.0, 1.0]))
+    return folder
+
+
+QUICK = {"num_inference_steps": 2, "num_refinement_steps": 1, "candidates": 1, "max_rounds": 1, "min_object_mm2": 100.0}
+
+
+def test_several_contrasts_are_those_of_separate_runs(ct: Path, tmp_path: Path) -> None:
+    """Shipped weights: two volumes with a label and a record each; a second run keeps them."""
+    both = translate(ct, tmp_path / "both", contrast="t1,t2", logging_file=False, **QUICK)
+    ends = ("label.nii.gz", "mr.json", "mr.nii.gz", "mr.png")
+    assert sorted(path.name for path in both.iterdir()) == [f"a_{c}_{end}" for c in ("t1", "t2") for end in ends]
+    images = []
+    for contrast in ("t1", "t2"):
+        alone = translate(ct, tmp_path / contrast, contrast=contrast, logging_file=False, **QUICK)
+        images.append(np.asarray(nib.load(both / f"a_{contrast}_mr.nii.gz").dataobj))
+        np.testing.assert_array_equal(images[-1], np.asarray(nib.load(alone / "a_mr.nii.gz").dataobj))
+        record = json.loads((both / f"a_{contrast}_mr.json").read_text())
+        assert record["settings"]["contrast"] == contrast
+        assert record["weights"]["refiner"]["sha256"] == sha256_of(MODELS / "refiner.pt")
+    assert np.abs(images[0] - images[1]).mean() > 1
+    times = {path.name: path.stat().st_mtime_ns for path in both.iterdir()}
+    translate(ct, both, contrast="t1,t2", logging_file=False, **QUICK)
+    assert {path.name: path.stat().st_mtime_ns for path in both.iterdir()} == times
+
+
+@pytest.mark.parametrize("contrast", ["pd", "t1,pd"])
+def test_an_unknown_contrast_is_refused_before_any_work(contrast: str, ct: Path, tmp_path: Path) -> None:
+    with pytest.raises((ValueError, RuntimeError), match=r"contrast must be|instantiating"):
+        translate(ct, tmp_path / "mr", contrast=contrast, logging_file=False)
+    assert not list(tmp_path.glob("mr/*"))
+
+
+@pytest.mark.parametrize("overlay", ["train_single", "train_refiner", None])
+def test_each_network_of_the_cascade_can_be_trained(overlay: str | None, tmp_path: Path) -> None:
+    """The shipped configs, with small networks; what they write is what the translation loads."""
+    overlays = [] if overlay is None else [overlay]
+    contrasts = {"t1": "mr[0-2].nii.gz", "t2": "*"} if overlay is None else {}
+    channels = {"train_single": 2, "train_refiner": 3, None: 5}[overlay]
+    network = {**TINY_NETWORK, "in_channels": channels, "contrasts": list(contrasts)}
+    monai.bundle.run(
+        config_file=config_files(base="train", overlays=overlays),
+        **{"dataset_dir": str(make_mr(tmp_path / "mr")), "datalist": "index.csv", "output_dir": str(tmp_path / "out")},
+        **{"network_def": network, "contrasts": contrasts, "image_size_px": [32, 32], "min_object_mm2": 100.0},
+        **{"batch_size": 2, "epoch_length": 2, "max_epochs": 2, "warmup_steps": 1, "val_interval": 1},
+        **{"picture_interval": 2, "logging_file": False},
+    )
+    assert (tmp_path / "out" / "translations_00002.png").stat().st_size > 1000
+    arguments = {key: value for key, value in network.items() if key != "_target_"}
+    trained = load_weights(ContourUNet(**arguments), tmp_path / "out" / "model.pt")  # type: ignore[arg-type]
+    assert all(value.isfinite().all() for value in trained.state_dict().values())
+
+
+def test_grids_of_both_networks_are_aligned() -> None:
+    """A ramp that is averaged over squares and enlarged is the same ramp, but for the rim."""
+    rows, columns = torch.meshgrid(torch.arange(12.0), torch.arange(16.0), indexing="ij")
+    ramp = (2 * rows - 3 * columns)[None, None]
+    torch.testing.assert_close(enlarge(avg_pool2d(ramp, 2), 2)[..., 1:-1, 1:-1], ramp[..., 1:-1, 1:-1])
