@@ -259,5 +259,5 @@ def test_real_ct_has_fewer_edges_beside_its_bones_than_real_t1(real_data: Path, 
     ratios = {line["region"]: line["ratio"] for line in gap.summary() if line["measure"] == "density_mm_per_cm2"}
     assert {one.side for one in gap.slices} == {"ct", "mr"}
     assert ratios["near"] < 0.8
-    assert ratios["boundary"] > 1
+    assert ratios["inside"] > 1
     assert all(0.7 < one.boundary_share <= 1 for one in gap.slices)
