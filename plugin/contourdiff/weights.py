@@ -21,12 +21,12 @@ def start_weights(network: nn.Module, path: str | Path | None) -> nn.Module:
     return load_weights(network, path).train() if path else network
 
 
-def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
+def load_weights(network: nn.Module, path: str | Path, device: torch.device | str | None = None) -> nn.Module:
     """Load a state dict of tensors into ``network``, strictly, and return the network in evaluation mode.
 
-    The file is written by ``torch.save(network.state_dict(), path)``; half precision is cast to the network's. Raises
-    ``FileNotFoundError`` if there is none, ``ValueError`` if it is damaged, holds anything but tensors, or its keys or
-    shapes are not the network's.
+    The file is written by ``torch.save(network.state_dict(), path)``; half precision is cast to the network's. The
+    network is moved to ``device``, if one is given. Raises ``FileNotFoundError`` if there is no file, ``ValueError`` if
+    it is damaged, holds anything but tensors, or its keys or shapes are not the network's.
     """
     path = Path(path)
     if not path.is_file():
@@ -51,7 +51,7 @@ def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
             "use the network_def that they were trained with"
         )
     network.load_state_dict(state, strict=True)
-    return network.eval()
+    return network.eval().to(device)
 
 
 def sha256_of(path: str | Path) -> str:
