@@ -75,7 +75,7 @@ def test_a_table_is_written_resumed_and_extended(plan: ExperimentPlan, count_run
     assert not any(run == ["segmentation_train"] for run in count_runs)
 
     count_runs.clear()
-    translations = str(page.parent / "ours" / "translations")
+    translations = str(page.parent / "ours" / "translations_seed0")
     run_experiment(replace(plan, rows=(), folders={"other tool": translations}, architectures=("swin_unetr",)))
     assert count_runs == [["segmentation_train", "segmentation_any"], ["segmentation_train", "evaluate"]]
 

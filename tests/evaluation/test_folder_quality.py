@@ -75,7 +75,7 @@ def test_hip_and_thigh_are_measured_across_axial_slices(tmp_path: Path) -> None:
     write_nifti(tmp_path / "a_mr.nii.gz", image, affine)
     write_nifti(tmp_path / "a_label.nii.gz", label, affine)
     quality = folder_quality(tmp_path, overlays=["hip_thigh"])
-    assert (quality["grid"]["slice_axis"], quality["grid"]["spacing_mm"]) == (2, 1.6)
+    assert (quality["grid"]["slice_axis"], quality["grid"]["spacing_mm"]) == (2, 0.8)
     assert quality["cases"][0]["pairs"] == 5
     assert quality["cases"][0]["flicker"] > 300  # every second slice is brighter by 40
     assert quality["cases"][0]["labelled_slices"] == 6
@@ -130,5 +130,5 @@ def test_real_labels_lie_on_contours_of_their_real_mr(real_data: Path) -> None:
         {"image": str(folder / "images" / name), "label": str(folder / "labels" / name)}, percentiles=(1, 95)
     )
     assert image.shape == label.shape
-    assert abs(image.shape[1] * 2.2 - 280) < 3
+    assert abs(image.shape[1] * 1.1 - 280) < 3
     assert image.max() == pytest.approx(255)

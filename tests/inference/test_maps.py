@@ -23,7 +23,13 @@ from helpers import (
 
 
 def run(folder: Path, weights: Path, **settings: object) -> Path:
-    tiny = {"network_def": TINY_NETWORK, "ckpt_path": str(weights), "num_inference_steps": 2, "candidates": 2}
+    tiny = {
+        "overlays": ("single",),
+        "network_def": TINY_NETWORK,
+        "ckpt_path": str(weights),
+        "num_inference_steps": 2,
+        "candidates": 2,
+    }
     tiny |= {"max_rounds": 1, "min_object_mm2": 100.0, "batch_size": 4, "logging_file": False}
     return translate(folder / "ct", folder / "mr", **{**tiny, **settings})  # type: ignore[arg-type]
 

@@ -41,6 +41,7 @@ def write_body(folder: Path, slices: int) -> Path:
 def peak_mb(folder: Path, weights: Path) -> float:
     """The most memory that a process of its own held to translate the folder."""
     settings = {
+        "overlays": ["single"],
         "network_def": TINY_NETWORK,
         "ckpt_path": str(weights),
         "num_inference_steps": 1,
