@@ -254,7 +254,8 @@ translate(dataset_dir, output_dir, **settings)
 def test_one_interrupt_ends_the_process_at_once(num_workers: int, tiny_weights: Path, tmp_path: Path) -> None:
     """SIGINT to the whole process group, as a terminal sends it, once the first case is written."""
     settings = {
-        "overlays": ["single"], "network_def": TINY_NETWORK, "ckpt_path": str(tiny_weights), "num_inference_steps": 20, "candidates": 1,
+        "overlays": ["single"], "network_def": TINY_NETWORK,
+        "ckpt_path": str(tiny_weights), "num_inference_steps": 20, "candidates": 1,
         "max_rounds": 1, "min_object_mm2": 100.0, "logging_file": False, "num_workers": num_workers,
     }  # fmt: skip
     names = tuple("abcdef")
