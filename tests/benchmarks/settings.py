@@ -17,7 +17,6 @@ from monai.networks.schedulers import DDPMScheduler, Scheduler
 from torch import nn
 
 from contourdiff.networks import ContourUNet
-from contourdiff.weights import load_weights
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BUNDLE = REPOSITORY / "bundles" / "contourdiff_ct2mr"
@@ -78,19 +77,17 @@ def make_network(name: str, flash: bool = False) -> nn.Module:
     """Network in evaluation mode; the same weights in every process.
 
     Args:
-        name: ``"bundle"``, with the bundle's weights; ``"paper"`` or ``"tiny"`` with random ones, the last layer
-            included; or ``"convolution"``.
+        name: ``"bundle"``, the first network of the bundle's cascade with a contour of one channel; ``"paper"``;
+            ``"tiny"``; each with random weights, the last layer included; or ``"convolution"``.
         flash: use PyTorch's fused attention; the state dict is the same.
     """
     torch.manual_seed(0)
     if name == "convolution":
         return Convolution().eval()
-    if name == "bundle":
-        parser = inference_config()
-        parser["network_def"]["use_flash_attention"] = flash
-        return load_weights(parser.get_parsed_content("network_def"), BUNDLE / "models" / "model.pt")
-    definition = {"paper": PAPER_NETWORK, "tiny": TINY_NETWORK}[name]
-    network: Any = ContourUNet(**definition, use_flash_attention=flash)
+    bundle = {**inference_config().get("network_def"), "in_channels": 2, "contrasts": [], "use_flash_attention": flash}
+    definition = {"paper": PAPER_NETWORK, "tiny": TINY_NETWORK, "bundle": bundle}[name]
+    arguments = {key: value for key, value in definition.items() if key != "_target_"}
+    network: Any = ContourUNet(**{**arguments, "use_flash_attention": flash})
     torch.nn.init.normal_(network.out[2].conv.weight, std=0.02, generator=torch.Generator().manual_seed(1))
     made: nn.Module = network.eval()
     return made
