@@ -37,7 +37,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(5):
         write_case(root / "mr", "{}_mr.nii.gz", "{}_label.nii.gz", f"p{number}", 30, number)
     monai.bundle.run(
-        config_file=TRAIN, dataset_dir=str(root / "mr"), output_dir=str(root / "out"), max_epochs=12, val_interval=4
+        config_file=TRAIN, dataset_dir=str(root / "mr"), output_dir=str(root / "out"), max_epochs=20, val_interval=4
     )
     return root
 
@@ -51,7 +51,7 @@ def test_held_out_patients_choose_the_weights(trained: Path) -> None:
     assert not {case["image"] for case in train} & {case["image"] for case in validation}
     weights = torch.load(trained / "out" / "model.pt", weights_only=True)
     parser.get_parsed_content("network_def").load_state_dict(weights)
-    checkpoint = torch.load(trained / "out" / "checkpoint_epoch=12.pt", weights_only=True)
+    checkpoint = torch.load(trained / "out" / "checkpoint_epoch=20.pt", weights_only=True)
     assert checkpoint["network"].keys() == weights.keys()
 
 

@@ -45,6 +45,7 @@ class HeldOut:
         places: case and slice of each item.
         seed: seed of the noise.
         device: where the network is.
+        num_refinement_steps: steps of the second network of a cascade.
     """
 
     network: torch.nn.Module
@@ -56,10 +57,12 @@ class HeldOut:
     batch_size: int = 8
     seed: int = 0
     device: torch.device | str = "cpu"
+    num_refinement_steps: int = 4
 
     def translations(self, solver: str = "ddim", num_inference_steps: int = 50) -> list[np.ndarray]:
         """Translate every slice from its own contour: ``(H, W)`` gray levels each."""
-        sampler = Sampler(self.scheduler, solver, num_inference_steps)
+        refinement = {"num_refinement_steps": self.num_refinement_steps}
+        sampler = Sampler(self.scheduler, solver, num_inference_steps, **refinement)
         denoiser = denoiser_of(self.network, sampler, batch_size=self.batch_size, seed=self.seed)
         images: list[np.ndarray] = []
         bar = tqdm(total=len(self.dataset), desc="translate held-out slices", unit="slice")
@@ -210,11 +213,14 @@ def held_out_slices(
     count = len(slices) if max_slices is None else min(max_slices, len(slices))
     chosen = [int(position) for position in np.linspace(0, len(slices) - 1, count).round()]
     index = [slices.index[position] for position in chosen]
+    options = {name: parsed(name) for name in ("batch_size", "seed")}
     if inference is None:
         network = load_weights(parsed("network_def"), weights).to(device)
     else:
         own = {**(translation or {}), "ckpt_path": str(weights), "device": device}
-        network = read_config(inference, own).get_parsed_content("network")
+        parser = read_config(inference, own)
+        network = parser.get_parsed_content("network")
+        options["num_refinement_steps"] = parser.get_parsed_content("num_refinement_steps")
     return HeldOut(
         network,
         Subset(slices, chosen),  # type: ignore[arg-type]  # a sequence in all but name
@@ -223,7 +229,7 @@ def held_out_slices(
         groups=[volume for volume, _ in index],
         places=[(case_of(slices.volumes.data[volume]["image"]), position) for volume, position in index],
         device=device,
-        **{name: parsed(name) for name in ("batch_size", "seed")},
+        **options,
     )
 
 

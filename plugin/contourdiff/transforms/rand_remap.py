@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random contrast: gray levels of a slice mapped by a random curve, so that no order of tissues can be learned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import NdarrayOrTensor
+from monai.transforms import Randomizable, RandomizableTransform
+from monai.utils import convert_to_dst_type, convert_to_numpy
+
+from contourdiff.transforms.keyed import KeyedTransform
+
+
+@dataclass(eq=False)
+class RandRemap(RandomizableTransform):
+    """Blend an image with itself, mapped by a piecewise linear curve through random levels; air stays 0.
+
+    Unlike MONAI's ``RandHistogramShift`` the curve need not be monotonic: bone may become darker than the disc. It is
+    meant for the training of a segmentation network, in the manner of domain randomization (SynthSeg, Billot et al.,
+    Medical Image Analysis 86, 2023).
+
+    Args:
+        probability: of a change.
+        share: range of the weight of the mapped image in the blend.
+        knots: random levels, evenly spaced over [0, 1].
+        air: levels up to this one stay as they are.
+    """
+
+    probability: float = 0.5
+    share: Sequence[float] = (0.2, 0.9)
+    knots: int = 5
+    air: float = 0.03
+
+    def __post_init__(self) -> None:
+        super().__init__(prob=self.probability)
+        low, high = self.share
+        if not 0 <= low <= high <= 1 or self.knots < 2:
+            raise ValueError(f"expected 0 <= share <= 1, a range, and 2 knots or more, got {self.share}, {self.knots}")
+
+    def randomize(self, data: Any = None) -> None:
+        """Draw whether to change, the levels and the share."""
+        super().randomize(data)
+        self._levels = self.R.uniform(0, 1, self.knots)
+        self._weight = self.R.uniform(self.share[0], self.share[1])
+
+    def __call__(self, img: NdarrayOrTensor, randomize: bool = True) -> NdarrayOrTensor:
+        """Remap an image ``(C, H, W)`` with levels in [0, 1]; the same shape, float32."""
+        if randomize:
+            self.randomize()
+        data = convert_to_numpy(img).astype(np.float32)
+        if self._do_transform:
+            curve = np.interp(data, np.linspace(0, 1, self.knots), self._levels)
+            blend = (1 - self._weight) * data + self._weight * curve
+            data = np.where(data > self.air, blend, data)
+        return convert_to_dst_type(data, img, dtype=torch.float32)[0]
+
+
+class RandRemapd(Randomizable, KeyedTransform):
+    """Dictionary version of :class:`RandRemap`, whose keyword arguments it takes; each key has its own draws."""
+
+    array_class = RandRemap
+
+    def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> RandRemapd:
+        """Seed the draws."""
+        super().set_random_state(seed, state)
+        self.transform.set_random_state(seed, state)
+        return self
