@@ -46,6 +46,12 @@ def config_files(bundle: str | Path | None = None, overlays: Sequence[str] = (),
     return [str(file) for file in files]
 
 
+def training_overlays(bundle: str | Path | None, overlays: Sequence[str]) -> list[str]:
+    """Overlays of ``train.json`` for what overlays of ``inference.json`` translate with: ``train_<name>`` for each."""
+    configs = find_bundle(bundle) / "configs"
+    return [f"train_{name}" for name in overlays if (configs / f"train_{name}.json").is_file()]
+
+
 def read_config(files: str | Sequence[str], settings: Mapping[str, Any]) -> ConfigParser:
     """Parser of a config with its overlays and with other settings; ``"network_def#channels"`` is inside an entry.
 

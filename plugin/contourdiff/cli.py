@@ -157,14 +157,10 @@ def _steps(
 
 def _held_out_options(bundle: str | None, overlays: list[str], translation: list[str]) -> tuple[list[str], Any]:
     """Files of the training config, and how the held-out slices are translated."""
-    from contourdiff.bundle import config_files
+    from contourdiff.bundle import config_files, training_overlays
 
-    inference = config_files(bundle, overlays)
-    train = ["train_single"] if "single" in overlays else []
-    return config_files(bundle, train, base="train"), {
-        "inference": inference,
-        "translation": parse_settings(translation),
-    }
+    options = {"inference": config_files(bundle, overlays), "translation": parse_settings(translation)}
+    return config_files(bundle, training_overlays(bundle, overlays), base="train"), options
 
 
 @_command("curve", "draw the loss curve of a training", _argument("log_dir"), _argument("path", "PNG to write"))

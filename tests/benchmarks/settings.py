@@ -84,7 +84,7 @@ def make_network(name: str, flash: bool = False) -> nn.Module:
     torch.manual_seed(0)
     if name == "convolution":
         return Convolution().eval()
-    bundle = {**inference_config().get("network_def"), "in_channels": 2, "contrasts": [], "use_flash_attention": flash}
+    bundle = {**inference_config().get("network_def"), "in_channels": 2, "contrasts": []}
     definition = {"paper": PAPER_NETWORK, "tiny": TINY_NETWORK, "bundle": bundle}[name]
     arguments = {key: value for key, value in definition.items() if key != "_target_"}
     network: Any = ContourUNet(**{**arguments, "use_flash_attention": flash})

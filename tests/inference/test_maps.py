@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 from monai.bundle import ConfigParser
 
-from contourdiff.bundle import translate
+import helpers
 from helpers import (
-    TINY_NETWORK,
     assert_same_grid,
     ball_ct,
     oblique_affine,
@@ -23,15 +22,8 @@ from helpers import (
 
 
 def run(folder: Path, weights: Path, **settings: object) -> Path:
-    tiny = {
-        "overlays": ("single",),
-        "network_def": TINY_NETWORK,
-        "ckpt_path": str(weights),
-        "num_inference_steps": 2,
-        "candidates": 2,
-    }
-    tiny |= {"max_rounds": 1, "min_object_mm2": 100.0, "batch_size": 4, "logging_file": False}
-    return translate(folder / "ct", folder / "mr", **{**tiny, **settings})  # type: ignore[arg-type]
+    """The run of the other tests, with a single round."""
+    return helpers.run(folder / "ct", folder / "mr", weights, **{"max_rounds": 1, **settings})
 
 
 def test_unconditional_is_a_setting_and_recorded(tiny_weights: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import monai.bundle
 
-from contourdiff.bundle import config_files, find_bundle, read_config, translate
+from contourdiff.bundle import config_files, find_bundle, read_config, training_overlays, translate
 from contourdiff.data.atomic import write_text
 from contourdiff.data.cases import case_of, labelled_cases
 from contourdiff.data.label_map import LabelMap
@@ -194,8 +194,7 @@ class _Job:
         if row == UNCONDITIONAL:
             training = {"contrasts": dict.fromkeys(self._contrasts, "*"), **self.plan.mr_training}
             training |= {**self.plan.unconditional, "initial_weights": str(self.ckpt_path)}
-            single = ["train_single"] * ("single" in self.plan.overlays)
-            configs = ["train", *single, "unconditional"]
+            configs = ["train", *training_overlays(self.plan.bundle, self.plan.overlays), "unconditional"]
             weights = self._trained(configs, training, self.root / UNCONDITIONAL / "weights")
             settings |= {"unconditional": True, "ckpt_path": str(weights)}
         settings |= {"bundle": self.plan.bundle, "overlays": self.plan.overlays}

@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, ClassVar
 
+import numpy as np
 from monai.config import KeysCollection
-from monai.transforms import MapTransform
+from monai.transforms import MapTransform, Randomizable
 from monai.utils import ensure_tuple
 
 
@@ -39,3 +40,13 @@ class KeyedTransform(MapTransform):
         for key, output_key in self.key_iterator(out, self.output_keys):
             out[output_key] = self.transform(out[key])
         return out
+
+
+class RandomKeyedTransform(Randomizable, KeyedTransform):
+    """A :class:`KeyedTransform` whose array transform draws at random; each key has its own draws."""
+
+    def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> Randomizable:
+        """Seed the draws."""
+        super().set_random_state(seed, state)
+        self.transform.set_random_state(seed, state)
+        return self

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from monai.config import NdarrayOrTensor
-from monai.transforms import Randomizable, RandomizableTransform
+from monai.transforms import RandomizableTransform
 from monai.utils import convert_to_dst_type, convert_to_numpy
 from scipy.ndimage import label
 
 from contourdiff.contours import contour_of
-from contourdiff.transforms.keyed import KeyedTransform
+from contourdiff.transforms.keyed import RandomKeyedTransform
+from contourdiff.transforms.rand_remap import blend_with_curve
 
 EIGHT_NEIGHBORS = np.ones((3, 3), dtype=int)
 REMAP_KNOTS = 4
@@ -102,8 +103,7 @@ class RandContour(RandomizableTransform):
         """Blend with the curve; air, exactly 0, stays 0."""
         if self._share == 0:
             return image
-        curve = np.interp(image, np.linspace(0, 255, REMAP_KNOTS), self._levels)
-        return np.where(image > 0, (1 - self._share) * image + self._share * curve, 0)
+        return blend_with_curve(image, self._levels, self._share, top=255)
 
     def _broken(self, contour: np.ndarray) -> np.ndarray:
         random = np.random.default_rng(self._seed)
@@ -115,13 +115,7 @@ class RandContour(RandomizableTransform):
         return kept | np.roll(repeated, shift, axis=(0, 1))
 
 
-class RandContourd(Randomizable, KeyedTransform):
+class RandContourd(RandomKeyedTransform):
     """Dictionary version of :class:`RandContour`, whose keyword arguments it takes; each key has its own draws."""
 
     array_class = RandContour
-
-    def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> RandContourd:
-        """Seed the draws."""
-        super().set_random_state(seed, state)
-        self.transform.set_random_state(seed, state)
-        return self

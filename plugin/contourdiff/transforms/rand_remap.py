@@ -10,10 +10,21 @@ from typing import Any
 import numpy as np
 import torch
 from monai.config import NdarrayOrTensor
-from monai.transforms import Randomizable, RandomizableTransform
+from monai.transforms import RandomizableTransform
 from monai.utils import convert_to_dst_type, convert_to_numpy
 
-from contourdiff.transforms.keyed import KeyedTransform
+from contourdiff.transforms.keyed import RandomKeyedTransform
+
+
+def blend_with_curve(
+    image: np.ndarray, levels: np.ndarray, share: float, *, top: float, air: float = 0.0
+) -> np.ndarray:
+    """Blend ``image`` with itself, mapped by the curve through ``levels``, evenly spaced over [0, ``top``].
+
+    ``share`` is the weight of the mapped image. Values up to ``air`` stay as they are.
+    """
+    curve = np.interp(image, np.linspace(0, top, len(levels)), levels)
+    return np.where(image > air, (1 - share) * image + share * curve, image)
 
 
 @dataclass(eq=False)
@@ -54,19 +65,11 @@ class RandRemap(RandomizableTransform):
             self.randomize()
         data = convert_to_numpy(img).astype(np.float32)
         if self._do_transform:
-            curve = np.interp(data, np.linspace(0, 1, self.knots), self._levels)
-            blend = (1 - self._weight) * data + self._weight * curve
-            data = np.where(data > self.air, blend, data)
+            data = blend_with_curve(data, self._levels, self._weight, top=1, air=self.air)
         return convert_to_dst_type(data, img, dtype=torch.float32)[0]
 
 
-class RandRemapd(Randomizable, KeyedTransform):
+class RandRemapd(RandomKeyedTransform):
     """Dictionary version of :class:`RandRemap`, whose keyword arguments it takes; each key has its own draws."""
 
     array_class = RandRemap
-
-    def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> RandRemapd:
-        """Seed the draws."""
-        super().set_random_state(seed, state)
-        self.transform.set_random_state(seed, state)
-        return self
