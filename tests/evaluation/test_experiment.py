@@ -219,6 +219,7 @@ def test_a_training_that_was_cut_off_ends_as_if_it_had_not(
         ({"folders": {"ours": "somewhere"}}, "folders under other names"),
         ({"architectures": ("vnet",)}, "expected architectures out of"),
         ({"seeds": ()}, "a seed and a group"),
+        ({"translation": {"seed": 1}}, "expected seeds as translation_seeds"),
         ({"mr_training": {}}, "learns from MR"),
         ({"groups": {"t7": "*_t7_*"}}, "no labelled case"),
         ({"label_map": "none.json"}, "pass --label_map"),

@@ -126,6 +126,8 @@ class _Job:
             )
         if wrong := [name for name in plan.architectures if name not in ARCHITECTURES]:
             raise ValueError(f"expected architectures out of {ARCHITECTURES}, got {wrong}")
+        if "seed" in plan.translation or "seed" in plan.segmentation:
+            raise ValueError("expected seeds as translation_seeds and seeds, got a setting seed; pass it there")
         if UNCONDITIONAL in self.rows and not plan.mr_training.get("dataset_dir"):
             raise ValueError(f"the row {UNCONDITIONAL!r} learns from MR: pass its dataset_dir, or leave it out")
         self._ct_cases = labelled_cases(plan.ct_dir)
