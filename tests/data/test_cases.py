@@ -158,7 +158,7 @@ def test_translation_cases_are_read_when_they_are_checked(tmp_path: Path) -> Non
     with pytest.raises(FileNotFoundError, match=r"expected a folder of CT volumes at .*ct, found none"):
         cases.check()
     (tmp_path / "ct").mkdir()
-    with pytest.raises(ValueError, match="expected NIfTI files"):
+    with pytest.raises(ValueError, match="expected volumes"):
         cases.check()
     write_nifti(tmp_path / "ct" / "a.nii.gz", np.full((4, 5, 6), -1000, np.int16), AFFINE)
     (tmp_path / "ct" / "B.NII.GZ").write_bytes(b"no image")

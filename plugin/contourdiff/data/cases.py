@@ -18,7 +18,18 @@ import numpy as np
 from monai.utils import ensure_tuple
 
 from contourdiff.data.checks import check_case, check_label, check_volume
-from contourdiff.data.nifti_names import case_name, case_of, is_nifti, nifti_by_case
+from contourdiff.data.dicom import has_dicom, is_dicom
+from contourdiff.data.itk_files import convert_to_nifti
+from contourdiff.data.nifti_names import (
+    ITK_SUFFIXES,
+    NIFTI_SUFFIXES,
+    case_name,
+    case_of,
+    is_nifti,
+    is_volume,
+    nifti_by_case,
+    volumes_by_case,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -27,30 +38,37 @@ logger = logging.getLogger(__name__)
 class TranslationCases:
     """CT volumes to translate. :meth:`check` validates all of them before any work starts.
 
-    ``<dataset_dir>/<case>.nii.gz`` may have a label ``<dataset_dir>/labels/<case>.nii.gz``; or a JSON file in the
-    Decathlon form lists ``{"image": ..., "label": ...}`` under ``section``.
+    A case is a file (NIfTI, NRRD or MetaImage) or a folder with a DICOM series. ``<dataset_dir>/<case>.nii.gz`` may
+    have a label ``<dataset_dir>/labels/<case>.nii.gz``; or a datalist in the Decathlon form lists ``{"image": ...,
+    "label": ...}``. What is not NIfTI is first converted to ``<output_dir>/ct/<case>.nii.gz``, a label to
+    ``<output_dir>/ct/labels``.
 
     Args:
-        dataset_dir: folder of the volumes; paths in the datalist are relative to it.
+        dataset_dir: folder of the volumes or of one folder a DICOM series, or a DICOM folder; paths in the datalist are
+            relative to it.
         output_dir: folder of the translations; cases with a record there are kept, not translated again.
-        datalist: JSON file in the Decathlon form, relative to ``dataset_dir``; ``None`` takes the folder's files.
+        datalist: JSON file in the Decathlon form, relative to ``dataset_dir``, or its list of entries; ``None`` takes
+            the folder's files.
         section: list of the datalist to use.
         overwrite: translate kept cases again.
         case_suffix: of the file names, ``<case><case_suffix>_mr.json``, where a case is translated several times.
+        series_uid: SeriesInstanceUID to read where a DICOM folder holds several CT series.
 
     Attributes, by case except for the first and the last: ``items``, ``[{"image": path}, ...]`` to translate, for a
-    MONAI ``Dataset``; ``labels``, files; ``warnings``, about suspicious input; ``failures``, why a case cannot be
-    translated; ``kept``, cases that already have a record.
+    MONAI ``Dataset``; ``labels``, files; ``sources``, names of the files or folders as they were given; ``warnings``,
+    about suspicious input; ``failures``, why a case cannot be translated; ``kept``, cases that already have a record.
     """
 
     dataset_dir: str | Path
     output_dir: str | Path
-    datalist: str | Path | None = None
+    datalist: str | Path | Sequence[Any] | None = None
     section: str = "testing"
     overwrite: bool = False
     case_suffix: str = ""
+    series_uid: str | None = None
     items: list[dict[str, str]] = field(default_factory=list, init=False)
     labels: dict[str, Path] = field(default_factory=dict, init=False)
+    sources: dict[str, str] = field(default_factory=dict, init=False)
     warnings: dict[str, list[str]] = field(default_factory=dict, init=False)
     failures: dict[str, str] = field(default_factory=dict, init=False)
     kept: list[str] = field(default_factory=list, init=False)
@@ -70,10 +88,13 @@ class TranslationCases:
         pairs = self._pairs(root)
         ids = [case_of(image) for image, _ in pairs]
         if not pairs:
-            raise ValueError(f"expected NIfTI files (.nii, .nii.gz) in {root}, found none; pass another --dataset_dir")
+            suffixes = ", ".join(NIFTI_SUFFIXES + ITK_SUFFIXES)
+            raise ValueError(
+                f"expected volumes ({suffixes}) or DICOM in {root}, found none; pass another --dataset_dir"
+            )
         if len(set(ids)) != len(ids):
             raise ValueError(f"expected one file a case, got twice: {sorted({i for i in ids if ids.count(i) > 1})}")
-        for attribute in (self.items, self.labels, self.warnings, self.failures, self.kept):
+        for attribute in (self.items, self.labels, self.sources, self.warnings, self.failures, self.kept):
             attribute.clear()
         for case, (image, label) in zip(ids, pairs, strict=True):
             if not self.overwrite and (Path(self.output_dir) / f"{case}{self.case_suffix}_mr.json").is_file():
@@ -83,17 +104,31 @@ class TranslationCases:
 
     def _pairs(self, root: Path) -> list[tuple[Path, Path | None]]:
         if not self.datalist:
-            labels = nifti_by_case(root / "labels")
-            return [(path, labels.get(case_of(path))) for path in sorted(root.iterdir()) if is_nifti(path)]
-        content = _read_json(root / self.datalist)
-        if self.section not in content:
-            where = f"{root / self.datalist}, got {sorted(content)}"
-            raise ValueError(f"expected the list {self.section!r} in {where}; name the list so")
-        entries = [item if isinstance(item, dict) else {"image": item} for item in content[self.section]]
+            labels, images = (
+                volumes_by_case(root / "labels"),
+                [path for path in sorted(root.iterdir()) if is_volume(path)],
+            )
+            folders = [path for path in sorted(root.iterdir()) if path.is_dir() and path.name != "labels"]
+            images += [path for path in folders if has_dicom(path)]
+            if not any(map(is_volume, images)) and any(map(is_dicom, root.iterdir())):
+                images = [root.resolve()]  # the folder itself is the study
+            return [(path, labels.get(case_of(path))) for path in images]
+        entries: Any = self.datalist
+        if isinstance(entries, (str, Path)):
+            content = _read_json(root / entries)
+            if self.section not in content:
+                where = f"{root / entries}, got {sorted(content)}"
+                raise ValueError(f"expected the list {self.section!r} in {where}; name the list so")
+            entries = content[self.section]
+        entries = [item if isinstance(item, dict) else {"image": item} for item in entries]
         return [(root / item["image"], root / item["label"] if item.get("label") else None) for item in entries]
 
     def _check_case(self, case: str, image: Path, label: Path | None) -> None:
+        self.sources[case] = image.name
         try:
+            image = self._converted(image, Path(self.output_dir) / "ct" / f"{case}.nii.gz")
+            if label is not None:
+                label = self._converted(label, Path(self.output_dir) / "ct" / "labels" / f"{case}.nii.gz")
             self.warnings[case] = check_case(image, label)
         except ValueError as error:
             self.failures[case] = str(error)
@@ -104,6 +139,13 @@ class TranslationCases:
         self.items.append({"image": str(image)})
         if label is not None:
             self.labels[case] = label
+
+    def _converted(self, source: Path, path: Path) -> Path:
+        """The file itself if it is NIfTI, or the NIfTI file that it is converted to."""
+        if source.is_dir() or source.name.lower().endswith(ITK_SUFFIXES):
+            convert_to_nifti(source, path, self.series_uid)
+            return path
+        return source
 
 
 def training_cases(

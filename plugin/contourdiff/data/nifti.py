@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write NIfTI files on exactly the grid of their source."""
+"""Write volumes on exactly the grid of their source."""
 
 from __future__ import annotations
 
@@ -15,17 +15,24 @@ from monai.data import FolderLayoutBase, NibabelWriter
 from monai.utils import convert_to_numpy
 
 from contourdiff.data.atomic import atomic_write
-from contourdiff.data.nifti_names import case_of
+from contourdiff.data.itk_files import write_itk
+from contourdiff.data.nifti_names import ITK_SUFFIXES, case_of
+
+OUTPUT_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
 
 
 def save_like(data: np.ndarray, source: str | Path, path: str | Path) -> None:
     """Write ``data (H, W, D)`` on the grid of the NIfTI file ``source``, its affine equal to the last bit.
 
-    Raises ``ValueError`` if the shapes differ.
+    A ``path`` with the suffix of a NRRD or MetaImage file is written as such. Raises ``ValueError`` if the shapes
+    differ.
     """
     image = nib.load(source)
     if data.shape != image.shape:
         raise ValueError(f"expected shape {image.shape} of {source}, got {data.shape}; invert every transform first")
+    if Path(path).suffix.lower() in ITK_SUFFIXES:
+        write_itk(data, image.affine, path)
+        return
     header = image.header.copy()
     header.set_data_dtype(data.dtype)
     header.set_slope_inter(1, 0)
@@ -59,15 +66,21 @@ class SourceGridWriter(NibabelWriter):
 
 @dataclass(eq=False)
 class CaseFolderLayout(FolderLayoutBase):
-    """Names for ``SaveImaged``: ``<output_dir>/<case><case_suffix>_<postfix>.nii.gz``, however ``.nii.gz`` is spelled.
+    """Names for ``SaveImaged``: ``<output_dir>/<case><case_suffix>_<postfix><output_ext>``, for any spelling.
 
-    MONAI's own layout knows ``.gz`` in lower case only: ``A.NII.GZ`` would become ``A.NII_mr.nii.gz``.
+    MONAI's own layout knows ``.gz`` in lower case only: ``A.NII.GZ`` would become ``A.NII_mr.nii.gz``. ``output_ext``
+    is ``.nii.gz``, ``.nii``, ``.nrrd`` or ``.mha``, with ``ValueError`` for another.
     """
 
     output_dir: str | Path
     postfix: str
     case_suffix: str = ""
+    output_ext: str = ".nii.gz"
+
+    def __post_init__(self) -> None:
+        if self.output_ext not in OUTPUT_SUFFIXES:
+            raise ValueError(f"output_ext must be one of {list(OUTPUT_SUFFIXES)}, got {self.output_ext!r}")
 
     def filename(self, subject: str | Path = "subject", **kwargs: Any) -> Path:
         """Path for an image that was read from ``subject``."""
-        return Path(self.output_dir) / f"{case_of(subject)}{self.case_suffix}_{self.postfix}.nii.gz"
+        return Path(self.output_dir) / f"{case_of(subject)}{self.case_suffix}_{self.postfix}{self.output_ext}"

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of NIfTI files and the case ids in them."""
+"""Names of volume files and the case ids in them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
+ITK_SUFFIXES = (".nrrd", ".mha", ".mhd")
+"""Volumes that are read through ITK; all but ``.mhd``, which is two files, can be written."""
 
 
 def is_nifti(path: Path) -> bool:
@@ -13,14 +15,19 @@ def is_nifti(path: Path) -> bool:
     return path.is_file() and path.name.lower().endswith(NIFTI_SUFFIXES) and not path.name.startswith(".")
 
 
-def case_of(path: str | Path) -> str:
-    """Case id of a file: its name without ``.nii`` or ``.nii.gz``.
+def is_volume(path: Path) -> bool:
+    """Whether a path is a NIfTI, NRRD or MetaImage file by its name, as :func:`is_nifti`."""
+    return path.is_file() and path.name.lower().endswith(NIFTI_SUFFIXES + ITK_SUFFIXES) and path.name[0] != "."
 
-    >>> case_of("ct/A.NII.GZ")
-    'A'
+
+def case_of(path: str | Path) -> str:
+    """Case id of a file: its name without the suffix of a volume.
+
+    >>> case_of("ct/A.NII.GZ"), case_of("ct/b.nrrd")
+    ('A', 'b')
     """
-    name = Path(path).name
-    return next((name[: -len(suffix)] for suffix in NIFTI_SUFFIXES if name.lower().endswith(suffix)), name)
+    name, suffixes = Path(path).name, NIFTI_SUFFIXES + ITK_SUFFIXES
+    return next((name[: -len(suffix)] for suffix in suffixes if name.lower().endswith(suffix)), name)
 
 
 def case_name(image: str | Path) -> str:
@@ -31,3 +38,8 @@ def case_name(image: str | Path) -> str:
 def nifti_by_case(folder: Path) -> dict[str, Path]:
     """NIfTI files directly in a folder by case id; empty if the folder does not exist."""
     return {case_of(path): path for path in sorted(folder.glob("*")) if is_nifti(path)}
+
+
+def volumes_by_case(folder: Path) -> dict[str, Path]:
+    """Volume files directly in a folder by case id; empty if the folder does not exist."""
+    return {case_of(path): path for path in sorted(folder.glob("*")) if is_volume(path)}

@@ -70,6 +70,7 @@ class TranslationOutputs:
         reference_flicker: see :func:`contourdiff.metrics.flicker.flicker_record`.
         refiner_path: weights file of the second network of a cascade, recorded, too; ``None`` for a single network.
         case_suffix: see :class:`contourdiff.data.cases.TranslationCases`.
+        output_ext: see :class:`contourdiff.data.nifti.CaseFolderLayout`.
 
     Raises ``ValueError`` for a fidelity map without a check and, as the run starts, an uncertainty map without spread.
     """
@@ -85,6 +86,7 @@ class TranslationOutputs:
     reference_flicker: float | None = None
     refiner_path: str | Path | None = None
     case_suffix: str = ""
+    output_ext: str = ".nii.gz"
 
     def __post_init__(self) -> None:
         if self.maps is not None and self.maps.fidelity and self.fidelity is None:
@@ -118,14 +120,14 @@ class TranslationOutputs:
         case = case_of(source)
         label, base = self.cases.labels.get(case), Path(self.output_dir) / f"{case}{self.case_suffix}"
         if label is not None:
-            save_like(np.asanyarray(nib.load(label).dataobj), label, f"{base}_label.nii.gz")
+            save_like(np.asanyarray(nib.load(label).dataobj), label, f"{base}_label{self.output_ext}")
         if self.preview is not None:
             self.preview.save(f"{base}_mr.png", source, label, contours, output["pred"])
         fidelity = self._check(result, contours)
         self._write_maps(result, fidelity, contours)
         record = {
             "case": case,
-            "image": source.name,
+            "image": self.cases.sources.get(case, source.name),
             "label": None if label is None else label.name,
             "contourdiff": __version__,
             "python": platform.python_version(),
@@ -137,7 +139,7 @@ class TranslationOutputs:
             **self._measured(result, fidelity, contours),
         }
         write_text(f"{base}_mr.json", json.dumps(record, indent=2) + "\n")
-        logger.info("%s: done, %s; %s", case, f"{base}_mr.nii.gz", flicker_line(record["flicker"]))
+        logger.info("%s: done, %s; %s", case, f"{base}_mr{self.output_ext}", flicker_line(record["flicker"]))
         if fidelity is not None and fidelity.suspects:
             logger.warning("%s: %s", case, fidelity.warning())
 
@@ -167,7 +169,7 @@ class TranslationOutputs:
             resample=False,
             print_log=False,
             writer=SourceGridWriter,
-            folder_layout=CaseFolderLayout(self.output_dir, postfix, self.case_suffix),
+            folder_layout=CaseFolderLayout(self.output_dir, postfix, self.case_suffix, self.output_ext),
         )(inverted)
 
     def _flicker(self, result: VolumeResult) -> dict[str, float | int | None]:

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Volumes that are not NIfTI: NRRD, MetaImage and DICOM in, NRRD and MetaImage out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from contourdiff.data.atomic import atomic_write
+from contourdiff.data.dicom import read_ct_series
+
+TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+"""From the RAS+ coordinates of NIfTI to those of ITK, and back."""
+
+
+def convert_to_nifti(source: str | Path, path: str | Path, series_uid: str | None = None) -> None:
+    """Write a NRRD or MetaImage file, or the CT series of a DICOM folder, as NIfTI, whole or not at all.
+
+    The affine is that of the source, rounded to float32. Raises ``ValueError`` as
+    :func:`contourdiff.data.dicom.read_ct_series`, or if ``source`` cannot be read as a volume.
+    """
+    import SimpleITK as sitk
+
+    if Path(source).is_dir():
+        image = read_ct_series(source, series_uid)
+    else:
+        try:
+            image = sitk.ReadImage(str(source))
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise ValueError(f"expected a readable volume at {source}, got: {reason}; convert it again") from error
+    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
+        got = f"{image.GetDimension()} dimensions, {image.GetNumberOfComponentsPerPixel()} channels"
+        raise ValueError(f"expected a volume of one channel at {source}, got {got}; save one 3-D volume a file")
+    with atomic_write(path) as aside:
+        sitk.WriteImage(image, str(aside), True)
+
+
+def nibabel_of(image: Any) -> nib.Nifti1Image:
+    """A SimpleITK image as nibabel's, voxels and affine."""
+    import SimpleITK as sitk
+
+    affine = np.eye(4)
+    affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
+    affine[:3, 3] = image.GetOrigin()
+    return nib.Nifti1Image(sitk.GetArrayFromImage(image).transpose(), TO_LPS @ affine)
+
+
+def simpleitk_of(data: np.ndarray, affine: np.ndarray) -> Any:
+    """Voxels ``(H, W, D)`` with a RAS+ affine ``(4, 4)`` as a SimpleITK image."""
+    import SimpleITK as sitk
+
+    image = sitk.GetImageFromArray(np.ascontiguousarray(data.transpose()))
+    lps = TO_LPS @ affine
+    spacing = np.linalg.norm(lps[:3, :3], axis=0)
+    image.SetSpacing(spacing.tolist())
+    image.SetOrigin(lps[:3, 3].tolist())
+    image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
+    return image
+
+
+def write_itk(data: np.ndarray, affine: np.ndarray, path: str | Path) -> None:
+    """Write voxels ``(H, W, D)`` on a RAS+ affine ``(4, 4)`` as the format of the suffix, compressed."""
+    import SimpleITK as sitk
+
+    with atomic_write(path) as aside:
+        sitk.WriteImage(simpleitk_of(data, affine), str(aside), True)
