@@ -13,6 +13,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from contourdiff.data.cases import TranslationCases
 from contourdiff.data.dicom import has_dicom, read_ct_series
@@ -20,7 +21,6 @@ from contourdiff.data.itk_files import convert_to_nifti, nibabel_of
 from helpers import ball_ct
 
 pydicom = pytest.importorskip("pydicom")
-sitk = pytest.importorskip("SimpleITK")
 
 REAL = Path(pydicom.__file__).parent / "data" / "test_files" / "dicomdirtests"
 """Real series of two patients, of 16 x 16 pixels each, that come with pydicom."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import SimpleITK as sitk
 
 MODALITY, IMAGE_TYPE, DESCRIPTION = "0008|0060", "0008|0008", "0008|103e"
 POSITION, ORIENTATION, SPACING, FRAMES = "0020|0032", "0020|0037", "0028|0030", "0028|0008"
@@ -60,8 +61,6 @@ def read_ct_series(folder: str | Path, series_uid: str | None = None) -> Any:
 
 
 def _read(files: Sequence[str], where: str) -> Any:
-    import SimpleITK as sitk
-
     headers = [_header(file) for file in files]
     ordered, distance = _stack(headers, where)
     reader = sitk.ImageSeriesReader()
@@ -121,8 +120,6 @@ def _stack(headers: Sequence[dict[str, str]], where: str) -> tuple[list[int], fl
 
 def _series_of(folder: str | Path) -> list[Series]:
     """All series of a folder and its subfolders, sorted by UID."""
-    import SimpleITK as sitk
-
     if not Path(folder).is_dir():
         raise ValueError(f"expected a DICOM folder at {folder}, found none; pass the folder of the series")
     files: dict[str, list[str]] = {}
@@ -143,8 +140,6 @@ def _series(uid: str, files: Sequence[str]) -> Series:
 
 def _header(file: str) -> dict[str, str]:
     """Tags of a file as text, and its ``size``; empty if it holds no image."""
-    import SimpleITK as sitk
-
     reader = sitk.ImageFileReader()
     reader.SetFileName(file)
     try:

@@ -8,6 +8,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import SimpleITK as sitk
 
 from contourdiff.data.atomic import atomic_write
 from contourdiff.data.dicom import read_ct_series
@@ -22,8 +23,6 @@ def convert_to_nifti(source: str | Path, path: str | Path, series_uid: str | Non
     The affine is that of the source, rounded to float32. Raises ``ValueError`` as
     :func:`contourdiff.data.dicom.read_ct_series`, or if ``source`` cannot be read as a volume.
     """
-    import SimpleITK as sitk
-
     if Path(source).is_dir():
         image = read_ct_series(source, series_uid)
     else:
@@ -41,8 +40,6 @@ def convert_to_nifti(source: str | Path, path: str | Path, series_uid: str | Non
 
 def nibabel_of(image: Any) -> nib.Nifti1Image:
     """A SimpleITK image as nibabel's, voxels and affine."""
-    import SimpleITK as sitk
-
     affine = np.eye(4)
     affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
     affine[:3, 3] = image.GetOrigin()
@@ -51,8 +48,6 @@ def nibabel_of(image: Any) -> nib.Nifti1Image:
 
 def simpleitk_of(data: np.ndarray, affine: np.ndarray) -> Any:
     """Voxels ``(H, W, D)`` with a RAS+ affine ``(4, 4)`` as a SimpleITK image."""
-    import SimpleITK as sitk
-
     image = sitk.GetImageFromArray(np.ascontiguousarray(data.transpose()))
     lps = TO_LPS @ affine
     spacing = np.linalg.norm(lps[:3, :3], axis=0)
@@ -64,7 +59,5 @@ def simpleitk_of(data: np.ndarray, affine: np.ndarray) -> Any:
 
 def write_itk(data: np.ndarray, affine: np.ndarray, path: str | Path) -> None:
     """Write voxels ``(H, W, D)`` on a RAS+ affine ``(4, 4)`` as the format of the suffix, compressed."""
-    import SimpleITK as sitk
-
     with atomic_write(path) as aside:
         sitk.WriteImage(simpleitk_of(data, affine), str(aside), True)
