@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -206,3 +207,47 @@ def settings(dataset_dir: Path, output_dir: Path, **changes: object) -> dict[str
         "picture_interval": 4,
         **changes,
     }
+
+
+AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+
+
+def write_series(
+    folder: Path,
+    volume: np.ndarray,
+    change: Callable[[Any, int], None] = lambda dataset, number: None,
+    orientation: tuple[float, ...] = AXIAL,
+    uid: str = "1.2.3.1",
+) -> Path:
+    """Slices ``volume[number]``, rows x columns in HU, 2.5 mm apart along the normal, as files of one series."""
+    import pydicom
+
+    folder.mkdir(parents=True, exist_ok=True)
+    row, column = np.array(orientation[:3]), np.array(orientation[3:])
+    for number, pixels in enumerate(volume):
+        meta = pydicom.dataset.FileMetaDataset()
+        meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.2"
+        meta.MediaStorageSOPInstanceUID = f"{uid}.{number + 1}"
+        meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+        data = pydicom.dataset.Dataset()
+        data.file_meta = meta
+        data.SOPClassUID, data.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+        data.SeriesInstanceUID, data.StudyInstanceUID = uid, "1.2.3"
+        data.Modality, data.ImageType, data.SeriesDescription = (
+            "CT",
+            ["ORIGINAL", "PRIMARY", "AXIAL"],
+            f"bone {uid[-1]}",
+        )
+        data.PatientID, data.InstanceNumber = "anna", number + 1
+        data.ImageOrientationPatient = list(orientation)
+        position = np.cross(row, column) * 2.5 * number + (-20, -31, 12.5)
+        data.ImagePositionPatient = [round(float(x), 4) for x in position]
+        data.PixelSpacing, data.SliceThickness = [1.5, 0.75], 2.5
+        data.Rows, data.Columns = pixels.shape
+        data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
+        data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 1
+        data.RescaleSlope, data.RescaleIntercept = 1, -1024
+        data.PixelData = (pixels + 1024).astype("<i2").tobytes()
+        change(data, number)
+        data.save_as(folder / f"{(7 * number) % 101:03}.dcm", enforce_file_format=True)
+    return folder

@@ -220,7 +220,7 @@ def test_no_such_folder_an_empty_one_and_an_output_that_is_a_file(tiny_weights: 
         run(tmp_path / "nowhere", tmp_path / "mr", tiny_weights)
     assert not (tmp_path / "mr").exists()
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"expected volumes \(.* or DICOM in .*empty, found none"):
+    with pytest.raises(ValueError, match=r"expected volumes \(.* or CT in DICOM in .*empty, found none"):
         run(tmp_path / "empty", tmp_path / "mr", tiny_weights)
     dataset_dir = make_dataset(tmp_path / "ct", ("a",))
     (tmp_path / "file").write_text("in the way")

@@ -4,12 +4,18 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from fire.parser import DefaultParseValue
 
 from contourdiff import __version__, cli
+from contourdiff.weights import sha256_of
+from helpers import CONFIGS, TINY_NETWORK, make_mr, make_tiny_network, settings
+
+SHORT = ("image_size_px", "min_object_mm2", "batch_size", "epoch_length", "warmup_steps", "val_interval")
 
 
 @pytest.mark.parametrize(
@@ -58,7 +64,7 @@ def test_a_pair_without_a_value_is_refused() -> None:
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_a_command_takes_what_its_function_takes(name: str) -> None:
-    function, text, arguments = cli.COMMANDS[name]
+    function, text, arguments, _ = cli.COMMANDS[name]
     names = {flag.lstrip("-") for flag, _ in arguments}
     parameters = inspect.signature(function).parameters
     required = {p.name for p in parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD}
@@ -78,3 +84,59 @@ def test_an_error_of_the_input_is_one_line(tmp_path: Any) -> None:
     with pytest.raises(SystemExit, match=r"^error: expected") as stop:
         cli.main(["gap", str(tmp_path / "nowhere"), str(tmp_path), str(tmp_path / "out")])
     assert "\n" not in str(stop.value)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion_scripts_name_the_commands(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--print-completion", shell])
+    assert stop.value.code == 0
+    script = capsys.readouterr().out
+    assert all(name in script for name in (*cli.COMMANDS, "--contrast"))
+
+
+def test_help_shows_examples_and_exit_statuses(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, expected in (
+        (["--help"], "exit status:"),
+        (["translate", "--help"], "translate ct.nii.gz mr.nii.gz"),
+    ):
+        with pytest.raises(SystemExit):
+            cli.main(arguments)
+        assert expected in capsys.readouterr().out
+
+
+def test_an_interrupt_has_a_status_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*given: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("contourdiff.translation.translate_path", interrupt)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["translate", "ct", "mr"])
+    assert stop.value.code == 130
+
+
+def test_info_names_versions_and_weights(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["info"])
+    lines = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+    assert lines["contourdiff"] == __version__
+    assert lines["torch"] == torch.__version__
+    assert lines["devices"].startswith("cpu")
+    assert lines["model.pt"] == sha256_of(CONFIGS.parent / "models" / "model.pt")
+
+
+def test_a_training_starts_and_resumes_from_the_command_line(tmp_path: Path) -> None:
+    mr, out = str(make_mr(tmp_path / "mr")), str(tmp_path / "out")
+    network = ",".join(f"'{name}': {value!r}" for name, value in TINY_NETWORK.items())
+    changes = {name: value for name, value in settings(tmp_path, tmp_path).items() if name in SHORT}
+    pairs = [f"{name}={value}" for name, value in changes.items()]
+    common = ["train", mr, out, "--datalist", "index.csv", "--device", "cpu", "--overlays", "train_single", "cpu", "-q"]
+    common += ["--settings", *pairs, f"network_def={{{network}}}"]
+    with pytest.raises(SystemExit, match=r"expected a checkpoint in .*; start without --resume"):
+        cli.main([*common[:3], "--resume", *common[3:]])
+    cli.main([*common, "max_epochs=2"])
+    assert (tmp_path / "out" / "checkpoint_epoch=2.pt").is_file()
+    cli.main([*common[:3], "--resume", *common[3:], "max_epochs=4"])
+    assert (tmp_path / "out" / "checkpoint_epoch=4.pt").is_file()
+    assert (
+        torch.load(tmp_path / "out" / "model.pt", weights_only=True).keys() == make_tiny_network().state_dict().keys()
+    )

@@ -1,4 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Contour-guided diffusion: CT volumes become MR volumes with the same anatomy (Chen et al., arXiv 2403.10786)."""
 
+from importlib import import_module
+
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    """Import :func:`contourdiff.translation.translate` when it is first asked for: the package imports nothing."""
+    if name == "translate":
+        return import_module("contourdiff.translation").translate
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -93,11 +93,47 @@ def translate(
     arguments = settings.keys() & inspect.signature(ConfigWorkflow).parameters.keys()
     parser = read_config(files, {name: value for name, value in settings.items() if name not in arguments})
     settings.setdefault("bundle_root", parser["bundle_root"])
-    workflow = ConfigWorkflow(files, **{"workflow_type": "inference", **settings})
+    workflow = ConfigWorkflow(files, **{"workflow_type": "inference", "logging_file": False, **settings})
     workflow.initialize()
     with _plain_errors():
         _run_translation(workflow.parser)
     return Path(output_dir)
+
+
+def train(
+    mr_dir: str | Path,
+    output_dir: str | Path,
+    *,
+    bundle: str | Path | None = None,
+    overlays: Sequence[str] = (),
+    resume: bool = False,
+    **settings: Any,
+) -> Path:
+    """Train a translator: ``python -m monai.bundle run`` on ``train.json``, as a function.
+
+    Args:
+        mr_dir: folder of MR images.
+        output_dir: folder of ``model.pt``, checkpoints, pictures and the loss curve.
+        bundle: folder of the bundle, see :func:`find_bundle`.
+        overlays: names of overlays of ``train.json``: ``"train_refiner"``, ``"train_single"`` ...
+        resume: go on from the newest checkpoint in ``output_dir``; ``FileNotFoundError`` without one.
+        settings: settings of ``train.json``.
+
+    Returns the path of the weights. Raises ``ValueError`` for an unknown setting, bad weights or no images.
+    """
+    files = config_files(bundle, overlays, base="train")
+    settings = {"dataset_dir": str(mr_dir), "output_dir": str(output_dir), **settings}
+    if resume:
+        checkpoints = sorted(Path(output_dir).glob("checkpoint_epoch=*.pt"), key=lambda path: path.stat().st_mtime)
+        if not checkpoints:
+            raise FileNotFoundError(f"expected a checkpoint in {output_dir}, found none; start without --resume")
+        settings["resume_from"] = str(checkpoints[-1])
+    settings.setdefault("bundle_root", read_config(files, settings)["bundle_root"])
+    with _plain_errors():
+        workflow = ConfigWorkflow(files, workflow_type="train", logging_file=False, **settings)
+        workflow.initialize()
+        workflow.run()
+    return Path(output_dir) / "model.pt"
 
 
 def run_example(folder: str | Path, bundle: str | Path | None = None) -> Path:

@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-import csv
 import fnmatch
 import hashlib
-import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -18,7 +16,8 @@ import numpy as np
 from monai.utils import ensure_tuple
 
 from contourdiff.data.checks import check_case, check_label, check_volume
-from contourdiff.data.dicom import has_dicom, is_dicom
+from contourdiff.data.datalists import read_json, read_split
+from contourdiff.data.dicom import has_ct_series, is_dicom
 from contourdiff.data.itk_files import convert_to_nifti
 from contourdiff.data.nifti_names import (
     ITK_SUFFIXES,
@@ -90,7 +89,7 @@ class TranslationCases:
         if not pairs:
             suffixes = ", ".join(NIFTI_SUFFIXES + ITK_SUFFIXES)
             raise ValueError(
-                f"expected volumes ({suffixes}) or DICOM in {root}, found none; pass another --dataset_dir"
+                f"expected volumes ({suffixes}) or CT in DICOM in {root}, found none; pass another --dataset_dir"
             )
         if len(set(ids)) != len(ids):
             raise ValueError(f"expected one file a case, got twice: {sorted({i for i in ids if ids.count(i) > 1})}")
@@ -102,6 +101,10 @@ class TranslationCases:
             else:
                 self._check_case(case, image, label)
 
+    def ids(self) -> list[str]:
+        """Case ids of all inputs, none of which is read."""
+        return [case_of(image) for image, _ in self._pairs(Path(self.dataset_dir))]
+
     def _pairs(self, root: Path) -> list[tuple[Path, Path | None]]:
         if not self.datalist:
             labels, images = (
@@ -109,13 +112,13 @@ class TranslationCases:
                 [path for path in sorted(root.iterdir()) if is_volume(path)],
             )
             folders = [path for path in sorted(root.iterdir()) if path.is_dir() and path.name != "labels"]
-            images += [path for path in folders if has_dicom(path)]
+            images += [path for path in folders if has_ct_series(path)]
             if not any(map(is_volume, images)) and any(map(is_dicom, root.iterdir())):
                 images = [root.resolve()]  # the folder itself is the study
             return [(path, labels.get(case_of(path))) for path in images]
         entries: Any = self.datalist
         if isinstance(entries, (str, Path)):
-            content = _read_json(root / entries)
+            content = read_json(root / entries)
             if self.section not in content:
                 where = f"{root / entries}, got {sorted(content)}"
                 raise ValueError(f"expected the list {self.section!r} in {where}; name the list so")
@@ -178,7 +181,7 @@ def training_cases(
     if not root.is_dir():
         raise FileNotFoundError(f"expected a folder of MR images at {root}; pass --dataset_dir")
     if datalist:
-        files = [file for file in _read_datalist(root / datalist, split) if fnmatch.fnmatch(file, pattern)]
+        files = [file for file in read_split(root / datalist, split) if fnmatch.fnmatch(file, pattern)]
         reason = f"{datalist} lists none"
     else:
         names = [path.relative_to(root).as_posix() for path in root.rglob("*") if is_nifti(path)]
@@ -198,30 +201,6 @@ def _contrast_of(file: str, contrasts: Mapping[str, str] | None) -> dict[str, in
     if not matching:
         raise ValueError(f"expected every image to match one of the contrasts {dict(contrasts)}, got {file}")
     return {"contrast": matching[0]}
-
-
-def _read_datalist(path: Path, split: str) -> list[str]:
-    if path.suffix == ".csv":
-        with _existing(path).open(newline="") as file:
-            return [row["file"] for row in csv.DictReader(file) if row["split"] == split]
-    entries = _read_json(path).get({"train": "training", "val": "validation"}[split], [])
-    return [item["image"] if isinstance(item, dict) else item for item in entries]
-
-
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise FileNotFoundError(f"expected a datalist at {path}, found none; pass --datalist")
-    return path
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        content = json.loads(_existing(path).read_text())
-    except ValueError as error:
-        raise ValueError(f"expected JSON in the datalist {path}, got: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"expected a JSON object with lists of cases in {path}, got {type(content).__name__}")
-    return content
 
 
 def labelled_cases(

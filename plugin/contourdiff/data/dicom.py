@@ -30,9 +30,9 @@ class Series(NamedTuple):
         return f"{self.uid} ({self.modality} {self.description!r}, {len(self.files)} slices)"
 
 
-def has_dicom(folder: str | Path) -> bool:
-    """Whether a folder or one of its subfolders holds a DICOM file."""
-    return any(is_dicom(Path(parent) / name) for parent, _, names in os.walk(folder) for name in names)
+def has_ct_series(folder: str | Path) -> bool:
+    """Whether a folder, subfolders included, holds a DICOM series of CT that is more than localizers."""
+    return any(one.modality == "CT" and one.files for one in _series_of(folder))
 
 
 def read_ct_series(folder: str | Path, series_uid: str | None = None) -> Any:

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Command line of contourdiff: each command's name, arguments and help stand together."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import shtab
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from contourdiff import __version__
+from contourdiff.cli import evaluation, translation
+from contourdiff.cli.commands import COMMANDS, parse_settings, parse_value
+
+EXIT_CODES = """exit status:
+  0   all was done
+  1   an input was refused, or a case failed (the others are done)
+  2   the command line is wrong
+  130 interrupted; the same command goes on where it stopped"""
+LIBRARIES = ("monai", "ignite", "matplotlib", "py.warnings")
+"""Loggers that are heard with ``--verbose`` alone."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse the command line and run; an error of the input ends with one line and status 1."""
+    values = vars(_parser().parse_args(arguments))
+    del values["print_completion"]
+    run = COMMANDS[values.pop("command")].run
+    try:
+        with _logging(values.pop("verbose"), values.pop("quiet")), logging_redirect_tqdm():
+            run(**values)
+    except (ValueError, OSError, ImportError) as error:
+        logging.getLogger(__name__).debug("traceback of the error below", exc_info=error)
+        raise SystemExit(f"error: {error}") from error
+    except KeyboardInterrupt as error:
+        sys.stderr.write("interrupted\n")
+        raise SystemExit(130) from error
+
+
+@contextmanager
+def _logging(verbose: bool, quiet: bool) -> Iterator[None]:
+    """Short lines on standard error; with ``verbose`` the libraries' lines and all details, too."""
+    template = "%(asctime)s - %(name)s - %(levelname)s - %(message)s" if verbose else "%(message)s"
+    logging.basicConfig(format=template, stream=sys.stderr)
+    levels = dict.fromkeys(LIBRARIES, logging.INFO if verbose else logging.ERROR)
+    levels["contourdiff"] = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
+    before = {name: logging.getLogger(name).level for name in levels}
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+    with warnings.catch_warnings():
+        logging.captureWarnings(True)
+        try:
+            yield
+        finally:
+            logging.captureWarnings(False)
+            for name, level in before.items():
+                logging.getLogger(name).setLevel(level)
+
+
+def _parser() -> argparse.ArgumentParser:
+    style = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="contourdiff", description="Translate labelled CT into MR.", epilog=EXIT_CODES, formatter_class=style
+    )
+    parser.add_argument("--version", action="version", version=f"contourdiff {__version__}")
+    shtab.add_argument_to(parser, help="print the completion script of a shell")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (_, text, arguments, examples) in COMMANDS.items():
+        command = commands.add_parser(
+            name, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=examples, formatter_class=style
+        )
+        for argument, options in arguments:
+            command.add_argument(argument, **options)
+        command.add_argument("--quiet", "-q", help="print warnings and errors alone", action="store_true")
+        command.add_argument("--verbose", "-v", help="print all that the libraries log, too", action="store_true")
+    return parser

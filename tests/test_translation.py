@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One call from Python, one command: any input, the same MR, returned or named as it was given."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import itk
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from monai.data import MetaTensor
+
+import contourdiff
+from contourdiff.cli import main
+from contourdiff.translation import translate_path
+from helpers import TINY_NETWORK, ball_ct, make_dataset, oblique_affine, run, voxels, write_nifti, write_series
+
+AFFINE = oblique_affine((3.0, 2.5, 4.0))
+CT = ball_ct((10, 30, 26))
+LABEL = (CT > 200).astype(np.uint8) * 30
+
+
+@pytest.fixture
+def tiny(tiny_weights: Path) -> dict[str, Any]:
+    """Settings of a small untrained network."""
+    return {
+        "overlays": ("single",),
+        "network_def": TINY_NETWORK,
+        "weights": tiny_weights,
+        "num_inference_steps": 2,
+        "candidates": 1,
+        "max_rounds": 1,
+        "min_object_mm2": 100.0,
+        "device": "cpu",
+    }
+
+
+@pytest.fixture
+def ct_file(tmp_path: Path) -> Path:
+    write_nifti(tmp_path / "in" / "labels" / "anna.nii.gz", LABEL, AFFINE)
+    return write_nifti(tmp_path / "in" / "anna.nii.gz", CT, AFFINE)
+
+
+def test_an_image_comes_back_as_it_was_given(ct_file: Path, tiny: dict[str, Any], tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    expected = contourdiff.translate(ct_file, **tiny)
+    assert sorted(tmp_path.rglob("*")) == before  # nothing is kept
+    assert isinstance(expected, nib.Nifti1Image)
+    np.testing.assert_array_equal(expected.affine, nib.load(ct_file).affine)
+    mr = np.asarray(expected.dataobj)
+    assert mr.std() > 1
+
+    given = nib.Nifti1Image(CT, AFFINE)
+    image = contourdiff.translate(given, label=nib.Nifti1Image(LABEL, AFFINE), case="anna", **tiny)
+    np.testing.assert_array_equal(np.asarray(image.dataobj), mr)
+    np.testing.assert_array_equal(image.affine, given.affine)
+
+    simple = sitk.ReadImage(str(ct_file))
+    result = contourdiff.translate(simple, case="anna", **tiny)
+    np.testing.assert_allclose(sitk.GetArrayFromImage(result).transpose(), mr, atol=0.01)
+    assert (result.GetOrigin(), result.GetDirection()) == (simple.GetOrigin(), simple.GetDirection())
+
+    other = itk.imread(str(ct_file))
+    result = contourdiff.translate(other, case="anna", **tiny)
+    np.testing.assert_allclose(itk.array_from_image(result).transpose(), mr, atol=0.01)
+    np.testing.assert_array_equal(np.asarray(result.GetDirection()), np.asarray(other.GetDirection()))
+
+    tensor = MetaTensor(torch.as_tensor(CT)[None].float(), affine=torch.as_tensor(AFFINE), meta={"who": "anna"})
+    result = contourdiff.translate(tensor, case="anna", **tiny)
+    assert isinstance(result, MetaTensor)
+    assert result.shape == tensor.shape
+    assert result.meta["who"] == "anna"
+    np.testing.assert_array_equal(result.numpy()[0], mr)
+
+
+def test_seed_and_name_decide_and_other_things_are_refused(ct_file: Path, tiny: dict[str, Any]) -> None:
+    image = nib.load(ct_file)
+    first, second, third = (
+        np.asarray(contourdiff.translate(image, **tiny, **options).dataobj)
+        for options in ({"case": "a"}, {"case": "b"}, {"case": "a", "seed": 1})
+    )
+    assert not np.array_equal(first, second)
+    assert not np.array_equal(first, third)
+    with pytest.raises(TypeError, match="expected a path, a nibabel, SimpleITK or ITK image or a MetaTensor"):
+        contourdiff.translate(CT, **tiny)
+    with pytest.raises(FileNotFoundError, match=r"expected a CT file .* found nothing"):
+        contourdiff.translate("nowhere.nii.gz", **tiny)
+    with pytest.raises(FileNotFoundError, match="expected a label at"):
+        contourdiff.translate(ct_file, "nowhere.nii.gz", **tiny)
+    with pytest.raises(ValueError, match="expected a device that torch can use, got 'abacus'"):
+        contourdiff.translate(ct_file, **{**tiny, "device": "abacus"})
+    with pytest.raises(ValueError, match="on the image's grid"):
+        contourdiff.translate(image, nib.Nifti1Image(LABEL[1:], AFFINE), **tiny)
+
+
+def test_two_contrasts_are_a_dictionary(ct_file: Path, tmp_path: Path) -> None:
+    short: dict[str, Any] = {"num_inference_steps": 1, "num_refinement_steps": 1, "candidates": 1, "max_rounds": 1}
+    images = contourdiff.translate(ct_file, contrast="t1,t2", min_object_mm2=100.0, **short)
+    assert list(images) == ["t1", "t2"]
+    first, second = (np.asarray(image.dataobj) for image in images.values())
+    assert not np.array_equal(first, second)
+    label = ct_file.parent / "labels" / "anna.nii.gz"
+    paths = contourdiff.translate(
+        ct_file, label, tmp_path / "x.nrrd", contrast=["t1", "t2"], min_object_mm2=100.0, **short
+    )
+    assert paths == {"t1": tmp_path / "x_t1.nrrd", "t2": tmp_path / "x_t2.nrrd"}
+    kinds = ("", "_label")
+    expected = [f"x_{name}{kind}.nrrd" for name in ("t1", "t2") for kind in kinds]
+    expected += [f"x_{name}.{kind}" for name in ("t1", "t2") for kind in ("json", "png")]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == sorted(expected)
+    np.testing.assert_allclose(sitk.GetArrayFromImage(sitk.ReadImage(str(paths["t2"]))).transpose(), second, atol=0.01)
+
+
+def test_a_file_is_named_as_asked_and_never_overwritten_unasked(
+    ct_file: Path, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    expected = run(ct_file.parent, tmp_path / "folder", tiny["weights"], candidates=1, max_rounds=1)
+    output = tmp_path / "out" / "mr.nii.gz"
+    label = ct_file.parent / "labels" / "anna.nii.gz"
+    (result,) = translate_path(ct_file, output, label=label, **tiny)
+    assert result.mr == output
+    np.testing.assert_array_equal(voxels(output), voxels(expected / "anna_mr.nii.gz"))
+    np.testing.assert_array_equal(voxels(output.with_name("mr_label.nii.gz")), LABEL)
+    assert sorted(path.name for path in output.parent.iterdir()) == [
+        "mr.json",
+        "mr.nii.gz",
+        "mr.png",
+        "mr_label.nii.gz",
+    ]
+    with pytest.raises(ValueError, match=r"expected no file at .*pass --overwrite"):
+        translate_path(ct_file, output, **tiny)
+    (again,) = translate_path(ct_file, output, overwrite=True, **tiny)
+    np.testing.assert_array_equal(voxels(again.mr), voxels(expected / "anna_mr.nii.gz"))
+    with pytest.raises(ValueError, match=r"expected a single case for the file .* got 3"):
+        translate_path(make_dataset(tmp_path / "three"), tmp_path / "new.nii.gz", **tiny)
+    assert not (tmp_path / "new.nii.gz").exists()
+
+
+def tiny_command(tiny: dict[str, Any]) -> list[str]:
+    """The same settings on the command line."""
+    network = ",".join(f"'{name}': {value!r}" for name, value in TINY_NETWORK.items())
+    settings = {name: tiny[name] for name in ("num_inference_steps", "candidates", "max_rounds", "min_object_mm2")}
+    pairs = [f"{name}={value}" for name, value in settings.items()]
+    pairs.append(f"network_def={{{network}}}")
+    return ["--weights", str(tiny["weights"]), "--device", "cpu", "--overlays", "single", "--settings", *pairs]
+
+
+def test_one_command_translates_a_dicom_folder(
+    tiny: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_series(tmp_path / "anna", ball_ct((12, 40, 48)))
+    main(["translate", str(folder), str(tmp_path / "mr"), "--json", *tiny_command(tiny)])
+    (result,) = json.loads(capsys.readouterr().out)["results"]
+    assert result["case"] == "anna"
+    mr, ct = nib.load(result["mr"]), nib.load(result["ct"])
+    assert mr.shape == (48, 40, 12)
+    np.testing.assert_array_equal(mr.affine, ct.affine)
+    assert Path(result["picture"]).read_bytes().startswith(b"\x89PNG")
+    assert json.loads(Path(result["record"]).read_text())["image"] == "anna"
+
+    write_series(tmp_path / "anna" / "2", ball_ct((12, 40, 48)), uid="1.2.3.2")
+    with pytest.raises(SystemExit, match=r"^error: .*1\.2\.3\.1 \(CT 'bone 1', 12 slices\); 1\.2\.3\.2"):
+        main(["translate", str(folder), str(tmp_path / "one.nii.gz"), *tiny_command(tiny)])
+    main(["translate", str(folder), str(tmp_path / "one.mha"), "--series", "1.2.3.2", "-q", *tiny_command(tiny)])
+    assert (tmp_path / "one.mha").is_file()
+    assert (tmp_path / "one_ct.nii.gz").is_file()
+
+
+def test_a_folder_where_one_case_fails_reports_it_and_does_the_others(
+    tiny: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset_dir = make_dataset(tmp_path / "ct", ("a", "b"))
+    (dataset_dir / "c.nrrd").write_text("no volume")
+    with pytest.raises(SystemExit, match=r"^error: 1 of 3 cases failed: c: expected a readable volume"):
+        main(["translate", str(dataset_dir), str(tmp_path / "mr"), "--json", *tiny_command(tiny)])
+    assert "1 of 3 cases failed" in json.loads(capsys.readouterr().out)["error"]
+    assert [path.name for path in sorted((tmp_path / "mr").glob("*_mr.nii.gz"))] == ["a_mr.nii.gz", "b_mr.nii.gz"]
