@@ -28,7 +28,7 @@ LIBRARIES = ("monai", "ignite", "matplotlib", "py.warnings")
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line and run; an error of the input ends with one line and status 1."""
-    values = vars(_parser().parse_args(arguments))
+    values = vars(parser().parse_args(arguments))
     del values["print_completion"]
     run = COMMANDS[values.pop("command")].run
     try:
@@ -62,14 +62,15 @@ def _logging(verbose: bool, quiet: bool) -> Iterator[None]:
                 logging.getLogger(name).setLevel(level)
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """Parser of all commands."""
     style = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
+    root = argparse.ArgumentParser(
         prog="contourdiff", description="Translate labelled CT into MR.", epilog=EXIT_CODES, formatter_class=style
     )
-    parser.add_argument("--version", action="version", version=f"contourdiff {__version__}")
-    shtab.add_argument_to(parser, help="print the completion script of a shell")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    root.add_argument("--version", action="version", version=f"contourdiff {__version__}")
+    shtab.add_argument_to(root, help="print the completion script of a shell")
+    commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (_, text, arguments, examples) in COMMANDS.items():
         command = commands.add_parser(
             name, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=examples, formatter_class=style
@@ -78,4 +79,4 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(argument, **options)
         command.add_argument("--quiet", "-q", help="print warnings and errors alone", action="store_true")
         command.add_argument("--verbose", "-v", help="print all that the libraries log, too", action="store_true")
-    return parser
+    return root
