@@ -30,8 +30,13 @@ COMMENT = "//"
 
 
 def find_bundle(bundle: str | Path | None = None) -> Path:
-    """Folder of the bundle: the given one, or the one beside an editable install; ``FileNotFoundError`` if absent."""
-    root = Path(bundle) if bundle else Path(__file__).resolve().parents[2] / "bundles" / BUNDLE_NAME
+    """Folder of the bundle: the given one, or the installed one, which an editable install has in the repository.
+
+    Raises ``FileNotFoundError`` if it is absent.
+    """
+    package = Path(__file__).resolve().parent
+    installed = package / "bundles" / BUNDLE_NAME
+    root = Path(bundle or (installed if installed.is_dir() else package.parents[1] / "bundles" / BUNDLE_NAME))
     if not (root / "configs" / "inference.json").is_file():
         raise FileNotFoundError(f"expected the bundle {BUNDLE_NAME} at {root}, found none; pass its folder as bundle")
     return root
