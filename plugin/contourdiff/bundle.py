@@ -30,8 +30,12 @@ COMMENT = "//"
 
 
 def find_bundle(bundle: str | Path | None = None) -> Path:
-    """Folder of the bundle: the given one, or the one beside an editable install; ``FileNotFoundError`` if absent."""
-    root = Path(bundle) if bundle else Path(__file__).resolve().parents[2] / "bundles" / BUNDLE_NAME
+    """Folder of the bundle: the given one, or the one that holds this code, or the one beside an editable install.
+
+    Raises ``FileNotFoundError`` if there is none.
+    """
+    code, above = Path(__file__).resolve().parents[1:3]
+    root = Path(bundle or (code if (code / "configs").is_dir() else above / "bundles" / BUNDLE_NAME))
     if not (root / "configs" / "inference.json").is_file():
         raise FileNotFoundError(f"expected the bundle {BUNDLE_NAME} at {root}, found none; pass its folder as bundle")
     return root

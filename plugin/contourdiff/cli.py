@@ -250,6 +250,13 @@ def _gap(mr_settings: list[str], settings: list[str], **options: Any) -> None:
     sys.stdout.write(f"{path}\n")
 
 
+@_command("export-bundle", "write a stand-alone bundle, for the model zoo or a zip", OUTPUT, BUNDLE)
+def _export_bundle(output_dir: str, bundle: str | None) -> None:
+    from contourdiff.deploy.bundle_export import export_bundle
+
+    sys.stdout.write(f"{export_bundle(output_dir, bundle)}\n")
+
+
 def _print(values: dict[str, Any]) -> None:
     sys.stdout.write("".join(f"{name}: {value}\n" for name, value in values.items()))
 
