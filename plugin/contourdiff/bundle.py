@@ -99,7 +99,7 @@ def translate(
     settings.setdefault("bundle_root", parser["bundle_root"])
     workflow = ConfigWorkflow(files, **{"workflow_type": "inference", **settings})
     workflow.initialize()
-    with _plain_errors():
+    with plain_errors():
         _run_translation(workflow.parser)
     return Path(output_dir)
 
@@ -243,13 +243,13 @@ def _caller(kind: type[Kind]) -> Kind:
 
 
 @contextmanager
-def _plain_errors() -> Iterator[None]:
-    """Raise the ``ValueError`` or ``OSError`` that MONAI wraps into the name of the component it occurred in."""
+def plain_errors() -> Iterator[None]:
+    """Raise the ``ValueError``, ``OSError`` or ``ImportError`` that MONAI wraps into the name of a component."""
     try:
         yield
     except RuntimeError as error:
         cause = root_cause(error)
-        if isinstance(cause, (ValueError, OSError)):
+        if isinstance(cause, (ValueError, OSError, ImportError)):
             raise cause from None
         raise
 
@@ -258,8 +258,8 @@ def _plain_errors() -> Iterator[None]:
 def _exit_status() -> Iterator[None]:
     """End the program with one line, and status 1, for an error of the input."""
     try:
-        with _plain_errors():
+        with plain_errors():
             yield
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         logger.debug("traceback of the error below", exc_info=error)
         raise SystemExit(f"error: {error}") from error

@@ -257,6 +257,23 @@ def _export_bundle(output_dir: str, bundle: str | None) -> None:
     sys.stdout.write(f"{export_bundle(output_dir, bundle)}\n")
 
 
+@_command(
+    "export",
+    "write the networks as TorchScript or ONNX files",
+    OUTPUT,
+    _argument("--format", "default: onnx", choices=("torchscript", "onnx"), default="onnx"),
+    OVERLAYS,
+    INFERENCE,
+    BUNDLE,
+)
+def _export(output_dir: str, settings: list[str], **options: Any) -> None:
+    from contourdiff.deploy.network_export import export_networks
+
+    differences = export_networks(output_dir, options.pop("format"), **options, **parse_settings(settings))
+    for path, difference in differences.items():
+        sys.stdout.write(f"{path}: differs from the network by at most {difference:.1e}\n")
+
+
 def _print(values: dict[str, Any]) -> None:
     sys.stdout.write("".join(f"{name}: {value}\n" for name, value in values.items()))
 
