@@ -288,7 +288,7 @@ def test_an_unknown_setting_ends_the_run_and_names_the_nearest(
 @pytest.mark.parametrize(
     "names",
     [
-        *[("inference", name) for name in ("fast", "lumbar", "hip_thigh", "single", "neighbor_guided")],
+        *[("inference", name) for name in ("fast", "lumbar", "hip_thigh", "single", "neighbor_guided", "onnx")],
         ("train", "cpu"),
         ("train", "unconditional"),
         ("train", "train_neighbor_guided"),

@@ -32,6 +32,7 @@ ORDER = (
     "installation",
     "translation",
     "evaluation",
+    "deploy",
     "cli",
     "__main__",
 )

@@ -30,13 +30,10 @@ COMMENT = "//"
 
 
 def find_bundle(bundle: str | Path | None = None) -> Path:
-    """Folder of the bundle: the given one, or the installed one, which an editable install has in the repository.
-
-    Raises ``FileNotFoundError`` if it is absent.
-    """
+    """Folder of the bundle: the given one, the installed one, or the repository's; ``FileNotFoundError`` if absent."""
     package = Path(__file__).resolve().parent
-    installed = package / "bundles" / BUNDLE_NAME
-    root = Path(bundle or (installed if installed.is_dir() else package.parents[1] / "bundles" / BUNDLE_NAME))
+    places = [package / "bundles" / BUNDLE_NAME, package.parent, package.parents[1] / "bundles" / BUNDLE_NAME]
+    root = Path(bundle or next((place for place in places if (place / "configs").is_dir()), places[-1]))
     if not (root / "configs" / "inference.json").is_file():
         raise FileNotFoundError(f"expected the bundle {BUNDLE_NAME} at {root}, found none; pass its folder as bundle")
     return root
@@ -85,8 +82,7 @@ def translate(
         dataset_dir: folder of ``<case>.nii.gz`` with optional ``labels/<case>.nii.gz``.
         output_dir: folder of ``<case>_mr.nii.gz``, ``_label.nii.gz``, ``_mr.json`` and ``_mr.png``.
         bundle: folder of the bundle, see :func:`find_bundle`.
-        overlays: names of overlays of ``inference.json``, in order: ``"fast"``, ``"lumbar"``, ``"hip_thigh"``,
-            ``"single"``, ``"neighbor_guided"``.
+        overlays: names of overlays of ``inference.json``, in order, such as ``"fast"``.
         settings: settings of ``inference.json``, such as ``seed=1`` or ``ckpt_path="model.pt"``, and arguments of
             MONAI's ``ConfigWorkflow``, such as ``logging_file=False``.
 
@@ -100,7 +96,7 @@ def translate(
     settings.setdefault("bundle_root", parser["bundle_root"])
     workflow = ConfigWorkflow(files, **{"workflow_type": "inference", "logging_file": False, **settings})
     workflow.initialize()
-    with _plain_errors():
+    with plain_errors():
         _run_translation(workflow.parser)
     return Path(output_dir)
 
@@ -120,7 +116,7 @@ def train(
         mr_dir: folder of MR images.
         output_dir: folder of ``model.pt``, checkpoints, pictures and the loss curve.
         bundle: folder of the bundle, see :func:`find_bundle`.
-        overlays: names of overlays of ``train.json``: ``"train_refiner"``, ``"train_single"`` ...
+        overlays: names of overlays of ``train.json``, such as ``"train_refiner"``.
         resume: go on from the newest checkpoint in ``output_dir``; ``FileNotFoundError`` without one.
         settings: settings of ``train.json``.
 
@@ -134,7 +130,7 @@ def train(
             raise FileNotFoundError(f"expected a checkpoint in {output_dir}, found none; start without --resume")
         settings["resume_from"] = str(checkpoints[-1])
     settings.setdefault("bundle_root", read_config(files, settings)["bundle_root"])
-    with _plain_errors():
+    with plain_errors():
         workflow = ConfigWorkflow(files, workflow_type="train", logging_file=False, **settings)
         workflow.initialize()
         workflow.run()
@@ -280,13 +276,13 @@ def _caller(kind: type[Kind]) -> Kind:
 
 
 @contextmanager
-def _plain_errors() -> Iterator[None]:
-    """Raise the ``ValueError`` or ``OSError`` that MONAI wraps into the name of the component it occurred in."""
+def plain_errors() -> Iterator[None]:
+    """Raise the ``ValueError``, ``OSError`` or ``ImportError`` that MONAI wraps into the name of a component."""
     try:
         yield
     except RuntimeError as error:
         cause = root_cause(error)
-        if isinstance(cause, (ValueError, OSError)):
+        if isinstance(cause, (ValueError, OSError, ImportError)):
             raise cause from None
         raise
 
@@ -295,8 +291,8 @@ def _plain_errors() -> Iterator[None]:
 def _exit_status() -> Iterator[None]:
     """End the program with one line, and status 1, for an error of the input."""
     try:
-        with _plain_errors():
+        with plain_errors():
             yield
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         logger.debug("traceback of the error below", exc_info=error)
         raise SystemExit(f"error: {error}") from error

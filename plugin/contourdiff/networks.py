@@ -54,12 +54,7 @@ class ContourUNet(DiffusionModelUNet):
         self.patch_size = patch_size
         self.contrasts = tuple(contrasts)
         self.contrast = self.contrasts[0] if contrasts and contrast is None else contrast
-        self._label = self._label_of(self.contrast) if contrasts else 0
-
-    def _label_of(self, contrast: str | None) -> int:
-        if contrast not in self.contrasts:
-            raise ValueError(f"contrast must be one of {list(self.contrasts)}, got {contrast!r}")
-        return self.contrasts.index(contrast)
+        self._label = contrast_label(self.contrasts, contrast)
 
     @property
     def size_divisor(self) -> int:
@@ -87,6 +82,15 @@ class ContourUNet(DiffusionModelUNet):
             x = pixel_unshuffle(x, self.patch_size)
         out: Tensor = super().forward(x, timesteps, context, class_labels, **kwargs)
         return pixel_shuffle(out, self.patch_size) if self.patch_size > 1 else out
+
+
+def contrast_label(contrasts: Sequence[str], contrast: str | None) -> int:
+    """Position of a contrast, 0 for ``None`` or without ``contrasts``; ``ValueError`` for an unknown one."""
+    if contrast is None or not contrasts:
+        return 0
+    if contrast not in contrasts:
+        raise ValueError(f"contrast must be one of {list(contrasts)}, got {contrast!r}")
+    return contrasts.index(contrast)
 
 
 class CascadeUNet(nn.Module):

@@ -100,7 +100,8 @@ class VolumeInferer(Inferer):
             return self._translate(states, network)
 
     @abstractmethod
-    def _translate(self, states: Iterable[VolumeState], network: nn.Module) -> list[VolumeResult]: ...
+    def _translate(self, states: Iterable[VolumeState], network: nn.Module) -> list[VolumeResult]:
+        """Result of each volume."""
 
     def denoiser(self, network: nn.Module, noise_weights: Sequence[float] = (1.0,)) -> Denoiser | CascadeDenoiser:
         """Denoiser with this inferer's sampler, execution and seed."""
