@@ -31,3 +31,19 @@ def _export(output_dir: str, settings: list[str], **options: Any) -> None:
     differences = export_networks(output_dir, options.pop("format"), **options, **parse_settings(settings))
     for path, difference in differences.items():
         sys.stdout.write(f"{path}: differs from the network by at most {difference:.1e}\n")
+
+
+@command(
+    "to-nnunet",
+    "write translations as training data of nnU-Net",
+    argument("dataset_dir", "folders of translations with labels", nargs="+"),
+    argument("output_dir", "new folder, named like Dataset001_Name"),
+    argument("--label_map", "JSON file of the classes; default: vertebrae"),
+    BUNDLE,
+)
+def _to_nnunet(dataset_dir: list[str], output_dir: str, label_map: str | None, bundle: str | None) -> None:
+    from contourdiff.bundle import find_bundle
+    from contourdiff.deploy.nnunet import write_nnunet
+
+    label_map = label_map or str(find_bundle(bundle) / "label_maps" / "vertebrae.json")
+    sys.stdout.write(f"{write_nnunet(dataset_dir, output_dir, label_map)}\n")

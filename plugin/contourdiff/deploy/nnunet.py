@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Translations as training data of nnU-Net."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from tqdm import tqdm
+
+from contourdiff.data.atomic import atomic_folder
+from contourdiff.data.cases import labelled_cases
+from contourdiff.data.label_map import LabelMap
+from contourdiff.data.nifti import save_like
+from contourdiff.data.nifti_names import case_name
+from contourdiff.transforms import RemapLabels
+
+
+def write_nnunet(dataset_dir: str | Path | Sequence[str | Path], output_dir: str | Path, label_map: str | Path) -> Path:
+    """Write translations and their labels as a data set in the raw format of nnU-Net v2.
+
+    Images are copied. Labels become the classes of ``label_map``, numbered from 1, uint8; its ``ct`` side applies, as
+    the labels are the CT's. The channel is named ``MR``, which nnU-Net normalizes by each image's own statistics.
+
+    Args:
+        dataset_dir: one folder of translations or several, see :func:`contourdiff.data.cases.labelled_cases`.
+        output_dir: new or empty folder named as nnU-Net requires, ``Dataset001_Name``.
+        label_map: see :class:`contourdiff.data.label_map.LabelMap`.
+
+    Returns the path of its ``dataset.json``. Raises ``ValueError`` for another name or a case that occurs twice,
+    ``FileNotFoundError`` for a missing folder or label map.
+
+    References:
+        Isensee et al., "nnU-Net", Nature Methods 18 (2021); the format is that of its documentation of version 2.
+    """
+    output_dir, classes = Path(output_dir), LabelMap(label_map)
+    if not re.fullmatch(r"Dataset\d{3}_\w+", output_dir.name):
+        raise ValueError(
+            f"expected a folder named like Dataset001_Name for nnU-Net, got {output_dir.name!r}; rename it"
+        )
+    cases = labelled_cases(dataset_dir)
+    names = [case_name(case["image"]) for case in cases]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"expected every case once, got twice: {twice}; translate other seeds of other case names")
+    remap = RemapLabels(classes, "ct")
+    with atomic_folder(output_dir) as aside:
+        (aside / "imagesTr").mkdir()
+        for name, case in zip(names, tqdm(cases, "write nnU-Net data set", unit="case"), strict=True):
+            suffix = "".join(part for part in Path(case["image"]).suffixes[-2:] if part in (".nii", ".gz"))
+            shutil.copyfile(case["image"], aside / "imagesTr" / f"{name}_0000{suffix}")
+            label = np.asarray(remap(np.asarray(nib.load(case["label"]).dataobj))).astype(np.uint8)
+            save_like(label, case["label"], aside / "labelsTr" / f"{name}{suffix}")
+        content = {
+            "channel_names": {"0": "MR"},
+            "labels": {"background": 0} | {name: number for number, name in classes.classes.items()},
+            "numTraining": len(cases),
+            "file_ending": suffix,
+        }
+        (aside / "dataset.json").write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
+    return output_dir / "dataset.json"
