@@ -38,9 +38,12 @@ def find_bundle(bundle: str | Path | None = None) -> Path:
 
 
 def config_files(bundle: str | Path | None = None, overlays: Sequence[str] = (), base: str = "inference") -> list[str]:
-    """Paths of a config of the bundle and of its overlays, given by name; ``FileNotFoundError`` if one is missing."""
+    """Paths of a config of the bundle and of its overlays, each by name, or any other overlay by its path ``*.json``.
+
+    Raises ``FileNotFoundError`` if one is missing.
+    """
     configs = find_bundle(bundle) / "configs"
-    files = [configs / f"{name}.json" for name in (base, *overlays)]
+    files = [Path(name) if name.endswith(".json") else configs / f"{name}.json" for name in (base, *overlays)]
     if missing := [file.stem for file in files if not file.is_file()]:
         raise FileNotFoundError(f"expected configs by name in {configs}, found no {missing}")
     return [str(file) for file in files]
@@ -80,7 +83,7 @@ def translate(
         dataset_dir: folder of ``<case>.nii.gz`` with optional ``labels/<case>.nii.gz``.
         output_dir: folder of ``<case>_mr.nii.gz``, ``_label.nii.gz``, ``_mr.json`` and ``_mr.png``.
         bundle: folder of the bundle, see :func:`find_bundle`.
-        overlays: names of overlays of ``inference.json``, in order: ``"fast"``, ``"lumbar"``, ``"hip_thigh"``,
+        overlays: names or paths of overlays of ``inference.json``, in order: ``"fast"``, ``"lumbar"``, ``"hip_thigh"``,
             ``"single"``, ``"neighbor_guided"``.
         settings: settings of ``inference.json``, such as ``seed=1`` or ``ckpt_path="model.pt"``, and arguments of
             MONAI's ``ConfigWorkflow``, such as ``logging_file=False``.
@@ -128,15 +131,15 @@ def check_settings() -> None:
 def settings_section() -> dict[str, Any]:
     """Settings of the calling config, for the record: all entries between ``"// settings"`` and the next comment.
 
-    ``network_def``, ``refiner_def`` of a cascade and ``scheduler`` are added. Expressions are evaluated; a device
-    becomes its name.
+    ``network_def``, ``refiner_def`` of a cascade, ``scheduler`` and ``contour`` are added. Expressions are evaluated; a
+    device becomes its name.
     """
     parser = _caller(ConfigParser)
     names = list(parser.get())
     start = names.index(SETTINGS_KEY) + 1 if SETTINGS_KEY in names else len(names)
     stop = next((at for at in range(start, len(names)) if names[at].startswith(COMMENT)), len(names))
     section = {name: parser.get_parsed_content(name) for name in names[start:stop]}
-    for name in ("network_def", "refiner_def", "scheduler"):
+    for name in ("network_def", "refiner_def", "scheduler", "contour"):
         if entry := parser.get(name):
             section[name] = {key: parser.get_parsed_content(f"{name}::{key}") for key in entry}
     plain: dict[str, Any] = json.loads(json.dumps(section, default=str))
@@ -240,12 +243,12 @@ def _caller(kind: type[Kind]) -> Kind:
 
 @contextmanager
 def _plain_errors() -> Iterator[None]:
-    """Raise the ``ValueError`` or ``OSError`` that MONAI wraps into the name of the component it occurred in."""
+    """Raise the ``ValueError``, ``OSError`` or ``ImportError`` that MONAI wraps into the name of its component."""
     try:
         yield
     except RuntimeError as error:
         cause = root_cause(error)
-        if isinstance(cause, (ValueError, OSError)):
+        if isinstance(cause, (ValueError, OSError, ImportError)):
             raise cause from None
         raise
 
@@ -256,6 +259,6 @@ def _exit_status() -> Iterator[None]:
     try:
         with _plain_errors():
             yield
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         logger.debug("traceback of the error below", exc_info=error)
         raise SystemExit(f"error: {error}") from error

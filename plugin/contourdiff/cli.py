@@ -63,7 +63,7 @@ def _several(name: str, text: str, metavar: str = "NAME=VALUE") -> Argument:
 
 OUTPUT = _argument("output_dir", "folder to write to")
 BUNDLE = _argument("--bundle", "folder of the bundle, if not beside this package")
-OVERLAYS = _several("overlays", "overlays of inference.json, such as fast", "NAME")
+OVERLAYS = _several("overlays", "overlays of inference.json, such as fast, or paths of others", "NAME")
 INFERENCE = _several("settings", "settings of inference.json, such as seed=1")
 TRANSLATION = _several("translation", "settings of inference.json, such as contrast=t2")
 TRAIN = _several("settings", "settings of train.json, such as dataset_dir=mr")
@@ -161,6 +161,24 @@ def _held_out_options(bundle: str | None, overlays: list[str], translation: list
 
     options = {"inference": config_files(bundle, overlays), "translation": parse_settings(translation)}
     return config_files(bundle, training_overlays(bundle, overlays), base="train"), options
+
+
+@_command(
+    "convert",
+    "convert weights of diffusers or monai-generative, and write an overlay that uses them",
+    _argument("source", "folder of a UNet2DModel or its pipeline, or a state dict of a DiffusionModelUNet"),
+    _argument("output", "weights to write, *.pt or *.safetensors; the overlay is *.json beside it"),
+    _argument("--network_def", "JSON file with the arguments of the network of a state dict"),
+    _argument("--half", "write float16", action="store_true"),
+    _argument("--paper_contour", "contours by OpenCV, as the paper's; otherwise scikit-image", action="store_true"),
+    _argument("--spacing_mm", "pixel size that the network was trained on", type=float),
+)
+def _convert(source: str, output: str, **options: Any) -> None:
+    from contourdiff.checkpoints import convert_checkpoint
+
+    overlay = convert_checkpoint(source, output, **options)
+    scheduler = json.loads(overlay.read_text(encoding="utf-8"))["scheduler"]
+    _print({"weights": output, "overlay": overlay, "trained with": scheduler})
 
 
 @_command("curve", "draw the loss curve of a training", _argument("log_dir"), _argument("path", "PNG to write"))
