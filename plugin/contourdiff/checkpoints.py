@@ -37,9 +37,9 @@ SUPPORTED: dict[str, tuple[Any, ...]] = {
     "num_class_embeds": (None,),
 }
 """Values of a ``UNet2DModel`` that MONAI's network has; the first of each is the default of diffusers."""
-USED = {"block_out_channels", "down_block_types", "up_block_types", "downsample_type", "upsample_type", "norm_eps"}
-USED |= {"layers_per_block", "attention_head_dim", "norm_num_groups", "attn_norm_num_groups", "time_embedding_dim"}
-USED |= {"in_channels", "out_channels", "sample_size", "dropout", "num_train_timesteps"}
+REQUIRED = {"block_out_channels", "down_block_types", "up_block_types", "in_channels", "out_channels"}
+USED = {"downsample_type", "upsample_type", "layers_per_block", "attention_head_dim", "norm_num_groups", "norm_eps"}
+USED |= {"sample_size", "dropout", "num_train_timesteps"}
 RENAMED = (
     (r"^conv_in\.", "conv_in.conv."),
     (r"^conv_norm_out\.", "out.0."),
@@ -62,11 +62,10 @@ RENAMED = (
 )
 """Patterns of keys of a ``UNet2DModel``, applied in order, and what stands there in MONAI."""
 SCHEDULES = {"linear": "linear_beta", "scaled_linear": "scaled_linear_beta", "sigmoid": "sigmoid_beta"}
-PAPER_SCHEDULER = {"num_train_timesteps": 1000, "beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
+PAPER_SCHEDULER = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "prediction_type": "epsilon"}
 CONTOUR = {"contour_sigma_px": 0.8, "contour_low_threshold": 60.0, "contour_high_threshold": 112.0}
 """The nearest that scikit-image has to the paper's contour."""
 PAPER_CONTOUR = {"_target_": "contourdiff.transforms.OpenCVContourd", "keys": "image", "slice_axis": "@slice_axis"}
-PAPER_CONTOUR |= {"low_threshold": 80, "high_threshold": 150}  # type: ignore[dict-item]
 
 
 def convert_checkpoint(
@@ -105,13 +104,13 @@ def convert_checkpoint(
         arguments, scheduler, state = _read_diffusers(source)
     else:
         arguments, scheduler, state = _read_state_dict(source, network_def)
+    state = {key: value.to(torch.float16 if half else torch.float32).contiguous() for key, value in state.items()}
     if broken := [key for key, value in state.items() if not value.isfinite().all()]:
         raise ValueError(f"expected finite weights in {source}, got NaN or infinity in {broken[:3]}; train it again")
-    dtype = torch.float16 if half else torch.float32
-    overlay = {
+    overlay: dict[str, Any] = {
         "_desc_": f"Overlay of inference.json: a single network, converted from {source.name}",
         "ckpt_path": _path_in_config(output),
-        **{name: None for name in ("refiner_path", "refiner_def", "refiner")},
+        **dict.fromkeys(("refiner_path", "refiner_def", "refiner")),
         "contrasts": [],
         **({} if spacing_mm is None else {"spacing_mm": spacing_mm}),
         **CONTOUR,
@@ -120,7 +119,7 @@ def convert_checkpoint(
         "scheduler": scheduler,
         **({"contour": PAPER_CONTOUR} if paper_contour else {}),
     }
-    _write_weights({key: value.to(dtype).contiguous() for key, value in state.items()}, output)
+    _write_weights(state, output)
     write_text(overlay_path, json.dumps(overlay, indent=4) + "\n")
     return overlay_path
 
@@ -130,7 +129,9 @@ def unet2d_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises ``ValueError`` that names the values which MONAI's network does not have.
     """
-    channels, down = list(config["block_out_channels"]), list(config["down_block_types"])
+    if missing := sorted(REQUIRED - config.keys()):
+        raise ValueError(f"expected the config.json of a UNet2DModel, got one without {missing}")
+    channels, down = config["block_out_channels"], config["down_block_types"]
     groups, head = config.get("norm_num_groups", 32), config.get("attention_head_dim", 8)
     supported = SUPPORTED | {
         "time_embedding_dim": (None, 4 * channels[0]),
@@ -139,7 +140,9 @@ def unet2d_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
         "up_block_types": ([BLOCKS.get(kind) for kind in reversed(down)],),
     }
     wrong = {name: config[name] for name, values in supported.items() if config.get(name, values[0]) not in values}
-    wrong |= {name: config[name] for name in config if name[0] != "_" and name not in USED | supported.keys()}
+    wrong |= {
+        name: config[name] for name in config if name[0] != "_" and name not in USED | REQUIRED | supported.keys()
+    }
     if wrong:
         named = ", ".join(f"{name}={value!r}" for name, value in list(wrong.items())[:3])
         raise ValueError(f"expected a UNet2DModel that MONAI's network equals, got {named}; it cannot be converted")
@@ -202,21 +205,16 @@ def generative_state(state: Mapping[str, Tensor], arguments: Mapping[str, Any]) 
     ``arguments`` must have ``include_fc=False``. Raises ``ValueError`` unless every other key has its counterpart.
     """
     network, left = _network(arguments), dict(state)
-    if unknown := [key for key in left if key.endswith(("class_embedding.weight", "to_out.0.weight"))]:
-        raise ValueError(f"expected a network without classes and cross-attention, got {unknown[:3]}")
+    expected = "expected weights of a monai-generative network with the given network_def"
     try:
         network.load_old_state_dict(left)  # takes what it finds out of ``left``
     except (KeyError, RuntimeError) as error:
-        first_lines = " ".join(str(error).split())[:300]
-        raise ValueError(
-            f"expected a monai-generative network with the given network_def, got {first_lines}"
-        ) from error
-    named = network.state_dict()
-    unknown = [key for key in left if ".proj_attn." not in key]
-    if unknown or len(state) - len(left) != len(named):
-        found = f"{len(state) - len(left)} of {len(named)} keys, and {len(unknown)} unknown {unknown[:3]}"
-        raise ValueError(f"expected a monai-generative network with the given network_def, got {found}")
-    return named
+        raise ValueError(f"{expected}, got {' '.join(str(error).split())[:300]}") from error
+    renamed = network.state_dict()
+    unknown, count = [key for key in left if ".proj_attn." not in key], len(state) - len(left)
+    if unknown or count != len(renamed):  # what is absent would keep the values of a new network
+        raise ValueError(f"{expected}, got {count} of {len(renamed)} keys and {len(unknown)} unknown {unknown[:3]}")
+    return renamed
 
 
 def _read_diffusers(source: Path) -> tuple[dict[str, Any], dict[str, Any], State]:
@@ -240,12 +238,12 @@ def _read_state_dict(source: Path, network_def: str | Path | None) -> tuple[dict
         hint = "weights do not show heads, groups and epsilon; pass --network_def FILE.json with its arguments"
         raise ValueError(f"expected the network_def of the state dict {source}, got none: {hint}")
     entries = _read_json(Path(network_def))
-    arguments = {"in_channels": 2, "out_channels": 1, **entries.get("network_def", entries)}
-    arguments.pop("_target_", None)
+    given = {name: value for name, value in entries.get("network_def", entries).items() if name[0] != "_"}
+    arguments = {"in_channels": 2, "out_channels": 1, **given}
     if "num_channels" in arguments:  # the name in monai-generative
         arguments["channels"] = arguments.pop("num_channels")
-    if given := {n: arguments[n] for n in ("with_conditioning", "num_class_embeds", "contrasts") if arguments.get(n)}:
-        raise ValueError(f"expected a network without classes and cross-attention, got {given} in {network_def}")
+    if wrong := {n: arguments[n] for n in ("with_conditioning", "num_class_embeds", "contrasts") if arguments.get(n)}:
+        raise ValueError(f"expected a network without classes and cross-attention, got {wrong} in {network_def}")
     if "middle_block.attention.to_q.weight" in state:
         arguments |= {"include_fc": False, "use_combined_linear": False}
         state = generative_state(state, arguments)
@@ -296,6 +294,6 @@ def _path_in_config(output: Path) -> str:
 def _write_weights(state: State, path: Path) -> None:
     with atomic_write(path) as aside:
         if path.suffix == ".safetensors":
-            import_safetensors().save_file(state, aside)
+            import_safetensors().torch.save_file(state, aside)
         else:
             torch.save(state, aside)
