@@ -358,5 +358,6 @@ def test_a_converted_network_translates_the_phantom(paper_contour: bool, tmp_pat
     assert sha256_of(tmp_path / "pt" / "model.pt") in json.dumps(record)
     assert record["settings"]["spacing_mm"] == 4
     assert record["settings"]["scheduler"]["prediction_type"] == "epsilon"
-    target = "contourdiff.transforms.OpenCVContourd" if paper_contour else "contourdiff.transforms.Contourd"
-    assert record["settings"]["contour"]["_target_"] == target
+    contour = record["settings"]["contour"]
+    values = ("OpenCVContourd", 80, 150) if paper_contour else ("Contourd", 60, 112)
+    assert (contour["_target_"].split(".")[-1], contour["low_threshold"], contour["high_threshold"]) == values

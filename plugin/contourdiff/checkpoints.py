@@ -65,7 +65,8 @@ SCHEDULES = {"linear": "linear_beta", "scaled_linear": "scaled_linear_beta", "si
 PAPER_SCHEDULER = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "prediction_type": "epsilon"}
 CONTOUR = {"contour_sigma_px": 0.8, "contour_low_threshold": 60.0, "contour_high_threshold": 112.0}
 """The nearest that scikit-image has to the paper's contour."""
-PAPER_CONTOUR = {"_target_": "contourdiff.transforms.OpenCVContourd", "keys": "image", "slice_axis": "@slice_axis"}
+PAPER_CONTOUR: dict[str, Any] = {"_target_": "contourdiff.transforms.OpenCVContourd", "keys": "image"}
+PAPER_CONTOUR |= {"slice_axis": "@slice_axis", "low_threshold": 80.0, "high_threshold": 150.0}
 
 
 def convert_checkpoint(
@@ -294,6 +295,6 @@ def _path_in_config(output: Path) -> str:
 def _write_weights(state: State, path: Path) -> None:
     with atomic_write(path) as aside:
         if path.suffix == ".safetensors":
-            import_safetensors().torch.save_file(state, aside)
+            aside.write_bytes(import_safetensors().torch.save(state))  # save_file allows only the owner to read
         else:
             torch.save(state, aside)
