@@ -400,7 +400,7 @@ def test_the_record_holds_the_settings_section_whole(tiny_weights: Path, tmp_pat
     names = list(json.loads((CONFIGS / "inference.json").read_text()))
     start = names.index("// settings") + 1
     stop = next(at for at in range(start, len(names)) if names[at].startswith("//"))
-    assert list(recorded) == [*names[start:stop], "network_def", "scheduler"]
+    assert list(recorded) == [*names[start:stop], "network_def", "scheduler", "contour"]
     assert (recorded["slice_axis"], recorded["spacing_mm"], recorded["device"]) == (1, 3.0, "cpu")
     assert recorded["network_def"] == TINY_NETWORK
     assert recorded["scheduler"]["prediction_type"] == "v_prediction"

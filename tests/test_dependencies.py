@@ -23,6 +23,7 @@ ORDER = (
     "networks",
     "weights",
     "data",
+    "checkpoints",
     "phantom",
     "transforms",
     "metrics",

@@ -25,8 +25,7 @@ Kind = TypeVar("Kind")
 BUNDLE_NAME = "contourdiff_ct2mr"
 RESERVED = {"imports", "initialize", "run", "finalize"} | set(DEFAULT_MLFLOW_SETTINGS["configs"])  # type: ignore[call-overload]
 """Entries with a meaning to MONAI, whether or not a config refers to them."""
-SETTINGS_KEY = "// settings"
-COMMENT = "//"
+SETTINGS_KEY, COMMENT = "// settings", "//"
 
 
 def find_bundle(bundle: str | Path | None = None) -> Path:
@@ -40,9 +39,12 @@ def find_bundle(bundle: str | Path | None = None) -> Path:
 
 
 def config_files(bundle: str | Path | None = None, overlays: Sequence[str] = (), base: str = "inference") -> list[str]:
-    """Paths of a config of the bundle and of its overlays, given by name; ``FileNotFoundError`` if one is missing."""
+    """Paths of a config of the bundle and of its overlays, each by name, or any other overlay by its path ``*.json``.
+
+    Raises ``FileNotFoundError`` if one is missing.
+    """
     configs = find_bundle(bundle) / "configs"
-    files = [configs / f"{name}.json" for name in (base, *overlays)]
+    files = [Path(name) if name.endswith(".json") else configs / f"{name}.json" for name in (base, *overlays)]
     if missing := [file.stem for file in files if not file.is_file()]:
         raise FileNotFoundError(f"expected configs by name in {configs}, found no {missing}")
     return [str(file) for file in files]
@@ -82,7 +84,7 @@ def translate(
         dataset_dir: folder of ``<case>.nii.gz`` with optional ``labels/<case>.nii.gz``.
         output_dir: folder of ``<case>_mr.nii.gz``, ``_label.nii.gz``, ``_mr.json`` and ``_mr.png``.
         bundle: folder of the bundle, see :func:`find_bundle`.
-        overlays: names of overlays of ``inference.json``, in order, such as ``"fast"``.
+        overlays: names or paths of overlays of ``inference.json``, in order, such as ``"fast"``.
         settings: settings of ``inference.json``, such as ``seed=1`` or ``ckpt_path="model.pt"``, and arguments of
             MONAI's ``ConfigWorkflow``, such as ``logging_file=False``.
 
@@ -116,7 +118,7 @@ def train(
         mr_dir: folder of MR images.
         output_dir: folder of ``model.pt``, checkpoints, pictures and the loss curve.
         bundle: folder of the bundle, see :func:`find_bundle`.
-        overlays: names of overlays of ``train.json``, such as ``"train_refiner"``.
+        overlays: names or paths of overlays of ``train.json``, such as ``"train_refiner"``.
         resume: go on from the newest checkpoint in ``output_dir``; ``FileNotFoundError`` without one.
         settings: settings of ``train.json``.
 
@@ -165,15 +167,15 @@ def check_settings() -> None:
 def settings_section() -> dict[str, Any]:
     """Settings of the calling config, for the record: all entries between ``"// settings"`` and the next comment.
 
-    ``network_def``, ``refiner_def`` of a cascade and ``scheduler`` are added. Expressions are evaluated; a device
-    becomes its name.
+    ``network_def``, ``refiner_def`` of a cascade, ``scheduler`` and ``contour`` are added. Expressions are evaluated; a
+    device becomes its name.
     """
     parser = _caller(ConfigParser)
     names = list(parser.get())
     start = names.index(SETTINGS_KEY) + 1 if SETTINGS_KEY in names else len(names)
     stop = next((at for at in range(start, len(names)) if names[at].startswith(COMMENT)), len(names))
     section = {name: parser.get_parsed_content(name) for name in names[start:stop]}
-    for name in ("network_def", "refiner_def", "scheduler"):
+    for name in ("network_def", "refiner_def", "scheduler", "contour"):
         if entry := parser.get(name):
             section[name] = {key: parser.get_parsed_content(f"{name}::{key}") for key in entry}
     plain: dict[str, Any] = json.loads(json.dumps(section, default=str))

@@ -22,7 +22,7 @@ def foreground_mask(
     object large enough. Raises ``ValueError`` if ``image`` is not two-dimensional or not finite, or ``classes`` is
     below 2.
     """
-    image = _checked_slice(image)
+    image = checked_slice(image)
     if classes < 2:
         raise ValueError(f"classes must be 2 or more, got {classes}")
     if image.size == 0 or np.unique(image).size < classes:
@@ -88,7 +88,7 @@ def contour_of(
                [0, 0, 0, 1, 0, 0, 0],
                [0, 0, 0, 0, 0, 0, 0]])
     """
-    image = _checked_slice(image)
+    image = checked_slice(image)
     if not 0 <= low_threshold <= high_threshold:
         raise ValueError(f"expected 0 <= low_threshold <= high_threshold, got {low_threshold} and {high_threshold}")
     if min(image.shape) < 3 or np.ptp(image) == 0:
@@ -96,7 +96,8 @@ def contour_of(
     return canny(image, sigma_px, low_threshold, high_threshold).astype(np.float32)
 
 
-def _checked_slice(image: np.ndarray) -> np.ndarray:
+def checked_slice(image: np.ndarray) -> np.ndarray:
+    """The slice ``(H, W)`` as float64; ``ValueError`` if it is not two-dimensional or not finite."""
     image = np.asarray(image, dtype=np.float64)
     if image.ndim != 2:
         raise ValueError(f"expected one slice (H, W), got an array of shape {image.shape}; pass volumes slice by slice")

@@ -54,7 +54,7 @@ def several(name: str, text: str, metavar: str = "NAME=VALUE") -> Argument:
 
 OUTPUT = argument("output_dir", "folder to write to")
 BUNDLE = argument("--bundle", "folder of the bundle, if not beside this package")
-OVERLAYS = several("overlays", "overlays of inference.json, such as fast", "NAME")
+OVERLAYS = several("overlays", "overlays of inference.json, such as fast, or paths of others", "NAME")
 INFERENCE = several("settings", "settings of inference.json, such as seed=1")
 TRAIN = several("settings", "settings of train.json, such as dataset_dir=mr")
 

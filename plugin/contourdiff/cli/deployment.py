@@ -1,12 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands that bring the bundle and its networks elsewhere: export-bundle, export."""
+"""Commands from and to other programs: convert, export, export-bundle, to-nnunet."""
 
 from __future__ import annotations
 
+import json
 import sys
 from typing import Any
 
-from contourdiff.cli.commands import BUNDLE, INFERENCE, OUTPUT, OVERLAYS, argument, command, parse_settings
+from contourdiff.cli.commands import (
+    BUNDLE,
+    INFERENCE,
+    OUTPUT,
+    OVERLAYS,
+    argument,
+    command,
+    flag,
+    parse_settings,
+    print_values,
+)
+
+
+@command(
+    "convert",
+    "convert weights of diffusers or monai-generative, and write an overlay that uses them",
+    argument("source", "folder of a UNet2DModel or its pipeline, or a state dict of a DiffusionModelUNet"),
+    argument("output", "weights to write, *.pt or *.safetensors; the overlay is *.json beside it"),
+    argument("--network_def", "JSON file with the arguments of the network of a state dict"),
+    flag("half", "write float16"),
+    flag("paper_contour", "contours by OpenCV, as the paper's; otherwise scikit-image"),
+    argument("--spacing_mm", "pixel size that the network was trained on", type=float),
+)
+def _convert(source: str, output: str, **options: Any) -> None:
+    from contourdiff.checkpoints import convert_checkpoint
+
+    overlay = convert_checkpoint(source, output, **options)
+    scheduler = json.loads(overlay.read_text(encoding="utf-8"))["scheduler"]
+    print_values({"weights": output, "overlay": overlay, "trained with": scheduler})
 
 
 @command("export-bundle", "write a stand-alone bundle, for the model zoo or a zip", OUTPUT, BUNDLE)
