@@ -20,7 +20,7 @@ from contourdiff.bundle import config_files, read_config
 from contourdiff.cli.commands import parse_settings
 from contourdiff.deploy.bundle_export import export_bundle
 from contourdiff.deploy.network_export import export_networks
-from helpers import REPOSITORY, ball_ct, write_nifti
+from helpers import REPOSITORY, ball_ct, make_mr, write_nifti
 
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 PAGES.append(REPOSITORY / "bundles" / "contourdiff_ct2mr" / "docs" / "README.md")
@@ -97,6 +97,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_nifti(folder / "ct" / "anna.nii.gz", ct, affine)
     write_nifti(folder / "ct" / "labels" / "anna.nii.gz", (ct > 200).astype(np.uint8), affine)
     write_nifti(folder / "mr" / "anna_label.nii.gz", (ct > 200).astype(np.uint8), affine)
+    write_nifti(folder / "mr" / "anna_mr.nii.gz", np.clip(ct + 100, 0, 255).astype(np.uint8), affine)
+    make_mr(folder / "mr_train")
     export_bundle(folder / "contourdiff_ct2mr")
     export_networks(folder / "out", "torchscript")
     return folder
