@@ -31,12 +31,15 @@ NIFTI, EXTENSIONS = (".nii.gz", ".nii"), (".nii.gz", ".nii", ".nrrd")
 def translation_tasks(conf: Mapping[str, str]) -> dict[str, TranslationTask]:
     """A task for each contrast, by the name of its model; ``conf`` holds the pairs of ``--conf``.
 
-    ``bundle`` is the folder of the bundle, ``overlays`` names of overlays with commas between them (``fast`` unless
-    given), ``contrast`` the contrasts to serve (all unless given); the others are settings of ``inference.json``.
+    ``bundle`` is the folder of the bundle, ``overlays`` names of overlays with commas between them, or ``none``
+    (``fast`` unless given), ``contrast`` the contrasts to serve (all unless given); the others are settings of
+    ``inference.json``.
+
     Raises ``ValueError`` or ``OSError`` for an unknown setting, contrast or overlay, and weights that are missing or
     unfit.
     """
-    files = config_files(conf.get(BUNDLE), [name for name in conf.get(OVERLAYS, "fast").split(",") if name])
+    overlays = conf.get(OVERLAYS, "fast")
+    files = config_files(conf.get(BUNDLE), [] if overlays == "none" else overlays.split(","))
     given = {name: parse_value(value) for name, value in conf.items() if name not in (BUNDLE, OVERLAYS, CONTRAST)}
     known = read_config(files, given).get_parsed_content("contrasts")
     contrasts = conf[CONTRAST].split(",") if CONTRAST in conf else known
