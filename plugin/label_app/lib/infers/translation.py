@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Task that translates a CT to MR by the components of the bundle's config."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigParser
+from monai.transforms import SaveImaged
+from monailabel.interfaces.tasks.infer_v2 import InferType
+from monailabel.tasks.infer.basic_infer import BasicInferTask
+from monailabel.transform.writer import Writer
+
+from contourdiff.bundle import config_files, read_config
+from contourdiff.cli import parse_value
+from contourdiff.data.checks import check_case
+from contourdiff.data.nifti import save_like
+from contourdiff.inference.acceleration import release_heap
+from contourdiff.inference.evaluator import root_cause
+from contourdiff.transforms.gray_levels import GrayLevels
+
+BUNDLE, OVERLAYS, CONTRAST = "bundle", "overlays", "contrast"
+NIFTI, EXTENSIONS = (".nii.gz", ".nii"), (".nii.gz", ".nii", ".nrrd")
+
+
+def translation_tasks(conf: Mapping[str, str]) -> dict[str, TranslationTask]:
+    """A task for each contrast, by the name of its model; ``conf`` holds the pairs of ``--conf``.
+
+    ``bundle`` is the folder of the bundle, ``overlays`` names of overlays with commas between them, or ``none``
+    (``fast`` unless given), ``contrast`` the contrasts to serve (all unless given); the others are settings of
+    ``inference.json``.
+
+    Raises ``ValueError`` or ``OSError`` for an unknown setting, contrast or overlay, and weights that are missing or
+    unfit.
+    """
+    overlays = conf.get(OVERLAYS, "fast")
+    files = config_files(conf.get(BUNDLE), [] if overlays == "none" else overlays.split(","))
+    given = {name: parse_value(value) for name, value in conf.items() if name not in (BUNDLE, OVERLAYS, CONTRAST)}
+    known = read_config(files, given).get_parsed_content("contrasts")
+    contrasts = conf[CONTRAST].split(",") if CONTRAST in conf else known
+    settings = {f"contourdiff_{name}": {**given, CONTRAST: name} for name in contrasts} or {"contourdiff": given}
+    try:
+        return {model: TranslationTask(read_config(files, values)) for model, values in settings.items()}
+    except RuntimeError as error:
+        raise root_cause(error) from None
+
+
+class TranslationTask(BasicInferTask):
+    """Translate a CT to MR in one contrast, exactly as the bundle does.
+
+    The network is loaded once, with strict keys. Everything between reading and writing is the bundle's. Volumes are
+    NIfTI files; the result is on the grid of its CT, in gray levels 0 to 255.
+
+    ``BundleInferTask`` does not fit: it builds a single network from ``network_def`` and one weights file, passes its
+    own items through the transforms, and offers ``refiner.pt`` as another choice of weights.
+
+    Args:
+        parser: parsed ``inference.json`` with its overlays and settings.
+    """
+
+    _one_at_a_time = threading.Lock()  # a transform must not be shared by threads, nor the memory of the device
+
+    def __init__(self, parser: ConfigParser) -> None:
+        metadata = ConfigParser.load_config_file(Path(parser["bundle_root"]) / "configs" / "metadata.json")
+        self._device, network, self._inferer, self._preprocessing, postprocessing = (
+            parser.get_parsed_content(name)
+            for name in ("device", "network", "inferer", "preprocessing", "postprocessing")
+        )
+        self._postprocessing = [step for step in postprocessing.transforms if not isinstance(step, SaveImaged)]
+        self._dtype, self._version = parser["output_dtype"], metadata["version"]
+        config = {"seed": parser.get_parsed_content("seed")}
+        super().__init__(None, network.eval(), InferType.OTHERS, {}, 3, metadata["description"], config=config)
+        del self._config["device"]  # the server's, not a choice of the client
+
+    def info(self) -> dict[str, Any]:
+        """What a client sees of the model."""
+        return {**super().info(), "version": self._version}
+
+    def __call__(self, request: Mapping[str, Any], callbacks: Any = None) -> tuple[str | None, dict[str, Any]]:
+        """Path of the MR of the CT ``request["image"]``, a temporary file, and what belongs to it.
+
+        The request may hold ``seed``, ``result_extension`` (``.nii.gz``, ``.nii`` or ``.nrrd``) and ``result_dtype``
+        (``float32`` or ``uint8``). Raises ``ValueError`` for any other, and for a file that is no CT,
+        ``FileNotFoundError`` for none.
+        """
+        checked = {"result_extension": NIFTI[0], "result_dtype": self._dtype, **self._config, **request}
+        _check(checked)
+        with self._one_at_a_time:
+            try:
+                return super().__call__(checked, callbacks)
+            finally:
+                release_heap()
+
+    def pre_transforms(self, data: Any = None) -> Sequence[Callable]:
+        """Preprocessing of the bundle."""
+        return [self._preprocessing]
+
+    def run_pre_transforms(self, data: dict[str, Any], transforms: Sequence[Callable]) -> dict[str, Any]:
+        """Transform the image alone: MONAI's ``Spacingd`` takes ``image_path`` for metadata of ``image``."""
+        return {**data, **super().run_pre_transforms({"image": data["image"]}, transforms)}
+
+    def run_inferer(self, data: dict[str, Any], convert_to_batch: bool = True, device: str = "") -> dict[str, Any]:
+        """Gray levels ``pred`` of the contours ``image``, ``(1, H, W, D)`` both."""
+        self._inferer.seed = data["seed"]
+        result = self._inferer.translate([data["image"].to(self._device)], self.network)[0]
+        return {**data, "pred": result.gray_levels.cpu()}
+
+    def post_transforms(self, data: Any = None) -> Sequence[Callable]:
+        """Postprocessing of the bundle, without writing."""
+        return self._postprocessing
+
+    def run_post_transforms(self, data: dict[str, Any], transforms: Sequence[Callable]) -> dict[str, Any]:
+        """Transform image and result alone."""
+        return {**data, **super().run_post_transforms({key: data[key] for key in ("image", "pred")}, transforms)}
+
+    def writer(self, data: dict[str, Any], extension: str | None = None, dtype: str | None = None) -> tuple[str, dict]:
+        """Write ``pred``: NIfTI with the header of the CT, anything else by MONAI Label; ``uint8`` is rounded."""
+        extension, dtype = extension or data["result_extension"], dtype or data["result_dtype"]
+        pred = GrayLevels(dtype)(data["pred"])[0]
+        record = {"seed": data["seed"]}
+        if extension not in NIFTI:
+            plain = {**data, "pred": pred, "result": record, "result_extension": extension, "result_dtype": dtype}
+            return Writer(label="pred", json="result")(plain)
+        handle, path = tempfile.mkstemp(suffix=extension)
+        os.close(handle)
+        save_like(pred.numpy(), data["image_path"], path)
+        return path, record
+
+
+def _check(request: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` for what cannot be translated or written, before any work."""
+    if type(request["seed"]) is not int:
+        raise ValueError(f"expected a whole number as seed, got {request['seed']!r}")
+    if request["result_extension"] not in EXTENSIONS:
+        raise ValueError(f"expected result_extension to be one of {EXTENSIONS}, got {request['result_extension']!r}")
+    GrayLevels(request["result_dtype"])
+    if not Path(request["image"]).is_file():
+        raise FileNotFoundError("expected the id of an image in the studies, found none; upload the CT first")
+    if warnings := check_case(request["image"]):
+        raise ValueError(warnings[0])

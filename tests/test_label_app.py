@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The MONAI Label app behind a real server: what it serves is what the bundle writes."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import requests
+import SimpleITK
+
+from contourdiff.bundle import translate
+from contourdiff.phantom import write_phantom
+from helpers import REPOSITORY, voxels
+
+PYTHON = Path(os.environ.get("CONTOURDIFF_LABEL_PYTHON", REPOSITORY / ".venv-label" / "bin" / "python"))
+SETTINGS = {"num_inference_steps": 2, "num_refinement_steps": 1}
+SLICER = {"result_extension": ".nrrd", "result_dtype": "uint8"}
+CLIENT = """
+import json, sys
+from monailabel.client import MONAILabelClient
+print(MONAILabelClient(sys.argv[1], sys.argv[2]).infer("contourdiff_t1", "anna", json.loads(sys.argv[3]))[0])
+"""
+"""The client that the module of 3D Slicer has a copy of."""
+
+pytestmark = pytest.mark.skipif(not PYTHON.is_file(), reason="no environment with MONAI Label, see docs/monai_label.md")
+
+
+def start(folder: Path, **conf: object) -> tuple[subprocess.Popen, str, Path]:
+    """A server, its address and its log."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [PYTHON, "-m", "monailabel.main", "start_server", "--app", REPOSITORY / "plugin" / "label_app"]
+    command += ["--studies", folder / "studies", "--host", "127.0.0.1", "--port", str(port)]
+    for name, value in conf.items():
+        command += ["--conf", name, str(value)]
+    environment = {**os.environ, "PYTHONPATH": "plugin", "MONAI_LABEL_SESSION_PATH": str(folder / "sessions")}
+    log = folder / "server.log"
+    with log.open("w") as output:
+        server = subprocess.Popen(command, stdout=output, stderr=output, cwd=REPOSITORY, env=environment)
+    return server, f"http://127.0.0.1:{port}", log
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ct")
+    return write_phantom(folder, "anna", shape=(5, 80, 70), spacing_mm=(8.0, 2.0, 2.2))
+
+
+@pytest.fixture(scope="module")
+def url(case: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    server, url, log = start(tmp_path_factory.mktemp("label"), **SETTINGS)
+    try:
+        for _ in range(480):
+            if server.poll() is not None:
+                break
+            try:
+                requests.get(f"{url}/info/", timeout=60).raise_for_status()
+                upload(url, "anna", case.read_bytes())
+                yield url
+                return
+            except requests.ConnectionError:
+                time.sleep(0.25)
+        pytest.fail(log.read_text()[-3000:])
+    finally:
+        server.terminate()
+        server.wait()
+
+
+@pytest.fixture(scope="module")
+def by_bundle(case: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output_dir = tmp_path_factory.mktemp("mr")
+    options: dict[str, Any] = {**SETTINGS, "logging_file": False}
+    return translate(case.parent, output_dir, overlays=("fast",), contrast="t1,t2", **options)
+
+
+def upload(url: str, image: str, content: bytes) -> None:
+    files = {"file": (f"{image}.nii.gz", content)}
+    answer = requests.put(f"{url}/datastore/", params={"image": image}, files=files, timeout=60)
+    assert answer.json() == {"image": image}
+
+
+def infer(url: str, model: str, image: str = "anna", **params: object) -> requests.Response:
+    query = {"image": image, "output": "image"}
+    return requests.post(f"{url}/infer/{model}", params=query, data={"params": json.dumps(params)}, timeout=300)
+
+
+def test_every_contrast_is_a_model_without_labels(url: str) -> None:
+    info = requests.get(f"{url}/info/", timeout=60).json()
+    assert info["labels"] == []
+    assert {name: (model["type"], model["labels"]) for name, model in info["models"].items()} == {
+        "contourdiff_t1": ("others", {}),
+        "contourdiff_t2": ("others", {}),
+    }
+
+
+def test_files_served_at_once_are_those_of_the_bundle_bit_for_bit(url: str, by_bundle: Path) -> None:
+    with ThreadPoolExecutor(3) as pool:
+        t1, t2, again = pool.map(lambda name: infer(url, name), ["contourdiff_t1", "contourdiff_t2", "contourdiff_t1"])
+    assert t1.content == (by_bundle / "anna_t1_mr.nii.gz").read_bytes()
+    assert t2.content == (by_bundle / "anna_t2_mr.nii.gz").read_bytes()
+    assert again.content == t1.content
+    assert voxels(by_bundle / "anna_t1_mr.nii.gz").dtype == np.float32
+
+
+def test_a_seed_of_the_request_is_the_seed_of_the_bundle_and_lasts_for_the_request(
+    url: str, case: Path, by_bundle: Path, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {**SETTINGS, "logging_file": False}
+    translate(case.parent, tmp_path, overlays=("fast",), seed=7, **options)
+    assert infer(url, "contourdiff_t1", seed=7).content == (tmp_path / "anna_mr.nii.gz").read_bytes()
+    assert infer(url, "contourdiff_t1").content == (by_bundle / "anna_t1_mr.nii.gz").read_bytes()
+
+
+def test_what_slicer_asks_for_has_the_gray_levels_and_the_grid(
+    url: str, case: Path, by_bundle: Path, tmp_path: Path
+) -> None:
+    call = [PYTHON, "-c", CLIENT, url, tmp_path, json.dumps(SLICER)]
+    path = subprocess.run(call, capture_output=True, text=True, check=True).stdout.split()[-1]
+    image, ct = SimpleITK.ReadImage(path), SimpleITK.ReadImage(str(case))
+    gray_levels = SimpleITK.GetArrayFromImage(image).T
+    assert path.endswith(".nrrd")
+    assert gray_levels.dtype == np.uint8
+    np.testing.assert_array_equal(gray_levels, voxels(by_bundle / "anna_t1_mr.nii.gz").round())
+    assert len(np.unique(gray_levels)) > 100
+    for of in (SimpleITK.Image.GetSpacing, SimpleITK.Image.GetOrigin, SimpleITK.Image.GetDirection):
+        np.testing.assert_allclose(of(image), of(ct), atol=1e-4)
+
+
+def test_bad_requests_have_a_status_and_a_reason_and_the_server_lives(url: str, case: Path, by_bundle: Path) -> None:
+    ct = nib.load(case)
+    mr = nib.Nifti1Image(np.asarray(ct.dataobj).clip(0, 255).astype(np.uint8), ct.affine)
+    upload(url, "mr", gzip.compress(mr.to_bytes()))
+    upload(url, "torn", case.read_bytes()[:2000])
+    bad = {
+        "expected one of the models": infer(url, "contourdiff_ct"),
+        "expected the id of an image": infer(url, "contourdiff_t1", "otto"),
+        "it hardly is CT": infer(url, "contourdiff_t1", "mr"),
+        "expected a readable NIfTI file": infer(url, "contourdiff_t1", "torn"),
+        "expected a whole number as seed": infer(url, "contourdiff_t1", seed="x"),
+        "expected result_extension": infer(url, "contourdiff_t1", result_extension=".png"),
+        "dtype must be": infer(url, "contourdiff_t1", result_dtype="int16"),
+    }
+    assert [answer.status_code for answer in bad.values()] == [404, 404, 422, 422, 422, 422, 422]
+    for reason, answer in bad.items():
+        assert reason in answer.json()["detail"]
+    assert infer(url, "contourdiff_t1").content == (by_bundle / "anna_t1_mr.nii.gz").read_bytes()
+
+
+def test_the_server_does_not_start_with_an_unknown_setting(tmp_path: Path) -> None:
+    server, _, log = start(tmp_path, contrst="t1")
+    assert server.wait(timeout=120) != 0
+    assert "ValueError: expected settings of the config, got 'contrst'; did you mean contrast?" in log.read_text()
