@@ -17,7 +17,7 @@ from monailabel.tasks.infer.basic_infer import BasicInferTask
 from monailabel.transform.writer import Writer
 
 from contourdiff.bundle import config_files, read_config
-from contourdiff.cli import parse_value
+from contourdiff.cli.commands import parse_value
 from contourdiff.data.checks import check_case
 from contourdiff.data.nifti import save_like
 from contourdiff.inference.acceleration import release_heap
