@@ -10,8 +10,9 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "plugin" / "contourdiff"
-OUTSIDE = ("README.md", "LICENSE", "bundles/contourdiff_ct2mr/docs/**/*")
-"""Files beside ``docs`` that are part of the site."""
+BUNDLE = "bundles/contourdiff_ct2mr"
+OUTSIDE = ("README.md", "LICENSE", f"{BUNDLE}/docs/**/*", f"{BUNDLE}/*/*.json", "plugin/contourdiff/**/*.py")
+"""Files outside ``docs`` that pages may link to."""
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -28,7 +29,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def api() -> dict[str, str]:
     """Text of a page for ``contourdiff`` and its modules, and one for each of its packages."""
-    modules = sorted(path.stem for path in PACKAGE.glob("[!_]*.py"))
-    top = ["::: contourdiff\n    options:\n      show_submodules: false\n"]
-    pages = {"contourdiff": "\n".join(top + [f"::: contourdiff.{name}\n" for name in modules])}
-    return pages | {path.parent.name: f"::: contourdiff.{path.parent.name}\n" for path in PACKAGE.glob("*/__init__.py")}
+    block = "# {0}\n\n::: {0}\n    options:\n      show_root_heading: false\n      show_submodules: {1}\n"
+    modules = [f"\n::: contourdiff.{path.stem}\n" for path in sorted(PACKAGE.glob("[!_]*.py"))]
+    packages = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
+    pages = {name: block.format(f"contourdiff.{name}", "true") for name in packages}
+    return {"contourdiff": block.format("contourdiff", "false") + "".join(modules), **pages}
