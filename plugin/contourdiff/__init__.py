@@ -7,7 +7,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> object:
-    """Import :func:`contourdiff.translation.translate` when it is first asked for: the package imports nothing."""
+    """Import [`contourdiff.translation.translate`][] when it is first asked for: the package imports nothing."""
     if name == "translate":
         return import_module("contourdiff.translation").translate
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

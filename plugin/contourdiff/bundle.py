@@ -83,7 +83,7 @@ def translate(
     Args:
         dataset_dir: folder of ``<case>.nii.gz`` with optional ``labels/<case>.nii.gz``.
         output_dir: folder of ``<case>_mr.nii.gz``, ``_label.nii.gz``, ``_mr.json`` and ``_mr.png``.
-        bundle: folder of the bundle, see :func:`find_bundle`.
+        bundle: folder of the bundle, see [`find_bundle`][].
         overlays: names or paths of overlays of ``inference.json``, in order, such as ``"fast"``.
         settings: settings of ``inference.json``, such as ``seed=1`` or ``ckpt_path="model.pt"``, and arguments of
             MONAI's ``ConfigWorkflow``, such as ``logging_file=False``.
@@ -117,7 +117,7 @@ def train(
     Args:
         mr_dir: folder of MR images.
         output_dir: folder of ``model.pt``, checkpoints, pictures and the loss curve.
-        bundle: folder of the bundle, see :func:`find_bundle`.
+        bundle: folder of the bundle, see [`find_bundle`][].
         overlays: names or paths of overlays of ``train.json``, such as ``"train_refiner"``.
         resume: go on from the newest checkpoint in ``output_dir``; ``FileNotFoundError`` without one.
         settings: settings of ``train.json``.

@@ -126,7 +126,7 @@ def convert_checkpoint(
 
 
 def unet2d_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of :class:`ContourUNet` for the ``config.json`` of a diffusers ``UNet2DModel``.
+    """Arguments of [`ContourUNet`][] for the ``config.json`` of a diffusers ``UNet2DModel``.
 
     Raises ``ValueError`` that names the values which MONAI's network does not have.
     """

@@ -41,7 +41,7 @@ def foreground_mask(
 def background_filter(
     image: np.ndarray, *, classes: int = 2, min_object_px: float = 8000, max_hole_px: float = 3000
 ) -> np.ndarray:
-    """Set everything outside :func:`foreground_mask` to 0: ``(H, W)`` gray levels -> the same shape."""
+    """Set everything outside [`foreground_mask`][] to 0: ``(H, W)`` gray levels -> the same shape."""
     mask = foreground_mask(image, classes=classes, min_object_px=min_object_px, max_hole_px=max_hole_px)
     return np.asarray(image) * mask
 
@@ -75,7 +75,7 @@ def contour_of(
 
         Chen et al., arXiv 2403.10786 (2024).
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> image = np.zeros((7, 7))
         >>> image[2:5, 2:5] = 200

@@ -97,8 +97,8 @@ class CascadeUNet(nn.Module):
     """Two networks: one paints a slice at low resolution, the other refines it to full resolution.
 
     Both are given the full-resolution contour: the first has it folded into ``factor**2`` channels, the second beside
-    the enlarged output of the first. See :class:`contourdiff.inference.denoiser.CascadeDenoiser` for the translation
-    and :mod:`contourdiff.transforms.cascade` for what they are trained on.
+    the enlarged output of the first. See [`contourdiff.inference.denoiser.CascadeDenoiser`][] for the translation
+    and [`contourdiff.transforms.cascade`][] for what they are trained on.
 
     Args:
         coarse: ``in_channels`` is ``1 + factor**2``: noisy image and folded contour.

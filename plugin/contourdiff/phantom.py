@@ -40,7 +40,7 @@ class _Grid(NamedTuple):
 def lumbar_phantom(
     shape: Sequence[int] = SHAPE, spacing_mm: Sequence[float] = SPACING_MM, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """CT volume of a lumbar spine in a body on a table, int16 HU, and its uint8 labels, those of :data:`LABELS` or 0.
+    """CT volume of a lumbar spine in a body on a table, int16 HU, and its uint8 labels, those of [`LABELS`][] or 0.
 
     The spine has a fixed size in mm; the body fills the volume left to right and back to front. The default grid spans
     192 x 246 x 282 mm, from the sacrum to T11; a smaller one is cut off at the right, front and top.
@@ -81,7 +81,7 @@ def write_phantom(
 ) -> Path:
     """Write ``<dataset_dir>/<case>.nii.gz`` and ``labels/<case>.nii.gz`` on an oblique grid; return the first path.
 
-    A file appears whole or not at all. The other arguments are those of :func:`lumbar_phantom`.
+    A file appears whole or not at all. The other arguments are those of [`lumbar_phantom`][].
     """
     affine = oblique_affine(shape, spacing_mm)
     path = Path(dataset_dir) / f"{case}.nii.gz"

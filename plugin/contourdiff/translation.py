@@ -63,15 +63,13 @@ def translate(
         device: of torch; ``None`` takes a GPU if there is one.
         seed: another seed gives another MR of the same anatomy.
         case: name of an image in memory; the noise depends on it, as on the name of a file.
-        settings: of ``inference.json``, and ``bundle`` and ``overlays`` as in :func:`contourdiff.bundle.translate`.
+        settings: of ``inference.json``, and ``bundle`` and ``overlays`` as in [`contourdiff.bundle.translate`][].
 
     Returns the MR on the grid of ``ct``, gray levels from 0 to 255: an image of the same kind. For a path it is the
     path of the MR or, without ``output``, a nibabel image. Raises ``TypeError`` for another kind of image,
     ``ValueError`` for a bad image, label or setting, ``FileNotFoundError`` for a missing file.
 
-    Example::
-
-        mr = contourdiff.translate(sitk.ReadImage("ct.nrrd"), contrast="t2", fast=True)
+    Example: ``mr = contourdiff.translate(sitk.ReadImage("ct.nrrd"), contrast="t2", fast=True)``.
     """
     given = isinstance(ct, (str, Path))
     options = {"contrast": contrast, "anatomy": anatomy, "fast": fast, "device": device, "seed": seed, **settings}
@@ -107,7 +105,7 @@ def translate_path(
 
     ``output`` is a folder, or, for a single case, a file (``.nii.gz``, ``.nii``, ``.nrrd``, ``.mha``): label, record
     and picture are then named after it. ``series`` and ``format`` among the settings stand for ``series_uid`` and
-    ``output_ext``. Other arguments as in :func:`translate`; errors as in :func:`contourdiff.bundle.translate`, which
+    ``output_ext``. Other arguments as in [`translate`][]; errors as in [`contourdiff.bundle.translate`][], which
     this calls, and ``ValueError`` if a file ``output`` exists and ``overwrite`` is not set.
     """
     settings = {"dataset_dir": str(source), **_selection(Path(source), label), **settings}

@@ -27,7 +27,7 @@ def load_weights(network: nn.Module, path: str | Path, device: torch.device | st
     """Load a state dict of tensors into ``network``, strictly, and return the network in evaluation mode.
 
     Half precision is cast to the network's. The network is moved to ``device``, if one is given. Errors are those of
-    :func:`read_weights` and :func:`check_keys`.
+    [`read_weights`][] and [`check_keys`][].
     """
     state = read_weights(path)
     check_keys(network.state_dict(), state, path)

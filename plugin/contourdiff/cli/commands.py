@@ -62,7 +62,7 @@ TRAIN = several("settings", "settings of train.json, such as dataset_dir=mr")
 def parse_value(text: str) -> Any:
     """Value of a setting as ``monai.bundle`` parses it, plus JSON's ``true``, ``false`` and ``null``.
 
-    Example:
+    Examples:
         >>> [parse_value(text) for text in ("1e-4", "8", "false", "[1, 2]", "0010", "1:30", "ddim")]
         [0.0001, 8, False, [1, 2], '0010', '1:30', 'ddim']
     """

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class TranslationCases:
-    """CT volumes to translate. :meth:`check` validates all of them before any work starts.
+    """CT volumes to translate. [`check`][] validates all of them before any work starts.
 
     A case is a file (NIfTI, NRRD or MetaImage) or a folder with a DICOM series. ``<dataset_dir>/<case>.nii.gz`` may
     have a label ``<dataset_dir>/labels/<case>.nii.gz``; or a datalist in the Decathlon form lists ``{"image": ...,
@@ -212,7 +212,7 @@ def labelled_cases(
 ) -> list[dict[str, str]]:
     """Images with their labels, ``[{"image": path, "label": path}, ...]``, sorted by name, each checked.
 
-    Three layouts are supported::
+    Three layouts are supported:
 
         <case>_mr.nii.gz      <case>_label.nii.gz        output of a translation
         <case>.nii.gz         labels/<case>.nii.gz       input of a translation
@@ -226,7 +226,7 @@ def labelled_cases(
         dataset_dir: one folder or several, such as translations of the same CT with different seeds.
         split: ``"all"``, ``"train"`` or ``"val"``.
         pattern: keep cases whose id matches (``*_t1_*``).
-        val_fraction: share of the patients that is held out, rounded down; see :func:`training_cases`.
+        val_fraction: share of the patients that is held out, rounded down; see [`training_cases`][].
         patient_pattern: regular expression, matched at the start of the case id; its first group is the patient.
     """
     _check_split(split, ("all", "train", "val"), val_fraction)

@@ -40,7 +40,7 @@ def check_volume(path: str | Path) -> np.ndarray:
 
 
 def check_case(image: str | Path, label: str | Path | None = None) -> list[str]:
-    """Validate a CT and its label as :func:`check_label` does; return warnings, as for a volume that cannot be CT."""
+    """Validate a CT and its label as [`check_label`][] does; return warnings, as for a volume that cannot be CT."""
     minimum = float(check_volume(image).min())
     if label is not None:
         check_label(image, label)
@@ -55,7 +55,7 @@ def check_case(image: str | Path, label: str | Path | None = None) -> list[str]:
 def check_label(image: str | Path, label: str | Path) -> np.ndarray:
     """Read a label and return its voxels, ``(H, W, D)``.
 
-    Raises ``ValueError`` as :func:`check_volume`, or if the label is not on its image's grid.
+    Raises ``ValueError`` as [`check_volume`][], or if the label is not on its image's grid.
     """
     voxels = check_volume(label)
     own, other = nib.load(label), nib.load(image)

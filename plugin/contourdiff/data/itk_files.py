@@ -21,7 +21,7 @@ def convert_to_nifti(source: str | Path, path: str | Path, series_uid: str | Non
     """Write a NRRD or MetaImage file, or the CT series of a DICOM folder, as NIfTI, whole or not at all.
 
     The affine is that of the source, rounded to float32. Raises ``ValueError`` as
-    :func:`contourdiff.data.dicom.read_ct_series`, or if ``source`` cannot be read as a volume.
+    [`contourdiff.data.dicom.read_ct_series`][], or if ``source`` cannot be read as a volume.
     """
     if Path(source).is_dir():
         image = read_ct_series(source, series_uid)

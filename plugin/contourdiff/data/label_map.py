@@ -15,7 +15,7 @@ SIDES = ("ct", "mr")
 class LabelMap:
     """Classes of a segmentation, and the label values of each class in CT and in MR, from a JSON file.
 
-    A value may be a number or a range of numbers, both ends included::
+    A value may be a number or a range of numbers, both ends included:
 
         {"classes": ["vertebra"], "ct": {"vertebra": ["27-50"]}, "mr": {"vertebra": [1, 2, 3, 4, 5, 6, 7]}}
 

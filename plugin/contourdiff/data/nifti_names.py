@@ -16,15 +16,16 @@ def is_nifti(path: Path) -> bool:
 
 
 def is_volume(path: Path) -> bool:
-    """Whether a path is a NIfTI, NRRD or MetaImage file by its name, as :func:`is_nifti`."""
+    """Whether a path is a NIfTI, NRRD or MetaImage file by its name, as [`is_nifti`][]."""
     return path.is_file() and path.name.lower().endswith(NIFTI_SUFFIXES + ITK_SUFFIXES) and path.name[0] != "."
 
 
 def case_of(path: str | Path) -> str:
     """Case id of a file: its name without the suffix of a volume.
 
-    >>> case_of("ct/A.NII.GZ"), case_of("ct/b.nrrd")
-    ('A', 'b')
+    Examples:
+        >>> case_of("ct/A.NII.GZ"), case_of("ct/b.nrrd")
+        ('A', 'b')
     """
     name, suffixes = Path(path).name, NIFTI_SUFFIXES + ITK_SUFFIXES
     return next((name[: -len(suffix)] for suffix in suffixes if name.lower().endswith(suffix)), name)

@@ -41,7 +41,7 @@ def export_bundle(output_dir: str | Path, bundle: str | Path | None = None) -> P
 
     Args:
         output_dir: new or empty folder; its name is the bundle's.
-        bundle: folder of the bundle, see :func:`contourdiff.bundle.find_bundle`.
+        bundle: folder of the bundle, see [`contourdiff.bundle.find_bundle`][].
 
     Returns ``output_dir``. Raises ``ValueError`` if it has content or is inside the bundle, or if the changelog does
     not have the version; ``FileNotFoundError`` for a missing bundle.

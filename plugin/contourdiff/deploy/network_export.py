@@ -44,7 +44,7 @@ def export_networks(
     Args:
         output_dir: folder of the files.
         file_format: ``"torchscript"`` (``.ts``) or ``"onnx"`` (``.onnx``).
-        bundle: see :func:`contourdiff.bundle.find_bundle`.
+        bundle: see [`contourdiff.bundle.find_bundle`][].
         overlays: names of overlays of ``inference.json``, such as ``"single"``.
         settings: settings of ``inference.json``, such as ``ckpt_path="model.pt"``.
 

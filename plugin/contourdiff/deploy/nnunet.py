@@ -28,9 +28,9 @@ def write_nnunet(dataset_dir: str | Path | Sequence[str | Path], output_dir: str
     the labels are the CT's. The channel is named ``MR``, which nnU-Net normalizes by each image's own statistics.
 
     Args:
-        dataset_dir: one folder of translations or several, see :func:`contourdiff.data.cases.labelled_cases`.
+        dataset_dir: one folder of translations or several, see [`contourdiff.data.cases.labelled_cases`][].
         output_dir: new or empty folder named as nnU-Net requires, ``Dataset001_Name``.
-        label_map: see :class:`contourdiff.data.label_map.LabelMap`.
+        label_map: see [`contourdiff.data.label_map.LabelMap`][].
 
     Returns the path of its ``dataset.json``. Raises ``ValueError`` for another name or a case that occurs twice,
     ``FileNotFoundError`` for a missing folder or label map.

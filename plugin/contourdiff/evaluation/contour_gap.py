@@ -162,11 +162,11 @@ def contour_gap(
     CT goes through ``preprocessing`` of ``inference.json``; MR through ``volume_transform`` and ``contour`` of
     ``train.json``, in the orientation and at the spacing of the CT.
 
-    Folders hold cases with labels (:func:`contourdiff.data.cases.labelled_cases`) whose ids match the patterns. Slices
+    Folders hold cases with labels ([`contourdiff.data.cases.labelled_cases`][]) whose ids match the patterns. Slices
     with less area inside the bone than ``min_inside_cm2`` are left out; 0 takes every slice with a label. For
-    ``label_map`` see :class:`contourdiff.data.label_map.LabelMap`; ``None`` takes the bundle's vertebrae. ``overlays``
+    ``label_map`` see [`contourdiff.data.label_map.LabelMap`][]; ``None`` takes the bundle's vertebrae. ``overlays``
     and ``settings`` are those of ``inference.json``, such as ``window_hu=[-160, 240]``; ``mr_settings`` those of
-    ``train.json``, such as ``{"upper_percentile": 99}``. For ``bundle`` see :func:`contourdiff.bundle.find_bundle`.
+    ``train.json``, such as ``{"upper_percentile": 99}``. For ``bundle`` see [`contourdiff.bundle.find_bundle`][].
 
     Raises ``FileNotFoundError`` for a missing path, ``ValueError`` for an unknown setting or a side without slices.
     """
@@ -187,7 +187,7 @@ def contour_gap(
 
 
 def _direction_names(axcodes: str, slice_axis: int) -> tuple[str, ...]:
-    """The bins of :func:`contour_statistics` in the patient's axes, as ``("A-P", "AS-PI", "S-I", "AI-PS")``."""
+    """The bins of [`contour_statistics`][] in the patient's axes, as ``("A-P", "AS-PI", "S-I", "AI-PS")``."""
     first, second = (end for axis, end in enumerate(axcodes) if axis != slice_axis)
     a, b = OPPOSITE[first], OPPOSITE[second]
     return f"{first}-{a}", f"{first}{second}-{a}{b}", f"{second}-{b}", f"{first}{b}-{a}{second}"

@@ -26,7 +26,7 @@ TITLES = (
 
 
 def run_gap(ct_dir: str | Path, mr_dir: str | Path, output_dir: str | Path, **options: Any) -> Path:
-    """Run :func:`contourdiff.evaluation.contour_gap.contour_gap` with its options, write the result, return ``gap.md``.
+    """Run [`contourdiff.evaluation.contour_gap.contour_gap`][] with its options, write the result, return ``gap.md``.
 
     Raises ``ValueError`` if the folder cannot be written to, and as ``contour_gap``.
     """

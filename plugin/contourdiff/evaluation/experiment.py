@@ -43,7 +43,7 @@ class ExperimentPlan:
         ct_dir: CT with labels: ``<case>.nii.gz`` and ``labels/<case>.nii.gz``.
         mr_dir: real MR with labels to test on; never trained on.
         output_dir: folder for translations, weights, scores and the table.
-        label_map: see :class:`contourdiff.data.label_map.LabelMap`; ``None`` takes the bundle's vertebrae.
+        label_map: see [`contourdiff.data.label_map.LabelMap`][]; ``None`` takes the bundle's vertebrae.
         rows: some of ``ROWS``, in the table's order.
         folders: further rows, name -> folder of ``<case>_mr.nii.gz`` and ``<case>_label.nii.gz`` by any tool.
         architectures: segmentation networks, named in ``segmentation_train.json``.
@@ -51,7 +51,7 @@ class ExperimentPlan:
         translation_seeds: the CT is translated with each, and every network is trained on every translation.
         groups: test groups that are scored apart, name -> pattern of case ids.
         patient_pattern: finds the patient of a test case, for intervals over patients; see
-            :func:`contourdiff.data.cases.patient_of`.
+            [`contourdiff.data.cases.patient_of`][].
         ckpt_path: weights of the translator; ``None`` takes the bundle's.
         mr_training: ``dataset_dir``, ``datalist`` ... of ``train.json``: the MR of the row ``unconditional``.
         overlays: overlays of ``inference.json`` for every translation.

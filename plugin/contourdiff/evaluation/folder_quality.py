@@ -32,7 +32,7 @@ class QualityGrid:
 
     Slices are stacked along ``slice_axis`` after orientation to ``axcodes``, at ``spacing_mm`` in plane, and padded to
     ``size_px`` for the extractor. Flicker is measured in a box around the contours with a margin of ``margin_px``. For
-    ``sigma_px`` and both thresholds see :func:`contourdiff.contours.contour_of`.
+    ``sigma_px`` and both thresholds see [`contourdiff.contours.contour_of`][].
     """
 
     axcodes: str
@@ -97,11 +97,11 @@ def folder_quality(
     ``boundary`` is the share of a label's boundary within a pixel of a contour of the translation, a mean over labelled
     slices; ``boundary_swapped`` takes the label of the slice a quarter of them further on: the agreement by chance.
     ``reference_flicker`` is the mean over ``mr_dir``, a value for the setting of that name. The result has ``cases`` (a
-    row each), their ``mean``, ``set`` (what :func:`image_quality` returns, or ``None``) and ``grid``.
+    row each), their ``mean``, ``set`` (what [`image_quality`][] returns, or ``None``) and ``grid``.
 
-    Both folders hold cases with labels (:func:`contourdiff.data.cases.labelled_cases`), ``mr_pattern`` is that of case
+    Both folders hold cases with labels ([`contourdiff.data.cases.labelled_cases`][]), ``mr_pattern`` is that of case
     ids of the MR. For ``extractor``, which requires ``mr_dir``, and ``foreground_only`` see
-    :func:`contourdiff.metrics.image_quality.image_quality`; ``extractor_name`` is recorded. Grid and contour are those
+    [`contourdiff.metrics.image_quality.image_quality`][]; ``extractor_name`` is recorded. Grid and contour are those
     of ``inference.json`` of the ``bundle``, with ``overlays`` and ``settings``, such as ``{"spacing_mm": 1.6}``.
 
     Raises ``ValueError`` if there is no labelled case, an extractor without real MR, or an unknown setting.

@@ -82,7 +82,7 @@ def held_out_agreement(held_out: HeldOut, translations: Sequence[np.ndarray], to
     Precision, recall and f1 compare the translation's contour with the given one, SSIM its gray levels with the real
     slice. The control is the ``partner``: the item at the same relative position in the next group. Each item has a
     row: ``index``, ``partner`` and the ``COLUMNS``. Translations are ``(H, W)`` gray levels in [0, 255]; for the
-    tolerance see :func:`contourdiff.metrics.contour_agreement.contour_agreement`.
+    tolerance see [`contourdiff.metrics.contour_agreement.contour_agreement`][].
 
     Raises ``ValueError`` if there are fewer than two groups, or not one group for each item.
     """
@@ -172,14 +172,14 @@ def evaluate_bundle(
     translation: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> dict[str, dict[str, float]]:
-    """:func:`summarize` trained weights on the validation slices of a training config, and write the agreement.
+    """[`summarize`][] trained weights on the validation slices of a training config, and write the agreement.
 
     Args:
         train_config: the training config, or it and its overlays.
         weights: state dict to evaluate.
         output_dir: folder for ``agreement.csv``, ``agreement.md`` and ``agreement.png``.
         num_inference_steps: DDIM steps.
-        tolerance_px: see :func:`held_out_agreement`.
+        tolerance_px: see [`held_out_agreement`][].
         max_slices: translate this many slices, evenly spread over the dataset; ``None`` takes all.
         inference: ``inference.json`` and its overlays, for a network as it translates, such as a cascade; ``None``
             takes the network of the training config, for a network of one resolution.
@@ -207,7 +207,7 @@ def held_out_slices(
     inference: Sequence[str] | None = None,
     translation: Mapping[str, Any] | None = None,
 ) -> HeldOut:
-    """Held-out slices of a training config; arguments and errors as in :func:`evaluate_bundle`."""
+    """Held-out slices of a training config; arguments and errors as in [`evaluate_bundle`][]."""
     parsed = read_config(train_config, settings).get_parsed_content
     device, slices = parsed("device"), parsed("validate#slices")
     count = len(slices) if max_slices is None else min(max_slices, len(slices))

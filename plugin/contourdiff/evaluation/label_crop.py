@@ -22,7 +22,7 @@ def write_label_crop(
     """Cut image and label to the slices between the first and the last that hold a class; voxels stay as they are.
 
     ``case`` has paths of ``image`` and ``label`` on the same grid; for the values of each class see
-    :meth:`contourdiff.data.label_map.LabelMap.values`. Slices are stacked along ``slice_end``, such as ``"R"``. The
+    [`contourdiff.data.label_map.LabelMap.values`][]. Slices are stacked along ``slice_end``, such as ``"R"``. The
     files are ``folder/name`` and ``folder/labels/name``; existing files are kept. A volume without any class is named
     in the log and left out.
     """

@@ -40,7 +40,7 @@ def compare_solvers(
     of the seeds' means, and the SSIM with the translation by ``reference`` from the same noise: it stands for the exact
     solution and is solved for the first seed alone. Solvers are ``name:steps``, such as ``"dpm_solver:20"``; ``seeds``
     are those of the noise. ``steps.csv`` has a line a solver, seed and slice, ``steps.png`` shows three slices. Other
-    arguments are those of :func:`contourdiff.evaluation.held_out.evaluate_bundle`.
+    arguments are those of [`contourdiff.evaluation.held_out.evaluate_bundle`][].
 
     Raises ``ValueError`` for an unknown solver, or a setting that the config does not have.
     """

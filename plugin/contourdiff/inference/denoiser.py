@@ -31,7 +31,7 @@ class Denoiser:
         batch_size: items in every call of the network, 1 or more; a smaller batch is padded. Halved, with a warning in
             the log, when the device runs out of memory.
         seed: seed of the noise.
-        noise_weights: see :class:`contourdiff.sampling.noise.NoiseStream`.
+        noise_weights: see [`contourdiff.sampling.noise.NoiseStream`][].
         amp: run the network in bfloat16 where autocast holds it safe.
         accelerator: what to call in place of the network.
 
@@ -48,7 +48,7 @@ class Denoiser:
     References:
         Song et al., "Denoising Diffusion Implicit Models", arXiv 2010.02502.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from monai.networks.schedulers import DDPMScheduler
         >>> from contourdiff.inference import Denoiser
@@ -159,13 +159,13 @@ class Denoiser:
 class CascadeDenoiser:
     """Denoise with a cascade: every candidate at low resolution first, then refined to the resolution of its contour.
 
-    Called as :class:`Denoiser`, with contours ``(N, 1, H, W)``. Noise of both steps belongs to the candidate, so that a
+    Called as [`Denoiser`][], with contours ``(N, 1, H, W)``. Noise of both steps belongs to the candidate, so that a
     result depends on nothing else in its batch.
 
     Args:
         coarse: denoiser of the first network, with conditions ``(N, factor**2, H / factor, W / factor)``.
         refiner: denoiser of the second, with conditions ``(N, 2, H, W)``: contour and enlarged image in [-1, 1].
-        factor: see :class:`contourdiff.networks.CascadeUNet`.
+        factor: see [`contourdiff.networks.CascadeUNet`][].
     """
 
     coarse: Denoiser
@@ -192,7 +192,7 @@ class CascadeDenoiser:
         return self.coarse.halved or self.refiner.halved
 
     def fit(self, conditions: torch.Tensor) -> int:
-        """Set ``batch_size`` to what fits into the free memory, see :meth:`Denoiser.fit`."""
+        """Set ``batch_size`` to what fits into the free memory, see [`Denoiser.fit`][]."""
         self.coarse.batch_size = self.refiner.fit(torch.cat([conditions, conditions], dim=1))
         return self.batch_size
 
@@ -205,7 +205,7 @@ class CascadeDenoiser:
 
 
 def denoiser_of(network: nn.Module, sampler: Sampler, **options: Any) -> Denoiser | CascadeDenoiser:
-    """Denoiser for a network or a :class:`contourdiff.networks.CascadeUNet`; options are those of :class:`Denoiser`.
+    """Denoiser for a network or a [`contourdiff.networks.CascadeUNet`][]; options are those of [`Denoiser`][].
 
     ``accelerators`` is a pair, of which the second is for the second network.
     """

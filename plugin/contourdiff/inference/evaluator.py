@@ -32,7 +32,7 @@ class UnreadCase(NamedTuple):
 
 
 class CaseDataset(Dataset):
-    """Cases to translate, whose ``items`` may be filled later; one that cannot be read is an :class:`UnreadCase`."""
+    """Cases to translate, whose ``items`` may be filled later; one that cannot be read is an [`UnreadCase`][]."""
 
     def __init__(self, cases: TranslationCases, transform: Transform) -> None:
         super().__init__(cases.items, transform)

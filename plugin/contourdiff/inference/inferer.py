@@ -37,8 +37,8 @@ class Execution:
         batch_size: candidates a network call; ``None`` takes 8 on a CPU (and for neighbor-guided translation), and on
             a CUDA device what fits into its free memory. Halved when the device runs out of memory.
         amp: run the network in bfloat16 where autocast holds it safe.
-        acceleration: see :class:`contourdiff.inference.acceleration.Accelerator`.
-        retain_heap: on a CPU, see :func:`contourdiff.inference.acceleration.retained_heap`; concerns the process.
+        acceleration: see [`contourdiff.inference.acceleration.Accelerator`][].
+        retain_heap: on a CPU, see [`contourdiff.inference.acceleration.retained_heap`][]; concerns the process.
     """
 
     batch_size: int | None = 8
@@ -75,7 +75,7 @@ class VolumeInferer(Inferer):
     def __call__(  # type: ignore[override]
         self, inputs: torch.Tensor | Sequence[torch.Tensor], network: nn.Module, *args: Any, **kwargs: Any
     ) -> Any:
-        """Gray levels as the inputs were given: a tensor for a batch, a list for a sequence. See :meth:`translate`."""
+        """Gray levels as the inputs were given: a tensor for a batch, a list for a sequence. See [`translate`][]."""
         volumes = [result.gray_levels for result in self.translate(inputs, network)]
         if not isinstance(inputs, torch.Tensor):
             return volumes
@@ -128,7 +128,7 @@ class ContourTranslationInferer(VolumeInferer):
 
     A drop-in for the ``inferer`` of a ``SupervisedEvaluator``. Slices without a contour stay 0 and cost no network
     call. All others are denoised in batches of exactly ``batch_size`` candidates, across slices, and chosen in slice
-    order by :func:`contourdiff.sampling.selection.choose`.
+    order by [`contourdiff.sampling.selection.choose`][].
 
     Args:
         sampler: solver, steps and training schedule.
@@ -154,7 +154,7 @@ class ContourTranslationInferer(VolumeInferer):
     References:
         Chen et al., arXiv 2403.10786, section 2.3 and Algorithm 2.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from monai.networks.schedulers import DDPMScheduler
         >>> from contourdiff.inference import ContourTranslationInferer
@@ -210,9 +210,9 @@ class ContourTranslationInferer(VolumeInferer):
 class NeighborGuidedInferer(VolumeInferer):
     """Translate each slice as a single sample, given its neighbor's translation; volumes run side by side.
 
-    The network has three input channels and was trained so, see :mod:`contourdiff.sampling.neighbor_guided`. Only where
+    The network has three input channels and was trained so, see [`contourdiff.sampling.neighbor_guided`][]. Only where
     a run of slices starts is a candidate chosen. Slices start from independent noise. Arguments as in
-    :class:`ContourTranslationInferer`.
+    [`ContourTranslationInferer`][].
     """
 
     frame_multiple = 32  # so that many volumes share a frame's size

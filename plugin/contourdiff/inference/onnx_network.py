@@ -14,13 +14,13 @@ from contourdiff.networks import contrast_label
 
 
 class OnnxNetwork(nn.Module):
-    """Stands for a :class:`contourdiff.networks.ContourUNet` in inference; onnxruntime computes it on the CPU.
+    """Stands for a [`contourdiff.networks.ContourUNet`][] in inference; onnxruntime computes it on the CPU.
 
     It uses as many threads as torch does when it is built. Outputs differ from the network's by rounding.
 
     Args:
-        path: file of :func:`contourdiff.deploy.network_export.export_networks`.
-        contrast: see :class:`contourdiff.networks.ContourUNet`; the file knows the names.
+        path: file of [`contourdiff.deploy.network_export.export_networks`][].
+        contrast: see [`contourdiff.networks.ContourUNet`][]; the file knows the names.
 
     Raises ``FileNotFoundError`` if there is no file, ``ValueError`` if it is damaged or not of ``contourdiff export``,
     or for an unknown contrast, ``ImportError`` without onnxruntime.

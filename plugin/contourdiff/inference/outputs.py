@@ -42,7 +42,7 @@ class Maps:
 
     Args:
         preprocessing: transforms from the CT's grid to the model's.
-        fidelity: write ``<case>_fidelity.nii.gz``, see :func:`contourdiff.metrics.contour_fidelity.fidelity_codes`.
+        fidelity: write ``<case>_fidelity.nii.gz``, see [`contourdiff.metrics.contour_fidelity.fidelity_codes`][].
         uncertainty: write ``<case>_uncertainty.nii.gz``, the candidates' spread in gray levels, 0 where it is unknown.
     """
 
@@ -53,7 +53,7 @@ class Maps:
 
 @dataclass(eq=False)
 class TranslationOutputs:
-    """Handler of a :class:`contourdiff.inference.evaluator.CaseEvaluator`: write the files beside each MR volume.
+    """Handler of a [`contourdiff.inference.evaluator.CaseEvaluator`][]: write the files beside each MR volume.
 
     ``<case>_label.nii.gz`` is the label, voxel for voxel; ``<case>_mr.png`` the picture; ``<case>_mr.json`` the record,
     written last, so that its presence means success. Nothing of a case is kept after its files are written.
@@ -67,10 +67,10 @@ class TranslationOutputs:
         preview: draws the picture; ``None`` draws none.
         fidelity: check of each translation against its contours, recorded for every slice; ``None`` checks nothing.
         maps: maps to write; ``None`` writes none.
-        reference_flicker: see :func:`contourdiff.metrics.flicker.flicker_record`.
+        reference_flicker: see [`contourdiff.metrics.flicker.flicker_record`][].
         refiner_path: weights file of the second network of a cascade, recorded, too; ``None`` for a single network.
-        case_suffix: see :class:`contourdiff.data.cases.TranslationCases`.
-        output_ext: see :class:`contourdiff.data.nifti.CaseFolderLayout`.
+        case_suffix: see [`contourdiff.data.cases.TranslationCases`][].
+        output_ext: see [`contourdiff.data.nifti.CaseFolderLayout`][].
 
     Raises ``ValueError`` for a fidelity map without a check and, as the run starts, an uncertainty map without spread.
     """

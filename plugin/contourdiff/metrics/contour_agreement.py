@@ -38,7 +38,7 @@ def contour_agreement(
     Both are ``(H, W)``, nonzero on the contour. Precision is the share of the pixels of ``contour`` with a pixel of
     ``reference`` at most ``tolerance_px`` away (Euclidean), recall the reverse, f1 their harmonic mean. Two empty
     contours agree (1, 1, 1); an empty one and another do not (0, 0, 0). ``spacing`` is the size of a pixel along H and
-    W; ``tolerance_px`` is then in its unit, see :func:`near`.
+    W; ``tolerance_px`` is then in its unit, see [`near`][].
 
     Raises ``ValueError`` unless both are 2-D and of one shape, ``tolerance_px`` >= 0, and ``spacing`` two positives.
     """

@@ -63,7 +63,7 @@ def slice_fidelity(
     """Compare the contour ``found`` in a translation with the ``given`` one that it was made from, ``(H, W)`` each.
 
     ``invented`` is the share of ``found`` without a pixel of ``given`` within ``tolerance_mm``, ``lost`` the reverse,
-    ``fidelity`` their boundary F1, see :func:`contourdiff.metrics.contour_agreement.contour_agreement`. A slice below
+    ``fidelity`` their boundary F1, see [`contourdiff.metrics.contour_agreement.contour_agreement`][]. A slice below
     ``limit`` is ``suspect``. ``spacing_mm`` is the size of a pixel along H and W.
     """
     precision, recall, fidelity = contour_agreement(found, given, tolerance_mm, spacing=spacing_mm)
@@ -102,7 +102,7 @@ def flag_rates(own: Sequence[float], swapped: Sequence[float], limit: float) -> 
 
 
 def best_limit(own: Sequence[float], swapped: Sequence[float]) -> float:
-    """Limit with the highest sum of both :func:`flag_rates`; of a range that does equally well, its middle."""
+    """Limit with the highest sum of both [`flag_rates`][]; of a range that does equally well, its middle."""
     scores = np.unique([*own, *swapped])
     best = int(np.argmax([sum(flag_rates(own, swapped, limit)) for limit in scores]))
     return float((scores[max(best - 1, 0)] + scores[best]) / 2)  # between two scores every limit is the same
@@ -130,7 +130,7 @@ def own_and_swapped_scores(
     """Fidelities of translations to their own contours, and to those of others: what a limit must separate.
 
     ``found`` are contours ``(H, W)`` of translations, ``given`` those that they were made from, ``partners`` those of
-    another patient at a similar place, of any shape, here :func:`centered_on` the own ones.
+    another patient at a similar place, of any shape, here [`centered_on`][] the own ones.
     """
 
     def scores(others: Iterable[np.ndarray]) -> list[float]:
@@ -145,7 +145,7 @@ class ContourFidelityCheck:
     """Compare a translated volume with the contours that it was made from, slice by slice.
 
     ``contour`` maps gray levels ``(1, H, W, D)`` in [0, 255] to a contour of that shape, with the given one's settings.
-    For tolerance and limit see :func:`slice_fidelity`; slices are stacked along the spatial axis ``slice_axis``.
+    For tolerance and limit see [`slice_fidelity`][]; slices are stacked along the spatial axis ``slice_axis``.
 
     Raises ``ValueError`` if ``tolerance_mm`` is negative or ``limit`` is not in [0, 1].
     """

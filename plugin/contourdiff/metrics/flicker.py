@@ -31,7 +31,7 @@ def contour_box(contours: Any, margin_px: int) -> Box:
 
 
 def flicker(gray_levels: np.ndarray, contours: np.ndarray, box: Box) -> Flicker:
-    """Mean squared difference of adjacent slices in a :func:`contour_box`, over pairs of slices with a contour.
+    """Mean squared difference of adjacent slices in a [`contour_box`][], over pairs of slices with a contour.
 
     ``gray_levels``, in [0, 255], and ``contours``, nonzero on the contour, are ``(N, H, W)``, slices first. Anatomy
     changes from slice to slice too: compare volumes of one field of view and slice distance.

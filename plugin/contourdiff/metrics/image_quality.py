@@ -94,14 +94,14 @@ def image_quality(
     Args:
         real: ``(H, W)`` gray levels in [0, 255], of any shapes.
         translated: the same, of any number.
-        extractor: see :func:`slice_features`.
+        extractor: see [`slice_features`][].
         extractor_name: recorded in the result; numbers of two extractors do not compare.
         foreground_only: set gray levels outside of the body to 0 and crop to its box; leave out slices without a body.
         size_px: height and width that the extractor gets.
         fit: ``"pad"`` centers on black, for sets of one spacing; ``"resize"`` first scales the longer side (bilinear).
-        mask_options: arguments of :func:`contourdiff.contours.foreground_mask` for ``foreground_only``.
+        mask_options: arguments of [`contourdiff.contours.foreground_mask`][] for ``foreground_only``.
         mmd_mapping: features ``(N, F)`` -> ``(N, G)``, for another kernel than the linear one.
-        feature_options: ``batch_size``, ``channels`` and ``device`` of :func:`slice_features`.
+        feature_options: ``batch_size``, ``channels`` and ``device`` of [`slice_features`][].
 
     Returns:
         ``fid``, ``mmd``, ``n_real``, ``n_translated``, ``n_mmd`` (slices of each set in the MMD), ``features``,
@@ -138,7 +138,7 @@ def label_boundary_agreement(
     """Share in [0, 1] of the label's boundary with a contour of the translated image near it; NaN without boundary.
 
     ``image``, gray levels in [0, 255], and ``label``, integer classes or 0, are ``(H, W)``; ``contour_fn`` maps the
-    image to its contour, as :func:`contourdiff.contours.contour_of`. The boundary is the pixels of a class that touch
+    image to its contour, as [`contourdiff.contours.contour_of`][]. The boundary is the pixels of a class that touch
     (4 neighbors) another class or background, but not the image's frame. More contours never lower the share: compare
     it with that of another slice's label. ``spacing_mm`` is that of H and W.
 

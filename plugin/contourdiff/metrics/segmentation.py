@@ -77,7 +77,7 @@ def score_case(
 
 
 def summarize_scores(rows: Rows, n_bootstrap: int = 2000, seed: int = 0) -> list[Row]:
-    """Means over the cases of :func:`score_case`, for each class in order, then for all together (``"all"``).
+    """Means over the cases of [`score_case`][], for each class in order, then for all together (``"all"``).
 
     Means are over present structures: ``dice`` counts a missed one as 0, ``*_penalized_mm`` as the image's diagonal;
     ``assd_mm`` and ``hd95_mm`` leave it out. ``dice_pooled`` divides sums over all cases, invented pixels included.
@@ -116,9 +116,9 @@ class SegmentationScores:
     """Handler that scores each case of a ``SupervisedEvaluator`` after its postprocessing and writes the scores.
 
     It reads ``pred`` and ``label``, ``(1, *spatial)`` integer classes on one grid, of the decollated
-    ``engine.state.output``; spacing and case id are those of the label's file. For ``classes`` see :func:`score_case`;
-    the evaluator empties ``rows`` when it starts, and writes them by :func:`write_scores` when it has completed. The
-    patient of a case is found by ``patient_pattern``, see :func:`contourdiff.data.cases.patient_of`.
+    ``engine.state.output``; spacing and case id are those of the label's file. For ``classes`` see [`score_case`][];
+    the evaluator empties ``rows`` when it starts, and writes them by [`write_scores`][] when it has completed. The
+    patient of a case is found by ``patient_pattern``, see [`contourdiff.data.cases.patient_of`][].
     """
 
     classes: Mapping[int, str]
@@ -176,7 +176,7 @@ def _score_structure(pred: np.ndarray, label: np.ndarray, spacing: list[float], 
 
 
 def _summary(name: str, rows: Rows, n_bootstrap: int, seed: int) -> Row:
-    """One row of :func:`summarize_scores`."""
+    """One row of [`summarize_scores`][]."""
     present, missed = [row for row in rows if row["present"]], sum(row["missed"] for row in rows)
     voxels = sum(row["pred_voxels"] + row["label_voxels"] for row in rows)
     summary: Row = {"class": name, "cases": len({row["case"] for row in present}), "structures": len(present)}

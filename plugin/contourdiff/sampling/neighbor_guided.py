@@ -51,7 +51,7 @@ def translate_guided(
 ) -> Iterator[tuple[int, Choice, torch.Tensor]]:
     """Translate volumes side by side; every run of adjacent slices has one item in a batch.
 
-    A run starts with the best of several candidates, as in :func:`contourdiff.sampling.selection.choose`; of the other
+    A run starts with the best of several candidates, as in [`contourdiff.sampling.selection.choose`][]; of the other
     slices ``rules.distance_threshold`` decides which count as accepted. Only volumes of one size share a batch, of at
     most ``batch_size``; a translation depends on no other volume. ``denoise`` receives conditions ``(N, 2, H, W)``:
     contour, and neighbor in [-1, 1] or ``EMPTY``. Yields the volume's number, the choice, and the ``(H, W)`` slice.

@@ -69,7 +69,7 @@ class NoiseStream:
         keys: one key for each item of the batch.
         shape: shape of one item, ``(1, H, W)``.
         device: of the result; noise is drawn on the CPU so that every device sees the same.
-        weights: of the white noise of a slice and its neighbors, from :func:`correlation_weights`.
+        weights: of the white noise of a slice and its neighbors, from [`correlation_weights`][].
         known: ``first`` of another stream of this shape and device: adjacent slices share most of it.
 
     Attributes:

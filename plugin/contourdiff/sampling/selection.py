@@ -100,7 +100,7 @@ def choose(draw: Draw, slice_indices: Sequence[int], rules: SelectionRules) -> I
     References:
         Chen et al., "ContourDiff: Unpaired Image Translation with Contour-Guided Diffusion Models", arXiv 2403.10786.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from contourdiff.sampling.selection import SelectionRules, choose
         >>> def draw(slice_index, round_):

@@ -54,7 +54,7 @@ def karras_schedule(alphas_cumprod: torch.Tensor, num_inference_steps: int) -> l
 
     ``sigma`` falls from that of the last training timestep to that of the first. The timestep of a level is the nearest
     on the logarithm of the training levels; with many steps (79 or more of 1000 for beta from 1e-4 to 0.02) low levels
-    share one, as in diffusers. Raises ``ValueError`` as :func:`even_schedule`, or unless ``alphas_cumprod (T,)`` fall
+    share one, as in diffusers. Raises ``ValueError`` as [`even_schedule`][], or unless ``alphas_cumprod (T,)`` fall
     strictly between 1 and 0.
     """
     _check_steps(len(alphas_cumprod), num_inference_steps)
@@ -131,7 +131,7 @@ def ddpm(
 ) -> torch.Tensor:
     """Denoise ``x`` with the ancestral sampler, Algorithm 2 of the paper, with variance ``beta`` between two levels.
 
-    Arguments as in :func:`ddim`; the paper's schedule is every training timestep. ``draw`` is called at every step but
+    Arguments as in [`ddim`][]; the paper's schedule is every training timestep. ``draw`` is called at every step but
     the last.
     """
     for step, (level, alpha_bar_prev) in enumerate(_with_previous(schedule)):
@@ -150,8 +150,8 @@ def dpm_solver(denoise: Denoise, x: torch.Tensor, schedule: Schedule, *, on_step
 
     Deterministic and of second order: a step extrapolates the clean image from the last two predictions. The first
     step, which has one prediction, and the last, which goes to noise level 0, are of first order, that is DDIM's. With
-    :func:`karras_schedule` the steps are those of diffusers' ``DPMSolverMultistepScheduler`` with
-    ``use_karras_sigmas``, but for the clipping of the clean image. Arguments as in :func:`ddim`.
+    [`karras_schedule`][] the steps are those of diffusers' ``DPMSolverMultistepScheduler`` with
+    ``use_karras_sigmas``, but for the clipping of the clean image. Arguments as in [`ddim`][].
     """
     x0_before = None
     for step, (level, (keep, pull, ahead)) in enumerate(zip(schedule, _multistep_weights(schedule), strict=True)):

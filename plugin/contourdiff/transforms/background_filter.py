@@ -17,7 +17,7 @@ from contourdiff.transforms.slicewise import slicewise
 
 @dataclass(eq=False)
 class BackgroundFilter(Transform):
-    """Set what is not body to 0, slice by slice: see :func:`contourdiff.contours.foreground_mask`.
+    """Set what is not body to 0, slice by slice: see [`contourdiff.contours.foreground_mask`][].
 
     Slices are stacked along the spatial axis ``slice_axis``, 0 for the first after the channel. Objects smaller than
     ``min_object_mm2`` are removed, holes larger than ``max_hole_mm2`` stay open, both in mm².
@@ -39,6 +39,6 @@ class BackgroundFilter(Transform):
 
 
 class BackgroundFilterd(KeyedTransform):
-    """Dictionary version of :class:`BackgroundFilter`, whose keyword arguments it takes."""
+    """Dictionary version of [`BackgroundFilter`][], whose keyword arguments it takes."""
 
     array_class = BackgroundFilter

@@ -48,7 +48,7 @@ class RefinerStaged(MapTransform, Randomizable):
     them: noise, fine and coarse, of up to ``noise``; blur; and edges that lie up to about ``shift_px`` off.
 
     Args:
-        factor: see :class:`contourdiff.networks.CascadeUNet`.
+        factor: see [`contourdiff.networks.CascadeUNet`][].
         noise: largest standard deviation of each of the two noises, in the range of the image; 0 adds no fault at all.
         shift_px: largest standard deviation of the shift of edges, in pixels of the full resolution.
     """

@@ -70,7 +70,7 @@ def _from_minus_one(size: int, align_corners: bool, like: Tensor) -> Tensor:
 
 
 class ChunkedResample(SpatialResample):
-    """MONAI's ``SpatialResample`` of a 3-D MetaTensor, computed by :func:`sample_chunked`."""
+    """MONAI's ``SpatialResample`` of a 3-D MetaTensor, computed by [`sample_chunked`][]."""
 
     def __call__(  # type: ignore[override]
         self, img: Tensor, dst_affine: Any = None, spatial_size: Any = None, **options: Any

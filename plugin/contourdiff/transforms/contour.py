@@ -16,7 +16,7 @@ from contourdiff.transforms.slicewise import slicewise
 
 @dataclass(eq=False)
 class Contour(Transform):
-    """Replace an image by its Canny contour, slice by slice: see :func:`contourdiff.contours.contour_of`.
+    """Replace an image by its Canny contour, slice by slice: see [`contourdiff.contours.contour_of`][].
 
     Slices are stacked along the spatial axis ``slice_axis``, 0 for the first after the channel. Smoothing is in pixels,
     thresholds are in gray levels.
@@ -35,7 +35,7 @@ class Contour(Transform):
 
 
 class Contourd(KeyedTransform):
-    """Dictionary version of :class:`Contour`, whose keyword arguments it takes.
+    """Dictionary version of [`Contour`][], whose keyword arguments it takes.
 
     ``output_keys`` keeps the image beside its contour; without it the contour replaces the image.
     """

@@ -32,6 +32,6 @@ class GrayLevels(Transform):
 
 
 class GrayLevelsd(KeyedTransform):
-    """Dictionary version of :class:`GrayLevels`, whose keyword arguments it takes."""
+    """Dictionary version of [`GrayLevels`][], whose keyword arguments it takes."""
 
     array_class = GrayLevels

@@ -46,7 +46,7 @@ class InPlaneResampled(Spacingd):
     """Resample each slice to ``spacing_mm``; the slice axis keeps its spacing. Invertible.
 
     Volumes are MetaTensors ``(C, H, W, D)``; ``mode`` is ``"bilinear"`` or ``"nearest"``, one for all keys or one for
-    each. Images are smoothed with :class:`InPlaneSmooth` first, labels (``"nearest"``) are not. The result is float32.
+    each. Images are smoothed with [`InPlaneSmooth`][] first, labels (``"nearest"``) are not. The result is float32.
     The inverse resamples to the original grid and does not undo the smoothing. ``options`` are ``padding_mode``,
     ``dtype`` of the computation and ``allow_missing_keys``, as in MONAI's ``Spacingd``.
     """

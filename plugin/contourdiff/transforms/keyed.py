@@ -43,7 +43,7 @@ class KeyedTransform(MapTransform):
 
 
 class RandomKeyedTransform(Randomizable, KeyedTransform):
-    """A :class:`KeyedTransform` whose array transform draws at random; each key has its own draws."""
+    """A [`KeyedTransform`][] whose array transform draws at random; each key has its own draws."""
 
     def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> Randomizable:
         """Seed the draws."""

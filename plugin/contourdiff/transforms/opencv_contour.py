@@ -54,7 +54,7 @@ class OpenCVContour(Transform):
 
 
 class OpenCVContourd(KeyedTransform):
-    """Dictionary version of :class:`OpenCVContour`, whose keyword arguments it takes."""
+    """Dictionary version of [`OpenCVContour`][], whose keyword arguments it takes."""
 
     array_class = OpenCVContour
 

@@ -116,6 +116,6 @@ class RandContour(RandomizableTransform):
 
 
 class RandContourd(RandomKeyedTransform):
-    """Dictionary version of :class:`RandContour`, whose keyword arguments it takes; each key has its own draws."""
+    """Dictionary version of [`RandContour`][], whose keyword arguments it takes; each key has its own draws."""
 
     array_class = RandContour

@@ -70,6 +70,6 @@ class RandRemap(RandomizableTransform):
 
 
 class RandRemapd(RandomKeyedTransform):
-    """Dictionary version of :class:`RandRemap`, whose keyword arguments it takes; each key has its own draws."""
+    """Dictionary version of [`RandRemap`][], whose keyword arguments it takes; each key has its own draws."""
 
     array_class = RandRemap

@@ -17,7 +17,7 @@ class RemapLabels(Transform):
     """Replace label values of ``side``, ``"ct"`` or ``"mr"``, by class numbers; a value that no class lists becomes 0.
 
     MONAI's ``MapLabelValue`` leaves such values as they are, so that a label of another organ would count as a class.
-    ``label_map`` is a :class:`contourdiff.data.label_map.LabelMap` or its file.
+    ``label_map`` is a [`contourdiff.data.label_map.LabelMap`][] or its file.
     """
 
     def __init__(self, label_map: LabelMap | str, side: str) -> None:
@@ -34,6 +34,6 @@ class RemapLabels(Transform):
 
 
 class RemapLabelsd(KeyedTransform):
-    """Dictionary version of :class:`RemapLabels`, whose keyword arguments it takes."""
+    """Dictionary version of [`RemapLabels`][], whose keyword arguments it takes."""
 
     array_class = RemapLabels

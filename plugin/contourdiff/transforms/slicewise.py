@@ -50,6 +50,6 @@ def slicewise(img: NdarrayOrTensor, slice_axis: int, function: Callable[[np.ndar
 
 
 class Slicewised(KeyedTransform):
-    """Dictionary version of :class:`Slicewise`, whose keyword arguments it takes."""
+    """Dictionary version of [`Slicewise`][], whose keyword arguments it takes."""
 
     array_class = Slicewise
