@@ -19,7 +19,7 @@ class ContourdiffApp(MONAILabelApp):
     Args:
         app_dir: this folder.
         studies: folder or DICOMweb server of the images.
-        conf: pairs of ``--conf``, see :func:`lib.infers.translation.translation_tasks`.
+        conf: pairs of ``--conf``, see [`lib.infers.translation.translation_tasks`][].
     """
 
     def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
