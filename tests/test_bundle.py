@@ -121,6 +121,11 @@ def corrupt(name: str, folder: Path) -> None:
     elif name == "truncated":
         write_nifti(path, np.random.default_rng(0).integers(-1000, 1000, (10, 30, 26)).astype(np.int16), OBLIQUE)
         path.write_bytes(path.read_bytes()[:3000])
+    elif name == "claims too much":
+        header = nib.Nifti1Header()
+        header.set_data_dtype(np.int16)
+        header.set_data_shape((30000, 30000, 12))
+        path.write_bytes(gzip.compress(header.binaryblock + bytes(4)))
     elif name == "2-D":
         write_nifti(path, good[0], OBLIQUE)
     elif name == "4-D":
@@ -146,6 +151,7 @@ def corrupt(name: str, folder: Path) -> None:
 BAD_CASES = {
     "not NIfTI": "expected a readable NIfTI file",
     "truncated": "expected a readable NIfTI file",
+    "claims too much": r"expected a whole file, but bad.nii.gz of [0-9]+ bytes claims 21600000000 bytes of voxels",
     "2-D": r"expected a volume \(H, W, D\) in bad.nii.gz, got shape \(30, 26\)",
     "4-D": r"got shape \(10, 30, 26, 2\)",
     "empty": r"got shape \(10, 0, 26\)",

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import zlib
 from pathlib import Path
@@ -13,13 +14,15 @@ from nibabel.filebasedimages import ImageFileError
 
 GRID_TOLERANCE_MM = 1e-3
 CT_MINIMUM_HU = -200
+MAX_COMPRESSION = 1032
+"""Bytes that one byte of a gzip file can stand for, at most."""
 
 
 def check_volume(path: str | Path) -> np.ndarray:
     """Read a NIfTI volume and return its voxels, ``(H, W, D)``.
 
-    Raises ``ValueError`` if the file is not readable NIfTI, or the volume is not three-dimensional, empty, not finite,
-    or has a singular affine.
+    Raises ``ValueError`` if the file is not readable NIfTI or cannot hold what its header claims, or the volume is not
+    three-dimensional, empty, larger than memory, not finite, or has a singular affine.
     """
     path = Path(path)
     try:
@@ -28,7 +31,10 @@ def check_volume(path: str | Path) -> np.ndarray:
         if len(shape) != 3 or 0 in shape:
             got = f"{path.name}, got shape {shape}"
             raise ValueError(f"expected a volume (H, W, D) in {got}; save one 3-D volume a file")
+        _check_size(path, math.prod(shape) * image.get_data_dtype().itemsize)
         voxels = np.asanyarray(image.dataobj)
+    except MemoryError as error:
+        raise ValueError(f"expected a volume that fits into memory, got {shape} in {path.name}; crop it") from error
     except (ImageFileError, OSError, EOFError, zlib.error) as error:
         raise ValueError(f"expected a readable NIfTI file at {path}, got: {error}; copy or convert it again") from error
     if affine is None or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
@@ -37,6 +43,13 @@ def check_volume(path: str | Path) -> np.ndarray:
         count = int(np.size(voxels) - np.isfinite(voxels).sum())
         raise ValueError(f"expected finite voxels in {path.name}, got {count} that are NaN or infinite; replace them")
     return voxels
+
+
+def _check_size(path: Path, claimed: int) -> None:
+    size = path.stat().st_size
+    if claimed > size * (MAX_COMPRESSION if path.suffix.lower() == ".gz" else 1):
+        got = f"{path.name} of {size} bytes claims {claimed} bytes of voxels"
+        raise ValueError(f"expected a whole file, but {got}; copy or convert it again")
 
 
 def check_case(image: str | Path, label: str | Path | None = None) -> list[str]:
