@@ -11,29 +11,13 @@ import torch
 from monai.config import NdarrayOrTensor
 from monai.transforms import RandomizableTransform
 from monai.utils import convert_to_dst_type, convert_to_numpy
-from scipy.ndimage import label
 
 from contourdiff.contours import contour_of
+from contourdiff.transforms.ct_like_contour import contour_fragments, ct_like_contour
 from contourdiff.transforms.keyed import RandomKeyedTransform
 from contourdiff.transforms.rand_remap import blend_with_curve
 
-EIGHT_NEIGHBORS = np.ones((3, 3), dtype=int)
 REMAP_KNOTS = 4
-
-
-def contour_fragments(contour: np.ndarray, cell_px: int, offset: tuple[int, int] = (0, 0)) -> tuple[np.ndarray, int]:
-    """Number the fragments of a contour ``(H, W)``: pieces that are connected within a square cell of a grid.
-
-    The cells have a side of ``cell_px`` and the grid is shifted by ``offset`` pixels. Returns ``(H, W)`` int with 0 off
-    the contour and 1 to ``n`` on it, and ``n``.
-    """
-    rows, columns = ((np.arange(size) + shift) // cell_px for size, shift in zip(contour.shape, offset, strict=True))
-    cells = rows[:, None] * (columns.max() + 1) + columns[None, :]
-    pieces = label(np.asarray(contour) != 0, EIGHT_NEIGHBORS)[0]
-    keys = np.where(pieces > 0, pieces.astype(np.int64) * (int(cells.max()) + 1) + cells + 1, 0)
-    values, numbered = np.unique(keys, return_inverse=True)
-    first = int(values[0] != 0)  # every pixel is on the contour
-    return numbered.reshape(contour.shape) + first, len(values) - 1 + first
 
 
 @dataclass(eq=False)
@@ -51,6 +35,7 @@ class RandContour(RandomizableTransform):
         dropout: largest share of the fragments to remove.
         clutter: largest share of the fragments to repeat elsewhere.
         cell_px: side of the squares that cut the contour into fragments.
+        ct_like: probability of the faults of [`ct_like_contour`][contourdiff.transforms.ct_like_contour].
         remap: probability of blending the image with itself, remapped by a curve through ``REMAP_KNOTS`` random levels.
     """
 
@@ -61,10 +46,11 @@ class RandContour(RandomizableTransform):
     clutter: float = 0.0
     cell_px: int = 8
     remap: float = 0.0
+    ct_like: float = 0.0
 
     def __post_init__(self) -> None:
         super().__init__(prob=1.0)
-        for name in ("dropout", "clutter", "low_ratio", "remap"):
+        for name in ("dropout", "clutter", "low_ratio", "remap", "ct_like"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
         for name in ("sigma_px", "high_threshold"):
@@ -87,6 +73,9 @@ class RandContour(RandomizableTransform):
         contour = contour_of(image, sigma_px=self._sigma, low_threshold=low, high_threshold=high)
         if self.dropout or self.clutter:
             contour = self._broken(contour).astype(np.float32)
+        if self._faulty:
+            random = np.random.default_rng([self._seed, 1])
+            contour = ct_like_contour(contour, image, random, sigma_px=self._sigma, high_threshold=high)
         return convert_to_dst_type(contour[None], img, dtype=torch.float32)[0]
 
     def randomize(self, data: None = None) -> None:
@@ -98,6 +87,7 @@ class RandContour(RandomizableTransform):
         self._seed = int(self.R.randint(2**31))
         self._share = self.R.uniform() if self.R.uniform() < self.remap else 0.0
         self._levels = self.R.uniform(0, 255, REMAP_KNOTS)
+        self._faulty = self.ct_like > 0 and self.R.uniform() < self.ct_like  # draws nothing where it is off
 
     def _remapped(self, image: np.ndarray) -> np.ndarray:
         """Blend with the curve; air, exactly 0, stays 0."""

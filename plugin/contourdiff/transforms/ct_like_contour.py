@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Make the contour of an MR slice as faulty as that of a CT slice, for training."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.ndimage import gaussian_filter, label, mean, sobel, sum_labels
+
+EIGHT_NEIGHBORS = np.ones((3, 3), dtype=int)
+FRAGMENT_PX = 12
+"""Side of the squares that cut a contour into fragments."""
+SHORTEST_PX = (4.0, 20.0)
+"""Range of the length from which lines are kept, where short ones are removed."""
+WEAK = (0.5, 1.0)
+"""Range of the gradient at which half of the fragments are lost, in upper thresholds of the contour."""
+DOUBLED = 0.4
+"""Largest share of the fragments that get a second line beside them."""
+DISTANCE_PX = (2.5, 5.0)
+"""Range of the distance of a second line."""
+CLUTTER = 0.1
+"""Largest share of the fragments that are repeated elsewhere in the body."""
+
+
+def contour_fragments(contour: np.ndarray, cell_px: int, offset: tuple[int, int] = (0, 0)) -> tuple[np.ndarray, int]:
+    """Number the fragments of a contour ``(H, W)``: pieces that are connected within a square cell of a grid.
+
+    The cells have a side of ``cell_px`` and the grid is shifted by ``offset`` pixels. Returns ``(H, W)`` int with 0 off
+    the contour and 1 to ``n`` on it, and ``n``.
+    """
+    rows, columns = ((np.arange(size) + shift) // cell_px for size, shift in zip(contour.shape, offset, strict=True))
+    cells = rows[:, None] * (columns.max() + 1) + columns[None, :]
+    pieces = label(np.asarray(contour) != 0, EIGHT_NEIGHBORS)[0]
+    keys = np.where(pieces > 0, pieces.astype(np.int64) * (int(cells.max()) + 1) + cells + 1, 0)
+    values, numbered = np.unique(keys, return_inverse=True)
+    first = int(values[0] != 0)  # every pixel is on the contour
+    return numbered.reshape(contour.shape) + first, len(values) - 1 + first
+
+
+def ct_like_contour(
+    contour: np.ndarray, image: np.ndarray, random: np.random.Generator, *, sigma_px: float, high_threshold: float
+) -> np.ndarray:
+    """Contour ``(H, W)`` bool with the faults that the contours of CT have beside those of MR.
+
+    Near the bone, CT shows three fifths of the edges that MR shows; bright cortical bone has an edge on either side;
+    and the texture differs. So, each with a probability of its own: short lines go (texture); fragments are lost, weak
+    ones first; some fragments get a second line beside them; and some are repeated elsewhere in the body.
+
+    Args:
+        contour: ``(H, W)``, of ``image``.
+        image: ``(H, W)`` gray levels; 0 is air.
+        random: generator of all draws.
+        sigma_px: smoothing of the contour.
+        high_threshold: upper threshold of the contour, the unit of what is weak.
+    """
+    on = np.asarray(contour) != 0
+    if random.random() < 0.5:
+        on = without_short_lines(on, random.uniform(*SHORTEST_PX))
+    offset = (int(random.integers(FRAGMENT_PX)), int(random.integers(FRAGMENT_PX)))
+    fragments, count = contour_fragments(on, FRAGMENT_PX, offset)
+    if count == 0:
+        return on
+    smooth = gaussian_filter(np.asarray(image, dtype=np.float64), sigma_px)
+    gradient = np.stack([sobel(smooth, axis) / 4 for axis in (0, 1)])
+    numbers = np.arange(1, count + 1)
+    strength = np.asarray(mean(np.hypot(*gradient), fragments, numbers))
+    lost = np.zeros(count, dtype=bool)
+    if random.random() < 0.7:
+        half = random.uniform(*WEAK) * high_threshold
+        lost = random.random(count) < 1 / (1 + np.exp((strength - half) / (0.15 * high_threshold)))
+    added = np.zeros_like(on)
+    if random.random() < 0.5:
+        slopes = np.stack([np.asarray(mean(part, fragments, numbers)) for part in gradient])
+        chosen = random.random(count) < random.uniform(0, DOUBLED)
+        chosen &= np.hypot(*slopes) > 0.7 * strength  # straight, so that it has a direction
+        distance = random.uniform(*DISTANCE_PX) * random.choice((-1, 1))
+        added |= second_lines(fragments, chosen, slopes, distance)
+    if random.random() < 0.5:
+        repeated = np.append(False, random.random(count) < random.uniform(0, CLUTTER))[fragments]
+        shift = tuple(int(step) for step in random.integers(on.shape))
+        added |= np.roll(repeated, shift, axis=(0, 1)) & (np.asarray(image) > 0)
+    return (on & ~np.append(False, lost)[fragments]) | added
+
+
+def without_short_lines(contour: np.ndarray, shortest_px: float) -> np.ndarray:
+    """Contour ``(H, W)`` bool without connected lines of fewer than ``shortest_px`` pixels."""
+    lines, count = label(contour, EIGHT_NEIGHBORS)
+    lengths = np.asarray(sum_labels(contour, lines, np.arange(count + 1)))
+    return np.asarray(contour & (lengths[lines] >= shortest_px))
+
+
+def second_lines(fragments: np.ndarray, chosen: np.ndarray, slopes: np.ndarray, distance_px: float) -> np.ndarray:
+    """Lines ``(H, W)`` bool beside fragments, moved along their mean gradient.
+
+    ``fragments (H, W)`` are numbered from 1; ``chosen (n,)`` bool says which get a second line, and ``slopes (2, n)``
+    is the mean gradient of each. What leaves the image lies on its rim.
+    """
+    rows, columns = np.nonzero(np.append(False, chosen)[fragments])
+    index = fragments[rows, columns] - 1
+    steps = distance_px * slopes[:, index] / np.maximum(np.hypot(*slopes[:, index]), 1e-6)
+    lines = np.zeros(fragments.shape, dtype=bool)
+    places = np.rint(np.stack([rows, columns]) + steps).astype(int)
+    height, width = fragments.shape
+    lines[places[0].clip(0, height - 1), places[1].clip(0, width - 1)] = True
+    return lines
