@@ -294,6 +294,6 @@ def test_a_retained_heap_is_released_when_the_outermost_context_ends() -> None:
         "    block = torch.ones(20_000_000); top = held(); del block; print(not taken or top - held() < 20)\n"
         "print(not taken or (full - before > 190 and full - kept < 20 and kept - held() > 90))\n"
         "low = held(); blocks = [torch.ones(10_000_000) for _ in range(6)]; full = held(); stay += blocks[1::2]\n"
-        "del blocks; print(not taken or (full - low > 230 and full - held() > 110))"
-    )
+        "del blocks; print(not taken or (full - low > 230 and full - held() > 30))"
+    )  # of three blocks of 40 MB one or two may lie in holes of the heap, which depends on addresses
     assert in_a_process(code) == ["True", "True", "True"]
