@@ -9,12 +9,14 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import SimpleITK as sitk
 import torch
 from monai.data import MetaTensor
 from monai.networks.schedulers import DDPMScheduler
 from scipy.spatial.transform import Rotation
 
 from contourdiff.bundle import translate
+from contourdiff.data.itk_files import TO_LPS
 from contourdiff.inference.inferer import ContourTranslationInferer, Execution
 from contourdiff.networks import ContourUNet
 from contourdiff.sampling import Sampler, SelectionRules
@@ -251,3 +253,11 @@ def write_series(
         change(data, number)
         data.save_as(folder / f"{(7 * number) % 101:03}.dcm", enforce_file_format=True)
     return folder
+
+
+def nibabel_of(image: Any) -> nib.Nifti1Image:
+    """A SimpleITK image as nibabel's, voxels and affine."""
+    affine = np.eye(4)
+    affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
+    affine[:3, 3] = image.GetOrigin()
+    return nib.Nifti1Image(sitk.GetArrayFromImage(image).transpose(), TO_LPS @ affine)

@@ -18,6 +18,7 @@ from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 from contourdiff.data.checks import check_output_dir
 from contourdiff.inference.evaluator import root_cause
 from contourdiff.phantom import write_phantom
+from contourdiff.training.handlers import newest_checkpoint
 
 logger = logging.getLogger(__name__)
 Kind = TypeVar("Kind")
@@ -127,10 +128,9 @@ def train(
     files = config_files(bundle, overlays, base="train")
     settings = {"dataset_dir": str(mr_dir), "output_dir": str(output_dir), **settings}
     if resume:
-        checkpoints = sorted(Path(output_dir).glob("checkpoint_epoch=*.pt"), key=lambda path: path.stat().st_mtime)
-        if not checkpoints:
+        if (checkpoint := newest_checkpoint(output_dir)) is None:
             raise FileNotFoundError(f"expected a checkpoint in {output_dir}, found none; start without --resume")
-        settings["resume_from"] = str(checkpoints[-1])
+        settings["resume_from"] = str(checkpoint)
     settings.setdefault("bundle_root", read_config(files, settings)["bundle_root"])
     with plain_errors():
         workflow = ConfigWorkflow(files, workflow_type="train", logging_file=False, **settings)

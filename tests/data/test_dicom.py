@@ -17,8 +17,8 @@ import SimpleITK as sitk
 
 from contourdiff.data.cases import TranslationCases
 from contourdiff.data.dicom import has_ct_series, read_ct_series
-from contourdiff.data.itk_files import convert_to_nifti, nibabel_of
-from helpers import AXIAL, ball_ct, write_series
+from contourdiff.data.itk_files import convert_to_nifti
+from helpers import AXIAL, ball_ct, nibabel_of, write_series
 
 pydicom = pytest.importorskip("pydicom")
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from contourdiff.data.itk_files import convert_to_nifti, nibabel_of, simpleitk_of, write_itk
+from contourdiff.data.itk_files import convert_to_nifti, simpleitk_of, write_itk
 from contourdiff.data.nifti import CaseFolderLayout
-from helpers import ball_ct, oblique_affine, run, voxels, write_nifti
+from helpers import ball_ct, nibabel_of, oblique_affine, run, voxels, write_nifti
 
 AFFINE = oblique_affine((3.0, 2.5, 4.0))
 

@@ -84,6 +84,11 @@ def pairs_of(pairs: Sequence[str]) -> dict[str, str]:
     return dict(pair.split("=", 1) for pair in pairs)
 
 
+def given(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that are on the command line: without ``None``, flags that are off and empty lists."""
+    return {name: value for name, value in options.items() if value is not None and value is not False and value != []}
+
+
 def print_values(values: dict[str, Any]) -> None:
     """Print a line for each value."""
     sys.stdout.write("".join(f"{name}: {value}\n" for name, value in values.items()))

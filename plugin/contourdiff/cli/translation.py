@@ -17,6 +17,7 @@ from contourdiff.cli.commands import (
     argument,
     command,
     flag,
+    given,
     pairs_of,
     parse_settings,
     print_values,
@@ -70,7 +71,7 @@ def _translate(input: str, output: str, json: bool, settings: list[str], **optio
     from contourdiff.translation import translate_path
 
     quiet = logging.getLogger("contourdiff").level > logging.INFO
-    options = {name: value for name, value in options.items() if value not in (None, False, [])}
+    options = given(options)
     try:
         results = translate_path(input, output, **{"progress": not quiet, **parse_settings(settings), **options})
     except ValueError as error:
@@ -109,7 +110,7 @@ def _train(mr_dir: str, output_dir: str, contrasts: list[str], settings: list[st
     from contourdiff.bundle import train
     from contourdiff.installation import usable_device
 
-    options = {name: value for name, value in options.items() if value not in (None, False, [])}
+    options = given(options)
     if contrasts:
         options["contrasts"] = pairs_of(contrasts)
     if "device" in options:

@@ -107,13 +107,11 @@ class TranslationCases:
 
     def _pairs(self, root: Path) -> list[tuple[Path, Path | None]]:
         if not self.datalist:
-            labels, images = (
-                volumes_by_case(root / "labels"),
-                [path for path in sorted(root.iterdir()) if is_volume(path)],
-            )
-            folders = [path for path in sorted(root.iterdir()) if path.is_dir() and path.name != "labels"]
-            images += [path for path in folders if has_ct_series(path)]
-            if not any(map(is_volume, images)) and any(map(is_dicom, root.iterdir())):
+            labels, inside = volumes_by_case(root / "labels"), sorted(root.iterdir())
+            volumes = [path for path in inside if is_volume(path)]
+            folders = [path for path in inside if path.is_dir() and path.name != "labels"]
+            images = volumes + [path for path in folders if has_ct_series(path)]
+            if not volumes and any(map(is_dicom, inside)):
                 images = [root.resolve()]  # the folder itself is the study
             return [(path, labels.get(case_of(path))) for path in images]
         entries: Any = self.datalist

@@ -19,20 +19,20 @@ POSITION_TOLERANCE = 0.01
 
 
 class Series(NamedTuple):
-    """A series of a folder: UID, description, modality, and the files of it that are no localizers."""
+    """A series of a folder: UID, description, modality, and the header of each file that is no localizer."""
 
     uid: str
     description: str
     modality: str
-    files: list[str]
+    slices: dict[str, dict[str, str]]
 
     def __str__(self) -> str:
-        return f"{self.uid} ({self.modality} {self.description!r}, {len(self.files)} slices)"
+        return f"{self.uid} ({self.modality} {self.description!r}, {len(self.slices)} slices)"
 
 
 def has_ct_series(folder: str | Path) -> bool:
     """Whether a folder, subfolders included, holds a DICOM series of CT that is more than localizers."""
-    return any(one.modality == "CT" and one.files for one in _series_of(folder))
+    return any(one.modality == "CT" and one.slices for one in _series_of(folder))
 
 
 def read_ct_series(folder: str | Path, series_uid: str | None = None) -> Any:
@@ -49,7 +49,7 @@ def read_ct_series(folder: str | Path, series_uid: str | None = None) -> Any:
     stack: a tilted gantry, missing slices, slices at one position, of several orientations or sizes, or multi-frame.
     """
     found = _series_of(folder)
-    candidates = [one for one in found if one.modality == "CT" and one.files]
+    candidates = [one for one in found if one.modality == "CT" and one.slices]
     listed = "; ".join(map(str, candidates or found)) or "no series"
     if series_uid is not None:
         candidates = [one for one in candidates if one.uid == series_uid]
@@ -57,12 +57,12 @@ def read_ct_series(folder: str | Path, series_uid: str | None = None) -> Any:
         wanted = "one CT series" if series_uid is None else f"the CT series {series_uid}"
         advice = "pass the UID of one as series_uid" if candidates else "pass another folder or UID"
         raise ValueError(f"expected {wanted} in {folder}, got {listed}; {advice}")
-    return _read(candidates[0].files, str(folder))
+    return _read(candidates[0].slices, str(folder))
 
 
-def _read(files: Sequence[str], where: str) -> Any:
-    headers = [_header(file) for file in files]
-    ordered, distance = _stack(headers, where)
+def _read(slices: dict[str, dict[str, str]], where: str) -> Any:
+    files = list(slices)
+    ordered, distance = _stack(list(slices.values()), where)
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames([files[index] for index in ordered])
     try:
@@ -134,7 +134,7 @@ def _series(uid: str, files: Sequence[str]) -> Series:
     headers = {file: _header(file) for file in files}
     images = {file: header for file, header in headers.items() if header}
     first = next(iter(images.values()), {})
-    slices = [file for file, header in images.items() if "LOCALIZER" not in header.get(IMAGE_TYPE, "").upper()]
+    slices = {file: header for file, header in images.items() if "LOCALIZER" not in header.get(IMAGE_TYPE, "").upper()}
     return Series(uid, first.get(DESCRIPTION, "").strip(), first.get(MODALITY, "?").strip(), slices)
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 
@@ -36,14 +35,6 @@ def convert_to_nifti(source: str | Path, path: str | Path, series_uid: str | Non
         raise ValueError(f"expected a volume of one channel at {source}, got {got}; save one 3-D volume a file")
     with atomic_write(path) as aside:
         sitk.WriteImage(image, str(aside), True)
-
-
-def nibabel_of(image: Any) -> nib.Nifti1Image:
-    """A SimpleITK image as nibabel's, voxels and affine."""
-    affine = np.eye(4)
-    affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
-    affine[:3, 3] = image.GetOrigin()
-    return nib.Nifti1Image(sitk.GetArrayFromImage(image).transpose(), TO_LPS @ affine)
 
 
 def simpleitk_of(data: np.ndarray, affine: np.ndarray) -> Any:

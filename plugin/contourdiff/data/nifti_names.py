@@ -12,12 +12,12 @@ ITK_SUFFIXES = (".nrrd", ".mha", ".mhd")
 
 def is_nifti(path: Path) -> bool:
     """Whether a path is a NIfTI file by its name, in upper or lower case; hidden files are not."""
-    return path.is_file() and path.name.lower().endswith(NIFTI_SUFFIXES) and not path.name.startswith(".")
+    return is_volume(path, NIFTI_SUFFIXES)
 
 
-def is_volume(path: Path) -> bool:
+def is_volume(path: Path, suffixes: tuple[str, ...] = NIFTI_SUFFIXES + ITK_SUFFIXES) -> bool:
     """Whether a path is a NIfTI, NRRD or MetaImage file by its name, as [`is_nifti`][]."""
-    return path.is_file() and path.name.lower().endswith(NIFTI_SUFFIXES + ITK_SUFFIXES) and path.name[0] != "."
+    return path.is_file() and path.name.lower().endswith(suffixes) and not path.name.startswith(".")
 
 
 def case_of(path: str | Path) -> str:
@@ -38,9 +38,9 @@ def case_name(image: str | Path) -> str:
 
 def nifti_by_case(folder: Path) -> dict[str, Path]:
     """NIfTI files directly in a folder by case id; empty if the folder does not exist."""
-    return {case_of(path): path for path in sorted(folder.glob("*")) if is_nifti(path)}
+    return volumes_by_case(folder, NIFTI_SUFFIXES)
 
 
-def volumes_by_case(folder: Path) -> dict[str, Path]:
+def volumes_by_case(folder: Path, suffixes: tuple[str, ...] = NIFTI_SUFFIXES + ITK_SUFFIXES) -> dict[str, Path]:
     """Volume files directly in a folder by case id; empty if the folder does not exist."""
-    return {case_of(path): path for path in sorted(folder.glob("*")) if is_volume(path)}
+    return {case_of(path): path for path in sorted(folder.glob("*")) if is_volume(path, suffixes)}

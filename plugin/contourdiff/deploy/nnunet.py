@@ -17,7 +17,7 @@ from contourdiff.data.atomic import atomic_folder
 from contourdiff.data.cases import labelled_cases
 from contourdiff.data.label_map import LabelMap
 from contourdiff.data.nifti import save_like
-from contourdiff.data.nifti_names import case_name
+from contourdiff.data.nifti_names import case_name, case_of
 from contourdiff.transforms import RemapLabels
 
 
@@ -51,7 +51,7 @@ def write_nnunet(dataset_dir: str | Path | Sequence[str | Path], output_dir: str
     with atomic_folder(output_dir) as aside:
         (aside / "imagesTr").mkdir()
         for name, case in zip(names, tqdm(cases, "write nnU-Net data set", unit="case"), strict=True):
-            suffix = "".join(part for part in Path(case["image"]).suffixes[-2:] if part in (".nii", ".gz"))
+            suffix = Path(case["image"]).name.removeprefix(case_of(case["image"]))
             shutil.copyfile(case["image"], aside / "imagesTr" / f"{name}_0000{suffix}")
             label = np.asarray(remap(np.asarray(nib.load(case["label"]).dataobj))).astype(np.uint8)
             save_like(label, case["label"], aside / "labelsTr" / f"{name}{suffix}")

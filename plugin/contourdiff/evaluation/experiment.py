@@ -20,6 +20,7 @@ from contourdiff.data.cases import case_of, labelled_cases
 from contourdiff.data.label_map import LabelMap
 from contourdiff.evaluation.experiment_report import write_report
 from contourdiff.evaluation.label_crop import write_label_crop
+from contourdiff.training.handlers import newest_checkpoint
 from contourdiff.weights import sha256_of
 
 logger = logging.getLogger(__name__)
@@ -220,8 +221,8 @@ class _Job:
         """Weights of a training: those that are there, or it goes on from its last checkpoint, or starts."""
         if not (folder / "trained.json").is_file():
             folder.mkdir(parents=True, exist_ok=True)
-            checkpoints = sorted(folder.glob("checkpoint_epoch=*.pt"), key=lambda path: path.stat().st_mtime)
-            resume = {"resume_from": str(checkpoints[-1])} if checkpoints else {}
+            checkpoint = newest_checkpoint(folder)
+            resume = {} if checkpoint is None else {"resume_from": str(checkpoint)}
             self._run(configs, {**settings, "output_dir": str(folder), **resume})
             write_text(folder / "trained.json", json.dumps(settings, indent=2) + "\n")
         return folder / "model.pt"

@@ -89,6 +89,12 @@ class Checkpoints:
             CheckpointLoader(self.resume_from, objects, map_location=self.device).attach(engine)
 
 
+def newest_checkpoint(output_dir: str | Path) -> Path | None:
+    """The last file that [`Checkpoints`][] wrote to a folder; ``None`` if there is none."""
+    checkpoints = Path(output_dir).glob("checkpoint_epoch=*.pt")
+    return max(checkpoints, key=lambda path: path.stat().st_mtime, default=None)
+
+
 @dataclass(eq=False)
 class WeightsSaver:
     """Write a network's state dict to ``<output_dir>/model.pt``, whole, every ``interval`` epochs and at the end."""

@@ -76,9 +76,14 @@ def ct_like_contour(
         added |= second_lines(fragments, chosen, slopes, distance)
     if random.random() < 0.5:
         repeated = np.append(False, random.random(count) < random.uniform(0, CLUTTER))[fragments]
-        shift = tuple(int(step) for step in random.integers(on.shape))
-        added |= np.roll(repeated, shift, axis=(0, 1)) & (np.asarray(image) > 0)
+        added |= moved(repeated, random) & (np.asarray(image) > 0)
     return (on & ~np.append(False, lost)[fragments]) | added
+
+
+def moved(contour: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Contour ``(H, W)``, shifted by a random number of pixels along both axes; what leaves the image comes back."""
+    shift = tuple(int(step) for step in random.integers(contour.shape))
+    return np.roll(contour, shift, axis=(0, 1))
 
 
 def without_short_lines(contour: np.ndarray, shortest_px: float) -> np.ndarray:

@@ -13,7 +13,7 @@ from monai.transforms import RandomizableTransform
 from monai.utils import convert_to_dst_type, convert_to_numpy
 
 from contourdiff.contours import contour_of
-from contourdiff.transforms.ct_like_contour import contour_fragments, ct_like_contour
+from contourdiff.transforms.ct_like_contour import contour_fragments, ct_like_contour, moved
 from contourdiff.transforms.keyed import RandomKeyedTransform
 from contourdiff.transforms.rand_remap import blend_with_curve
 
@@ -101,8 +101,7 @@ class RandContour(RandomizableTransform):
         fragments, count = contour_fragments(contour, self.cell_px, offset)
         kept = np.append(False, random.random(count) >= self._lost)[fragments]
         repeated = np.append(False, random.random(count) < self._added)[fragments]
-        shift = tuple(int(step) for step in random.integers(contour.shape))
-        return kept | np.roll(repeated, shift, axis=(0, 1))
+        return kept | moved(repeated, random)
 
 
 class RandContourd(RandomKeyedTransform):
