@@ -16,7 +16,7 @@ from torch.nn.functional import avg_pool2d, pixel_unshuffle
 
 from contourdiff.bundle import config_files, translate
 from contourdiff.inference import CascadeDenoiser, ContourTranslationInferer, Denoiser, Execution, denoiser_of
-from contourdiff.networks import CascadeUNet, ContourUNet, enlarge
+from contourdiff.networks import CascadeUNet, ContourUNet, GuidedUNet, enlarge
 from contourdiff.sampling import Sampler, SelectionRules
 from contourdiff.weights import load_weights, sha256_of
 from helpers import CONFIGS, TINY_NETWORK, ball_ct, make_mr, write_nifti
@@ -163,6 +163,28 @@ def test_each_network_of_the_cascade_can_be_trained(overlay: str | None, tmp_pat
     arguments = {key: value for key, value in network.items() if key != "_target_"}
     trained = load_weights(ContourUNet(**arguments), tmp_path / "out" / "model.pt")  # type: ignore[arg-type]
     assert all(value.isfinite().all() for value in trained.state_dict().values())
+
+
+@torch.no_grad()
+def test_guidance_moves_the_output_away_from_that_without_contour() -> None:
+    network, x, t = small(in_channels=3), torch.randn(2, 3, 16, 16), torch.tensor([10, 900])
+    empty = torch.stack([x[:, 0], torch.zeros(2, 16, 16), x[:, 2]], dim=1)
+    own, without = network(x, t), network(empty, t)
+    assert torch.equal(GuidedUNet(network)(x, t), own)
+    torch.testing.assert_close(GuidedUNet(network, 0.0)(x, t), without)
+    torch.testing.assert_close(GuidedUNet(network, 1.5)(x, t), without + 1.5 * (own - without))
+    assert GuidedUNet(network, 1.5).size_divisor == network.size_divisor
+    with pytest.raises(ValueError, match="guidance must be 0 or more, got -1"):
+        GuidedUNet(network, -1)
+
+
+def test_guidance_is_a_setting(ct: Path, tmp_path: Path) -> None:
+    images = []
+    for scale in (1.0, 2.0):
+        out = translate(ct, tmp_path / str(scale), refinement_guidance=scale, logging_file=False, **QUICK)
+        assert json.loads((out / "a_mr.json").read_text())["settings"]["refinement_guidance"] == scale
+        images.append(np.asarray(nib.load(out / "a_mr.nii.gz").dataobj))
+    assert np.abs(images[0] - images[1]).mean() > 0.1
 
 
 def test_grids_of_both_networks_are_aligned() -> None:

@@ -60,7 +60,7 @@ def export_networks(
         network = parser.get_parsed_content("network")
     parts = {"model": network}
     if isinstance(network, CascadeUNet):
-        parts = {"model": network.coarse, "refiner": network.refiner}
+        parts = {"model": network.coarse, "refiner": parser.get_parsed_content("refiner")}  # without guidance
     if unfit := [type(part).__name__ for part in parts.values() if not isinstance(part, ContourUNet)]:
         raise ValueError(f"expected networks of the class ContourUNet, got {unfit}; leave out the overlay onnx")
     differences = {}
