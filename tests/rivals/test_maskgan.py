@@ -10,15 +10,19 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from ignite.engine import Events
+from monai.bundle import ConfigWorkflow
 from monai.networks.nets import PatchDiscriminator
 from torch import Tensor, nn
 
+from contourdiff.bundle import config_files, find_bundle
 from contourdiff.rivals.attention import AttentionGenerator
 from contourdiff.rivals.cycle import AdversarialTerm, CycleTerm, CycleTrainer, IdentityTerm
 from contourdiff.rivals.handlers import TrainingBudget
 from contourdiff.rivals.image_pool import ImagePool
 from contourdiff.rivals.masks import MaskTerm, ShapeConsistencyTerm
 from contourdiff.rivals.training import read_record, train_rival, translate_with_rival
+from contourdiff.training.handlers import newest_checkpoint
 from helpers import ball_ct, make_mr, voxels, write_nifti
 
 TINY = {
@@ -119,8 +123,17 @@ def test_the_record_has_the_settings_of_the_masks(trained: Path) -> None:
 
 
 def test_a_resumed_training_equals_one_without_a_stop(trained: Path, tmp_path: Path) -> None:
-    first = trained / "rival" / "checkpoint_epoch=1.pt"
-    (tmp_path / first.name).write_bytes(first.read_bytes())
+    paths = {name: str(trained / name[:2]) for name in ("ct_dir", "mr_dir")}
+    files = config_files(overlays=["maskgan"], base="cyclegan")
+    settings = {**paths, "output_dir": str(tmp_path), "method": "maskgan", "bundle_root": str(find_bundle()), "max_epochs": 2, **TINY}
+    workflow = ConfigWorkflow(files, workflow_type="train", logging_file=False, **settings)
+    workflow.initialize()
+    trainer = workflow.parser.get_parsed_content("train#trainer")
+    trainer.add_event_handler(Events.EPOCH_COMPLETED(once=1), trainer.terminate)
+    workflow.run()
+    assert (trainer.state.iteration, newest_checkpoint(tmp_path)) == (2, tmp_path / "checkpoint_epoch=1.pt")
+    assert not (tmp_path / "trained.json").exists()
+    torch.manual_seed(12345)
     train_rival("maskgan", trained / "ct", trained / "mr", tmp_path, max_epochs=2, **TINY)
     once, resumed = (torch.load(folder / "generator.pt", weights_only=True) for folder in (trained / "rival", tmp_path))
     assert once.keys() == resumed.keys()
