@@ -47,13 +47,13 @@ def bodies(count: int, seed: int) -> Tensor:
     image = np.where(body, 0.25, 0.0)
     for gray in (0.4, 0.55):
         middle = center + rng.uniform(-0.4, 0.4, (2, count, 1, 1)) * radius
-        image[body & (np.hypot(*(pixels - middle)) < rng.uniform(2, 4, (count, 1, 1)))] = gray
+        image[body & (np.hypot(*(pixels - middle)) < rng.uniform(4, 7, (count, 1, 1)))] = gray
     return torch.tensor(image[:, None], dtype=torch.float32)
 
 
 def as_mr(gray: Tensor) -> Tensor:
-    """The known mapping: what is bright in CT is dark in MR, 1.25 - gray, and air stays air."""
-    return torch.where(gray > 0, 1.25 - gray, gray)
+    """The known mapping: the body is brighter in MR by 0.35, and air is air."""
+    return torch.where(gray > 0, 0.35 + gray, gray)
 
 
 def trainer_of(networks: nn.ModuleDict, loader: list[dict[str, Tensor]]) -> CycleTrainer:
@@ -75,7 +75,7 @@ def trainer_of(networks: nn.ModuleDict, loader: list[dict[str, Tensor]]) -> Cycl
 
 
 def test_it_learns_a_known_mapping_and_where_the_body_is() -> None:
-    """From an error of 1.39 (of a range of 2) to less than 0.3, in 300 iterations: some 20 s of one core."""
+    """From a mean error of 0.7, of a range of 2, to less than 0.15 in 300 iterations: some 20 s of one core."""
     torch.manual_seed(0)
     ct, mr = bodies(256, seed=0), as_mr(bodies(256, seed=1))
     rng = np.random.default_rng(2)
@@ -95,13 +95,14 @@ def test_it_learns_a_known_mapping_and_where_the_body_is() -> None:
     body, truth = gray > 0, 2 * as_mr(gray) - 1
     with torch.no_grad():
         translated, others = networks["ct_to_mr"](2 * gray - 1)
-    assert (2 * gray - 1 - truth).abs()[body].mean() > 1.3
-    assert (translated - truth).abs()[body].mean() < 0.3
-    assert (translated - truth).abs()[~body].mean() < 0.03
-    means = [translated[gray.isclose(torch.tensor(level))].mean().item() for level in (0.25, 0.4, 0.55)]
-    assert means == sorted(means, reverse=True)
+    assert (2 * gray - 1 - truth).abs()[body].mean() > 0.69
+    assert (translated - truth).abs()[body].mean() < 0.15
+    assert (translated - truth).abs()[~body].mean() < 0.02
+    for level in (0.25, 0.4, 0.55):  # each tissue on its own, not only their mean
+        tissue = gray.isclose(torch.tensor(level))
+        assert (translated - truth)[tissue].mean().abs() < 0.15
     assert others["attention"][~body].mean() > 0.8
-    assert others["attention"][body].mean() < 0.2
+    assert others["attention"][body].mean() < 0.5
 
 
 @pytest.fixture(scope="module")

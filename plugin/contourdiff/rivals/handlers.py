@@ -31,8 +31,7 @@ class TrainingBudget:
     def __init__(self, optimizers: Mapping[str, torch.optim.Optimizer], minutes: float | None = None) -> None:
         if minutes is not None and not minutes > 0:
             raise ValueError(f"minutes must be positive, or null for no limit, got {minutes}")
-        groups = [group for optimizer in optimizers.values() for group in optimizer.param_groups]
-        self._rates = [(group, float(group["lr"])) for group in groups]
+        self._rates = [(each, [float(group["lr"]) for group in each.param_groups]) for each in optimizers.values()]
         self.minutes = minutes
         self._before, self._started = 0.0, time.perf_counter()
 
@@ -66,8 +65,9 @@ class TrainingBudget:
 
     def _set_rates(self, engine: Engine) -> None:
         factor = min(1.0, 2 * (1 - self.share(engine)))
-        for group, rate in self._rates:
-            group["lr"] = rate * factor
+        for optimizer, rates in self._rates:  # a checkpoint replaces the groups
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * factor
 
     def _check(self, engine: Engine) -> None:
         if self.minutes is not None and self.seconds >= 60 * self.minutes:
