@@ -126,7 +126,14 @@ def test_the_record_has_the_settings_of_the_masks(trained: Path) -> None:
 def test_a_resumed_training_equals_one_without_a_stop(trained: Path, tmp_path: Path) -> None:
     paths = {name: str(trained / name[:2]) for name in ("ct_dir", "mr_dir")}
     files = config_files(overlays=["maskgan"], base="cyclegan")
-    settings = {**paths, "output_dir": str(tmp_path), "method": "maskgan", "bundle_root": str(find_bundle()), "max_epochs": 2, **TINY}
+    settings = {
+        **paths,
+        "output_dir": str(tmp_path),
+        "method": "maskgan",
+        "bundle_root": str(find_bundle()),
+        "max_epochs": 2,
+        **TINY,
+    }
     workflow = ConfigWorkflow(files, workflow_type="train", logging_file=False, **settings)
     workflow.initialize()
     trainer = workflow.parser.get_parsed_content("train#trainer")
@@ -161,7 +168,14 @@ def test_it_trains_on_real_slices(real_data: Path, tmp_path: Path) -> None:
             (tmp_path / side / path.name).symlink_to(path)
     small = {name: TINY[name] for name in ("generator_channels", "generator_blocks", "discriminator_channels")}
     rival = train_rival(
-        "maskgan", tmp_path / "ct", tmp_path / "mr", tmp_path / "rival", epoch_length=2, max_epochs=1, spacing_mm=4.4, **small
+        "maskgan",
+        tmp_path / "ct",
+        tmp_path / "mr",
+        tmp_path / "rival",
+        epoch_length=2,
+        max_epochs=1,
+        spacing_mm=4.4,
+        **small,
     )
     assert (read_record(rival)["iterations"], read_record(rival)["images"]) == (2, 8)
     generator = AttentionGenerator(channels=4, blocks=1)

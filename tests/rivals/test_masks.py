@@ -79,7 +79,9 @@ def test_a_volume_is_masked_slice_by_slice() -> None:
 def batch(masks: tuple[float, float], attention: tuple[float, ...]) -> CycleBatch:
     """A batch of 2 constant slices: the masks of CT and MR, and attention in the order of ``ATTENTION``."""
     image = torch.zeros(2, 1, 4, 4)
-    extras = {f"{name}_attention": torch.full_like(image, value) for name, value in zip(ATTENTION, attention, strict=True)}
+    extras = {
+        f"{name}_attention": torch.full_like(image, value) for name, value in zip(ATTENTION, attention, strict=True)
+    }
     extras |= {"ct_mask": image + masks[0], "mr_mask": image + masks[1]}
     return CycleBatch(image, image, image, image, image, image, extras=extras)
 

@@ -48,7 +48,7 @@ def features(in_channels: int, channels: int, blocks: int) -> list[nn.Module]:
 
 
 def image_layers(channels: int, out_channels: int, size: int = 7, act: str | None = "TANH") -> list[nn.Module]:
-    """Second half: layers from features to ``(B, out, H, W)``, the last a convolution of ``size`` pixels and ``act``."""
+    """Second half: layers from features to ``(B, out, H, W)``; the last convolution is of ``size`` pixels."""
     return [
         _up(4 * channels, 2 * channels),
         _up(2 * channels, channels),

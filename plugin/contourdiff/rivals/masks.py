@@ -84,8 +84,8 @@ class CoarseMaskd(KeyedTransform):
 class MaskTerm:
     """``weight`` times the mean absolute difference of a generator's attention on its input and what is no body.
 
-    Attention and ``1 - mask``, both ``(B, 1, H, W)``: outside the body, a generator returns what it is given. The sum of
-    both generators on real images, CT and MR.
+    Attention and ``1 - mask``, both ``(B, 1, H, W)``: outside the body, a generator returns what it is given. The sum
+    over both generators, of real CT and real MR.
     """
 
     weight: float = 1.0
@@ -101,8 +101,8 @@ class MaskTerm:
 class ShapeConsistencyTerm:
     """``weight`` times the mean absolute difference of the attention on an image and on its translation.
 
-    The first generator looks at a real image, the second at the translation: both should find the same body. The sum of
-    both cycles.
+    The first generator looks at a real image, the second at the translation: both should find the same body. The sum
+    over both cycles.
     """
 
     weight: float = 0.5
