@@ -31,7 +31,7 @@ class TrainingBudget:
     def __init__(self, optimizers: Mapping[str, torch.optim.Optimizer], minutes: float | None = None) -> None:
         if minutes is not None and not minutes > 0:
             raise ValueError(f"minutes must be positive, or null for no limit, got {minutes}")
-        self._rates = [(each, [float(group["lr"]) for group in each.param_groups]) for each in optimizers.values()]
+        self._rates = [(optimizer, [group["lr"] for group in optimizer.param_groups]) for optimizer in optimizers.values()]
         self.minutes = minutes
         self._before, self._started = 0.0, time.perf_counter()
 
@@ -65,8 +65,8 @@ class TrainingBudget:
 
     def _set_rates(self, engine: Engine) -> None:
         factor = min(1.0, 2 * (1 - self.share(engine)))
-        for optimizer, rates in self._rates:  # a checkpoint replaces the groups
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        for optimizer, rates in self._rates:
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):  # groups are new after a resume
                 group["lr"] = rate * factor
 
     def _check(self, engine: Engine) -> None:
