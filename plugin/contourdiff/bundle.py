@@ -171,17 +171,15 @@ def settings_section() -> dict[str, Any]:
     device becomes its name.
     """
     parser = _caller(ConfigParser)
-    section, inside = {}, False
+    section, head = {}, ""
     for name in parser.get():
-        if name.startswith(COMMENT):
-            inside = name.startswith(SETTINGS_KEY)
-        elif inside:
+        head = name if name.startswith(COMMENT) else head
+        if head.startswith(SETTINGS_KEY) and name != head:
             section[name] = parser.get_parsed_content(name)
     for name in ("network_def", "refiner_def", "scheduler", "contour"):
         if entry := parser.get(name):
             section[name] = {key: parser.get_parsed_content(f"{name}::{key}") for key in entry}
-    plain: dict[str, Any] = json.loads(json.dumps(section, default=str))
-    return plain
+    return dict(json.loads(json.dumps(section, default=str)))
 
 
 def bundle_root() -> str:
