@@ -32,14 +32,7 @@ class ResnetGenerator(nn.Sequential):
     def __init__(self, in_channels: int = 1, out_channels: int = 1, channels: int = 64, blocks: int = 9) -> None:
         if channels < 1 or blocks < 1:
             raise ValueError(f"expected 1 or more channels and blocks, got {channels} and {blocks}")
-        wide = 4 * channels
-        super().__init__(
-            *features(in_channels, channels, blocks),
-            _up(wide, wide // 2),
-            _up(wide // 2, channels),
-            nn.ReflectionPad2d(3),
-            _convolution(channels, out_channels, 7, act="TANH", norm=None),
-        )
+        super().__init__(*features(in_channels, channels, blocks), *image_layers(channels, out_channels))
         self.apply(normal_init)
 
 
@@ -51,6 +44,16 @@ def features(in_channels: int, channels: int, blocks: int) -> list[nn.Module]:
         _convolution(channels, 2 * channels, 3, strides=2, padding=1),
         _convolution(2 * channels, 4 * channels, 3, strides=2, padding=1),
         *(_residual(4 * channels) for _ in range(blocks)),
+    ]
+
+
+def image_layers(channels: int, out_channels: int, size: int = 7, act: str | None = "TANH") -> list[nn.Module]:
+    """Second half: layers from features to ``(B, out, H, W)``; the last convolution is of ``size`` pixels."""
+    return [
+        _up(4 * channels, 2 * channels),
+        _up(2 * channels, channels),
+        nn.ReflectionPad2d(size // 2),
+        _convolution(channels, out_channels, size, act=act, norm=None),
     ]
 
 

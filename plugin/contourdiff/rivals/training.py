@@ -33,6 +33,7 @@ class Rival(NamedTuple):
 
 RIVALS: dict[str, Rival] = {
     "cyclegan": Rival(("cyclegan",), segments=False, needs="CT and MR"),
+    "maskgan": Rival(("cyclegan", "maskgan"), segments=False, needs="CT and MR"),
 }
 SHARED = ("axcodes", "slice_axis", "spacing_mm", "window_hu", "filter_classes", "min_object_mm2", "max_hole_mm2")
 """Settings of a training that a translation takes over, beside ``network_def``."""
