@@ -261,3 +261,34 @@ def nibabel_of(image: Any) -> nib.Nifti1Image:
     affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
     affine[:3, 3] = image.GetOrigin()
     return nib.Nifti1Image(sitk.GetArrayFromImage(image).transpose(), TO_LPS @ affine)
+
+
+SHAPES = (10, 32, 32)
+
+
+def shapes(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """A body, 1 in air, and ellipses and boxes in it, each a boolean volume of ten slices."""
+    rng = np.random.default_rng(seed)
+    y, z = np.meshgrid(np.arange(32), np.arange(32), indexing="ij")
+    body, parts = np.zeros(SHAPES, dtype=bool), np.zeros(SHAPES, dtype=bool)
+    for number in range(SHAPES[0]):
+        center = rng.uniform(14, 18, 2)
+        body[number] = ((y - center[0]) / 14) ** 2 + ((z - center[1]) / 13) ** 2 < 1
+        for _ in range(2):
+            (a, b), (row, column) = rng.uniform(2.5, 4.5, 2), center + rng.uniform(-6, 6, 2)
+            box = (np.abs(y - row) < a) & (np.abs(z - column) < b)
+            parts[number] |= box if rng.random() < 0.5 else ((y - row) / a) ** 2 + ((z - column) / b) ** 2 < 1
+    return body, parts & body
+
+
+def write_domains(root: Path, volumes: int = 4) -> tuple[Path, Path]:
+    """Folders ``ct`` and ``mr`` of the same kind of labelled shapes: bright on gray in CT, dark on bright in MR."""
+    affine = np.diag([4.0, 2.2, 2.2, 1.0])
+    for side, first, air, tissue, part, label in (("ct", 0, -1000, 0, 250, 27), ("mr", 100, 0, 200, 70, 1)):
+        for number in range(first, first + volumes):
+            body, parts = shapes(number)
+            image = np.select([parts, body], [part, tissue], air) + np.random.default_rng(number).normal(0, 8, SHAPES)
+            image = np.where(body | (side == "ct"), image, 0)
+            write_nifti(root / side / f"{number}.nii.gz", image.astype(np.int16), affine)
+            write_nifti(root / side / "labels" / f"{number}.nii.gz", (parts * label).astype(np.uint8), affine)
+    return root / "ct", root / "mr"

@@ -167,19 +167,19 @@ def check_settings() -> None:
 def settings_section() -> dict[str, Any]:
     """Settings of the calling config, for the record: all entries between ``"// settings"`` and the next comment.
 
-    ``network_def``, ``refiner_def`` of a cascade, ``scheduler`` and ``contour`` are added. Expressions are evaluated; a
-    device becomes its name.
+    The same holds for ``"// settings of ..."`` of an overlay. ``network_def``, ``refiner_def`` of a cascade,
+    ``scheduler`` and ``contour`` are added. Expressions are evaluated; a device becomes its name.
     """
     parser = _caller(ConfigParser)
-    names = list(parser.get())
-    start = names.index(SETTINGS_KEY) + 1 if SETTINGS_KEY in names else len(names)
-    stop = next((at for at in range(start, len(names)) if names[at].startswith(COMMENT)), len(names))
-    section = {name: parser.get_parsed_content(name) for name in names[start:stop]}
+    section, recorded = dict[str, Any](), False
+    for name in parser.get():
+        recorded = name.startswith(SETTINGS_KEY) if name.startswith(COMMENT) else recorded
+        if recorded and not name.startswith(COMMENT):
+            section[name] = parser.get_parsed_content(name)
     for name in ("network_def", "refiner_def", "scheduler", "contour"):
         if entry := parser.get(name):
             section[name] = {key: parser.get_parsed_content(f"{name}::{key}") for key in entry}
-    plain: dict[str, Any] = json.loads(json.dumps(section, default=str))
-    return plain
+    return dict(json.loads(json.dumps(section, default=str)))
 
 
 def bundle_root() -> str:

@@ -5,13 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from monai.engines import SupervisedTrainer
 from monai.losses import PatchAdversarialLoss
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from contourdiff.rivals.cycle import frozen
+from contourdiff.rivals.handlers import TrainingBudget
 
 
 class ScoreDiscriminator(nn.Module):
@@ -55,13 +57,16 @@ class ScoreDiscriminator(nn.Module):
 class FeatureAlignment:
     """Iteration of a ``SupervisedTrainer`` that adapts a segmentation network to real MR without labels.
 
-    First the discriminator learns to tell scores of translated CT from scores of real MR. While it is right often
-    enough, the network learns from the labels of the translated CT, and to have real MR taken for translated CT.
-    Hoffman et al., CyCADA, ICML 2018, eq. (5), with one network for both, as in the paper's segmentation of streets.
+    At first the network learns from the labels of the translated CT alone. Then the discriminator learns to tell scores
+    of translated CT from scores of real MR. While it is right often enough, the network learns from the labels, and to
+    have real MR taken for translated CT. Hoffman et al., CyCADA, ICML 2018, eq. (5), with one network for both, as in
+    the paper's segmentation of streets.
 
     Args:
         discriminator: of translated and real.
         optimizer: of the discriminator.
+        budget: of the training.
+        start: share of the training after which the discriminator comes in.
         weight: of the adversarial loss of the network, 0.1 in the paper's code.
         min_accuracy: share of right judgements below which the network waits, 0.6 in the paper's code.
         amp: autocast in bfloat16, on any device.
@@ -69,6 +74,8 @@ class FeatureAlignment:
 
     discriminator: ScoreDiscriminator
     optimizer: Optimizer
+    budget: TrainingBudget
+    start: float = 0.5
     weight: float = 0.1
     min_accuracy: float = 0.6
     amp: bool = False
@@ -76,46 +83,50 @@ class FeatureAlignment:
     def __post_init__(self) -> None:
         self._loss = PatchAdversarialLoss(criterion="bce")
 
-    def __call__(self, engine: SupervisedTrainer, batchdata: Mapping[str, Tensor]) -> dict[str, Any]:
+    def __call__(self, engine: SupervisedTrainer, batchdata: Mapping[str, Tensor]) -> dict[str, float]:
         """One iteration; its losses and the discriminator's accuracy are the output.
 
         A batch has translated slices ``ct`` and real ones ``mr``, ``(B, 1, H, W)`` in [0, 1], and ``ct_label``.
         """
         translated, label, real = (batchdata[key].to(engine.state.device) for key in ("ct", "ct_label", "mr"))
         engine.network.train()
-        self.discriminator.train()
-        with torch.autocast(translated.device.type, dtype=torch.bfloat16, enabled=self.amp):
-            scores = [engine.network(image).float() for image in (translated, real)]
-        discriminator_loss, accuracy = self._judge(*scores)
-        output = {"discriminator": discriminator_loss, "accuracy": accuracy, "adversarial": 0.0}
-        segmentation = engine.loss_function(scores[0], label)
-        output["segmentation"] = segmentation.item()
-        if accuracy > self.min_accuracy:
-            adversarial = self.weight * self.adversarial_loss(scores[1])
-            engine.optimizer.zero_grad()
-            (segmentation + adversarial).backward()
-            engine.optimizer.step()
-            output["adversarial"] = adversarial.item()
-        return output | {"loss": output["segmentation"] + output["adversarial"]}
+        scores = self._scores(engine.network, translated)
+        losses = {"segmentation": engine.loss_function(scores, label)}
+        output = {}
+        if self.budget.share(engine) > self.start:
+            real_scores = self._scores(engine.network, real)
+            output = self._judge(scores.detach(), real_scores.detach())
+            if output["accuracy"] <= self.min_accuracy:
+                return output
+            losses["adversarial"] = self.weight * self.adversarial_loss(real_scores)
+        loss = torch.stack(list(losses.values())).sum()
+        engine.optimizer.zero_grad()
+        loss.backward()
+        engine.optimizer.step()
+        return output | {name: value.item() for name, value in {"loss": loss, **losses}.items()}
 
     def discriminator_loss(self, translated: Tensor, real: Tensor) -> Tensor:
         """Binary cross-entropy of the logits ``(B, 1, H, W)`` of translated slices, truth 1, and of real, truth 0."""
         judged = ((translated, True), (real, False))
-        losses = [self._loss(logits, target, for_discriminator=True) for logits, target in judged]
-        return torch.stack(losses).mean()
+        return torch.stack([self._loss(logits, truth, for_discriminator=True) for logits, truth in judged]).mean()
 
     def adversarial_loss(self, scores: Tensor) -> Tensor:
         """Loss of the network: its scores of real MR, ``(B, C, H, W)``, should be taken for translated CT."""
-        self.discriminator.requires_grad_(False)
-        loss = self._loss(self.discriminator(scores), True, for_discriminator=False)
-        self.discriminator.requires_grad_(True)
-        return torch.as_tensor(loss)
+        with frozen([self.discriminator]):
+            loss: Tensor = self._loss(self.discriminator(scores), True, for_discriminator=False)
+        return loss
 
-    def _judge(self, translated: Tensor, real: Tensor) -> tuple[float, float]:
+    def _scores(self, network: nn.Module, images: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.amp):
+            scores: Tensor = network(images).float()
+        return scores
+
+    def _judge(self, translated: Tensor, real: Tensor) -> dict[str, float]:
         """Train the discriminator on the scores of a batch; its loss, and its accuracy over the last batches."""
-        logits = [self.discriminator(scores.detach()) for scores in (translated, real)]
+        self.discriminator.train()
+        logits = self.discriminator(translated), self.discriminator(real)
         loss = self.discriminator_loss(*logits)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        return loss.item(), self.discriminator.record(*logits)
+        return {"discriminator": loss.item(), "accuracy": self.discriminator.record(*logits)}

@@ -28,7 +28,8 @@ def segmentation_network(bundle: str | Path | None, architecture: str, label_map
         label_map: see [`contourdiff.data.label_map.LabelMap`][]; it defines the classes.
     """
     settings = {"architecture": architecture, "label_map": str(label_map)}
-    network: nn.Module = read_config(config_files(bundle, base="segmentation_train"), settings)["network_def"]
+    parser = read_config(config_files(bundle, base="segmentation_train"), settings)
+    network: nn.Module = parser.get_parsed_content("network_def")
     return network
 
 

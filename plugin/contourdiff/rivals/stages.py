@@ -17,6 +17,17 @@ from contourdiff.rivals.handlers import TrainingBudget
 RECORD = "trained.json"
 
 
+def stage_minutes(minutes: float | None, parts: Mapping[str, float]) -> dict[str, float | None]:
+    """Wall clock of each stage, in proportion to ``parts``; ``None`` for each without a limit of ``minutes``.
+
+    Raises ``ValueError`` unless all parts are positive.
+    """
+    if not parts or min(parts.values()) <= 0:
+        raise ValueError(f"expected a positive part of each stage, got {dict(parts)}; change stage_parts")
+    total = sum(parts.values())
+    return {stage: None if minutes is None else minutes * part / total for stage, part in parts.items()}
+
+
 def run_stage(stage: str, trainer: Trainer, budget: TrainingBudget, output_dir: str | Path, batch_size: int) -> None:
     """Run a stage, unless it is finished, and then write ``<output_dir>/<stage>/trained.json``.
 

@@ -32,6 +32,8 @@ class Rival(NamedTuple):
 
 RIVALS: dict[str, Rival] = {
     "cyclegan": Rival(("cyclegan",), segments=False, needs="CT and MR"),
+    "synseg": Rival(("cyclegan", "synseg"), segments=True, needs="CT with labels, and MR"),
+    "cycada": Rival(("cyclegan", "cycada"), segments=True, needs="CT with labels, and MR"),
 }
 SHARED = ("axcodes", "slice_axis", "spacing_mm", "window_hu", "filter_classes", "min_object_mm2", "max_hole_mm2")
 """Settings of a training that a translation takes over, beside ``network_def``."""
