@@ -27,6 +27,9 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIGS = REPOSITORY / "bundles" / "contourdiff_ct2mr" / "configs"
 
 
+LABEL_MAP = str(CONFIGS.parent / "label_maps" / "vertebrae.json")
+
+
 DATA = REPOSITORY.parent / "shared" / "data"
 
 
@@ -279,6 +282,22 @@ def shapes(seed: int) -> tuple[np.ndarray, np.ndarray]:
             box = (np.abs(y - row) < a) & (np.abs(z - column) < b)
             parts[number] |= box if rng.random() < 0.5 else ((y - row) / a) ** 2 + ((z - column) / b) ** 2 < 1
     return body, parts & body
+
+
+TINY_RIVAL = {
+    "image_size_px": [32, 32],
+    "min_object_mm2": 100.0,
+    "max_hole_mm2": 2000.0,
+    "mr_min_object_mm2": 100.0,
+    "mr_max_hole_mm2": 2000.0,
+    "shift_px": 2,
+    "file_pattern": "1*",
+    "val_fraction": 0.0,
+    "generator_channels": 8,
+    "generator_blocks": 2,
+    "discriminator_channels": 16,
+}
+"""Settings of a rival for small slices, with small networks."""
 
 
 def write_domains(root: Path, volumes: int = 4) -> tuple[Path, Path]:
