@@ -266,21 +266,17 @@ def nibabel_of(image: Any) -> nib.Nifti1Image:
     return nib.Nifti1Image(sitk.GetArrayFromImage(image).transpose(), TO_LPS @ affine)
 
 
-SHAPES = (10, 32, 32)
-
-
-def shapes(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """A body, 1 in air, and ellipses and boxes in it, each a boolean volume of ten slices."""
+def shapes(seed: int, slices: int, size: int = 32) -> tuple[np.ndarray, np.ndarray]:
+    """Slices of a body in air, and of two ellipses or boxes in each body: boolean, ``(slices, size, size)``."""
     rng = np.random.default_rng(seed)
-    y, z = np.meshgrid(np.arange(32), np.arange(32), indexing="ij")
-    body, parts = np.zeros(SHAPES, dtype=bool), np.zeros(SHAPES, dtype=bool)
-    for number in range(SHAPES[0]):
-        center = rng.uniform(14, 18, 2)
-        body[number] = ((y - center[0]) / 14) ** 2 + ((z - center[1]) / 13) ** 2 < 1
+    y, z = np.meshgrid(np.linspace(-1, 1, size), np.linspace(-1, 1, size), indexing="ij")
+    body, parts = np.zeros((2, slices, size, size), dtype=bool)
+    for number in range(slices):
+        body[number] = (y / rng.uniform(0.75, 0.95)) ** 2 + (z / rng.uniform(0.75, 0.95)) ** 2 < 1
         for _ in range(2):
-            (a, b), (row, column) = rng.uniform(2.5, 4.5, 2), center + rng.uniform(-6, 6, 2)
-            box = (np.abs(y - row) < a) & (np.abs(z - column) < b)
-            parts[number] |= box if rng.random() < 0.5 else ((y - row) / a) ** 2 + ((z - column) / b) ** 2 < 1
+            row, column, height, width = *rng.uniform(-0.45, 0.45, 2), *rng.uniform(0.15, 0.3, 2)
+            down, across = np.abs(y - row) / height, np.abs(z - column) / width
+            parts[number] |= np.maximum(down, across) < 1 if rng.random() < 0.5 else down**2 + across**2 < 1
     return body, parts & body
 
 
@@ -291,23 +287,22 @@ TINY_RIVAL = {
     "mr_min_object_mm2": 100.0,
     "mr_max_hole_mm2": 2000.0,
     "shift_px": 2,
-    "file_pattern": "1*",
+    "generator_channels": 4,
+    "generator_blocks": 1,
+    "discriminator_channels": 4,
+    "pool_size": 3,
     "val_fraction": 0.0,
-    "generator_channels": 8,
-    "generator_blocks": 2,
-    "discriminator_channels": 16,
+    "device": "cpu",
 }
 """Settings of a rival for small slices, with small networks."""
 
 
-def write_domains(root: Path, volumes: int = 4) -> tuple[Path, Path]:
-    """Folders ``ct`` and ``mr`` of the same kind of labelled shapes: bright on gray in CT, dark on bright in MR."""
+def write_domains(root: Path) -> tuple[Path, Path]:
+    """Folders ``ct`` and ``mr`` of a volume each, of the same kind of shapes; the parts of the CT are vertebrae."""
     affine = np.diag([4.0, 2.2, 2.2, 1.0])
-    for side, first, air, tissue, part, label in (("ct", 0, -1000, 0, 250, 27), ("mr", 100, 0, 200, 70, 1)):
-        for number in range(first, first + volumes):
-            body, parts = shapes(number)
-            image = np.select([parts, body], [part, tissue], air) + np.random.default_rng(number).normal(0, 8, SHAPES)
-            image = np.where(body | (side == "ct"), image, 0)
-            write_nifti(root / side / f"{number}.nii.gz", image.astype(np.int16), affine)
-            write_nifti(root / side / "labels" / f"{number}.nii.gz", (parts * label).astype(np.uint8), affine)
+    for side, seed, (air, tissue, part) in (("ct", 0, (-1000, 0, 250)), ("mr", 1, (0, 200, 70))):
+        body, parts = shapes(seed, 6)
+        write_nifti(root / side / "a.nii.gz", np.select([parts, body], [part, tissue], air).astype(np.int16), affine)
+        if side == "ct":
+            write_nifti(root / side / "labels" / "a.nii.gz", (parts * 27).astype(np.uint8), affine)
     return root / "ct", root / "mr"

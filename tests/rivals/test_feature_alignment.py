@@ -82,7 +82,8 @@ def test_before_its_start_the_network_learns_from_labels_alone() -> None:
     judge, start = copy.deepcopy(aligned.discriminator), copy.deepcopy(engine.network)
     output = aligned(engine, BATCH)
     assert_descended(engine.network, start, cross_entropy(start(BATCH["ct"]), BATCH["ct_label"]))
-    assert same(aligned.discriminator, judge) and output.keys() == {"loss", "segmentation"}
+    assert same(aligned.discriminator, judge)
+    assert output.keys() == {"loss", "segmentation"}
 
 
 @pytest.mark.parametrize("logit", [-1.0, 1.0])

@@ -20,14 +20,12 @@ from contourdiff.rivals.training import train_rival
 from contourdiff.training.handlers import EpochSeeder
 from helpers import CONFIGS, LABEL_MAP, TINY_RIVAL, write_domains, write_nifti
 
-TWO_EPOCHS = {
-    **TINY_RIVAL, "max_epochs": 2, "epoch_length": 1, "batch_size": 2, "picture_interval": 9,
-}  # fmt: skip
-CYCADA = {"segmentation_batch_size": 2, "segmentation_epoch_length": 1, "task_epochs": 2, "feature_epochs": 2, "feature_start": 0.5}  # fmt: skip
-METHODS = {"synseg": TWO_EPOCHS, "cycada": TWO_EPOCHS | CYCADA}
+TWO_EPOCHS = {**TINY_RIVAL, "max_epochs": 2, "epoch_length": 1, "batch_size": 2, "picture_interval": 9}
+OTHER_STAGES = {"segmentation_batch_size": 2, "segmentation_epoch_length": 1, "task_epochs": 2, "feature_epochs": 2}
+METHODS: dict[str, dict[str, Any]] = {"synseg": TWO_EPOCHS, "cycada": {**TWO_EPOCHS, **OTHER_STAGES}}
 
 
-class Stopped(OSError):
+class StoppedError(OSError):
     """The training was interrupted."""
 
 
@@ -69,21 +67,23 @@ def test_the_record_sums_up_the_stages(tmp_path: Path) -> None:
         stage(tmp_path, iterations=iterations)(name)
     record_stages(["task", "pixel"], [nn.Linear(3, 2), nn.Linear(1, 1)], tmp_path, {"method": "cycada", "seed": 5})
     record = json.loads((tmp_path / "trained.json").read_text())
-    assert [record[name] for name in ("method", "seconds", "iterations", "images", "parameters")] == ["cycada", 2.4, 10, 40, 10]  # fmt: skip
-    assert record["stages"]["pixel"]["images"] == 12 and record["settings"]["seed"] == 5
+    sums = {"seconds": 2.4, "iterations": 10, "images": 40, "parameters": 10}
+    assert {name: record[name] for name in sums} == sums
+    assert record["stages"]["pixel"]["images"] == 12
+    assert (record["method"], record["settings"]["seed"]) == ("cycada", 5)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_training_that_is_stopped_in_every_stage_ends_as_one_that_is_not(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ct, mr = write_domains(tmp_path, volumes=1)
+    ct, mr = write_domains(tmp_path)
     seed, epochs = EpochSeeder.__call__, []
 
     def stop_at_second(self: EpochSeeder, engine: Any) -> None:
         epochs.append(engine.state.epoch)
         if len(epochs) in stops:
-            raise Stopped
+            raise StoppedError
         seed(self, engine)
 
     monkeypatch.setattr(EpochSeeder, "__call__", stop_at_second)
@@ -91,7 +91,7 @@ def test_a_training_that_is_stopped_in_every_stage_ends_as_one_that_is_not(
     for name, stops in (("whole", ()), ("stopped", {3 * number + 2 for number in range(stages)})):
         epochs.clear()
         for _ in range(len(stops)):
-            with pytest.raises(Stopped):
+            with pytest.raises(StoppedError):
                 train_rival(method, ct, mr, tmp_path / name, **METHODS[method])
         train_rival(method, ct, mr, tmp_path / name, **METHODS[method])
     assert epochs == [1, 2, 2] * stages
@@ -107,15 +107,18 @@ def test_real_slices_train_a_network_that_is_scored_on_real_mr(method: str, real
     for source, target in (("torso_ct", "torso.nii.gz"), ("torso_vertebrae", "labels/torso.nii.gz")):
         image = nib.load(real_data / "ct" / f"{source}.nii.gz").slicer[58:61]
         write_nifti(tmp_path / "ct" / target, image.get_fdata().astype("int16"), image.affine)
-    settings: dict[str, Any] = {**METHODS[method], "image_size_px": [64, 64], "datalist": "index.csv"}
+    settings = {**METHODS[method], "image_size_px": [64, 64], "datalist": "index.csv"}
     settings |= {"file_pattern": "t1/spider_00[1-3]_*", "min_object_mm2": 9600.0, "max_hole_mm2": 3600.0}
     trained = train_rival(method, tmp_path / "ct", real_data / "mr_lumbar", tmp_path / "out", **settings)
     record = json.loads((trained / "trained.json").read_text())
-    assert record["method"] == method and record["settings"]["min_label_fraction"] == 0.002
+    assert (record["method"], record["settings"]["min_label_fraction"]) == (method, 0.002)
     name = sorted((real_data / "mr_lumbar_labelled" / "images").glob("*.nii.gz"))[0].name.removesuffix(".nii.gz")
     monai.bundle.run(
         config_file=[str(CONFIGS / f"{config}.json") for config in ("segmentation_train", "evaluate")],
-        test_dir=str(real_data / "mr_lumbar_labelled"), test_pattern=name, ckpt_path=str(trained / "segmentation.pt"),
-        output_dir=str(tmp_path / "scores"), label_map=LABEL_MAP,
-    )  # fmt: skip
+        test_dir=str(real_data / "mr_lumbar_labelled"),
+        test_pattern=name,
+        ckpt_path=str(trained / "segmentation.pt"),
+        output_dir=str(tmp_path / "scores"),
+        label_map=LABEL_MAP,
+    )
     assert 0 <= json.loads((tmp_path / "scores" / "scores.json").read_text())["summary"][0]["dice"] <= 1

@@ -84,8 +84,8 @@ class SemanticConsistencyTerm:
 
     def __call__(self, batch: CycleBatch) -> Tensor:
         """Weighted sum of the losses of both directions."""
-        pairs = ((batch.ct, batch.fake_mr), (batch.mr, batch.fake_ct))
-        return self.weight * sum(self._difference(source, translation) for source, translation in pairs)
+        of_ct, of_mr = self._difference(batch.ct, batch.fake_mr), self._difference(batch.mr, batch.fake_ct)
+        return self.weight * (of_ct + of_mr)
 
     def _difference(self, source: Tensor, translation: Tensor) -> Tensor:
         with torch.no_grad():
