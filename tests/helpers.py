@@ -27,6 +27,9 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIGS = REPOSITORY / "bundles" / "contourdiff_ct2mr" / "configs"
 
 
+LABEL_MAP = str(CONFIGS.parent / "label_maps" / "vertebrae.json")
+
+
 DATA = REPOSITORY.parent / "shared" / "data"
 
 
@@ -261,3 +264,45 @@ def nibabel_of(image: Any) -> nib.Nifti1Image:
     affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
     affine[:3, 3] = image.GetOrigin()
     return nib.Nifti1Image(sitk.GetArrayFromImage(image).transpose(), TO_LPS @ affine)
+
+
+def shapes(seed: int, slices: int, size: int = 32) -> tuple[np.ndarray, np.ndarray]:
+    """Slices of a body in air, and of two ellipses or boxes in each body: boolean, ``(slices, size, size)``."""
+    rng = np.random.default_rng(seed)
+    y, z = np.meshgrid(np.linspace(-1, 1, size), np.linspace(-1, 1, size), indexing="ij")
+    body, parts = np.zeros((2, slices, size, size), dtype=bool)
+    for number in range(slices):
+        body[number] = (y / rng.uniform(0.75, 0.95)) ** 2 + (z / rng.uniform(0.75, 0.95)) ** 2 < 1
+        for _ in range(2):
+            row, column, height, width = *rng.uniform(-0.45, 0.45, 2), *rng.uniform(0.15, 0.3, 2)
+            down, across = np.abs(y - row) / height, np.abs(z - column) / width
+            parts[number] |= np.maximum(down, across) < 1 if rng.random() < 0.5 else down**2 + across**2 < 1
+    return body, parts & body
+
+
+TINY_RIVAL = {
+    "image_size_px": [32, 32],
+    "min_object_mm2": 100.0,
+    "max_hole_mm2": 2000.0,
+    "mr_min_object_mm2": 100.0,
+    "mr_max_hole_mm2": 2000.0,
+    "shift_px": 2,
+    "generator_channels": 4,
+    "generator_blocks": 1,
+    "discriminator_channels": 4,
+    "pool_size": 3,
+    "val_fraction": 0.0,
+    "device": "cpu",
+}
+"""Settings of a rival for small slices, with small networks."""
+
+
+def write_domains(root: Path) -> tuple[Path, Path]:
+    """Folders ``ct`` and ``mr`` of a volume each, of the same kind of shapes; the parts of the CT are vertebrae."""
+    affine = np.diag([4.0, 2.2, 2.2, 1.0])
+    for side, seed, (air, tissue, part) in (("ct", 0, (-1000, 0, 250)), ("mr", 1, (0, 200, 70))):
+        body, parts = shapes(seed, 6)
+        write_nifti(root / side / "a.nii.gz", np.select([parts, body], [part, tissue], air).astype(np.int16), affine)
+        if side == "ct":
+            write_nifti(root / side / "labels" / "a.nii.gz", (parts * 27).astype(np.uint8), affine)
+    return root / "ct", root / "mr"

@@ -167,8 +167,8 @@ def check_settings() -> None:
 def settings_section() -> dict[str, Any]:
     """Settings of the calling config, for the record: all entries of sections whose comment starts with "// settings".
 
-    ``network_def``, ``refiner_def`` of a cascade, ``scheduler`` and ``contour`` are added. Expressions are evaluated; a
-    device becomes its name.
+    The same holds for ``"// settings of ..."`` of an overlay. ``network_def``, ``refiner_def`` of a cascade,
+    ``scheduler`` and ``contour`` are added. Expressions are evaluated; a device becomes its name.
     """
     parser = _caller(ConfigParser)
     section, head = {}, ""

@@ -153,7 +153,7 @@ class CycleTrainer(Trainer):
         """One step of the generators, then one of the discriminators."""
         self.networks.train()
         values: dict[str, Tensor] = {}
-        with _frozen([self.networks[name] for name in DISCRIMINATORS]):
+        with frozen([self.networks[name] for name in DISCRIMINATORS]):
             with self._precision():
                 batch = self.cycle_batch(batchdata)
                 losses = {name: term(batch) for name, term in self.terms.items()}
@@ -201,7 +201,7 @@ class CycleTrainer(Trainer):
 
 
 @contextmanager
-def _frozen(networks: Sequence[nn.Module]) -> Iterator[None]:
+def frozen(networks: Sequence[nn.Module]) -> Iterator[None]:
     """Compute no gradients of these networks' weights, which a step of others does not use."""
     for network in networks:
         network.requires_grad_(False)

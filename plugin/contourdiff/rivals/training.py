@@ -33,6 +33,8 @@ class Rival(NamedTuple):
 
 RIVALS: dict[str, Rival] = {
     "cyclegan": Rival(("cyclegan",), segments=False, needs="CT and MR"),
+    "synseg": Rival(("cyclegan", "synseg"), segments=True, needs="CT with labels, and MR"),
+    "cycada": Rival(("cyclegan", "cycada"), segments=True, needs="CT with labels, and MR"),
     "maskgan": Rival(("cyclegan", "maskgan"), segments=False, needs="CT and MR"),
 }
 SHARED = ("axcodes", "slice_axis", "spacing_mm", "window_hu", "filter_classes", "min_object_mm2", "max_hole_mm2")
