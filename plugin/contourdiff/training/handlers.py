@@ -97,11 +97,12 @@ def newest_checkpoint(output_dir: str | Path) -> Path | None:
 
 @dataclass(eq=False)
 class WeightsSaver:
-    """Write a network's state dict to ``<output_dir>/model.pt``, whole, every ``interval`` epochs and at the end."""
+    """Write a network's state dict to ``<output_dir>/<file>``, whole, every ``interval`` epochs and at the end."""
 
     network: nn.Module
     output_dir: str
     interval: int = 1
+    file: str = "model.pt"
 
     def attach(self, engine: Engine) -> None:
         """Attach to the trainer."""
@@ -111,7 +112,7 @@ class WeightsSaver:
     def __call__(self, engine: Engine) -> None:
         """Write the file."""
         state = {key: value.detach().cpu() for key, value in self.network.state_dict().items()}
-        with atomic_write(Path(self.output_dir) / "model.pt") as aside:
+        with atomic_write(Path(self.output_dir) / self.file) as aside:
             torch.save(state, aside)
 
 
@@ -150,10 +151,10 @@ class SamplePictures:
             "contour": [255 * contour[0] for contour in conditions.cpu()],
             "translation": list(translations),
         }
-        save_figure(_figure(rows), Path(self.output_dir) / f"translations_{engine.state.epoch:05d}.png", dpi=80)
+        save_figure(figure_of_rows(rows), Path(self.output_dir) / f"translations_{engine.state.epoch:05d}.png", dpi=80)
 
 
-def _figure(rows: Mapping[str, Sequence[torch.Tensor]]) -> Figure:
+def figure_of_rows(rows: Mapping[str, Sequence[torch.Tensor]]) -> Figure:
     """A titled row of images for each entry, gray levels ``(H, W)`` in [0, 255]."""
     columns = len(next(iter(rows.values())))
     figure = Figure(figsize=(2.4 * columns, 2.4 * len(rows)))

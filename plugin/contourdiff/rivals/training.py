@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Train a rival on unpaired CT and MR, and translate with it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from monai.bundle import ConfigWorkflow
+
+from contourdiff.bundle import config_files, plain_errors, read_config, translate
+from contourdiff.training.handlers import newest_checkpoint
+
+logger = logging.getLogger(__name__)
+
+
+class Rival(NamedTuple):
+    """A method to compare with.
+
+    Attributes:
+        configs: its training config and overlays, by name.
+        segments: whether it trains a segmentation network, ``segmentation.pt``, which is its result.
+        needs: what it is trained on, in words.
+    """
+
+    configs: tuple[str, ...]
+    segments: bool
+    needs: str
+
+
+RIVALS: dict[str, Rival] = {
+    "cyclegan": Rival(("cyclegan",), segments=False, needs="CT and MR"),
+}
+SHARED = ("axcodes", "slice_axis", "spacing_mm", "window_hu", "filter_classes", "min_object_mm2", "max_hole_mm2")
+"""Settings of a training that a translation takes over, beside ``network_def``."""
+
+
+def train_rival(
+    method: str,
+    ct_dir: str | Path,
+    mr_dir: str | Path,
+    output_dir: str | Path,
+    *,
+    bundle: str | Path | None = None,
+    **settings: Any,
+) -> Path:
+    """Train a method, or go on from its newest checkpoint; a finished training is kept.
+
+    Args:
+        method: one of ``RIVALS``.
+        ct_dir: folder of CT as for a translation, with ``labels/`` for the methods that need them.
+        mr_dir: folder of MR images of other people.
+        output_dir: folder of ``generator.pt``, ``segmentation.pt`` of some methods, checkpoints, pictures and, written
+            last, ``trained.json``.
+        bundle: folder of the bundle, see [`contourdiff.bundle.find_bundle`][].
+        settings: settings of ``cyclegan.json`` and of the method's overlay, such as ``minutes=60``.
+
+    Returns ``output_dir``. Raises ``ValueError`` for an unknown method or setting, no images, or a finished training of
+    another method or with other settings, ``FileNotFoundError`` for a missing folder.
+    """
+    if method not in RIVALS:
+        raise ValueError(f"expected a method out of {list(RIVALS)}, got {method!r}")
+    output_dir = Path(output_dir)
+    base, *overlays = RIVALS[method].configs
+    files = config_files(bundle, overlays, base=base)
+    parser = read_config(files, settings)
+    if (output_dir / "trained.json").is_file():
+        _check_same(read_record(output_dir), method, settings)
+        logger.info("%s: kept, its training is finished", output_dir)
+        return output_dir
+    paths = {"ct_dir": str(ct_dir), "mr_dir": str(mr_dir), "output_dir": str(output_dir), "method": method}
+    settings = {**settings, **paths, "bundle_root": parser["bundle_root"]}
+    if (checkpoint := newest_checkpoint(output_dir)) is not None:
+        logger.info("%s: training goes on from %s", output_dir, checkpoint.name)
+        settings["resume_from"] = str(checkpoint)
+    with plain_errors():
+        workflow = ConfigWorkflow(files, workflow_type="train", logging_file=False, **settings)
+        workflow.initialize()
+        workflow.run()
+    return output_dir
+
+
+def read_record(rival_dir: str | Path) -> dict[str, Any]:
+    """``trained.json`` of a finished training; ``FileNotFoundError`` without one, ``ValueError`` if it is no record."""
+    path = Path(rival_dir) / "trained.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"expected a finished training in {rival_dir}, found no trained.json; train it first")
+    record: Any = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(record, dict) or not {"method", "settings"} <= record.keys():
+        raise ValueError(f"expected the record of a training in {path}, got something else; train it again")
+    return record
+
+
+def translate_with_rival(
+    rival_dir: str | Path,
+    ct_dir: str | Path,
+    output_dir: str | Path,
+    *,
+    bundle: str | Path | None = None,
+    overlays: tuple[str, ...] = (),
+    **settings: Any,
+) -> Path:
+    """Translate CT with the generator of a finished training: [`contourdiff.bundle.translate`][] in everything else.
+
+    Args:
+        rival_dir: the ``output_dir`` of [`train_rival`][].
+        ct_dir: folder of ``<case>.nii.gz`` with optional ``labels/<case>.nii.gz``.
+        output_dir: folder of ``<case>_mr.nii.gz``, ``_label.nii.gz``, ``_mr.json`` and ``_mr.png``.
+        bundle: folder of the bundle.
+        overlays: overlays after ``generator.json``.
+        settings: settings of ``inference.json``; those of geometry and filter are the training's.
+
+    Returns ``output_dir``. Raises ``FileNotFoundError`` without a finished training, and what ``translate`` raises.
+    """
+    trained = read_record(rival_dir)["settings"]
+    settings = {name: trained[name] for name in (*SHARED, "network_def") if name in trained} | settings
+    settings = {"ckpt_path": str(Path(rival_dir) / "generator.pt"), **settings}
+    return translate(ct_dir, output_dir, bundle=bundle, overlays=("generator", *overlays), **settings)
+
+
+def _check_same(record: dict[str, Any], method: str, settings: dict[str, Any]) -> None:
+    """Refuse a finished training of another method, or with other values of the given settings."""
+    old = {"method": record["method"], **record["settings"]}
+    wanted = json.loads(json.dumps({**settings, "method": method}, default=str))
+    other = sorted(name for name, value in wanted.items() if name in old and old[name] != value)
+    if other:
+        raise ValueError(
+            f"expected the same training as the finished one, got another {other}; pass another output_dir"
+        )
