@@ -57,7 +57,7 @@ def test_too_few_knots_are_refused() -> None:
 
 
 def test_the_overlay_says_nothing_of_the_ct_s_contrast() -> None:
-    """The whole augmentation: inside minus outside of the label has either sign, and images fill [0, 1] as in a test."""
+    """The whole augmentation: the label is brighter or darker than the rest, and images fill [0, 1] as in a test."""
     parser = ConfigParser()
     names = ("segmentation_train", "segmentation_ct", "segmentation_randomized")
     parser.read_config([str(CONFIGS / f"{name}.json") for name in names])

@@ -51,7 +51,9 @@ def stopwatch(path: Path) -> Iterator[Callable[[], float]]:
 
 def cost_lines(folder: Path, rows: Sequence[str], bundle: str | Path | None = None) -> list[str]:
     """Lines of a Markdown table on the rows of an experiment's folder, a line for each row."""
-    lines = [f"| {' | '.join([row, *_translator(folder, row, bundle), *_segmentation(folder / row)])} |" for row in rows]
+    lines = [
+        f"| {' | '.join([row, *_translator(folder, row, bundle), *_segmentation(folder / row)])} |" for row in rows
+    ]
     return [*COSTS_HEADER, *lines, "", COSTS_NOTE]
 
 
@@ -70,7 +72,7 @@ def _translator(folder: Path, row: str, bundle: str | Path | None) -> list[str]:
 def _shipped(folder: Path, bundle: str | Path | None) -> Record:
     """The bundle's own translator, if it is the one that the plan names; nothing is known about another."""
     root = find_bundle(bundle)
-    files = [path for path in sorted((root / "models").glob("*.pt"))]
+    files = sorted((root / "models").glob("*.pt"))
     if _read(folder / "plan.json").get("weights") not in [sha256_of(path) for path in files]:
         return {}
     facts: Record = _read(root / "configs" / "metadata.json").get("training", {})

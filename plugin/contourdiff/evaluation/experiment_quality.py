@@ -50,7 +50,7 @@ def quality_lines(folder: Path, translations: Mapping[str, Sequence[Path]], infe
         places = [(path, folder / "ct", folder / row / "quality" / path.name) for path in paths]
         cases = [case for place in places for case in _measured(*place, inference)]
         means = [_nanmean([math.nan if case[name] is None else case[name] for case in cases]) for name in MEASURES]
-        figures = [f"{mean:.0f}" if name == "flicker" else f"{mean:.3f}" for name, mean in zip(MEASURES, means)]
+        figures = [f"{mean:.{0 if mean > 1 else 3}f}" for mean in means]  # shares, and gray levels squared
         cells = [row, str(len(cases)), *("n/a" if figure == "nan" else figure for figure in figures)]
         lines.append(f"| {' | '.join(cells)} |")
     return [*QUALITY_HEADER, *lines, "", QUALITY_NOTE]

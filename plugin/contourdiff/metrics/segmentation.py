@@ -115,7 +115,7 @@ def write_scores(rows: Rows, output_dir: str | Path, settings: Settings | None =
 
 
 def read_scores(folder: str | Path) -> list[Row]:
-    """Rows of [`score_case`][] from the ``scores.csv`` that [`write_scores`][] wrote to a folder, an empty cell as NaN."""
+    """Rows of all cases from the ``scores.csv`` that [`write_scores`][] wrote to a folder; an empty cell is NaN."""
     with (Path(folder) / "scores.csv").open(newline="", encoding="utf-8") as file:
         return [
             {name: text if name in NAMES else literal_eval(text) if text else math.nan for name, text in row.items()}
