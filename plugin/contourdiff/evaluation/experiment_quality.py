@@ -98,7 +98,7 @@ def draw_translations(
             show_slice(ax, image, name if number == 0 else "")
             ax.invert_xaxis()
     figure.tight_layout(pad=0.4)
-    save_figure(figure, path, dpi=90)
+    save_figure(figure, path, dpi=90, bbox_inches="tight")
 
 
 def _largest(volumes: Sequence[np.ndarray]) -> tuple[np.ndarray, int]:
