@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands that make images and weights: example, phantom, translate, train, info."""
+"""Commands that make images and weights: example, phantom, translate, train, rival, info."""
 
 from __future__ import annotations
 
@@ -118,6 +118,38 @@ def _train(mr_dir: str, output_dir: str, contrasts: list[str], settings: list[st
     if "weights" in options:
         options["initial_weights"] = str(Path(options.pop("weights")).resolve())
     train(mr_dir, output_dir, **parse_settings(settings), **options)
+
+
+@command(
+    "rival",
+    "train a method to compare with on unpaired CT and MR, and translate the CT with it",
+    argument("method", "cyclegan"),
+    argument("ct_dir", "CT: <case>.nii.gz, and labels/<case>.nii.gz for the methods that use labels"),
+    argument("mr_dir", "folder of MR images (NIfTI)"),
+    OUTPUT,
+    argument("--label_map", "JSON file that joins the classes of CT and MR; default: vertebrae"),
+    argument("--datalist", "CSV or JSON file that assigns images to training and validation, relative to MR_DIR"),
+    argument("--pattern", "keep MR files whose path in MR_DIR matches", metavar="'t1/*'"),
+    argument("--minutes", "end the training after this time; resumed parts count", type=float),
+    argument("--seed", "default: 0", type=int),
+    argument("--device", "cpu, cuda, cuda:1; default: a GPU if there is one"),
+    several("settings", "settings of cyclegan.json, such as generator_blocks=6"),
+    BUNDLE,
+    examples="""examples:
+  contourdiff rival cyclegan ct mr rivals/cyclegan --minutes 120
+  contourdiff rival cyclegan ct mr rivals/cyclegan --settings generator_channels=32 generator_blocks=6 amp=true
+The same command goes on where it stopped. The MR is in OUTPUT_DIR/translations.""",
+)
+def _rival(
+    method: str, ct_dir: str, mr_dir: str, output_dir: str, bundle: str | None, settings: list[str], **options: Any
+) -> None:
+    from contourdiff.rivals.training import train_rival, translate_with_rival
+
+    options = given({"file_pattern": options.pop("pattern"), **options})
+    train_rival(method, ct_dir, mr_dir, output_dir, bundle=bundle, **{**parse_settings(settings), **options})
+    device = {name: value for name, value in options.items() if name == "device"}
+    translations = translate_with_rival(output_dir, ct_dir, Path(output_dir) / "translations", bundle=bundle, **device)
+    print_values({"weights": f"{output_dir}/generator.pt", "translations": translations})
 
 
 @command("info", "print versions, devices and weights", BUNDLE)

@@ -52,15 +52,13 @@ class Execution:
         Accelerator(self.acceleration)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class VolumeInferer(Inferer):
-    """What both inferers share: volumes in and out, and one denoiser for each."""
+    """What all inferers share: volumes in and out, and how the network is run."""
 
     frame_multiple = 1  # of the frame's height and width, beside the network's own
     keep_spread = False
 
-    sampler: Sampler
-    rules: SelectionRules = field(default_factory=SelectionRules)
     execution: Execution = field(default_factory=Execution)
     slice_axis: int = 0
     margin_px: int = 8
@@ -69,8 +67,6 @@ class VolumeInferer(Inferer):
 
     def __post_init__(self) -> None:
         super().__init__()
-        self._accelerators = tuple(Accelerator(self.execution.acceleration) for _ in range(2))
-        self._largest_batch = 2**31  # that the device has had memory for
 
     def __call__(  # type: ignore[override]
         self, inputs: torch.Tensor | Sequence[torch.Tensor], network: nn.Module, *args: Any, **kwargs: Any
@@ -91,17 +87,31 @@ class VolumeInferer(Inferer):
         """
         volumes = _volumes(inputs)
         multiple = math.lcm(getattr(network, "size_divisor", 1), self.frame_multiple)
-        states = (
-            VolumeState(volume, _case_of(volume), self.slice_axis, multiple, self.margin_px, self.keep_spread)
-            for volume in volumes
-        )
+        states = (self._state(volume, multiple) for volume in volumes)
         on_cpu = any(volume.device.type == "cpu" for volume in volumes)
         with retained_heap(self.execution.retain_heap and on_cpu):
             return self._translate(states, network)
 
+    def _state(self, volume: torch.Tensor, multiple: int) -> VolumeState:
+        """A volume before its translation."""
+        return VolumeState(volume, case_of_volume(volume), self.slice_axis, multiple, self.margin_px, self.keep_spread)
+
     @abstractmethod
     def _translate(self, states: Iterable[VolumeState], network: nn.Module) -> list[VolumeResult]:
         """Result of each volume."""
+
+
+@dataclass(eq=False)
+class DiffusionVolumeInferer(VolumeInferer):
+    """What both diffusion inferers share: one denoiser for each volume, and the rules of the selection."""
+
+    sampler: Sampler
+    rules: SelectionRules = field(default_factory=SelectionRules)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._accelerators = tuple(Accelerator(self.execution.acceleration) for _ in range(2))
+        self._largest_batch = 2**31  # that the device has had memory for
 
     def denoiser(self, network: nn.Module, noise_weights: Sequence[float] = (1.0,)) -> Denoiser | CascadeDenoiser:
         """Denoiser with this inferer's sampler, execution and seed."""
@@ -123,7 +133,7 @@ class VolumeInferer(Inferer):
 
 
 @dataclass(eq=False)
-class ContourTranslationInferer(VolumeInferer):
+class ContourTranslationInferer(DiffusionVolumeInferer):
     """Translate volumes of contours to gray levels in [0, 255]: ``(B, 1, H, W, D) -> (B, 1, H, W, D)``.
 
     A drop-in for the ``inferer`` of a ``SupervisedEvaluator``. Slices without a contour stay 0 and cost no network
@@ -207,7 +217,7 @@ class ContourTranslationInferer(VolumeInferer):
 
 
 @dataclass(eq=False)
-class NeighborGuidedInferer(VolumeInferer):
+class NeighborGuidedInferer(DiffusionVolumeInferer):
     """Translate each slice as a single sample, given its neighbor's translation; volumes run side by side.
 
     The network has three input channels and was trained so, see [`contourdiff.sampling.neighbor_guided`][]. Only where
@@ -241,6 +251,7 @@ def _volumes(inputs: torch.Tensor | Sequence[torch.Tensor]) -> list[torch.Tensor
     return list(inputs)
 
 
-def _case_of(volume: torch.Tensor) -> str:
+def case_of_volume(volume: torch.Tensor) -> str:
+    """Case id of a MetaTensor's file; empty if it has none."""
     name = volume.meta.get("filename_or_obj", "") if isinstance(volume, MetaTensor) else ""
     return case_of(str(name)) if name else ""

@@ -20,6 +20,7 @@ from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.engines.utils import IterationEvents
 from monai.transforms import Compose, Invertd, SaveImage
+from monai.utils import convert_to_dst_type
 
 from contourdiff import __version__
 from contourdiff.data.atomic import write_text
@@ -113,9 +114,9 @@ class TranslationOutputs:
 
     def __call__(self, engine: Engine) -> None:
         """Write the files of the translated case."""
-        contours = engine.state.batch[0]["image"]  # type: ignore[index]
         output = engine.state.output[0]  # type: ignore[index]
         result: VolumeResult = output["result"]
+        contours = convert_to_dst_type(result.contours[None], engine.state.batch[0]["image"])[0]  # type: ignore[index]
         source = Path(contours.meta["filename_or_obj"])
         case = case_of(source)
         label, base = self.cases.labels.get(case), Path(self.output_dir) / f"{case}{self.case_suffix}"

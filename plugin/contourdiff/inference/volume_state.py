@@ -42,22 +42,31 @@ class VolumeResult(NamedTuple):
 
 
 class VolumeState:
-    """One volume: its contours, framed for the network, and the translated slices so far.
+    """One volume: what the network sees of it, in a frame, and the translated slices so far.
 
     ``volume`` has contours of 0 and 1, ``(1, H, W, D)``, slices along ``slice_axis``. The frame around all contours,
-    ``margin_px`` wider, is padded to a ``multiple`` in height and width.
+    ``margin_px`` wider, is padded to a ``multiple`` in height and width. It shows the contours, or other ``inputs``.
     """
 
     def __init__(
-        self, volume: torch.Tensor, case: str, slice_axis: int, multiple: int, margin_px: int, keep_spread: bool
+        self,
+        volume: torch.Tensor,
+        case: str,
+        slice_axis: int,
+        multiple: int,
+        margin_px: int,
+        keep_spread: bool = False,
+        inputs: torch.Tensor | None = None,
     ) -> None:
         self.volume = volume
         self.case = case
         self.slice_axis = slice_axis
-        contours = torch.as_tensor(volume[0]).as_subclass(torch.Tensor).moveaxis(slice_axis, 0).float()
+        contours = _slices(volume, slice_axis)
         self.contours = contours
         self.indices: list[int] = torch.nonzero(contours.flatten(1).any(dim=1)).flatten().tolist()
-        self.rows, self.columns, self.framed = _frame(contours, multiple, margin_px)
+        self.rows, self.columns = contour_box(contours, margin_px)
+        seen = contours if inputs is None else _slices(inputs, slice_axis)
+        self.framed = _padded(seen[:, self.rows, self.columns], multiple)
         self.translated = torch.zeros_like(contours)
         self.spread = torch.zeros_like(contours) if keep_spread else None
         self.choices: list[Choice | None] = [None] * len(contours)
@@ -102,9 +111,11 @@ class VolumeState:
         return image[: self.rows.stop - self.rows.start, : self.columns.stop - self.columns.start]
 
 
-def _frame(contours: torch.Tensor, multiple: int, margin_px: int) -> tuple[slice, slice, torch.Tensor]:
-    """Box around all contours: its rows and columns, and the contours in it, padded behind to a multiple."""
-    rows, columns = contour_box(contours, margin_px)
-    box = contours[:, rows, columns]
+def _slices(volume: torch.Tensor, slice_axis: int) -> torch.Tensor:
+    return torch.as_tensor(volume[0]).as_subclass(torch.Tensor).moveaxis(slice_axis, 0).float()
+
+
+def _padded(box: torch.Tensor, multiple: int) -> torch.Tensor:
+    """Slices ``(N, H, W)``, padded behind with 0 to a multiple."""
     missing = [-size % multiple for size in box.shape[1:]]
-    return rows, columns, pad(box, (0, missing[1], 0, missing[0]))
+    return pad(box, (0, missing[1], 0, missing[0]))

@@ -140,9 +140,9 @@ class CycleTrainer(Trainer):
         missing = ({"ct_to_mr", "mr_to_ct", *DISCRIMINATORS} - set(networks)) | ({"ct", "mr"} - set(pools))
         if missing or "discriminators" not in optimizers or len(optimizers) < 2 or not terms:
             raise ValueError(
-                "expected ct_to_mr, mr_to_ct and both discriminators, pools of ct and mr, optimizers of the discriminators "
-                f"and of the generators, and a term or more, got {list(networks)}, {list(pools)}, {list(optimizers)}, "
-                f"{list(terms)}"
+                "expected ct_to_mr, mr_to_ct and both discriminators, pools of ct and mr, optimizers of the "
+                f"discriminators and of the generators, and a term or more, got {list(networks)}, {list(pools)}, "
+                f"{list(optimizers)}, {list(terms)}"
             )
         self.networks, self.optimizers, self.terms = networks, dict(optimizers), dict(terms)
         self.pools, self.autocast = dict(pools), amp
@@ -182,7 +182,7 @@ class CycleTrainer(Trainer):
         return CycleBatch(ct, mr, fake_mr, fake_ct, cycled_ct, cycled_mr, label, extras)
 
     def _judged(self, side: str, real: Tensor, fake: Tensor) -> Tensor:
-        """Loss of a discriminator on real images and on a pool's fakes; half of the sum slows it down, as in the paper."""
+        """Half the loss of a discriminator on real images and on a pool's fakes: slower learning, as in the paper."""
         discriminator = self.networks[f"{side}_discriminator"]
         on_real, on_fake = discriminator(real)[-1].float(), discriminator(self.pools[side](fake))[-1].float()
         loss: Tensor = self.adversarial(on_real, target_is_real=True, for_discriminator=True)
