@@ -98,8 +98,8 @@ class ExperimentPlan:
 def run_experiment(plan: ExperimentPlan) -> Path:
     """Run what is missing of a plan, write ``table.csv``, ``table.md`` and its pictures, and return ``table.md``.
 
-    Segmentation is learned from the labelled slices of the CT (``<output_dir>/ct``), in the row ``upper_bound`` from the
-    other patients' MR. Every cell (row, architecture, seed of the translation, seed of the training) has a folder with
+    Segmentation is learned from the labelled slices of the CT (``<output_dir>/ct``), in ``upper_bound`` from the other
+    patients' MR. Every cell (row, architecture, seed of the translation, seed of the training) has a folder with
     weights, and scores and predictions of each group. A finished cell is kept, an interrupted one resumes from its last
     checkpoint. Rows that translate nothing have the first seed of the translation alone, rivals that segment the first
     seed of the training.
