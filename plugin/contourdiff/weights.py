@@ -59,6 +59,11 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     return state
 
 
+def count_parameters(path: str | Path) -> int:
+    """Number of values in a file of weights; errors are those of [`read_weights`][]."""
+    return sum(value.numel() for value in read_weights(path).values())
+
+
 def check_keys(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], path: str | Path) -> None:
     """Raise ``ValueError`` unless ``state``, read from ``path``, has the keys and shapes of ``expected``."""
     missing, unknown = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())

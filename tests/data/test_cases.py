@@ -112,6 +112,19 @@ def test_split_is_by_patient_whole_and_stable(tmp_path: Path) -> None:
     assert labelled_cases(tmp_path, "val", "*", 0.05, "(p..)_") == []
 
 
+def test_patients_are_chosen_before_any_is_held_out(tmp_path: Path) -> None:
+    for name in ("p01_a", "p01_b", "p02_a", "p03_a"):
+        volume(tmp_path / f"{name}.nii.gz")
+        volume(tmp_path / "labels" / f"{name}.nii.gz")
+    parts = [
+        [Path(item["image"]).name[:3] for item in labelled_cases(tmp_path, part, "*", 0.5, "(p..)_", ["p01", "p03"])]
+        for part in ("train", "val")
+    ]
+    assert sorted(parts) == [["p01", "p01"], ["p03"]]
+    with pytest.raises(ValueError, match="no labelled case"):
+        labelled_cases(tmp_path, patients=["p09"])
+
+
 def test_several_folders_are_one_list_and_one_patient(tmp_path: Path) -> None:
     for seed in "01":
         for case in ("x", "y"):

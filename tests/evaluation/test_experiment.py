@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 import torch
 
+from contourdiff.bundle import config_files, read_config
 from contourdiff.cli import main
 from contourdiff.evaluation.experiment import ROWS, ExperimentPlan, run_experiment
+from contourdiff.evaluation.experiment_rows import TABLE, Row
 from helpers import CONFIGS
 
 
@@ -83,6 +85,111 @@ def test_a_table_is_written_resumed_and_extended(plan: ExperimentPlan, count_run
         run_experiment(replace(plan, translation={"num_inference_steps": 3}))
 
 
+def test_the_upper_bound_tests_every_patient_by_a_network_of_others(
+    plan: ExperimentPlan, count_runs: list[list[str]], tmp_path: Path
+) -> None:
+    for name in ("images", "labels"):
+        for file in sorted((Path(plan.mr_dir) / name).glob("spider_10[68]_*_slice0*")):
+            (tmp_path / "mr" / name).mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, tmp_path / "mr" / name)
+    groups = {"all": "*", "t1": "*_t1_*"}  # T1 of one patient only
+    own = replace(plan, rows=("upper_bound",), mr_dir=tmp_path / "mr", output_dir=tmp_path / "out", groups=groups)
+    own = replace(own, patient_pattern="spider_([0-9]+)", mr_training={})
+    root = run_experiment(own).parent / "upper_bound"
+    train, test = ["segmentation_train", "segmentation_any"], ["segmentation_train", "evaluate"]
+    assert count_runs == [train, test, test, train, test]
+    for number, (patient, other) in enumerate((("106", "108"), ("108", "106"))):
+        fold = root / f"unet_fold{number}_seed0"
+        assert json.loads((fold / "trained.json").read_text())["patients"] == [other]
+        assert {path.name.split("_")[1] for path in (fold / "all").glob("*_pred.nii.gz")} == {patient}
+    cell = root / "unet_translation0_seed0"
+    cases = [case.name.removesuffix("_pred.nii.gz") for case in sorted((cell / "all").glob("*_pred.nii.gz"))]
+    assert cases == [path.name.split(".")[0] for path in sorted((tmp_path / "mr" / "images").iterdir())]
+    summary = json.loads((cell / "all" / "scores.json").read_text())["summary"][0]
+    assert summary["structures"] == len(cases)
+    assert summary["dice_low"] is not None  # an interval over both patients
+
+    count_runs.clear()
+    (cell / "all" / "scores.json").unlink()
+    (root / "unet_fold1_seed0" / "all" / "scores.json").unlink()
+    run_experiment(own)
+    assert count_runs == [test]
+    assert json.loads((cell / "all" / "scores.json").read_text())["summary"][0] == summary
+    with pytest.raises(ValueError, match="two patients or more"):
+        run_experiment(replace(own, patient_pattern="(spider)"))
+
+
+def test_random_contrast_learns_from_the_ct_alone(
+    plan: ExperimentPlan, count_runs: list[list[str]], tmp_path: Path
+) -> None:
+    run_experiment(replace(plan, rows=("randomized",), output_dir=tmp_path, mr_training={}, translation_seeds=(0, 1)))
+    overlays = ["segmentation_ct", "segmentation_randomized"]
+    assert count_runs == [["segmentation_train", *overlays], ["segmentation_train", "evaluate"]]
+    trained = json.loads((tmp_path / "randomized" / "unet_translation0_seed0" / "trained.json").read_text())
+    assert trained["dataset_dir"] == str(tmp_path / "ct")
+
+
+def test_a_rival_is_trained_once_a_seed_and_translates_like_the_other_rows(
+    plan: ExperimentPlan, count_runs: list[list[str]], tmp_path: Path
+) -> None:
+    """A tiny CycleGAN, whole: trained, translated, learned from and reported."""
+    own = replace(plan, rows=("cyclegan",), output_dir=tmp_path)
+    page = run_experiment(own).read_text()
+    weights, translations = (tmp_path / "cyclegan" / f"{name}_seed0" for name in ("weights", "translations"))
+    trained = json.loads((weights / "trained.json").read_text())
+    assert (trained["method"], trained["iterations"]) == ("cyclegan", 2)
+    assert (translations / "torso_mr.nii.gz").is_file()
+    assert count_runs[-2:] == [["segmentation_train"], ["segmentation_train", "evaluate"]]
+    assert "| cyclegan | CT and MR |" in page
+    assert (tmp_path / "translations.png").stat().st_size > 10_000
+    quality = json.loads((tmp_path / "cyclegan" / "quality" / "translations_seed0" / "quality.json").read_text())
+    assert 0 <= quality["cases"][0]["fidelity"] <= 1
+
+    count_runs.clear()
+    before = (weights / "generator.pt").stat().st_mtime_ns
+    run_experiment(own)
+    assert count_runs == []
+    assert (weights / "generator.pt").stat().st_mtime_ns == before
+
+
+def test_of_a_rival_that_segments_the_own_network_is_tested(
+    plan: ExperimentPlan, count_runs: list[list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """One for each architecture and translation seed, and no other is trained on its translations."""
+    trainings: list[tuple] = []
+
+    def train(method: str, ct_dir: Path, mr_dir: str, output_dir: Path, **settings: object) -> Path:
+        trainings.append((method, settings["architecture"], settings["seed"], settings["minutes"], mr_dir))
+        given = {name: settings[name] for name in ("architecture", "label_map")}
+        network = read_config(config_files(base="segmentation_train"), given).get_parsed_content("network_def")
+        output_dir.mkdir(parents=True, exist_ok=True)
+        torch.save(network.state_dict(), output_dir / "segmentation.pt")
+        (output_dir / "trained.json").write_text(json.dumps({"seconds": 60, "parameters": 10, "settings": {}}))
+        return output_dir
+
+    def translate(rival_dir: Path, ct_dir: Path, output_dir: Path, **_: object) -> Path:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ct_dir / "torso.nii.gz", output_dir / "torso_mr.nii.gz")
+        shutil.copy(ct_dir / "labels" / "torso.nii.gz", output_dir / "torso_label.nii.gz")
+        return output_dir
+
+    monkeypatch.setattr("contourdiff.evaluation.experiment.train_rival", train)
+    monkeypatch.setattr("contourdiff.evaluation.experiment.translate_with_rival", translate)
+    monkeypatch.setitem(
+        TABLE, "synseg", Row("CT with labels, and MR", True, rival=True, segments=True, mr_training=True)
+    )
+    own = replace(plan, rows=("synseg",), output_dir=tmp_path, seeds=(0, 1), translation_seeds=(0, 1))
+    run_experiment(replace(own, rivals={"minutes": 1}))
+    assert count_runs == [["segmentation_train", "evaluate"]] * 2
+    assert set(trainings) == {("synseg", "unet", seed, 1, plan.mr_training["dataset_dir"]) for seed in (0, 1)}
+    row = tmp_path / "synseg"
+    for seed in (0, 1):
+        cell, weights = row / f"unet_translation{seed}_seed0", row / f"weights_seed{seed}_unet"
+        assert (cell / "model.pt").read_bytes() == (weights / "segmentation.pt").read_bytes()
+        assert (row / f"translations_seed{seed}_unet" / "torso_mr.nii.gz").is_file()
+    assert not list(row.glob("*_seed1/model.pt"))
+
+
 @pytest.fixture
 def only_plans(monkeypatch: pytest.MonkeyPatch) -> None:
     """An experiment that checks and records its plan, and computes nothing."""
@@ -110,14 +217,16 @@ def recorded(plan: ExperimentPlan) -> dict:
         ({"groups": {"t1": "*_t2_*"}}, "groups t1"),
         ({"folders": {"other": "b"}}, "folders other"),
         ({"mr_training": {"file_pattern": "t2/*"}}, "mr_training unconditional"),
+        ({"rows": ("cyclegan",), "rivals": {"minutes": 2}}, "rivals cyclegan"),
     ],
 )
 def test_a_name_of_a_kept_plan_keeps_its_meaning(first: ExperimentPlan, changes: dict, message: str) -> None:
     """Else old weights or scores would be kept under a new meaning."""
+    first = replace(first, rows=(*ROWS, "cyclegan"), rivals={"minutes": 1})
     run_experiment(first)
     run_experiment(first)
     beside = Path(first.output_dir).parent
-    changes = {name: {**getattr(first, name), **change} for name, change in changes.items()}
+    changes = {n: c if n == "rows" else {**getattr(first, n), **c} for n, c in changes.items()}
     changes["folders"] = {name: beside / folder for name, folder in changes.get("folders", first.folders).items()}
     with pytest.raises(ValueError, match=message):
         run_experiment(replace(first, **changes))
@@ -221,6 +330,9 @@ def test_a_training_that_was_cut_off_ends_as_if_it_had_not(
         ({"seeds": ()}, "a seed and a group"),
         ({"translation": {"seed": 1}}, "expected seeds as translation_seeds"),
         ({"mr_training": {}}, "learns from MR"),
+        ({"rows": ("cyclegan",), "mr_training": {}}, "'cyclegan' learns from MR"),
+        ({"rivals": {"seed": 1}}, "expected seeds as translation_seeds"),
+        ({"rows": ("upper_bound",), "patient_pattern": "(spider)"}, "two patients or more"),
         ({"groups": {"t7": "*_t7_*"}}, "no labelled case"),
         ({"label_map": "none.json"}, "pass --label_map"),
         ({"ct_dir": "nowhere"}, "expected a folder"),
@@ -241,6 +353,7 @@ def test_the_command_line_passes_the_plan(monkeypatch: pytest.MonkeyPatch, capsy
         "contourdiff.evaluation.experiment.run_experiment", lambda plan: plans.append(plan) or Path("table.md")
     )
     options = ["--groups", "t1=*_t1_*", "t2=*_t2_*", "--segmentation", "max_epochs=40", "--seeds", "0", "1"]
+    options += ["--rivals", "minutes=30"]
     training = ["--mr_training", "dataset_dir=mr", "file_pattern=*/t1", "--folders", "cycle=cycle_gan"]
     main(["table", "ct", "mr", "out", *options, *training])
     main(["table", "ct", "mr", "out", "--smoke", "--rows", "ours"])
@@ -252,6 +365,7 @@ def test_the_command_line_passes_the_plan(monkeypatch: pytest.MonkeyPatch, capsy
         seeds=[0, 1],
         folders={"cycle": "cycle_gan"},
         segmentation={"max_epochs": 40},
+        rivals={"minutes": 30},
         mr_training={"dataset_dir": "mr", "file_pattern": "*/t1"},
     )
     assert plans[1] == ExperimentPlan(ct_dir="ct", mr_dir="mr", output_dir="out", rows=["ours"]).smoke()

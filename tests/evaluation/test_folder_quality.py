@@ -45,6 +45,29 @@ def test_labels_that_fit_have_their_boundary_on_a_contour_and_others_do_not(tmp_
     assert fits["boundary_swapped"] == fits["boundary"]  # the same square in every labelled slice
 
 
+def test_fidelity_to_the_ct_counts_what_a_translation_invents(tmp_path: Path) -> None:
+    """The CT's own contours are true to it; a second square is invented, a missing one lost; no CT, no measure."""
+    body = np.zeros((100, 100, 4), dtype=np.int16) - 1000
+    body[10:90, 10:90] = 40
+    bone = body.copy()
+    bone[30:50, 30:50] = 300
+    both = bone.copy()
+    both[60:80, 60:80] = 300
+    write_nifti(tmp_path / "ct" / "a.nii.gz", bone, AFFINE)
+    translations = {"same": bone, "invents": both, "loses": body, "other": bone}
+    measured = {}
+    for name, volume in translations.items():
+        gray = (np.clip(volume, -200, 300) + 200) / 500 * 255
+        case = "b" if name == "other" else "a"
+        write_nifti(tmp_path / name / f"{case}_mr.nii.gz", gray.astype(np.float32), AFFINE)
+        write_nifti(tmp_path / name / f"{case}_label.nii.gz", (bone > 200).astype(np.uint8), AFFINE)
+        measured[name] = folder_quality(tmp_path / name, ct_dir=tmp_path / "ct")["cases"][0]
+    assert (measured["same"]["fidelity"], measured["same"]["invented"], measured["same"]["lost"]) == (1, 0, 0)
+    assert measured["invents"]["invented"] > 0.1 > measured["invents"]["lost"]
+    assert measured["loses"]["lost"] > 0.1 > measured["loses"]["invented"]
+    assert np.isnan(measured["other"]["fidelity"])
+
+
 def test_flicker_is_measured_in_the_box_around_the_contours(tmp_path: Path) -> None:
     """As in the record of a translation: background far from the body does not dilute it."""
     case = folder_quality(folder_of(tmp_path), settings={"margin_px": 2})["cases"][0]

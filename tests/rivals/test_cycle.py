@@ -36,7 +36,12 @@ class Judge(Gain):
 
 
 def gains(beside: str = "") -> nn.ModuleDict:
-    parts = {"ct_to_mr": Gain(0.5, beside), "mr_to_ct": Gain(2.0), "ct_discriminator": Judge(3.0), "mr_discriminator": Judge(-1.0)}
+    parts = {
+        "ct_to_mr": Gain(0.5, beside),
+        "mr_to_ct": Gain(2.0),
+        "ct_discriminator": Judge(3.0),
+        "mr_discriminator": Judge(-1.0),
+    }
     return nn.ModuleDict(parts)
 
 
@@ -52,7 +57,10 @@ def trainer_of(networks: nn.ModuleDict, changes: Mapping[str, Any] | None = None
     generators = [*networks["ct_to_mr"].parameters(), *networks["mr_to_ct"].parameters()]
     discriminators = [*networks["ct_discriminator"].parameters(), *networks["mr_discriminator"].parameters()]
     given: dict[str, Any] = {
-        "optimizers": {"generators": torch.optim.SGD(generators, rate), "discriminators": torch.optim.SGD(discriminators, rate)},
+        "optimizers": {
+            "generators": torch.optim.SGD(generators, rate),
+            "discriminators": torch.optim.SGD(discriminators, rate),
+        },
         "terms": terms_of(networks),
         "pools": {"ct": ImagePool(0), "mr": ImagePool(0)},
         "train_data_loader": torch.utils.data.DataLoader([ITEM]),  # type: ignore[arg-type]
@@ -112,7 +120,10 @@ def test_a_further_optimizer_learns_with_the_generators() -> None:
     networks = gains()
     networks["further"] = Gain(4.0)
     changes = {
-        "optimizers": {**trainer_of(networks).optimizers, "further": torch.optim.SGD(networks["further"].parameters(), 0.1)},
+        "optimizers": {
+            **trainer_of(networks).optimizers,
+            "further": torch.optim.SGD(networks["further"].parameters(), 0.1),
+        },
         "terms": {**terms_of(networks), "further": lambda batch: networks["further"](batch.ct_label).mean()},
     }
     trainer = trainer_of(networks, changes)

@@ -20,6 +20,8 @@ from contourdiff.cli.commands import (
     several,
 )
 
+DEFAULT_ROWS = "without_adaptation unconditional single_candidate ours ours_t1_t2"
+FURTHER_ROWS = "randomized cyclegan synseg cycada maskgan upper_bound"
 DEFAULT_SOLVERS = ("ddim:50", "ddim:15", "ddim:20", "ddim:25", *(f"dpm_solver:{steps}" for steps in (10, 15, 20, 25)))
 TRANSLATION = several("translation", "settings of inference.json, such as contrast=t2")
 CT_DIR = argument("ct_dir", "CT with labels: <case>.nii.gz and labels/<case>.nii.gz")
@@ -97,7 +99,7 @@ def _curve(log_dir: str, path: str) -> None:
     argument("mr_dir", "real MR with labels, to test on: images/ and labels/"),
     OUTPUT,
     LABEL_MAP,
-    argument("--rows", "without_adaptation unconditional single_candidate ours ours_t1_t2; default: all", nargs="*"),
+    argument("--rows", f"default: {DEFAULT_ROWS}; further: {FURTHER_ROWS}", nargs="*"),
     argument("--architectures", "unet swin_unetr; default: both", nargs="*"),
     argument("--seeds", "seeds of the training; default: 0", nargs="*", type=int),
     argument("--translation_seeds", "seeds of the translation; default: 0", nargs="*", type=int),
@@ -107,19 +109,19 @@ def _curve(log_dir: str, path: str) -> None:
     argument("--smoke", "cut everything short, to check that all parts work together", action="store_true"),
     several("folders", "further rows: translations by any tool", "ROW=FOLDER"),
     several("groups", "test groups that are scored separately, by case id", "NAME=PATTERN"),
-    several("mr_training", "dataset_dir=..., datalist=..., file_pattern=... for the row 'unconditional'"),
+    several("mr_training", "dataset_dir=..., datalist=..., file_pattern=... for 'unconditional' and the rivals"),
     several("translation", "settings of inference.json"),
     several("segmentation", "settings of segmentation_train.json"),
     several("unconditional", "settings of train.json for the row 'unconditional'"),
+    several("rivals", "settings of cyclegan.json for the rivals, such as minutes=30"),
     BUNDLE,
 )
 def _table(smoke: bool, folders: list[str], groups: list[str], **options: Any) -> None:
     from contourdiff.evaluation.experiment import ExperimentPlan, run_experiment
 
     named: dict[str, Any] = {"folders": pairs_of(folders), "groups": pairs_of(groups)}
-    named |= {
-        n: parse_settings(options.pop(n)) for n in ("mr_training", "translation", "segmentation", "unconditional")
-    }
+    settings = ("mr_training", "translation", "segmentation", "unconditional", "rivals")
+    named |= {name: parse_settings(options.pop(name)) for name in settings}
     plan = ExperimentPlan(**{name: value for name, value in (options | named).items() if value not in (None, {})})
     sys.stdout.write(f"{run_experiment(plan.smoke() if smoke else plan)}\n")
 
@@ -129,6 +131,7 @@ def _table(smoke: bool, folders: list[str], groups: list[str], **options: Any) -
     "measure flicker, label boundaries, FID and MMD of a folder of translations",
     argument("folder", "translations with labels"),
     OUTPUT,
+    argument("--ct_dir", "the CT that were translated, to measure contour fidelity: <case>.nii.gz"),
     argument("--mr_dir", "real MR with labels to compare with"),
     MR_PATTERN,
     argument("--extractor", "feature extractor, a local TorchScript file that you trust"),

@@ -207,6 +207,7 @@ def labelled_cases(
     pattern: str = "*",
     val_fraction: float = 0.2,
     patient_pattern: str = "(.*)",
+    patients: Sequence[str] | None = None,
 ) -> list[dict[str, str]]:
     """Images with their labels, ``[{"image": path, "label": path}, ...]``, sorted by name, each checked.
 
@@ -226,14 +227,16 @@ def labelled_cases(
         pattern: keep cases whose id matches (``*_t1_*``).
         val_fraction: share of the patients that is held out, rounded down; see [`training_cases`][].
         patient_pattern: regular expression, matched at the start of the case id; its first group is the patient.
+        patients: keep the cases of these, before any is held out; ``None`` keeps all.
     """
     _check_split(split, ("all", "train", "val"), val_fraction)
     pairs = [pair for folder in ensure_tuple(dataset_dir) for pair in _labelled_pairs(Path(folder))]
     named = [(case_name(image), image, label) for image, label in pairs]
     named = [item for item in named if fnmatch.fnmatch(item[0], pattern)]
-    patients = {name: patient_of(name, patient_pattern) for name, _, _ in named}
-    held_out = _held_out(set(patients.values()), val_fraction)
-    chosen = [item for item in named if split == "all" or (patients[item[0]] in held_out) == (split == "val")]
+    owners = {name: patient_of(name, patient_pattern) for name, _, _ in named}
+    named = [item for item in named if patients is None or owners[item[0]] in patients]
+    held_out = _held_out({owners[name] for name, _, _ in named}, val_fraction)
+    chosen = [item for item in named if split == "all" or (owners[item[0]] in held_out) == (split == "val")]
     items = [{"image": str(image), "label": str(label)} for name, image, label in chosen if _valid(name, image, label)]
     if not items and split != "val":
         raise ValueError(

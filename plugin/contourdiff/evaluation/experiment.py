@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from os.path import realpath
@@ -15,24 +16,30 @@ from typing import Any
 import monai.bundle
 
 from contourdiff.bundle import config_files, find_bundle, read_config, training_overlays, translate
-from contourdiff.data.atomic import write_text
-from contourdiff.data.cases import case_of, labelled_cases
+from contourdiff.data.atomic import atomic_write, write_text
+from contourdiff.data.cases import case_name, case_of, labelled_cases, patient_of
 from contourdiff.data.label_map import LabelMap
+from contourdiff.evaluation.cross_validation import merge_folds, patient_folds
+from contourdiff.evaluation.experiment_costs import stopwatch
 from contourdiff.evaluation.experiment_report import write_report
+from contourdiff.evaluation.experiment_rows import OURS_T1_T2, ROWS, TABLE, UNCONDITIONAL, UPPER_BOUND, row_of
 from contourdiff.evaluation.label_crop import write_label_crop
+from contourdiff.evaluation.plan_record import record_plan
+from contourdiff.rivals.training import train_rival, translate_with_rival
 from contourdiff.training.handlers import newest_checkpoint
-from contourdiff.weights import sha256_of
+from contourdiff.weights import count_parameters, sha256_of
 
 logger = logging.getLogger(__name__)
-ROWS = ("without_adaptation", "unconditional", "single_candidate", "ours", "ours_t1_t2")
-WITHOUT_ADAPTATION, UNCONDITIONAL, SINGLE_CANDIDATE, OURS, OURS_T1_T2 = ROWS
 ARCHITECTURES = ("unet", "swin_unetr")
 SETTINGS = ("translation", "segmentation", "unconditional")
-GROWING = ("folders", "groups", "mr_training")  # these may gain names; a name that is there keeps its meaning
 SMOKE: dict[str, dict[str, Any]] = {
     "translation": {"num_inference_steps": 2, "candidates": 2, "max_rounds": 1},
     "segmentation": {"max_epochs": 1},
     "unconditional": {"max_epochs": 1, "epoch_length": 2},
+    "rivals": {
+        **{"max_epochs": 1, "epoch_length": 2},
+        **{"generator_channels": 4, "generator_blocks": 1, "discriminator_channels": 4},
+    },
 }
 
 
@@ -45,7 +52,7 @@ class ExperimentPlan:
         mr_dir: real MR with labels to test on; never trained on.
         output_dir: folder for translations, weights, scores and the table.
         label_map: see [`contourdiff.data.label_map.LabelMap`][]; ``None`` takes the bundle's vertebrae.
-        rows: some of ``ROWS``, in the table's order.
+        rows: some of [`contourdiff.evaluation.experiment_rows.TABLE`][]; the default is ``ROWS``.
         folders: further rows, name -> folder of ``<case>_mr.nii.gz`` and ``<case>_label.nii.gz`` by any tool.
         architectures: segmentation networks, named in ``segmentation_train.json``.
         seeds: a segmentation network is trained with each.
@@ -54,11 +61,12 @@ class ExperimentPlan:
         patient_pattern: finds the patient of a test case, for intervals over patients; see
             [`contourdiff.data.cases.patient_of`][].
         ckpt_path: weights of the translator; ``None`` takes the bundle's.
-        mr_training: ``dataset_dir``, ``datalist`` ... of ``train.json``: the MR of the row ``unconditional``.
+        mr_training: ``dataset_dir``, ``datalist`` ... of ``train.json``: the MR of ``unconditional`` and of the rivals.
         overlays: overlays of ``inference.json`` for every translation.
         translation: settings of ``inference.json`` for every translation.
         segmentation: settings of ``segmentation_train.json`` for every network.
         unconditional: settings of ``train.json`` for the row ``unconditional``.
+        rivals: settings of ``cyclegan.json`` for every rival, such as ``minutes``.
         bundle: folder of the bundle, if not beside this package.
     """
 
@@ -79,6 +87,7 @@ class ExperimentPlan:
     translation: Mapping[str, Any] = field(default_factory=dict)
     segmentation: Mapping[str, Any] = field(default_factory=dict)
     unconditional: Mapping[str, Any] = field(default_factory=dict)
+    rivals: Mapping[str, Any] = field(default_factory=dict)
     bundle: str | Path | None = None
 
     def smoke(self) -> ExperimentPlan:
@@ -89,24 +98,23 @@ class ExperimentPlan:
 def run_experiment(plan: ExperimentPlan) -> Path:
     """Run what is missing of a plan, write ``table.csv``, ``table.md`` and its pictures, and return ``table.md``.
 
-    Every row learns from the labelled slices of the CT alone (``<output_dir>/ct``). Every cell (row, architecture,
-    seed of the translation, seed of the training) has a folder with weights, and scores and predictions of each group.
-    A finished cell is kept, an interrupted one resumes from its last checkpoint. Rows that translate nothing have the
-    first seed of the translation alone.
+    Segmentation is learned from the labelled slices of the CT (``<output_dir>/ct``), in ``upper_bound`` from the other
+    patients' MR. Every cell (row, architecture, seed of the translation, seed of the training) has a folder with
+    weights, and scores and predictions of each group. A finished cell is kept, an interrupted one resumes from its last
+    checkpoint. Rows that translate nothing have the first seed of the translation alone, rivals that segment the first
+    seed of the training.
 
     Raises ``FileNotFoundError`` for a missing path, ``ValueError`` for a plan that contradicts itself or the folder.
     """
     job = _Job(plan)
     job.labelled_ct()
-    first = plan.translation_seeds[0]
-    every = itertools.product(job.rows, plan.translation_seeds, plan.architectures, plan.seeds)
-    cells = [cell for cell in every if cell[1] == first or job.translates(cell[0])]
-    for number, (row, translation_seed, architecture, seed) in enumerate(cells, start=1):
-        where = (row, architecture, translation_seed, seed)
-        logger.info("cell %d of %d: %s, %s, translation seed %d, seed %d", number, len(cells), *where)
-        job.translated(row, translation_seed)
-        job.scored(row, translation_seed, architecture, seed)
-    return write_report(Path(plan.output_dir), plan.groups, plan.mr_dir, first=ROWS)
+    cells = job.cells()
+    for number, cell in enumerate(cells, start=1):
+        logger.info("cell %d of %d: %s, translation seed %d, %s, seed %d", number, len(cells), *cell)
+        job.translated(*cell[:3])
+        job.scored(*cell)
+    inference = {"bundle": plan.bundle, "overlays": plan.overlays, "settings": plan.translation}
+    return write_report(Path(plan.output_dir), plan.groups, plan.mr_dir, first=tuple(TABLE), inference=inference)
 
 
 class _Job:
@@ -119,18 +127,7 @@ class _Job:
         self.label_map = Path(plan.label_map or self.configs.parent / "label_maps" / "vertebrae.json")
         self.ckpt_path = Path(plan.ckpt_path or self.configs.parent / "models" / "model.pt")
         self._classes = LabelMap(self.label_map)
-        misnamed = set(plan.rows) - set(ROWS) or set(plan.folders) & set(ROWS)
-        if misnamed or not (self.rows and plan.seeds and plan.translation_seeds and plan.groups):
-            raise ValueError(
-                f"expected rows out of {ROWS}, folders under other names, a seed and a group, got rows "
-                f"{list(plan.rows)}, folders {list(plan.folders)}, seeds {list(plan.seeds)}, groups {list(plan.groups)}"
-            )
-        if wrong := [name for name in plan.architectures if name not in ARCHITECTURES]:
-            raise ValueError(f"expected architectures out of {ARCHITECTURES}, got {wrong}")
-        if "seed" in plan.translation or "seed" in plan.segmentation:
-            raise ValueError("expected seeds as translation_seeds and seeds, got a setting seed; pass it there")
-        if UNCONDITIONAL in self.rows and not plan.mr_training.get("dataset_dir"):
-            raise ValueError(f"the row {UNCONDITIONAL!r} learns from MR: pass its dataset_dir, or leave it out")
+        self._check_names()
         self._ct_cases = labelled_cases(plan.ct_dir)
         for folder in plan.folders.values():
             labelled_cases(folder)
@@ -139,45 +136,66 @@ class _Job:
         if OURS_T1_T2 in self.rows and len(self._contrasts) < 2:
             raise ValueError(f"the row {OURS_T1_T2!r} requires a network of two contrasts, got {self._contrasts}")
         self._slice_end = str(parser["axcodes"][parser["slice_axis"]])
-        for pattern in plan.groups.values():
-            labelled_cases(plan.mr_dir, pattern=pattern)
+        self._patients = {group: self._patients_of(pattern) for group, pattern in plan.groups.items()}
+        self._folds = patient_folds(self._patients_of("*")) if UPPER_BOUND in self.rows else []
         self._check_same_plan()
+
+    def _check_names(self) -> None:
+        """Refuse unknown names and settings that do not fit the rows, before anything is read."""
+        plan = self.plan
+        misnamed = set(plan.rows) - set(TABLE) or set(plan.folders) & set(TABLE)
+        if misnamed or not (self.rows and plan.seeds and plan.translation_seeds and plan.groups):
+            raise ValueError(
+                f"expected rows out of {tuple(TABLE)}, folders under other names, a seed and a group, got rows "
+                f"{list(plan.rows)}, folders {list(plan.folders)}, seeds {list(plan.seeds)}, groups {list(plan.groups)}"
+            )
+        if wrong := [name for name in plan.architectures if name not in ARCHITECTURES]:
+            raise ValueError(f"expected architectures out of {ARCHITECTURES}, got {wrong}")
+        if any("seed" in settings for settings in (plan.translation, plan.segmentation, plan.rivals)):
+            raise ValueError("expected seeds as translation_seeds and seeds, got a setting seed; pass it there")
+        learners = [row for row in self.rows if row_of(row).mr_training]
+        if learners and not plan.mr_training.get("dataset_dir"):
+            raise ValueError(f"the row {learners[0]!r} learns from MR: pass its dataset_dir, or leave it out")
+
+    def _patients_of(self, pattern: str) -> set[str]:
+        cases = labelled_cases(self.plan.mr_dir, pattern=pattern)
+        return {patient_of(case_name(case["image"]), self.plan.patient_pattern) for case in cases}
 
     def _check_same_plan(self) -> None:
         """Refuse cells of another plan; rows, architectures, seeds, folders and groups may be added."""
-        plan, path = self.plan, self.root / "plan.json"
+        plan = self.plan
         record: dict[str, Any] = {"ct_dir": realpath(plan.ct_dir), "mr_dir": realpath(plan.mr_dir)}
         record |= {"weights": sha256_of(self.ckpt_path), "label_map": json.loads(self.label_map.read_text("utf-8"))}
-        record |= {"overlays": list(plan.overlays), "mr_training": {}}
-        record["patient_pattern"] = plan.patient_pattern
+        record |= {"overlays": list(plan.overlays), "patient_pattern": plan.patient_pattern}
         record["folders"] = {name: realpath(folder) for name, folder in plan.folders.items()}
         record |= {name: dict(getattr(plan, name)) for name in ("groups", *SETTINGS)}
-        if UNCONDITIONAL in self.rows:
-            folder = realpath(plan.mr_training["dataset_dir"])
-            record["mr_training"] = {UNCONDITIONAL: {**plan.mr_training, "dataset_dir": folder}}
-        record = json.loads(json.dumps(record, default=str))  # as it will be read: lists for tuples, text for paths
-        old = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        grown = {name: old.get(name, {}) | record[name] for name in GROWING}
-        changed = sorted(name for name in old if name not in GROWING and old[name] != record.get(name))
-        for name in GROWING:
-            changed += [f"{name} {key}" for key, value in old.get(name, {}).items() if grown[name][key] != value]
-        if changed:
-            raise ValueError(f"{self.root} holds a table of another plan (other: {changed}); pass another output_dir")
-        write_text(path, json.dumps(record | grown, indent=2) + "\n")
+        training = {**plan.mr_training, "dataset_dir": realpath(plan.mr_training.get("dataset_dir", "."))}
+        record["mr_training"] = {row: training for row in self.rows if row_of(row).mr_training}
+        record["rivals"] = {row: dict(plan.rivals) for row in self.rows if row_of(row).rival}
+        record["folds"] = {str(number): fold for number, fold in enumerate(self._folds)}
+        record_plan(self.root / "plan.json", record)
 
-    def translates(self, row: str) -> bool:
-        """Whether the images of a row are translations of this package."""
-        return row != WITHOUT_ADAPTATION and row not in self.plan.folders
+    def cells(self) -> list[tuple[str, int, str, int]]:
+        """Row, seed of the translation, architecture and seed of the training of every cell."""
+        plan = self.plan
+        first, first_training = plan.translation_seeds[0], plan.seeds[0]
+        every = itertools.product(self.rows, plan.translation_seeds, plan.architectures, plan.seeds)
+        return [
+            (row, translation_seed, architecture, seed)
+            for row, translation_seed, architecture, seed in every
+            if (row_of(row).translates or translation_seed == first)
+            and (not row_of(row).segments or seed == first_training)
+        ]
 
-    def dataset_dir(self, row: str, translation_seed: int) -> Path:
+    def dataset_dir(self, row: str, translation_seed: int, architecture: str) -> Path:
         """Folder of images and labels that the networks of a row are trained on."""
-        if row == WITHOUT_ADAPTATION:
-            return self.root / "ct"
-        return (
-            Path(self.plan.folders[row])
-            if row in self.plan.folders
-            else self.root / row / f"translations_seed{translation_seed}"
-        )
+        if row_of(row).translates:
+            return self.root / row / f"translations_{self._translator(row, translation_seed, architecture)}"
+        return Path({**self.plan.folders, UPPER_BOUND: self.plan.mr_dir}.get(row, self.root / "ct"))
+
+    def _translator(self, row: str, translation_seed: int, architecture: str) -> str:
+        """Name of one of a row's translators: a rival that segments has one for each architecture."""
+        return f"seed{translation_seed}" + f"_{architecture}" * row_of(row).segments
 
     def labelled_ct(self) -> None:
         """Write the labelled slices of every CT, with their labels, to ``ct``."""
@@ -185,37 +203,80 @@ class _Job:
             name = f"{case_of(case['image'])}.nii.gz"
             write_label_crop(case, self._classes.values("ct"), self._slice_end, self.root / "ct", name)
 
-    def translated(self, row: str, translation_seed: int) -> None:
+    def translated(self, row: str, translation_seed: int, architecture: str) -> None:
         """Translate the CT for a row of this package; cases that are there are kept."""
-        if not self.translates(row):
-            return
-        settings: dict[str, Any] = {**self.plan.translation, "ckpt_path": str(self.ckpt_path), "seed": translation_seed}
-        if row == OURS_T1_T2:
-            settings |= {"contrast": self._contrasts}
-        if row == SINGLE_CANDIDATE:
-            settings |= {"candidates": 1, "max_rounds": 1}
-        if row == UNCONDITIONAL:
-            training = {"contrasts": dict.fromkeys(self._contrasts, "*"), **self.plan.mr_training}
-            training |= {**self.plan.unconditional, "initial_weights": str(self.ckpt_path)}
-            configs = ["train", *training_overlays(self.plan.bundle, self.plan.overlays), "unconditional"]
-            weights = self._trained(configs, training, self.root / UNCONDITIONAL / "weights")
-            settings |= {"unconditional": True, "ckpt_path": str(weights)}
-        settings |= {"bundle": self.plan.bundle, "overlays": self.plan.overlays}
-        translate(self.root / "ct", self.dataset_dir(row, translation_seed), **settings)
+        ct, output = self.root / "ct", self.dataset_dir(row, translation_seed, architecture)
+        if row_of(row).rival:
+            rival = self._rival_dir(row, translation_seed, architecture)
+            translate_with_rival(rival, ct, output, bundle=self.plan.bundle)
+        elif row_of(row).translates:
+            settings = {**self.plan.translation, "ckpt_path": str(self.ckpt_path), "seed": translation_seed}
+            settings |= row_of(row).translation
+            if row == OURS_T1_T2:
+                settings |= {"contrast": self._contrasts}
+            if row == UNCONDITIONAL:
+                settings |= {"unconditional": True, "ckpt_path": str(self._unconditional_weights())}
+            translate(ct, output, bundle=self.plan.bundle, overlays=self.plan.overlays, **settings)
+
+    def _unconditional_weights(self) -> Path:
+        training = {"contrasts": dict.fromkeys(self._contrasts, "*"), **self.plan.mr_training}
+        training |= {**self.plan.unconditional, "initial_weights": str(self.ckpt_path)}
+        configs = ["train", *training_overlays(self.plan.bundle, self.plan.overlays), "unconditional"]
+        return self._trained(configs, training, self.root / UNCONDITIONAL / "weights")
+
+    def _rival_dir(self, row: str, translation_seed: int, architecture: str) -> Path:
+        """Train a rival, or go on, and return its folder."""
+        folder = self.root / row / f"weights_{self._translator(row, translation_seed, architecture)}"
+        settings = {**self.plan.mr_training, **self.plan.rivals, "label_map": str(self.label_map)}
+        settings |= {"seed": translation_seed} | ({"architecture": architecture} if row_of(row).segments else {})
+        mr_dir = settings.pop("dataset_dir")
+        train_rival(row, self.root / "ct", mr_dir, folder, bundle=self.plan.bundle, **settings)
+        return folder
 
     def scored(self, row: str, translation_seed: int, architecture: str, seed: int) -> None:
-        """Train a network on a row's images and score it on every group."""
+        """Train a network on a row's images, or take the rival's own, and score it on every group."""
         cell = self.root / row / f"{architecture}_translation{translation_seed}_seed{seed}"
-        settings: dict[str, Any] = {"val_fraction": 0.0, **self.plan.segmentation}
-        settings |= {"dataset_dir": str(self.dataset_dir(row, translation_seed)), "label_map": str(self.label_map)}
-        settings |= {"architecture": architecture, "seed": seed}
-        overlays = {WITHOUT_ADAPTATION: ["segmentation_ct"]}.get(row, ["segmentation_any"] * (row in self.plan.folders))
-        weights = self._trained(["segmentation_train", *overlays], settings, cell)
-        for group, pattern in self.plan.groups.items():
+        settings: dict[str, Any] = {"val_fraction": 0.0, **self.plan.segmentation, **row_of(row).segmentation}
+        settings |= {"dataset_dir": str(self.dataset_dir(row, translation_seed, architecture))}
+        settings |= {"label_map": str(self.label_map), "architecture": architecture, "seed": seed}
+        if row == UPPER_BOUND:
+            self._cross_validate(settings, cell)
+        elif row_of(row).segments:
+            rival = self._rival_dir(row, translation_seed, architecture)
+            cell.mkdir(parents=True, exist_ok=True)
+            with atomic_write(cell / "model.pt") as aside:
+                shutil.copyfile(rival / "segmentation.pt", aside)
+            self._test(settings, cell)
+        else:
+            self._trained(["segmentation_train", *row_of(row).overlays], settings, cell)
+            self._test(settings, cell)
+
+    def _cross_validate(self, settings: Mapping[str, Any], cell: Path) -> None:
+        """Train on all patients but those of a fold and test on these, fold by fold; then join the tests."""
+        everyone = [patient for fold in self._folds for patient in fold]
+        names = ["{architecture}_fold{number}_seed{seed}".format(number=n, **settings) for n in range(len(self._folds))]
+        folders = [cell.parent / name for name in names]
+        for fold, folder in zip(self._folds, folders, strict=True):
+            others = [patient for patient in everyone if patient not in fold]
+            training = {**settings, "patient_pattern": self.plan.patient_pattern, "patients": others}
+            self._trained(["segmentation_train", *row_of(UPPER_BOUND).overlays], training, folder)
+            self._test(settings, folder, fold)
+        for group in self.plan.groups:
             if not (cell / group / "scores.json").is_file():
-                test = {"test_dir": str(self.plan.mr_dir), "test_pattern": pattern, "output_dir": str(cell / group)}
-                test["test_patient_pattern"] = self.plan.patient_pattern
-                self._run(["segmentation_train", "evaluate"], settings | test | {"ckpt_path": str(weights)})
+                merge_folds([f / group for f in folders if (f / group / "scores.json").is_file()], cell / group)
+        facts = [json.loads((folder / "trained.json").read_text(encoding="utf-8")) for folder in folders]
+        facts[0]["seconds"] = sum(fact["seconds"] for fact in facts)
+        write_text(cell / "trained.json", json.dumps({**facts[0], "patients": self._folds}, indent=2) + "\n")
+
+    def _test(self, settings: Mapping[str, Any], cell: Path, patients: Sequence[str] | None = None) -> None:
+        """Score the network of a cell on every group, or on those patients of it."""
+        for group, pattern in self.plan.groups.items():
+            absent = patients is not None and not self._patients[group].intersection(patients)
+            if absent or (cell / group / "scores.json").is_file():
+                continue
+            test = {"test_dir": str(self.plan.mr_dir), "test_pattern": pattern, "output_dir": str(cell / group)}
+            test |= {"test_patient_pattern": self.plan.patient_pattern, "ckpt_path": str(cell / "model.pt")}
+            self._run(["segmentation_train", "evaluate"], {**settings, **test, "test_patients": patients})
 
     def _trained(self, configs: Sequence[str], settings: Mapping[str, Any], folder: Path) -> Path:
         """Weights of a training: those that are there, or it goes on from its last checkpoint, or starts."""
@@ -223,8 +284,12 @@ class _Job:
             folder.mkdir(parents=True, exist_ok=True)
             checkpoint = newest_checkpoint(folder)
             resume = {} if checkpoint is None else {"resume_from": str(checkpoint)}
-            self._run(configs, {**settings, "output_dir": str(folder), **resume})
-            write_text(folder / "trained.json", json.dumps(settings, indent=2) + "\n")
+            files = [str(self.configs / f"{name}.json") for name in configs]
+            epochs = read_config(files, settings)["max_epochs"]
+            with stopwatch(folder / "seconds.txt") as seconds:
+                self._run(configs, {**settings, "output_dir": str(folder), **resume})
+            facts = {"seconds": seconds(), "epochs": epochs, "parameters": count_parameters(folder / "model.pt")}
+            write_text(folder / "trained.json", json.dumps({**settings, **facts}, indent=2) + "\n")
         return folder / "model.pt"
 
     def _run(self, configs: Sequence[str], settings: Mapping[str, Any]) -> None:

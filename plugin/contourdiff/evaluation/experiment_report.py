@@ -15,6 +15,8 @@ from matplotlib.figure import Figure
 
 from contourdiff.data.atomic import save_figure, write_csv, write_text
 from contourdiff.data.cases import case_of, labelled_cases
+from contourdiff.evaluation.experiment_costs import cost_lines
+from contourdiff.evaluation.experiment_quality import draw_translations, quality_lines, translation_folders
 
 PAPER = """\
 The paper's UNet (Chen et al., arXiv 2403.10786), trained on translations of its own CT and tested on its own MR,
@@ -42,12 +44,19 @@ SHOWN_CASES = 6
 Record = Mapping[str, Any]
 
 
-def write_report(folder: Path, groups: Mapping[str, str], mr_dir: str | Path, first: Sequence[str] = ()) -> Path:
+def write_report(
+    folder: Path,
+    groups: Mapping[str, str],
+    mr_dir: str | Path,
+    first: Sequence[str] = (),
+    inference: Mapping[str, Any] | None = None,
+) -> Path:
     """Write ``table.csv`` (every cell and class), ``table.md`` (means over seeds) and ``predictions_<group>.png``.
 
     Every finished cell of the folder is listed, with its scores in
     ``<row>/<architecture>_translation<seed>_seed<seed>/<group>``; rows in ``first`` come first. ``groups`` are patterns
-    of case ids of ``mr_dir`` by name. Returns the path of ``table.md``.
+    of case ids of ``mr_dir`` by name. With ``inference``, options of [`contourdiff.bundle.translate`][], what the rows
+    cost and what they do to the anatomy is added, and ``translations.png``. Returns the path of ``table.md``.
     """
     records = _records(folder, groups, first)
     write_csv(folder / "table.csv", records, COLUMNS)
@@ -64,12 +73,24 @@ def write_report(folder: Path, groups: Mapping[str, str], mr_dir: str | Path, fi
         )
         lines += [f"## {group}", "", *_table(members), "", f"![{group}]({picture})", ""]
     lines += [NOTE, PAPER]
-    rows = dict.fromkeys(record["row"] for record in records)
+    rows = list(dict.fromkeys(record["row"] for record in records))
+    if inference is not None:
+        lines += _comparison(folder, rows, labelled_cases(mr_dir, pattern=next(iter(groups.values()))), inference)
     if pictures := [(row, path) for row in rows for path in sorted((folder / row).glob("translations_seed*/*_mr.png"))]:
         links = [f"![{row}: {path.stem}]({path.relative_to(folder).as_posix()})\n" for row, path in pictures]
         lines += ["## Translations", "", *links]
     write_text(folder / "table.md", "\n".join(lines) + "\n")
     return folder / "table.md"
+
+
+def _comparison(folder: Path, rows: Sequence[str], real: Sequence[Record], inference: Mapping[str, Any]) -> list[str]:
+    """Lines on costs and on translations of every row, and their picture."""
+    lines = ["## Costs", "", *cost_lines(folder, rows, inference["bundle"])]
+    if translations := translation_folders(folder, rows):
+        draw_translations(folder / "translations.png", folder / "ct", translations, real, inference)
+        lines += ["## Anatomy of the translations", "", *quality_lines(folder, translations, inference)]
+        lines += ["![CT, translations and a real MR of another person](translations.png)", ""]
+    return lines
 
 
 def _records(folder: Path, groups: Mapping[str, str], first: Sequence[str]) -> list[dict[str, Any]]:

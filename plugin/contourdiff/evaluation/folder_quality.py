@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from contourdiff.bundle import config_files, read_config
 from contourdiff.contours import contour_of
 from contourdiff.data.atomic import without_nan, write_csv, write_text
 from contourdiff.data.cases import case_name, labelled_cases
+from contourdiff.data.nifti_names import case_of, nifti_by_case
 from contourdiff.metrics.flicker import contour_box, flicker
 from contourdiff.metrics.image_quality import image_quality, label_boundary_agreement
 from contourdiff.transforms import InPlaneResampled
@@ -80,9 +81,50 @@ class QualityGrid:
         return {"flicker": math.nan if measured.value is None else measured.value, "pairs": measured.pairs}
 
 
+@dataclass(eq=False)
+class CtContours:
+    """Contours of CT volumes, extracted as ``inference.json`` of the bundle does, to measure translations by.
+
+    ``ct_dir`` holds ``<case>.nii.gz``; the other arguments are those of [`QualityGrid.of_bundle`][].
+    """
+
+    ct_dir: str | Path
+    bundle: str | Path | None = None
+    overlays: Sequence[str] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        parsed = read_config(config_files(self.bundle, self.overlays), dict(self.settings)).get_parsed_content
+        self._preprocessing, self._check, self._axis = map(parsed, ("preprocessing", "fidelity", "slice_axis"))
+        self._volumes = nifti_by_case(Path(self.ct_dir))
+
+    def fidelity(self, image: str | Path, volume: np.ndarray) -> dict[str, float]:
+        """Medians of the contour fidelity of a translation over its slices, and of invented and lost contours.
+
+        ``image`` is the file of the translation, ``volume (slices, H, W)`` its gray levels on the quality's grid. NaN
+        without a CT of its name on the same grid. See [`contourdiff.metrics.contour_fidelity.slice_fidelity`][].
+        """
+        names = ("fidelity", "invented", "lost")
+        ct = self._volumes.get(ct_case(image))
+        contours = None if ct is None else self._preprocessing({"image": str(ct)})["image"]
+        gray = np.moveaxis(volume, 0, self._axis)
+        if contours is None or contours.shape[1:] != gray.shape:
+            return dict.fromkeys(names, math.nan)
+        spacing_mm = [float(size) for size in contours.pixdim]
+        summary = self._check(contours[0].as_tensor(), gray, spacing_mm).summary()
+        return {name: math.nan if (value := summary[f"{name}_median"]) is None else value for name in names}
+
+
+def ct_case(image: str | Path) -> str:
+    """Case id of the CT that a translation was made from: of the record beside it, or else its own."""
+    record = Path(str(image).removesuffix(".nii.gz") + ".json")
+    return case_of(json.loads(record.read_text("utf-8"))["image"]) if record.is_file() else case_name(image)
+
+
 def folder_quality(
     folder: str | Path,
     *,
+    ct_dir: str | Path | None = None,
     mr_dir: str | Path | None = None,
     mr_pattern: str = "*",
     extractor: nn.Module | None = None,
@@ -96,6 +138,7 @@ def folder_quality(
 
     ``boundary`` is the share of a label's boundary within a pixel of a contour of the translation, a mean over labelled
     slices; ``boundary_swapped`` takes the label of the slice a quarter of them further on: the agreement by chance.
+    With ``ct_dir``, each case has ``fidelity``, ``invented`` and ``lost`` of [`CtContours.fidelity`][], too.
     ``reference_flicker`` is the mean over ``mr_dir``, a value for the setting of that name. The result has ``cases`` (a
     row each), their ``mean``, ``set`` (what [`image_quality`][] returns, or ``None``) and ``grid``.
 
@@ -109,6 +152,7 @@ def folder_quality(
     if extractor is not None and mr_dir is None:
         raise ValueError("FID and MMD compare with real MR: expected mr_dir beside the extractor, got none; pass both")
     grid = QualityGrid.of_bundle(bundle, overlays, settings)
+    given = None if ct_dir is None else CtContours(ct_dir, bundle, overlays, settings or {})
     rows: list[dict[str, Any]] = []
     labelled: list[np.ndarray] = []
     for case in tqdm(labelled_cases(folder), desc="image quality", unit="case"):
@@ -116,7 +160,8 @@ def folder_quality(
         contours, filled = grid.contours(image), label.any((1, 2))
         labelled += list(image[filled])
         boundaries = _boundaries(image[filled], label[filled], contours[filled], grid.spacing_mm)
-        rows.append({"case": case_name(case["image"]), **grid.flicker(image, contours), **boundaries})
+        fidelity = {} if given is None else given.fidelity(case["image"], image)
+        rows.append({"case": case_name(case["image"]), **grid.flicker(image, contours), **boundaries, **fidelity})
     mean = {key: _nanmean([row[key] for row in rows]) for key in rows[0] if key != "case"}
     compared = None
     if mr_dir is not None:

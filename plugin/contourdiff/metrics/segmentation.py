@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
+from ast import literal_eval
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +22,7 @@ from contourdiff.data.cases import patient_of
 from contourdiff.data.nifti_names import case_of
 
 ALL = "all"
+NAMES = ("case", "class", "patient")
 MEASURES = ("dice", "assd_mm", "assd_penalized_mm", "hd95_mm", "hd95_penalized_mm")
 HEADER = (
     "class | cases | missed | invented | Dice | pooled Dice | ASSD of found, mm | ASSD, missed penalized, mm | "
@@ -109,6 +112,15 @@ def write_scores(rows: Rows, output_dir: str | Path, settings: Settings | None =
     content = {"settings": dict(settings or {}), "summary": [without_nan(row) for row in summary]}
     write_text(folder / "scores.json", json.dumps(content, indent=2, allow_nan=False, default=str) + "\n")
     return summary
+
+
+def read_scores(folder: str | Path) -> list[Row]:
+    """Rows of all cases from the ``scores.csv`` that [`write_scores`][] wrote to a folder; an empty cell is NaN."""
+    with (Path(folder) / "scores.csv").open(newline="", encoding="utf-8") as file:
+        return [
+            {name: text if name in NAMES else literal_eval(text) if text else math.nan for name, text in row.items()}
+            for row in csv.DictReader(file)
+        ]
 
 
 @dataclass(eq=False)

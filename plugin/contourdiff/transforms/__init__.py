@@ -9,5 +9,6 @@ from contourdiff.transforms.in_plane_resample import InPlaneResampled
 from contourdiff.transforms.opencv_contour import OpenCVContour, OpenCVContourd
 from contourdiff.transforms.rand_contour import RandContour, RandContourd
 from contourdiff.transforms.rand_remap import RandRemap, RandRemapd
+from contourdiff.transforms.rand_tissues import RandTissues, RandTissuesd
 from contourdiff.transforms.remap_labels import RemapLabels, RemapLabelsd
 from contourdiff.transforms.slicewise import Slicewise, Slicewised

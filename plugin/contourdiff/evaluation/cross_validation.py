@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cross-validation over patients: folds, and the scores and predictions of all folds as those of one test."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from contourdiff.data.atomic import atomic_write
+from contourdiff.metrics.segmentation import read_scores, write_scores
+
+FOLDS = 5
+
+
+def patient_folds(patients: Iterable[str], count: int = FOLDS) -> list[list[str]]:
+    """Patients, sorted, dealt to ``count`` folds, or to one fold each if there are fewer.
+
+    Raises ``ValueError`` for a single patient, who cannot be tested by a network that was trained on others.
+    """
+    names = sorted(set(patients))
+    if len(names) < 2:
+        raise ValueError(
+            f"cross-validation requires the labelled MR of two patients or more, got {names}; pass a patient_pattern "
+            "that finds them in the names of the cases, or leave the row out"
+        )
+    return [names[start::count] for start in range(min(count, len(names)))]
+
+
+def merge_folds(folds: Sequence[Path], output_dir: Path) -> None:
+    """Write predictions and, last, scores of several tests of one kind to one folder, as if it had been one test.
+
+    ``folds`` are folders with ``scores.csv``, ``scores.json`` and ``<case>_pred.nii.gz``. Raises ``ValueError`` if two
+    hold the same case.
+    """
+    rows = [row for fold in folds for row in read_scores(fold)]
+    for fold in folds:
+        for path in sorted(fold.glob("*_pred.nii.gz")):
+            with atomic_write(output_dir / path.name) as aside:
+                shutil.copyfile(path, aside)
+    write_scores(rows, output_dir, {"folds": len(folds)})
