@@ -73,6 +73,7 @@ class SourceGridWriter(NibabelWriter):
     def write(self, filename: str | os.PathLike[Any], verbose: bool = False, **kwargs: Any) -> None:
         """Write the file, whole or not at all."""
         data = np.asarray(convert_to_numpy(self.data_obj), dtype=self.output_dtype)
+        data = data.reshape(*data.shape, *[1] * (3 - data.ndim))  # SaveImage drops a last axis of one slice
         self.data_obj = None  # SaveImage keeps its writer until the next case; the volume is freed
         expected = nib.load(self._source).affine
         if self._own_affine is None or not np.allclose(self._own_affine, expected, atol=1e-2):
