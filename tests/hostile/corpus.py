@@ -216,7 +216,18 @@ def named(case: str, refusal: str | None = None) -> None:
     KINDS[f"named {case!a}"] = Kind(build, case if refusal is None else ascii(case), refusal)
 
 
-for strange in ('it\'s "a" case', "-rf", "<b>&amp;<script>", "$1+1", "@seed", "%s#1", "a b.c", "größe", "x" * 200, "_mr"):
+for strange in (
+    'it\'s "a" case',
+    "-rf",
+    "<b>&amp;<script>",
+    "$1+1",
+    "@seed",
+    "%s#1",
+    "a b.c",
+    "größe",
+    "x" * 200,
+    "_mr",
+):
     named(strange)
 named("two\nlines", "expected a name without control characters, got 'two.nlines.nii.gz'; rename")
 named("red\x1b[31m", "expected a name without control characters")

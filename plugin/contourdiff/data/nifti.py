@@ -63,6 +63,10 @@ class SourceGridWriter(NibabelWriter):
     The geometry must agree with the file's to within 1/100 mm, as it does if every spatial transform was inverted.
     """
 
+    def set_data_array(self, data_array: Any, *args: Any, **options: Any) -> None:
+        """Store a volume of one channel; a last axis of one slice stays, unlike in MONAI's writer."""
+        super().set_data_array(data_array, *args, **{**options, "squeeze_end_dims": False})
+
     def set_metadata(self, meta_dict: Mapping | None = None, resample: bool = True, **options: Any) -> None:
         """Store the path of the source and the geometry of the data."""
         meta = {} if meta_dict is None else meta_dict
@@ -72,8 +76,7 @@ class SourceGridWriter(NibabelWriter):
 
     def write(self, filename: str | os.PathLike[Any], verbose: bool = False, **kwargs: Any) -> None:
         """Write the file, whole or not at all."""
-        data = np.asarray(convert_to_numpy(self.data_obj), dtype=self.output_dtype)
-        data = data.reshape(*data.shape, *[1] * (3 - data.ndim))  # SaveImage drops a last axis of one slice
+        data = np.asarray(convert_to_numpy(self.data_obj), dtype=self.output_dtype)[..., 0]
         self.data_obj = None  # SaveImage keeps its writer until the next case; the volume is freed
         expected = nib.load(self._source).affine
         if self._own_affine is None or not np.allclose(self._own_affine, expected, atol=1e-2):

@@ -149,6 +149,8 @@ def _reason(error: BaseException) -> str:
     cause = root_cause(error)
     if isinstance(cause, MemoryError):
         return "expected enough memory for the case, got a MemoryError; crop the volume, or run less beside it"
+    if "cannot find a suitable" in str(cause):  # MONAI's SaveImage and LoadImage quote the traceback of the error
+        return str(cause).strip().splitlines()[-1].strip()
     return f"{type(cause).__name__}: {' '.join(str(cause).split())}"
 
 
