@@ -63,7 +63,7 @@ def ball_ct(shape: tuple[int, int, int] = (24, 40, 36), seed: int = 0) -> np.nda
 
 def write_nifti(path: Path, data: np.ndarray, affine: np.ndarray) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    image = nib.Nifti1Image(data, affine)
+    image = nib.Nifti1Image(data, affine, dtype=data.dtype)
     image.set_sform(affine, 2)
     image.set_qform(affine, 1)
     nib.save(image, path)

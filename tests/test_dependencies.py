@@ -29,6 +29,7 @@ ORDER = (
     "metrics",
     "inference",
     "training",
+    "config_checks",
     "bundle",
     "installation",
     "translation",

@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,8 +14,8 @@ from typing import Any, TypeVar
 from monai.bundle import ConfigParser, ConfigWorkflow, ReferenceResolver
 from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 
+from contourdiff.config_checks import COMMENT, SETTINGS, check_names, check_values, plain_errors, references
 from contourdiff.data.checks import check_output_dir
-from contourdiff.inference.evaluator import root_cause
 from contourdiff.phantom import write_phantom
 from contourdiff.training.handlers import newest_checkpoint
 
@@ -26,7 +25,7 @@ Kind = TypeVar("Kind")
 BUNDLE_NAME = "contourdiff_ct2mr"
 RESERVED = {"imports", "initialize", "run", "finalize"} | set(DEFAULT_MLFLOW_SETTINGS["configs"])  # type: ignore[call-overload]
 """Entries with a meaning to MONAI, whether or not a config refers to them."""
-SETTINGS_KEY, COMMENT = "// settings", "//"
+SETTINGS_KEY = "// settings"
 
 
 def find_bundle(bundle: str | Path | None = None) -> Path:
@@ -65,7 +64,7 @@ def read_config(files: str | Sequence[str], settings: Mapping[str, Any]) -> Conf
     """
     parser = ConfigParser()
     parser.read_config(files)
-    _check_names(settings, parser.get().keys())
+    check_names(settings, parser.get().keys())
     first = files if isinstance(files, str) else files[0]
     parser.update({"bundle_root": str(Path(first).resolve().parents[1]), **settings})
     return parser
@@ -93,7 +92,7 @@ def translate(
     ``ValueError`` for an unknown setting, bad weights, no case, or, after all others are done, a case that failed.
     """
     files = config_files(bundle, overlays)
-    settings = {"dataset_dir": str(dataset_dir), "output_dir": str(output_dir), **settings}
+    settings = {"dataset_dir": Path(dataset_dir), "output_dir": Path(output_dir), **settings}
     arguments = settings.keys() & inspect.signature(ConfigWorkflow).parameters.keys()
     parser = read_config(files, {name: value for name, value in settings.items() if name not in arguments})
     settings.setdefault("bundle_root", parser["bundle_root"])
@@ -126,7 +125,7 @@ def train(
     Returns the path of the weights. Raises ``ValueError`` for an unknown setting, bad weights or no images.
     """
     files = config_files(bundle, overlays, base="train")
-    settings = {"dataset_dir": str(mr_dir), "output_dir": str(output_dir), **settings}
+    settings = {"dataset_dir": Path(mr_dir), "output_dir": Path(output_dir), **settings}
     if resume:
         if (checkpoint := newest_checkpoint(output_dir)) is None:
             raise FileNotFoundError(f"expected a checkpoint in {output_dir}, found none; start without --resume")
@@ -195,6 +194,7 @@ def bundle_root() -> str:
 
 def _run_translation(parser: ConfigParser) -> None:
     """Translate once, or once for each of several contrasts, whose files are ``<case>_<contrast>_mr.nii.gz`` ..."""
+    check_values({name: parser.get_parsed_content(name) for name in SETTINGS if name in parser})
     wanted = parser.get("contrast")
     contrasts = [name.strip() for name in wanted.split(",")] if isinstance(wanted, str) else list(wanted or [])
     if len(contrasts) < 2:
@@ -239,32 +239,12 @@ def _translate_cases(parser: ConfigParser) -> None:
 def _check_settings(parser: ConfigParser) -> None:
     """Compare the top-level entries with what the config refers to, and with the bundle's configs that it contains."""
     config = parser.get()
-    known = RESERVED | {ReferenceResolver.split_id(reference)[0] for reference in _references(config)}
+    known = RESERVED | {ReferenceResolver.split_id(reference)[0] for reference in references(config)}
     for file in (Path(parser.get_parsed_content("bundle_root")) / "configs").glob("*.json"):
         own = ConfigParser.load_config_file(file)
         if "run" in own and own.keys() <= config.keys():
             known |= own.keys()
-    _check_names(config, known)
-
-
-def _check_names(names: Iterable[str], known: Iterable[str]) -> None:
-    """Refuse top-level names that are not known; ``_meta_``, ``_desc_`` and comments always are."""
-    known = [name for name in known if not name.startswith(("_", COMMENT))]
-    for name in names:
-        top = ReferenceResolver.split_id(name)[0]
-        if top in known or top.startswith(("_", COMMENT)):
-            continue
-        nearest = difflib.get_close_matches(top, known, n=1, cutoff=0.0)
-        raise ValueError(f"expected settings of the config, got {top!r}; did you mean {' or '.join(nearest)}?")
-
-
-def _references(config: Any) -> Iterator[str]:
-    if isinstance(config, str):
-        macro = [config[1:]] if config.startswith("%") else []
-        yield from (*ReferenceResolver.match_refs_pattern(config), *macro)
-    elif isinstance(config, (dict, list)):
-        for value in config.values() if isinstance(config, dict) else config:
-            yield from _references(value)
+    check_names(config, known)
 
 
 def _caller(kind: type[Kind]) -> Kind:
@@ -275,18 +255,6 @@ def _caller(kind: type[Kind]) -> Kind:
             return owner
         frame = frame.f_back
     raise LookupError(f"expected a {kind.__name__} among the callers, found none; call this from a config")
-
-
-@contextmanager
-def plain_errors() -> Iterator[None]:
-    """Raise the ``ValueError``, ``OSError`` or ``ImportError`` that MONAI wraps into the name of a component."""
-    try:
-        yield
-    except RuntimeError as error:
-        cause = root_cause(error)
-        if isinstance(cause, (ValueError, OSError, ImportError)):
-            raise cause from None
-        raise
 
 
 @contextmanager

@@ -108,9 +108,9 @@ def translate_path(
     ``output_ext``. Other arguments as in [`translate`][]; errors as in [`contourdiff.bundle.translate`][], which
     this calls, and ``ValueError`` if a file ``output`` exists and ``overwrite`` is not set.
     """
-    settings = {"dataset_dir": str(source), **_selection(Path(source), label), **settings}
+    settings = {"dataset_dir": source, **_selection(Path(source), label), **settings}
     settings |= {} if contrast is None else {"contrast": contrast}
-    settings |= {} if weights is None else {"ckpt_path": str(weights)}
+    settings |= {} if weights is None else {"ckpt_path": Path(weights)}
     settings |= {} if device is None else {"device": usable_device(device)}
     for short, name in (("series", "series_uid"), ("format", "output_ext")):
         if short in settings:
@@ -146,11 +146,14 @@ def _run(folder: Path, overlays: Sequence[str], settings: dict[str, Any]) -> lis
 
 
 def _selection(source: Path, label: str | Path | None) -> dict[str, Any]:
-    """Settings that select the cases of an input; ``dataset_dir`` among them overrides the folder given."""
+    """Settings that select the cases of an input; ``dataset_dir`` among them overrides the folder given.
+
+    Names of files are paths, not text, which a config would evaluate where it begins with ``$``.
+    """
     if source.is_file() and source.suffix.lower() == ".json":
-        chosen: dict[str, Any] = {"dataset_dir": str(source.parent), "datalist": source.name}
+        chosen: dict[str, Any] = {"dataset_dir": source.parent, "datalist": Path(source.name)}
     elif is_volume(source) or (source.is_dir() and label is not None):
-        chosen = {"dataset_dir": str(source.parent), "datalist": [{"image": source.name}]}
+        chosen = {"dataset_dir": source.parent, "datalist": [{"image": Path(source.name)}]}
     elif source.is_dir():
         chosen = {}
     else:
@@ -163,7 +166,7 @@ def _selection(source: Path, label: str | Path | None) -> dict[str, Any]:
             raise ValueError("expected the labels in the datalist, got a label beside it; leave out the label")
         if not Path(label).is_file():
             raise FileNotFoundError(f"expected a label at {label}, found none; pass another or leave it out")
-        chosen["datalist"][0]["label"] = str(Path(label).resolve())
+        chosen["datalist"][0]["label"] = Path(label).resolve()
     return chosen
 
 
@@ -188,7 +191,7 @@ def _named_after(result: Translation, output: Path, suffix: str) -> Translation:
         result.picture and move(result.picture, ".png"),
     )
     ct = result.ct and Path(shutil.copy(result.ct, output.with_name(f"{output.name[: -len(suffix)]}_ct.nii.gz")))
-    record, mr = move(result.record, ".json"), move(result.mr, suffix)
+    record, mr = move(result.record, ".json"), move(result.mr, output.name[-len(suffix) :])
     return result._replace(mr=mr, record=record, label=label, picture=picture, ct=ct)
 
 

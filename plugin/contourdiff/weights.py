@@ -27,10 +27,14 @@ def load_weights(network: nn.Module, path: str | Path, device: torch.device | st
     """Load a state dict of tensors into ``network``, strictly, and return the network in evaluation mode.
 
     Half precision is cast to the network's. The network is moved to ``device``, if one is given. Errors are those of
-    [`read_weights`][] and [`check_keys`][].
+    [`read_weights`][] and [`check_keys`][], and ``ValueError`` for weights that are not finite.
     """
     state = read_weights(path)
     check_keys(network.state_dict(), state, path)
+    if broken := [key for key, value in state.items() if not value.isfinite().all()]:
+        raise ValueError(
+            f"expected finite weights in {path}, got NaN or infinity in {broken[:2]}; copy or train it again"
+        )
     network.load_state_dict(state, strict=True)
     return network.eval().to(device)
 

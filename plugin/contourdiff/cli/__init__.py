@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +23,7 @@ EXIT_CODES = """exit status:
   0   all was done
   1   an input was refused, or a case failed (the others are done)
   2   the command line is wrong
-  130 interrupted; the same command goes on where it stopped"""
+  130 interrupted (143: terminated); the same command goes on where it stopped"""
 LIBRARIES = ("monai", "ignite", "matplotlib", "py.warnings")
 """Loggers that are heard with ``--verbose`` alone."""
 
@@ -32,14 +34,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
     del values["print_completion"]
     run = COMMANDS[values.pop("command")].run
     try:
-        with _logging(values.pop("verbose"), values.pop("quiet")), logging_redirect_tqdm():
+        with _logging(values.pop("verbose"), values.pop("quiet")), logging_redirect_tqdm(), _one_signal():
             run(**values)
     except (ValueError, OSError, ImportError) as error:
         logging.getLogger(__name__).debug("traceback of the error below", exc_info=error)
         raise SystemExit(f"error: {error}") from error
     except KeyboardInterrupt as error:
         sys.stderr.write("interrupted\n")
-        raise SystemExit(130) from error
+        raise SystemExit(128 + int(error.args[0] if error.args else signal.SIGINT)) from error
+
+
+@contextmanager
+def _one_signal() -> Iterator[None]:
+    """Let Ctrl-C or SIGTERM unwind the run, so that no half-written file stays; further ones are ignored."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received = []
+
+    def stop(number: int, frame: object) -> None:
+        if not received:
+            received.append(number)
+            raise KeyboardInterrupt(number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_IGN if received else handler)
 
 
 @contextmanager

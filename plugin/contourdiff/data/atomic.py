@@ -18,7 +18,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yield a path beside ``path`` to write to; it becomes ``path`` on success and vanishes on failure."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    suffix = ".nii.gz" if path.name.endswith(".nii.gz") else path.suffix
+    suffix = path.name[-7:] if path.name.lower().endswith(".nii.gz") else path.suffix
     aside = path.with_name(f".{path.name.removesuffix(suffix)}.partial{suffix}")
     try:
         yield aside

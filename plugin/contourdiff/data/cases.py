@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from monai.utils import ensure_tuple
 
-from contourdiff.data.checks import check_case, check_label, check_volume
-from contourdiff.data.datalists import read_json, read_split
+from contourdiff.data.checks import check_case, check_label, check_name, check_volume
+from contourdiff.data.datalists import pair_of, read_json, read_split
 from contourdiff.data.dicom import has_ct_series, is_dicom
 from contourdiff.data.itk_files import convert_to_nifti
 from contourdiff.data.nifti_names import (
@@ -93,6 +93,8 @@ class TranslationCases:
             )
         if len(set(ids)) != len(ids):
             raise ValueError(f"expected one file a case, got twice: {sorted({i for i in ids if ids.count(i) > 1})}")
+        if not self.datalist and root.resolve() == Path(self.output_dir).resolve():
+            raise ValueError(f"expected an output folder other than the input, got {root} twice; pass another")
         for attribute in (self.items, self.labels, self.sources, self.warnings, self.failures, self.kept):
             attribute.clear()
         for case, (image, label) in zip(ids, pairs, strict=True):
@@ -121,17 +123,20 @@ class TranslationCases:
                 where = f"{root / entries}, got {sorted(content)}"
                 raise ValueError(f"expected the list {self.section!r} in {where}; name the list so")
             entries = content[self.section]
-        entries = [item if isinstance(item, dict) else {"image": item} for item in entries]
-        return [(root / item["image"], root / item["label"] if item.get("label") else None) for item in entries]
+        if not isinstance(entries, (list, tuple)):
+            raise ValueError(f"expected a list of cases, got {type(entries).__name__}; list one entry a case")
+        return [pair_of(root, item) for item in entries]
 
     def _check_case(self, case: str, image: Path, label: Path | None) -> None:
         self.sources[case] = image.name
         try:
+            check_name(image)
             image = self._converted(image, Path(self.output_dir) / "ct" / f"{case}.nii.gz")
             if label is not None:
                 label = self._converted(label, Path(self.output_dir) / "ct" / "labels" / f"{case}.nii.gz")
             self.warnings[case] = check_case(image, label)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
+            case = case if case.isprintable() else ascii(case)
             self.failures[case] = str(error)
             logger.error("%s: %s", case, error)
             return

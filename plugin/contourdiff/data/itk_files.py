@@ -33,6 +33,8 @@ def convert_to_nifti(source: str | Path, path: str | Path, series_uid: str | Non
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
         got = f"{image.GetDimension()} dimensions, {image.GetNumberOfComponentsPerPixel()} channels"
         raise ValueError(f"expected a volume of one channel at {source}, got {got}; save one 3-D volume a file")
+    for key in image.GetMetaDataKeys():
+        image.EraseMetaData(key)  # texts may name a patient
     with atomic_write(path) as aside:
         sitk.WriteImage(image, str(aside), True)
 

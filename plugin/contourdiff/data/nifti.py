@@ -4,28 +4,32 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
-from monai.data import FolderLayoutBase, NibabelWriter
-from monai.utils import convert_to_numpy
+from monai.config import PathLike
+from monai.data import FolderLayoutBase, NibabelReader, NibabelWriter
+from monai.utils import convert_to_numpy, ensure_tuple
 
 from contourdiff.data.atomic import atomic_write
 from contourdiff.data.itk_files import write_itk
 from contourdiff.data.nifti_names import ITK_SUFFIXES, case_of
 
 OUTPUT_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
+GRID_FIELDS = ["pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"]
+GRID_FIELDS += ["qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"]
+"""What is taken over from the header of a source; its texts and extensions may name a patient."""
 
 
 def save_like(data: np.ndarray, source: str | Path, path: str | Path) -> None:
     """Write ``data (H, W, D)`` on the grid of the NIfTI file ``source``, its affine equal to the last bit.
 
-    A ``path`` with the suffix of a NRRD or MetaImage file is written as such. Raises ``ValueError`` if the shapes
-    differ.
+    Nothing else of its header is taken over. A ``path`` with the suffix of a NRRD or MetaImage file is written as such.
+    Raises ``ValueError`` if the shapes differ.
     """
     image = nib.load(source)
     if data.shape != image.shape:
@@ -33,12 +37,24 @@ def save_like(data: np.ndarray, source: str | Path, path: str | Path) -> None:
     if Path(path).suffix.lower() in ITK_SUFFIXES:
         write_itk(data, image.affine, path)
         return
-    header = image.header.copy()
+    header = type(image.header)()
+    for field in GRID_FIELDS:
+        header[field] = image.header[field]
     header.set_data_dtype(data.dtype)
-    header.set_slope_inter(1, 0)
-    header["cal_min"] = header["cal_max"] = 0
     with atomic_write(path) as aside:
         nib.save(type(image)(data, image.affine, header), aside)
+
+
+class SourceGridReader(NibabelReader):
+    """Reader for ``LoadImaged`` that takes the affine as nibabel does: the sform if there is one, or else the qform.
+
+    MONAI's reader prefers the form that agrees with the voxel size of the header, which a sheared sform does not.
+    """
+
+    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Any:
+        """Image of a single file."""
+        self.filenames = ensure_tuple(data)
+        return nib.load(self.filenames[0], **{**self.kwargs, **kwargs})
 
 
 class SourceGridWriter(NibabelWriter):
@@ -46,6 +62,10 @@ class SourceGridWriter(NibabelWriter):
 
     The geometry must agree with the file's to within 1/100 mm, as it does if every spatial transform was inverted.
     """
+
+    def set_data_array(self, data_array: Any, *args: Any, **options: Any) -> None:
+        """Store a volume of one channel; a last axis of one slice stays, unlike in MONAI's writer."""
+        super().set_data_array(data_array, *args, **{**options, "squeeze_end_dims": False})
 
     def set_metadata(self, meta_dict: Mapping | None = None, resample: bool = True, **options: Any) -> None:
         """Store the path of the source and the geometry of the data."""
@@ -56,7 +76,7 @@ class SourceGridWriter(NibabelWriter):
 
     def write(self, filename: str | os.PathLike[Any], verbose: bool = False, **kwargs: Any) -> None:
         """Write the file, whole or not at all."""
-        data = np.asarray(convert_to_numpy(self.data_obj), dtype=self.output_dtype)
+        data = np.asarray(convert_to_numpy(self.data_obj), dtype=self.output_dtype)[..., 0]
         self.data_obj = None  # SaveImage keeps its writer until the next case; the volume is freed
         expected = nib.load(self._source).affine
         if self._own_affine is None or not np.allclose(self._own_affine, expected, atol=1e-2):

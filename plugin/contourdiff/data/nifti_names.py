@@ -16,8 +16,9 @@ def is_nifti(path: Path) -> bool:
 
 
 def is_volume(path: Path, suffixes: tuple[str, ...] = NIFTI_SUFFIXES + ITK_SUFFIXES) -> bool:
-    """Whether a path is a NIfTI, NRRD or MetaImage file by its name, as [`is_nifti`][]."""
-    return path.is_file() and path.name.lower().endswith(suffixes) and not path.name.startswith(".")
+    """Whether a path is a NIfTI, NRRD or MetaImage file by its name, as [`is_nifti`][]; or a link to no file."""
+    exists = path.is_file() or (path.is_symlink() and not path.exists())
+    return exists and path.name.lower().endswith(suffixes) and not path.name.startswith(".")
 
 
 def case_of(path: str | Path) -> str:

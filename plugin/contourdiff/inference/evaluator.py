@@ -43,7 +43,8 @@ class CaseDataset(Dataset):
             return super().__getitem__(index)
         except Exception as error:
             case = case_of(self.data[index]["image"])
-            logger.error("%s: reading failed\n%s", case, "".join(format_exception(error)))
+            logger.error("%s: reading failed, %s", case, _reason(error))
+            logger.debug("%s", "".join(format_exception(error)))
             return UnreadCase(case, _reason(error))
 
 
@@ -124,8 +125,9 @@ class CaseEvaluator(SupervisedEvaluator):
             _release(self)
 
     def _fail(self, case: str, error: Exception) -> None:
-        logger.error("%s: translation failed\n%s", case, "".join(format_exception(error)))  # text keeps no volume
         self.failures[case] = _reason(error)
+        logger.error("%s: translation failed, %s", case, self.failures[case])
+        logger.debug("%s", "".join(format_exception(error)))  # text keeps no volume
 
     def _fire_event(self, event_name: Any, *args: Any, **kwargs: Any) -> None:
         if event_name is not Events.ITERATION_COMPLETED or self.state.output:
@@ -145,7 +147,11 @@ def root_cause(error: BaseException) -> BaseException:
 
 def _reason(error: BaseException) -> str:
     cause = root_cause(error)
-    return f"{type(cause).__name__}: {cause}"
+    if isinstance(cause, MemoryError):
+        return "expected enough memory for the case, got a MemoryError; crop the volume, or run less beside it"
+    if "cannot find a suitable" in str(cause):  # MONAI's SaveImage and LoadImage quote the traceback of the error
+        return str(cause).strip().splitlines()[-1].strip()
+    return f"{type(cause).__name__}: {' '.join(str(cause).split())}"
 
 
 def _release(engine: Engine) -> None:

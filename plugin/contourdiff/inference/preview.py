@@ -20,6 +20,9 @@ from contourdiff.data.planes import ResampledPlanes
 QUANTILES = (0.1, 0.9)
 """Share of the slices with a label, or else with a contour, at the first and at the last slice shown."""
 
+MAX_OUTLINES = 64
+"""Label values that are drawn in a slice; each takes a pass over it."""
+
 
 @dataclass(frozen=True)
 class Preview:
@@ -97,7 +100,7 @@ def _grid_of_images(rows: Sequence[tuple[str, list[np.ndarray], float]], outline
             show_slice(ax, image, white=white)
         axes[row, 0].set_title(name, fontsize=9, color="white", loc="left")
     for ax, outline in zip(axes[-1], outlines or [], strict=False):
-        for value in np.unique(outline[outline > 0]):
+        for value in np.unique(outline[outline > 0])[:MAX_OUTLINES]:
             ax.contour(value == outline.T, levels=[0.5], colors=[f"C{int(value) % 10}"], linewidths=0.8)
     for ax in axes.flat:
         ax.invert_xaxis()
