@@ -16,8 +16,9 @@ from monai.bundle import ConfigParser, ConfigWorkflow, ReferenceResolver
 from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 
 from contourdiff.data.checks import check_output_dir
-from contourdiff.inference.evaluator import root_cause
+from contourdiff.inference.evaluator import plain_errors
 from contourdiff.phantom import write_phantom
+from contourdiff.training import distributed
 from contourdiff.training.handlers import newest_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -136,6 +137,7 @@ def train(
         workflow = ConfigWorkflow(files, workflow_type="train", logging_file=False, **settings)
         workflow.initialize()
         workflow.run()
+        workflow.finalize()
     return Path(output_dir) / "model.pt"
 
 
@@ -162,6 +164,12 @@ def check_settings() -> None:
     """Step of a config's ``run``: end the program with one line if the calling config does not have a setting."""
     with _exit_status():
         _check_settings(_caller(ConfigParser))
+
+
+def join_processes(device: Any) -> None:
+    """Step of ``initialize``: join those that torchrun started, or end the program with one line."""
+    with _exit_status():
+        distributed.join_processes(device)
 
 
 def settings_section() -> dict[str, Any]:
@@ -275,18 +283,6 @@ def _caller(kind: type[Kind]) -> Kind:
             return owner
         frame = frame.f_back
     raise LookupError(f"expected a {kind.__name__} among the callers, found none; call this from a config")
-
-
-@contextmanager
-def plain_errors() -> Iterator[None]:
-    """Raise the ``ValueError``, ``OSError`` or ``ImportError`` that MONAI wraps into the name of a component."""
-    try:
-        yield
-    except RuntimeError as error:
-        cause = root_cause(error)
-        if isinstance(cause, (ValueError, OSError, ImportError)):
-            raise cause from None
-        raise
 
 
 @contextmanager

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from traceback import format_exception
 from typing import Any, NamedTuple, cast
 
@@ -141,6 +142,18 @@ def root_cause(error: BaseException) -> BaseException:
     while isinstance(error, RuntimeError) and error.__cause__ is not None:
         error = error.__cause__
     return error
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Raise the ``ValueError``, ``OSError`` or ``ImportError`` that MONAI wraps into the name of a component."""
+    try:
+        yield
+    except RuntimeError as error:
+        cause = root_cause(error)
+        if isinstance(cause, (ValueError, OSError, ImportError)):
+            raise cause from None
+        raise
 
 
 def _reason(error: BaseException) -> str:
