@@ -74,7 +74,7 @@ def test_record_and_picture(translated: tuple[Path, Path], tiny_weights: Path) -
     )
 
 
-def test_same_case_alone_and_in_reversed_order(
+def test_same_case_alone_in_reversed_order_and_read_by_workers(
     translated: tuple[Path, Path], tiny_weights: Path, tmp_path: Path
 ) -> None:
     dataset_dir, output_dir = translated
@@ -86,12 +86,11 @@ def test_same_case_alone_and_in_reversed_order(
     assert not (result / "b_label.nii.gz").exists()
     listed = {"testing": [{"image": f"{name}.nii.gz", "label": f"labels/{name}.nii.gz"} for name in NAMES[::-1]]}
     (tmp_path / "list.json").write_text(json.dumps(listed))
-    backward = run(dataset_dir, tmp_path / "back", tiny_weights, datalist=str(tmp_path / "list.json"))
-    for name in NAMES:
-        for end in ("mr", "label"):
-            np.testing.assert_array_equal(
-                voxels(backward / f"{name}_{end}.nii.gz"), voxels(output_dir / f"{name}_{end}.nii.gz")
-            )
+    for num_workers in (0, 2):
+        changes = {"datalist": str(tmp_path / "list.json"), "num_workers": num_workers}
+        backward = run(dataset_dir, tmp_path / f"back{num_workers}", tiny_weights, **changes)
+        for name in (f"{case}_{end}.nii.gz" for case in NAMES for end in ("mr", "label")):
+            assert (backward / name).read_bytes() == (output_dir / name).read_bytes()
 
 
 def test_existing_outputs_are_kept_without_overwrite(tiny_weights: Path, tmp_path: Path) -> None:
@@ -300,6 +299,8 @@ def test_an_unknown_setting_ends_the_run_and_names_the_nearest(
         ("train", "train_neighbor_guided"),
         ("train", "train_refiner"),
         ("train", "train_single"),
+        ("train", "multi_gpu_train"),
+        ("segmentation_train", "multi_gpu_train"),
         ("segmentation_train", "segmentation_ct"),
         ("segmentation_train", "segmentation_any"),
         ("segmentation_train", "evaluate"),

@@ -17,6 +17,7 @@ from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 from contourdiff.config_checks import COMMENT, SETTINGS, check_names, check_values, plain_errors, references
 from contourdiff.data.checks import check_output_dir
 from contourdiff.phantom import write_phantom
+from contourdiff.training import distributed
 from contourdiff.training.handlers import newest_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -135,6 +136,7 @@ def train(
         workflow = ConfigWorkflow(files, workflow_type="train", logging_file=False, **settings)
         workflow.initialize()
         workflow.run()
+        workflow.finalize()
     return Path(output_dir) / "model.pt"
 
 
@@ -161,6 +163,12 @@ def check_settings() -> None:
     """Step of a config's ``run``: end the program with one line if the calling config does not have a setting."""
     with _exit_status():
         _check_settings(_caller(ConfigParser))
+
+
+def join_processes(device: Any) -> None:
+    """Step of ``initialize``: join those that torchrun started, or end the program with one line."""
+    with _exit_status():
+        distributed.join_processes(device)
 
 
 def settings_section() -> dict[str, Any]:

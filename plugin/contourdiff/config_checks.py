@@ -24,7 +24,7 @@ NUMBERS = {
     "spacing_mm": (0.01, 100), "min_object_mm2": (0, 1e12), "max_hole_mm2": (0, 1e12), "contour_sigma_px": (0, 100),
     "contour_low_threshold": (0, 255), "contour_high_threshold": (0, 255), "eta": (0, 1), "fidelity_limit": (0, 1),
     "mean_threshold": (0, math.inf), "distance_threshold": (0, math.inf), "reference_flicker": (0, math.inf),
-    "noise_length_mm": (0, 1e6), "fidelity_tolerance_mm": (0, 1e6),
+    "noise_length_mm": (0, 1e6), "refinement_guidance": (0, 100), "fidelity_tolerance_mm": (0, 1e6),
 }  # fmt: skip
 FLAGS = ("overwrite", "unconditional", "save_fidelity_map", "save_uncertainty_map", "amp", "retain_heap", "progress")
 OPTIONAL = ("batch_size", "reference_flicker")

@@ -14,7 +14,8 @@ from monai.data import save_net_with_metadata
 from monai.networks import convert_to_onnx
 from torch import Tensor, nn
 
-from contourdiff.bundle import config_files, plain_errors, read_config
+from contourdiff.bundle import config_files, read_config
+from contourdiff.config_checks import plain_errors
 from contourdiff.data.atomic import atomic_write
 from contourdiff.inference.onnx_network import OnnxNetwork
 from contourdiff.networks import CascadeUNet, ContourUNet

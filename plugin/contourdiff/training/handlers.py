@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
@@ -109,6 +110,7 @@ class WeightsSaver:
         engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self)
         engine.add_event_handler(Events.COMPLETED, self)
 
+    @idist.one_rank_only()
     def __call__(self, engine: Engine) -> None:
         """Write the file."""
         state = {key: value.detach().cpu() for key, value in self.network.state_dict().items()}
@@ -137,6 +139,7 @@ class SamplePictures:
         """Attach to the trainer."""
         engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self)
 
+    @idist.one_rank_only()
     def __call__(self, engine: Engine) -> None:
         """Translate and draw; the network's mode and the random state of the training stay the same."""
         positions = np.linspace(0, len(self.dataset) - 1, min(self.count, len(self.dataset))).round().astype(int)

@@ -14,6 +14,7 @@ from monai.networks.schedulers import Scheduler
 from torch import Tensor, nn
 
 from contourdiff.sampling.neighbor_guided import EMPTY
+from contourdiff.training.distributed import rows_of_process
 
 
 @dataclass(eq=False)
@@ -95,7 +96,8 @@ class ContourPrepareBatch(DiffusionPrepareBatch):
     def get_noise(self, images: Tensor) -> Tensor:
         """Gaussian noise of the shape of ``images``."""
         if self.fixed_seed is None:
-            return torch.randn_like(images)
+            shape, kind = images.shape[1:], images.dtype
+            return rows_of_process(lambda n: torch.randn(n, *shape, dtype=kind, device=images.device), len(images))
         generator = torch.Generator().manual_seed(self.fixed_seed)
         return torch.randn(images.shape, generator=generator, dtype=images.dtype).to(images.device)
 
@@ -103,9 +105,12 @@ class ContourPrepareBatch(DiffusionPrepareBatch):
         """One timestep for each of the ``(B, 1, H, W)`` images: ``(B,)`` long."""
         batch = images.shape[0]
         if self.fixed_seed is None:
-            draws = torch.randint(0, self.num_train_timesteps, (self.timestep_draws, batch), device=images.device)
-            return draws.amax(dim=0)
+            return rows_of_process(lambda count: self._largest_timesteps(count, images.device), batch)
         return ((torch.arange(batch, device=images.device) + 0.5) * self.num_train_timesteps / batch).long()
+
+    def _largest_timesteps(self, count: int, device: torch.device) -> Tensor:
+        draws = torch.randint(0, self.num_train_timesteps, (self.timestep_draws, count), device=device)
+        return draws.amax(dim=0)
 
     def get_target(self, images: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Training target: the noise, or the velocity of Salimans and Ho (arXiv 2202.00512)."""
@@ -117,4 +122,4 @@ class ContourPrepareBatch(DiffusionPrepareBatch):
 
 def _drawn(probability: float, items: Tensor) -> Tensor:
     """One random decision an item, true with the given probability: ``(B, 1, 1, 1)``."""
-    return (torch.rand(len(items)) < probability).view(-1, 1, 1, 1).to(items.device)
+    return (rows_of_process(torch.rand, len(items)) < probability).view(-1, 1, 1, 1).to(items.device)
