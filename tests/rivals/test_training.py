@@ -110,7 +110,9 @@ def test_time_ends_a_training_that_is_then_finished(data: tuple[Path, Path], tmp
     assert (tmp_path / "generator.pt").is_file()
 
 
-def test_labels_are_read_where_they_are_asked_for(data: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_labels_are_read_where_they_are_asked_for(
+    data: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Classes of the label map, in the image's frame, resampled to the nearest."""
     seen: list[torch.Tensor] = []
     cycle_batch = CycleTrainer.cycle_batch
@@ -135,9 +137,14 @@ def test_every_rival_has_its_configs_and_says_what_it_needs(name: str) -> None:
     assert json.loads((CONFIGS / f"{rival.configs[-1]}.json").read_text())["method"] == name
 
 
-def test_the_command_trains_on_real_slices_and_translates_a_real_ct_on_its_grid(real_data: Path, tmp_path: Path) -> None:
+def test_the_command_trains_on_real_slices_and_translates_a_real_ct_on_its_grid(
+    real_data: Path, tmp_path: Path
+) -> None:
     ct, mr, out = tmp_path / "ct", tmp_path / "mr", tmp_path / "out"
-    source, label = nib.load(real_data / "ct" / "torso_ct.nii.gz"), nib.load(real_data / "ct" / "torso_vertebrae.nii.gz")
+    source, label = (
+        nib.load(real_data / "ct" / "torso_ct.nii.gz"),
+        nib.load(real_data / "ct" / "torso_vertebrae.nii.gz"),
+    )
     for image, path in ((source, ct / "torso.nii.gz"), (label, ct / "labels" / "torso.nii.gz")):
         path.parent.mkdir(parents=True, exist_ok=True)
         nib.save(image.slicer[54:62], path)
@@ -145,7 +152,9 @@ def test_the_command_trains_on_real_slices_and_translates_a_real_ct_on_its_grid(
     for path in sorted((real_data / "mr_lumbar" / "t1").glob("*.nii.gz"))[:3]:
         shutil.copy(path, mr)
     small = ("epoch_length=2", "max_epochs=1", "generator_channels=4", "generator_blocks=1", "discriminator_channels=4")
-    cli.main(["rival", "cyclegan", str(ct), str(mr), str(out), "--pattern", "*", "--device", "cpu", "--settings", *small])
+    cli.main(
+        ["rival", "cyclegan", str(ct), str(mr), str(out), "--pattern", "*", "--device", "cpu", "--settings", *small]
+    )
     assert read_record(out)["iterations"] == 2
     translated = out / "translations"
     mr_image = nib.load(translated / "torso_mr.nii.gz")

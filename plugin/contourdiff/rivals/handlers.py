@@ -31,7 +31,9 @@ class TrainingBudget:
     def __init__(self, optimizers: Mapping[str, torch.optim.Optimizer], minutes: float | None = None) -> None:
         if minutes is not None and not minutes > 0:
             raise ValueError(f"minutes must be positive, or null for no limit, got {minutes}")
-        self._rates = [(optimizer, [group["lr"] for group in optimizer.param_groups]) for optimizer in optimizers.values()]
+        self._rates = [
+            (optimizer, [group["lr"] for group in optimizer.param_groups]) for optimizer in optimizers.values()
+        ]
         self.minutes = minutes
         self._before, self._started = 0.0, time.perf_counter()
 
