@@ -18,6 +18,7 @@ import torch
 
 from contourdiff.bundle import config_files, read_config
 from contourdiff.cli import main
+from contourdiff.cli.evaluation import DEFAULT_ROWS, FURTHER_ROWS
 from contourdiff.evaluation.experiment import ROWS, ExperimentPlan, run_experiment
 from contourdiff.evaluation.experiment_rows import TABLE, Row
 from helpers import CONFIGS
@@ -345,6 +346,11 @@ def test_bad_plans_are_refused_before_any_work(
         run_experiment(replace(plan, output_dir=tmp_path / "none", **changes))
     assert count_runs == []
     assert not (tmp_path / "none").exists()
+
+
+def test_the_help_names_every_row() -> None:
+    assert DEFAULT_ROWS.split() == list(ROWS)
+    assert set(TABLE) <= {*DEFAULT_ROWS.split(), *FURTHER_ROWS.split()}
 
 
 def test_the_command_line_passes_the_plan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
