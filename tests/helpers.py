@@ -261,3 +261,20 @@ def nibabel_of(image: Any) -> nib.Nifti1Image:
     affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
     affine[:3, 3] = image.GetOrigin()
     return nib.Nifti1Image(sitk.GetArrayFromImage(image).transpose(), TO_LPS @ affine)
+
+
+CT_LEVELS, MR_LEVELS = torch.tensor([-1.0, -0.4, 0.4]), torch.tensor([-1.0, 0.3, 0.8])
+"""Levels of background, body and bone in two domains of the same kind of shapes."""
+
+
+def shapes(seed: int, levels: torch.Tensor, size: int = 24) -> dict[str, torch.Tensor]:
+    """A body with two bones, at random places: ``image`` and ``label`` (classes), each ``(1, size, size)``."""
+    rng = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:size, :size] / size - rng.uniform(0.4, 0.6, (2, 1, 1))
+    radii = rng.uniform(0.3, 0.42, 2)
+    classes = (np.hypot(rows / radii[0], columns / radii[1]) < 1).astype(np.int64)
+    for _ in range(2):
+        row, column = rng.uniform(-0.2, 0.2, 2)
+        classes[np.hypot(rows - row, columns - column) < rng.uniform(0.08, 0.16)] = 2
+    label = torch.from_numpy(classes)[None]
+    return {"image": levels[label], "label": label.float()}
