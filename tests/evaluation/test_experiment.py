@@ -18,8 +18,10 @@ import torch
 
 from contourdiff.bundle import config_files, read_config
 from contourdiff.cli import main
+from contourdiff.cli.evaluation import DEFAULT_ROWS, FURTHER_ROWS
 from contourdiff.evaluation.experiment import ROWS, ExperimentPlan, run_experiment
 from contourdiff.evaluation.experiment_rows import TABLE, Row
+from contourdiff.rivals.training import RIVALS, Rival
 from helpers import CONFIGS
 
 
@@ -175,6 +177,7 @@ def test_of_a_rival_that_segments_the_own_network_is_tested(
 
     monkeypatch.setattr("contourdiff.evaluation.experiment.train_rival", train)
     monkeypatch.setattr("contourdiff.evaluation.experiment.translate_with_rival", translate)
+    monkeypatch.setitem(RIVALS, "synseg", Rival(("cyclegan",), segments=True, needs="CT with labels, and MR"))
     monkeypatch.setitem(
         TABLE, "synseg", Row("CT with labels, and MR", True, rival=True, segments=True, mr_training=True)
     )
@@ -331,6 +334,7 @@ def test_a_training_that_was_cut_off_ends_as_if_it_had_not(
         ({"translation": {"seed": 1}}, "expected seeds as translation_seeds"),
         ({"mr_training": {}}, "learns from MR"),
         ({"rows": ("cyclegan",), "mr_training": {}}, "'cyclegan' learns from MR"),
+        ({"rows": ("cyclegan",), "rivals": {"minute": 1}}, r"expected settings of \['cyclegan'\], got \['minute'\]"),
         ({"rivals": {"seed": 1}}, "expected seeds as translation_seeds"),
         ({"rows": ("upper_bound",), "patient_pattern": "(spider)"}, "two patients or more"),
         ({"groups": {"t7": "*_t7_*"}}, "no labelled case"),
@@ -345,6 +349,11 @@ def test_bad_plans_are_refused_before_any_work(
         run_experiment(replace(plan, output_dir=tmp_path / "none", **changes))
     assert count_runs == []
     assert not (tmp_path / "none").exists()
+
+
+def test_the_help_names_every_row() -> None:
+    assert DEFAULT_ROWS.split() == list(ROWS)
+    assert set(TABLE) <= {*DEFAULT_ROWS.split(), *FURTHER_ROWS.split()}
 
 
 def test_the_command_line_passes_the_plan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

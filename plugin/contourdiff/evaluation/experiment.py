@@ -22,7 +22,16 @@ from contourdiff.data.label_map import LabelMap
 from contourdiff.evaluation.cross_validation import merge_folds, patient_folds
 from contourdiff.evaluation.experiment_costs import stopwatch
 from contourdiff.evaluation.experiment_report import write_report
-from contourdiff.evaluation.experiment_rows import OURS_T1_T2, ROWS, TABLE, UNCONDITIONAL, UPPER_BOUND, row_of
+from contourdiff.evaluation.experiment_rows import (
+    OURS_T1_T2,
+    ROWS,
+    SMOKE,
+    TABLE,
+    UNCONDITIONAL,
+    UPPER_BOUND,
+    rival_settings,
+    row_of,
+)
 from contourdiff.evaluation.label_crop import write_label_crop
 from contourdiff.evaluation.plan_record import record_plan
 from contourdiff.rivals.training import train_rival, translate_with_rival
@@ -32,15 +41,6 @@ from contourdiff.weights import count_parameters, sha256_of
 logger = logging.getLogger(__name__)
 ARCHITECTURES = ("unet", "swin_unetr")
 SETTINGS = ("translation", "segmentation", "unconditional")
-SMOKE: dict[str, dict[str, Any]] = {
-    "translation": {"num_inference_steps": 2, "candidates": 2, "max_rounds": 1},
-    "segmentation": {"max_epochs": 1},
-    "unconditional": {"max_epochs": 1, "epoch_length": 2},
-    "rivals": {
-        **{"max_epochs": 1, "epoch_length": 2},
-        **{"generator_channels": 4, "generator_blocks": 1, "discriminator_channels": 4},
-    },
-}
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class ExperimentPlan:
         translation: settings of ``inference.json`` for every translation.
         segmentation: settings of ``segmentation_train.json`` for every network.
         unconditional: settings of ``train.json`` for the row ``unconditional``.
-        rivals: settings of ``cyclegan.json`` for every rival, such as ``minutes``.
+        rivals: settings of ``cyclegan.json``, such as ``minutes``, and of overlays, for every rival that has them.
         bundle: folder of the bundle, if not beside this package.
     """
 
@@ -128,6 +128,7 @@ class _Job:
         self.ckpt_path = Path(plan.ckpt_path or self.configs.parent / "models" / "model.pt")
         self._classes = LabelMap(self.label_map)
         self._check_names()
+        self._rivals = rival_settings(self.rows, plan.rivals, plan.bundle)
         self._ct_cases = labelled_cases(plan.ct_dir)
         for folder in plan.folders.values():
             labelled_cases(folder)
@@ -171,7 +172,7 @@ class _Job:
         record |= {name: dict(getattr(plan, name)) for name in ("groups", *SETTINGS)}
         training = {**plan.mr_training, "dataset_dir": realpath(plan.mr_training.get("dataset_dir", "."))}
         record["mr_training"] = {row: training for row in self.rows if row_of(row).mr_training}
-        record["rivals"] = {row: dict(plan.rivals) for row in self.rows if row_of(row).rival}
+        record["rivals"] = self._rivals
         record["folds"] = {str(number): fold for number, fold in enumerate(self._folds)}
         record_plan(self.root / "plan.json", record)
 
@@ -227,7 +228,7 @@ class _Job:
     def _rival_dir(self, row: str, translation_seed: int, architecture: str) -> Path:
         """Train a rival, or go on, and return its folder."""
         folder = self.root / row / f"weights_{self._translator(row, translation_seed, architecture)}"
-        settings = {**self.plan.mr_training, **self.plan.rivals, "label_map": str(self.label_map)}
+        settings = {**self.plan.mr_training, **self._rivals[row], "label_map": str(self.label_map)}
         settings |= {"seed": translation_seed} | ({"architecture": architecture} if row_of(row).segments else {})
         mr_dir = settings.pop("dataset_dir")
         train_rival(row, self.root / "ct", mr_dir, folder, bundle=self.plan.bundle, **settings)

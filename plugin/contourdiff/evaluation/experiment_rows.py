@@ -3,14 +3,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from contourdiff.bundle import config_files, read_config
 from contourdiff.rivals.training import RIVALS
 
 ROWS = ("without_adaptation", "unconditional", "single_candidate", "ours", "ours_t1_t2")
 WITHOUT_ADAPTATION, UNCONDITIONAL, SINGLE_CANDIDATE, OURS, OURS_T1_T2 = ROWS
+SMOKE: dict[str, dict[str, Any]] = {
+    "translation": {"num_inference_steps": 2, "candidates": 2, "max_rounds": 1},
+    "segmentation": {"max_epochs": 1},
+    "unconditional": {"max_epochs": 1, "epoch_length": 2},
+    "rivals": {
+        **{"max_epochs": 1, "epoch_length": 2},
+        **{"generator_channels": 4, "generator_blocks": 1, "discriminator_channels": 4},
+        **{"task_epochs": 1, "feature_epochs": 1, "segmentation_epoch_length": 2},  # stages of CyCADA
+    },
+}
+"""Settings that cut everything short."""
 RANDOMIZED, UPPER_BOUND = "randomized", "upper_bound"
 
 
@@ -56,6 +69,24 @@ TABLE = {
     UPPER_BOUND: Row("MR with labels", overlays=("segmentation_any",), segmentation={"side": "mr"}),
 }
 """Every row by name, in the order of the report."""
+
+
+def rival_settings(
+    rows: Sequence[str], settings: Mapping[str, Any], bundle: str | Path | None = None
+) -> dict[str, dict[str, Any]]:
+    """For every rival among the rows those of the settings that its configs have.
+
+    Raises ``ValueError`` for a setting that none of them has.
+    """
+    own = {}
+    for row in (row for row in rows if row_of(row).rival):
+        base, *overlays = RIVALS[row].configs
+        known = read_config(config_files(bundle, overlays, base=base), {}).get().keys()
+        own[row] = {name: value for name, value in settings.items() if name.split("#")[0].split("::")[0] in known}
+    unknown = settings.keys() - SMOKE["rivals"].keys() - {name for given in own.values() for name in given}
+    if own and unknown:
+        raise ValueError(f"expected settings of {list(own)}, got {sorted(unknown)}, which none of them has")
+    return own
 
 
 def row_of(name: str) -> Row:
