@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import ignite.distributed as idist
@@ -45,16 +46,16 @@ def bundle_arguments(plan: dict[str, object]) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def alone() -> object:
+def alone() -> Iterator[None]:
     """The environment that torchrun gives to a single process."""
-    with socket.socket() as free, pytest.MonkeyPatch.context() as patch:
+    with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-        free.close()
-        for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_PORT": port}.items():
+    given = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in given.items():
             patch.setenv(name, str(value))
-        patch.setenv("MASTER_ADDR", "127.0.0.1")
-        yield patch
+        yield
 
 
 def run_alone(plan: dict[str, object], stop_after: int | None = None) -> None:
@@ -87,7 +88,7 @@ def plan_of(mr: Path, output_dir: Path, **changes: object) -> dict[str, object]:
 
 
 @pytest.fixture(scope="module")
-def trained(mr: Path, alone: object) -> tuple[Path, Path]:
+def trained(mr: Path, alone: None) -> tuple[Path, Path]:
     """The same training in one process, and in two from the command line."""
     one, two = mr.parent / "one", mr.parent / "two"
     run_alone(plan_of(mr, one))
@@ -141,7 +142,7 @@ def test_a_training_resumes_in_another_number_of_processes(trained: tuple[Path, 
         assert_same_training(resumed, other)
 
 
-def test_two_processes_train_a_segmentation_as_one_does(alone: object, tmp_path: Path) -> None:
+def test_two_processes_train_a_segmentation_as_one_does(alone: None, tmp_path: Path) -> None:
     """Seven slices for training, so that one of each epoch is left out; the best weights are those of one process."""
     random = np.random.default_rng(0)
     for number in range(9):
