@@ -11,7 +11,8 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "plugin" / "contourdiff"
 BUNDLE = "bundles/contourdiff_ct2mr"
-OUTSIDE = ("README.md", "LICENSE", f"{BUNDLE}/docs/**/*", f"{BUNDLE}/*/*.json", "plugin/contourdiff/**/*.py")
+OUTSIDE = ("README.md", "SECURITY.md", "LICENSE", f"{BUNDLE}/docs/**/*", f"{BUNDLE}/*/*.json")
+OUTSIDE += ("plugin/contourdiff/**/*.py",)
 """Files outside ``docs`` that pages may link to."""
 
 

@@ -42,12 +42,17 @@ def find_bundle(bundle: str | Path | None = None) -> Path:
 def config_files(bundle: str | Path | None = None, overlays: Sequence[str] = (), base: str = "inference") -> list[str]:
     """Paths of a config of the bundle and of its overlays, each by name, or any other overlay by its path ``*.json``.
 
-    Raises ``FileNotFoundError`` if one is missing.
+    Raises ``FileNotFoundError`` if one is missing, ``ValueError`` if one is no JSON.
     """
     configs = find_bundle(bundle) / "configs"
     files = [Path(name) if name.endswith(".json") else configs / f"{name}.json" for name in (base, *overlays)]
     if missing := [file.stem for file in files if not file.is_file()]:
         raise FileNotFoundError(f"expected configs by name in {configs}, found no {missing}")
+    for file in files:
+        try:
+            ConfigParser.load_config_file(file)
+        except ValueError as error:
+            raise ValueError(f"expected JSON in the config {file}, got: {error}; repair it") from error
     return [str(file) for file in files]
 
 
@@ -97,9 +102,9 @@ def translate(
     arguments = settings.keys() & inspect.signature(ConfigWorkflow).parameters.keys()
     parser = read_config(files, {name: value for name, value in settings.items() if name not in arguments})
     settings.setdefault("bundle_root", parser["bundle_root"])
-    workflow = ConfigWorkflow(files, **{"workflow_type": "inference", "logging_file": False, **settings})
-    workflow.initialize()
     with plain_errors():
+        workflow = ConfigWorkflow(files, **{"workflow_type": "inference", "logging_file": False, **settings})
+        workflow.initialize()
         _run_translation(workflow.parser)
     return Path(output_dir)
 
@@ -205,12 +210,13 @@ def _run_translation(parser: ConfigParser) -> None:
     check_values({name: parser.get_parsed_content(name) for name in SETTINGS if name in parser})
     wanted = parser.get("contrast")
     contrasts = [name.strip() for name in wanted.split(",")] if isinstance(wanted, str) else list(wanted or [])
+    known = parser.get_parsed_content("contrasts") if "contrasts" in parser else []
+    unknown = [name for name in contrasts if name not in known]
+    if unknown and (known or len(contrasts) > 1):
+        raise ValueError(f"contrast must be out of {list(known)}, got {unknown}; pass another")
     if len(contrasts) < 2:
         _translate_cases(parser)
         return
-    known = parser.get_parsed_content("contrasts")
-    if unknown := [name for name in contrasts if name not in known]:
-        raise ValueError(f"contrast must be out of {list(known)}, got {unknown}")
     failed = []
     for name in contrasts:
         parser["contrast"], parser["case_suffix"] = name, f"_{name}"

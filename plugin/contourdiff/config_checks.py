@@ -95,6 +95,8 @@ def plain_errors() -> Iterator[None]:
     """
     try:
         yield
+    except SyntaxError as error:
+        raise ValueError(f"expected Python after $ in the config, got: {error}; repair the expression") from error
     except RuntimeError as error:
         cause = root_cause(error)
         if isinstance(cause, (ValueError, OSError, ImportError)):

@@ -524,7 +524,7 @@ valued("offset_1024", (CT + 1024).astype(np.int16))
 valued("an_mr", np.clip(CT + 100, 0, 255).astype(np.uint8))
 valued("padded_3024", np.where(CT < -900, -3024, CT).astype(np.int16))
 valued("noise", np.random.default_rng(3).integers(-1000, 2000, SHAPE).astype(np.int16))
-WARNED = ("bone_only", "constant_zero", "tiny_values", "already_0_to_1", "offset_1024", "an_mr")
+WARNED = ("bone_only", "constant_zero", "tiny_values", "already_0_to_1", "offset_1024", "an_mr", "one_voxel")
 """Kinds that are hardly CT."""
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import textwrap
@@ -203,7 +202,6 @@ def test_entries_of_a_list_may_lie_anywhere_and_each_bad_one_is_named(tmp_path: 
         "../out/c.nii.gz",
         "gone.nii.gz",
         "..",
-        "/",
         "notes.txt",
         "/dev/zero",
     ]
@@ -212,7 +210,7 @@ def test_entries_of_a_list_may_lie_anywhere_and_each_bad_one_is_named(tmp_path: 
     write_nifti(inside / "d.nii.gz", CT, OBLIQUE)
     cases.check()
     assert [Path(item["image"]).name for item in cases.items] == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
-    assert cases.failures.keys() == {"gone", "..", "", "notes.txt", "zero", "d"}
+    assert cases.failures.keys() == {"gone", "..", "notes.txt", "zero", "d"}
     assert all(reason.startswith("expected ") and "got" in reason for reason in cases.failures.values())
 
 
@@ -239,7 +237,7 @@ def test_a_file_in_upper_case_is_written_as_it_was_asked_for(tiny_weights: Path,
     translated = translate_path(source, tmp_path / "MR.NII.GZ", weights=tiny_weights, **options)[0]
     assert translated.mr == tmp_path / "MR.NII.GZ"
     assert nib.load(translated.mr).shape == CT.shape
-    with pytest.raises(ValueError, match="expected no file at .*MR.NII.GZ, found one"):
+    with pytest.raises(ValueError, match=r"expected no file at .*MR\.NII\.GZ, found one"):
         translate_path(source, tmp_path / "MR.NII.GZ", weights=tiny_weights, **options)
 
 

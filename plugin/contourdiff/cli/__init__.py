@@ -50,7 +50,7 @@ def _one_signal() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    received = []
+    received: list[int] = []
 
     def stop(number: int, frame: object) -> None:
         if not received:
