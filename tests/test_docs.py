@@ -24,7 +24,14 @@ from helpers import REPOSITORY, ball_ct, make_mr, write_nifti
 
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 PAGES.append(REPOSITORY / "bundles" / "contourdiff_ct2mr" / "docs" / "README.md")
-BASES = {"translate": "inference", "train": "train", "quality": "inference", "gap": "inference", "agreement": "train", "rival": "cyclegan"}
+BASES = {
+    "translate": "inference",
+    "train": "train",
+    "quality": "inference",
+    "gap": "inference",
+    "agreement": "train",
+    "rival": "cyclegan",
+}
 """Config that the settings of a command belong to."""
 EXCERPTS = ("style", "monai_label")
 """Pages whose Python is parts of functions, or for another program."""
