@@ -56,7 +56,7 @@ def test_the_rate_is_constant_and_then_falls_linearly_to_zero(clock: Clock) -> N
 
 
 def test_time_shortens_the_training_and_its_decay(clock: Clock) -> None:
-    """Two minutes at 12 s an iteration are 10 of 20 iterations; the rate falls from the sixth second half on."""
+    """Two minutes at 12 s an iteration are 10 of 20 iterations; the rate falls over the last five."""
     rates = run(TrainingBudget({"a": (opt := optimizer())}, minutes=2), opt, clock, seconds=12)
     assert len(rates) == 10
     assert rates == pytest.approx([0.4 * min(1, 2 * (1 - number / 10)) for number in range(10)], abs=0.09)
@@ -68,7 +68,7 @@ def test_time_counts_over_resumes(clock: Clock) -> None:
     budget = TrainingBudget({"a": optimizer()}, minutes=2)
     run(budget, optimizer(), clock, seconds=3)
     assert budget.state_dict() == {"seconds": 60}
-    clock.now += 1000  # it lay
+    clock.now += 1000  # it did not run
     resumed = TrainingBudget({"a": (opt := optimizer())}, minutes=2)
     resumed.load_state_dict({"seconds": 60})
     assert len(run(resumed, opt, clock, seconds=15)) == 4

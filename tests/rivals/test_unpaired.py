@@ -18,7 +18,9 @@ from helpers import make_dataset
 
 
 def numbered(count: int, first: int) -> list[dict[str, torch.Tensor]]:
-    return [{"image": torch.full((1, 2, 2), float(first + number)), "label": torch.ones(1, 2, 2)} for number in range(count)]
+    return [
+        {"image": torch.full((1, 2, 2), float(first + number)), "label": torch.ones(1, 2, 2)} for number in range(count)
+    ]
 
 
 def values(dataset: UnpairedDataset, key: str, rounds: int = 5) -> list[float]:

@@ -143,12 +143,9 @@ The same command goes on where it stopped. The MR is in OUTPUT_DIR/translations.
 def _rival(
     method: str, ct_dir: str, mr_dir: str, output_dir: str, bundle: str | None, settings: list[str], **options: Any
 ) -> None:
-    from contourdiff.installation import usable_device
     from contourdiff.rivals.training import train_rival, translate_with_rival
 
-    options = given({**options, "file_pattern": options.pop("pattern")})
-    if "device" in options:
-        options["device"] = usable_device(options["device"])
+    options = given({"file_pattern": options.pop("pattern"), **options})
     train_rival(method, ct_dir, mr_dir, output_dir, bundle=bundle, **{**parse_settings(settings), **options})
     device = {name: value for name, value in options.items() if name == "device"}
     translations = translate_with_rival(output_dir, ct_dir, Path(output_dir) / "translations", bundle=bundle, **device)

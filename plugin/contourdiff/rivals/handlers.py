@@ -31,8 +31,9 @@ class TrainingBudget:
     def __init__(self, optimizers: Mapping[str, torch.optim.Optimizer], minutes: float | None = None) -> None:
         if minutes is not None and not minutes > 0:
             raise ValueError(f"minutes must be positive, or null for no limit, got {minutes}")
-        groups = [group for optimizer in optimizers.values() for group in optimizer.param_groups]
-        self._rates = [(group, float(group["lr"])) for group in groups]
+        self._rates = [
+            (optimizer, [group["lr"] for group in optimizer.param_groups]) for optimizer in optimizers.values()
+        ]
         self.minutes = minutes
         self._before, self._started = 0.0, time.perf_counter()
 
@@ -66,8 +67,9 @@ class TrainingBudget:
 
     def _set_rates(self, engine: Engine) -> None:
         factor = min(1.0, 2 * (1 - self.share(engine)))
-        for group, rate in self._rates:
-            group["lr"] = rate * factor
+        for optimizer, rates in self._rates:
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):  # groups are new after a resume
+                group["lr"] = rate * factor
 
     def _check(self, engine: Engine) -> None:
         if self.minutes is not None and self.seconds >= 60 * self.minutes:

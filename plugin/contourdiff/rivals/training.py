@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from monai.bundle import ConfigWorkflow
 
 from contourdiff.bundle import config_files, plain_errors, read_config, translate
+from contourdiff.installation import usable_device
 from contourdiff.training.handlers import newest_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,8 @@ RIVALS: dict[str, Rival] = {
 }
 SHARED = ("axcodes", "slice_axis", "spacing_mm", "window_hu", "filter_classes", "min_object_mm2", "max_hole_mm2")
 """Settings of a training that a translation takes over, beside ``network_def``."""
+EXECUTION = {"device", "num_workers", "save_interval", "picture_interval"}
+"""Settings that a finished training may be asked for again with other values of."""
 
 
 def train_rival(
@@ -67,6 +70,7 @@ def train_rival(
     output_dir = Path(output_dir)
     base, *overlays = RIVALS[method].configs
     files = config_files(bundle, overlays, base=base)
+    settings = _with_device(settings)
     parser = read_config(files, settings)
     if (output_dir / "trained.json").is_file():
         _check_same(read_record(output_dir), method, settings)
@@ -118,15 +122,20 @@ def translate_with_rival(
     """
     trained = read_record(rival_dir)["settings"]
     settings = {name: trained[name] for name in (*SHARED, "network_def") if name in trained} | settings
-    settings = {"ckpt_path": str(Path(rival_dir) / "generator.pt"), **settings}
+    settings = {"ckpt_path": str(Path(rival_dir) / "generator.pt"), **_with_device(settings)}
     return translate(ct_dir, output_dir, bundle=bundle, overlays=("generator", *overlays), **settings)
+
+
+def _with_device(settings: dict[str, Any]) -> dict[str, Any]:
+    """The same settings with a device for its name, if there is one; ``ValueError`` if torch cannot use it."""
+    return {name: usable_device(value) if name == "device" else value for name, value in settings.items()}
 
 
 def _check_same(record: dict[str, Any], method: str, settings: dict[str, Any]) -> None:
     """Refuse a finished training of another method, or with other values of the given settings."""
     old = {"method": record["method"], **record["settings"]}
     wanted = json.loads(json.dumps({**settings, "method": method}, default=str))
-    other = sorted(name for name, value in wanted.items() if name in old and old[name] != value)
+    other = sorted(name for name, value in wanted.items() if name in old.keys() - EXECUTION and old[name] != value)
     if other:
         raise ValueError(
             f"expected the same training as the finished one, got another {other}; pass another output_dir"
