@@ -266,18 +266,21 @@ def nibabel_of(image: Any) -> nib.Nifti1Image:
     return nib.Nifti1Image(sitk.GetArrayFromImage(image).transpose(), TO_LPS @ affine)
 
 
-def shapes(seed: int, slices: int, size: int = 32) -> tuple[np.ndarray, np.ndarray]:
-    """Slices of a body in air, and of two ellipses or boxes in each body: boolean, ``(slices, size, size)``."""
+CT_LEVELS, MR_LEVELS = torch.tensor([-1.0, -0.4, 0.4]), torch.tensor([-1.0, 0.3, 0.8])
+"""Levels of background, body and bone in two domains of the same kind of shapes."""
+
+
+def shapes(seed: int, levels: torch.Tensor, size: int = 24) -> dict[str, torch.Tensor]:
+    """A body with two bones, at random places: ``image`` and ``label`` (classes), each ``(1, size, size)``."""
     rng = np.random.default_rng(seed)
-    y, z = np.meshgrid(np.linspace(-1, 1, size), np.linspace(-1, 1, size), indexing="ij")
-    body, parts = np.zeros((2, slices, size, size), dtype=bool)
-    for number in range(slices):
-        body[number] = (y / rng.uniform(0.75, 0.95)) ** 2 + (z / rng.uniform(0.75, 0.95)) ** 2 < 1
-        for _ in range(2):
-            row, column, height, width = *rng.uniform(-0.45, 0.45, 2), *rng.uniform(0.15, 0.3, 2)
-            down, across = np.abs(y - row) / height, np.abs(z - column) / width
-            parts[number] |= np.maximum(down, across) < 1 if rng.random() < 0.5 else down**2 + across**2 < 1
-    return body, parts & body
+    rows, columns = np.mgrid[:size, :size] / size - rng.uniform(0.4, 0.6, (2, 1, 1))
+    radii = rng.uniform(0.3, 0.42, 2)
+    classes = (np.hypot(rows / radii[0], columns / radii[1]) < 1).astype(np.int64)
+    for _ in range(2):
+        row, column = rng.uniform(-0.2, 0.2, 2)
+        classes[np.hypot(rows - row, columns - column) < rng.uniform(0.08, 0.16)] = 2
+    label = torch.from_numpy(classes)[None]
+    return {"image": levels[label], "label": label.float()}
 
 
 TINY_RIVAL = {
@@ -298,28 +301,13 @@ TINY_RIVAL = {
 
 
 def write_domains(root: Path) -> tuple[Path, Path]:
-    """Folders ``ct`` and ``mr`` of a volume each, of the same kind of shapes; the parts of the CT are vertebrae."""
+    """Folders ``ct`` and ``mr`` of a volume of six slices each, of the same kind of shapes; the bones are vertebrae."""
     affine = np.diag([4.0, 2.2, 2.2, 1.0])
-    for side, seed, (air, tissue, part) in (("ct", 0, (-1000, 0, 250)), ("mr", 1, (0, 200, 70))):
-        body, parts = shapes(seed, 6)
-        write_nifti(root / side / "a.nii.gz", np.select([parts, body], [part, tissue], air).astype(np.int16), affine)
+    for side, first, levels in (("ct", 0, [-1000.0, 0.0, 250.0]), ("mr", 6, [0.0, 70.0, 200.0])):
+        items = [shapes(first + number, torch.tensor(levels), size=32) for number in range(6)]
+        image, label = (torch.cat([item[key] for item in items]).numpy() for key in ("image", "label"))
+        image = image + np.random.default_rng(first).normal(0, 8, image.shape)
+        write_nifti(root / side / "a.nii.gz", image.astype(np.int16), affine)
         if side == "ct":
-            write_nifti(root / side / "labels" / "a.nii.gz", (parts * 27).astype(np.uint8), affine)
+            write_nifti(root / side / "labels" / "a.nii.gz", ((label == 2) * 27).astype(np.uint8), affine)
     return root / "ct", root / "mr"
-
-
-CT_LEVELS, MR_LEVELS = torch.tensor([-1.0, -0.4, 0.4]), torch.tensor([-1.0, 0.3, 0.8])
-"""Levels of background, body and bone in two domains of the same kind of shapes."""
-
-
-def shape_item(seed: int, levels: torch.Tensor, size: int = 24) -> dict[str, torch.Tensor]:
-    """A body with two bones, at random places: ``image`` and ``label`` (classes), each ``(1, size, size)``."""
-    rng = np.random.default_rng(seed)
-    rows, columns = np.mgrid[:size, :size] / size - rng.uniform(0.4, 0.6, (2, 1, 1))
-    radii = rng.uniform(0.3, 0.42, 2)
-    classes = (np.hypot(rows / radii[0], columns / radii[1]) < 1).astype(np.int64)
-    for _ in range(2):
-        row, column = rng.uniform(-0.2, 0.2, 2)
-        classes[np.hypot(rows - row, columns - column) < rng.uniform(0.08, 0.16)] = 2
-    label = torch.from_numpy(classes)[None]
-    return {"image": levels[label], "label": label.float()}

@@ -15,7 +15,7 @@ from contourdiff.rivals.cycle import AdversarialTerm, CycleBatch, CycleTerm, Cyc
 from contourdiff.rivals.handlers import TrainingBudget
 from contourdiff.rivals.image_pool import ImagePool
 from contourdiff.rivals.unpaired import UnpairedDataset
-from helpers import CT_LEVELS, MR_LEVELS, shape_item
+from helpers import CT_LEVELS, MR_LEVELS, shapes
 
 ITEM = {"ct": torch.full((1, 4, 4), 0.2), "mr": torch.full((1, 4, 4), -0.6), "ct_label": torch.ones(1, 4, 4)}
 
@@ -186,12 +186,12 @@ def small_generator() -> nn.Module:
 
 
 def test_a_known_change_of_intensity_is_found_without_pairs() -> None:
-    """Other levels of the same kind of shape_item: with the default weights, both mappings within 0.08 (from 0.25)."""
+    """Other levels of the same kind of shapes: with the default weights, both mappings within 0.08 (from 0.25)."""
     torch.manual_seed(0)
     judges = {f"{side}_discriminator": PatchDiscriminator(2, 16, 1, num_layers_d=1, norm=None) for side in ("ct", "mr")}  # type: ignore[arg-type]
     networks = nn.ModuleDict({"ct_to_mr": small_generator(), "mr_to_ct": small_generator(), **judges})
     slices = [
-        [shape_item(start + number, levels) for number in range(64)]
+        [shapes(start + number, levels) for number in range(64)]
         for start, levels in ((0, CT_LEVELS), (1000, MR_LEVELS))
     ]
     dataset = UnpairedDataset(*slices)
@@ -210,7 +210,7 @@ def test_a_known_change_of_intensity_is_found_without_pairs() -> None:
     }
     trainer_of(networks, changes).run()
     held_out = [
-        torch.stack([shape_item(seed, levels)["image"] for seed in range(500, 516)]) for levels in (CT_LEVELS, MR_LEVELS)
+        torch.stack([shapes(seed, levels)["image"] for seed in range(500, 516)]) for levels in (CT_LEVELS, MR_LEVELS)
     ]
     ct, mr = held_out
     assert float((ct - mr).abs().mean()) > 0.2
