@@ -24,7 +24,7 @@ from helpers import REPOSITORY, ball_ct, make_mr, write_nifti
 
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 PAGES.append(REPOSITORY / "bundles" / "contourdiff_ct2mr" / "docs" / "README.md")
-BASES = {"translate": "inference", "train": "train", "quality": "inference", "gap": "inference", "agreement": "train"}
+BASES = {"translate": "inference", "train": "train", "quality": "inference", "gap": "inference", "agreement": "train", "rival": "cyclegan"}
 """Config that the settings of a command belong to."""
 EXCERPTS = ("style", "monai_label")
 """Pages whose Python is parts of functions, or for another program."""
@@ -63,7 +63,7 @@ def test_the_command_line_takes_what_the_pages_show(line: str, capsys: pytest.Ca
         return
     values = vars(cli.parser().parse_args(words))
     if (base := BASES.get(values["command"])) is not None:
-        overlays = [name for name in values["overlays"] if base == "inference" or name.startswith("train")]
+        overlays = [name for name in values.get("overlays", []) if base == "inference" or name.startswith("train")]
         overlays = [name for name in overlays if not name.endswith(".json")]  # the reader's own
         read_config(config_files(overlays=overlays, base=base), parse_settings(values["settings"]))
         read_config(config_files(), parse_settings(values.get("translation") or []))
