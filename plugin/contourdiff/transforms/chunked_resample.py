@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
@@ -14,6 +15,8 @@ from monai.transforms import SpatialResample
 from monai.utils import TraceKeys, get_equivalent_dtype, get_torch_dtype_from_string
 from torch import Tensor
 from torch.nn.functional import grid_sample
+
+from contourdiff.data.checks import check_memory
 
 CHUNK_VOXELS = 2**20
 """Voxels in a chunk: their coordinates take about 60 MB in float64."""
@@ -85,6 +88,7 @@ class ChunkedResample(SpatialResample):
             return super().__call__(img, dst_affine, spatial_size, **options)
         chosen |= {name: str(chosen[name]) for name in ("mode", "padding_mode")}
         image, shape = cast(MetaTensor, img), tuple(int(size) for size in spatial_size)
+        check_memory(4 * len(image) * math.prod(shape), f"one that is resampled to {shape}")
         own, other = (np.asarray(matrix, dtype=np.float64) for matrix in (image.affine, dst_affine))
         affine = np.linalg.solve(own, other)
         unchanged = np.allclose(own, other, atol=UNCHANGED) or np.allclose(affine, np.eye(4), atol=UNCHANGED)
