@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 from monai.bundle import ConfigParser, ConfigWorkflow, ReferenceResolver
 from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 
-from contourdiff.data.checks import check_output_dir
 from contourdiff.inference.evaluator import root_cause
+from contourdiff.inference.run import run_inference
 from contourdiff.phantom import write_phantom
 from contourdiff.training.handlers import newest_checkpoint
 
@@ -100,7 +100,7 @@ def translate(
     workflow = ConfigWorkflow(files, **{"workflow_type": "inference", "logging_file": False, **settings})
     workflow.initialize()
     with plain_errors():
-        _run_translation(workflow.parser)
+        run_inference(workflow.parser)
     return Path(output_dir)
 
 
@@ -155,7 +155,7 @@ def run_translation() -> None:
     with _exit_status():
         parser = _caller(ConfigParser)
         _check_settings(parser)
-        _run_translation(parser)
+        run_inference(parser)
 
 
 def check_settings() -> None:
@@ -191,49 +191,6 @@ def bundle_root() -> str:
         return str(_caller(ConfigWorkflow).config_root_path.resolve().parent)
     except LookupError:
         return "."
-
-
-def _run_translation(parser: ConfigParser) -> None:
-    """Translate once, or once for each of several contrasts, whose files are ``<case>_<contrast>_mr.nii.gz`` ..."""
-    wanted = parser.get("contrast")
-    contrasts = [name.strip() for name in wanted.split(",")] if isinstance(wanted, str) else list(wanted or [])
-    if len(contrasts) < 2:
-        _translate_cases(parser)
-        return
-    known = parser.get_parsed_content("contrasts")
-    if unknown := [name for name in contrasts if name not in known]:
-        raise ValueError(f"contrast must be out of {list(known)}, got {unknown}")
-    failed = []
-    for name in contrasts:
-        parser["contrast"], parser["case_suffix"] = name, f"_{name}"
-        parser.parse(reset=True)
-        try:
-            _translate_cases(parser)
-        except ValueError as error:
-            failed.append(f"{name}: {error}")
-    if failed:
-        raise ValueError("; ".join(failed))
-
-
-def _translate_cases(parser: ConfigParser) -> None:
-    parser.get_parsed_content("network")
-    evaluator, cases = (parser.get_parsed_content(name) for name in ("evaluator", "cases"))
-    output_dir = Path(parser.get_parsed_content("output_dir"))
-    if cases.dataset_dir.is_dir():
-        check_output_dir(output_dir)
-    cases.check()
-    if cases.items:
-        evaluator.run()
-    failures = {**cases.failures, **evaluator.failures}
-    for case in cases.kept:
-        logger.info("%s: kept, its translation already exists (pass --overwrite true to translate it again)", case)
-    for case, reason in failures.items():
-        logger.error("%s: failed, %s", case, reason)
-    counts = len(evaluator.completed), len(cases.kept), len(failures)
-    logger.info("%d translated, %d kept, %d failed; results are in %s", *counts, output_dir.resolve())
-    if failures:
-        named = "; ".join(f"{case}: {reason}" for case, reason in list(failures.items())[:3])
-        raise ValueError(f"{len(failures)} of {sum(counts)} cases failed: {named}{'; ...' if counts[2] > 3 else ''}")
 
 
 def _check_settings(parser: ConfigParser) -> None:
