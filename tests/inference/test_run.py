@@ -10,6 +10,7 @@ import nibabel as nib
 import pytest
 import torch
 
+import contourdiff.weights
 from contourdiff.data import cases as module
 from contourdiff.networks import ContourUNet
 from contourdiff.translation import translate_path
@@ -47,6 +48,17 @@ def test_a_case_is_checked_once_for_two_contrasts(tmp_path: Path, weights: Path,
     assert sorted(path.name for path in (tmp_path / "mr").glob("*_mr.json")) == [
         f"{case}_{contrast}_mr.json" for case in "ab" for contrast in ("t1", "t2")
     ]
+
+
+@pytest.mark.parametrize("contrast", ["t1", "t1,t2"])
+def test_weights_are_loaded_once_for_each_contrast(
+    contrast: str, tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[object] = []
+    load = contourdiff.weights.load_weights
+    monkeypatch.setattr("contourdiff.weights.load_weights", lambda **given: loaded.append(given) or load(**given))
+    run(make_dataset(tmp_path / "ct", ("a",)), tmp_path / "mr", weights, **{**BOTH, "contrast": contrast})
+    assert len(loaded) == contrast.count("t")
 
 
 def test_a_record_keeps_a_case_for_its_contrast(

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -27,14 +26,14 @@ def run_inference(parser: ConfigParser) -> None:
     ``ValueError`` or ``OSError`` if nothing can be translated, ``ValueError`` after all others if a case failed.
     """
     contrasts = _contrasts(parser)
-    suffixes = [f"_{name}" for name in contrasts] if len(contrasts) > 1 else [parser["case_suffix"]]
-    _use_contrast(parser, contrasts, 0)
+    if len(contrasts) > 1:
+        _use_contrast(parser, contrasts[0])
     parser.get_parsed_content("network")
     evaluator, cases, axcodes = (parser.get_parsed_content(name) for name in ("evaluator", "cases", "axcodes"))
     if cases.dataset_dir.is_dir():
         check_output_dir(cases.output_dir)
+    suffixes = [f"_{name}" for name in contrasts] if len(contrasts) > 1 else [cases.case_suffix]
     cases.check(suffixes)
-    parser["cases"] = cases
     inferer = cast(VolumeInferer, evaluator.inferer)
     slices, failed = {}, []
     for suffix in suffixes:
@@ -43,7 +42,9 @@ def run_inference(parser: ConfigParser) -> None:
             slices[f"{case_of(path)}{suffix}"] = slice_count(path, axcodes, inferer.slice_axis)
     with run_progress(slices, bool(inferer.progress)) as progress:
         for number, progress.suffix in enumerate(suffixes):
-            _use_contrast(parser, contrasts, number)
+            if number:
+                parser["cases"] = cases  # which are checked already
+                _use_contrast(parser, contrasts[number])
             cases.select(progress.suffix)
             if failure := _translate_cases(parser.get_parsed_content("evaluator"), cases, progress):
                 failed.append(f"{contrasts[number]}: {failure}" if len(contrasts) > 1 else failure)
@@ -61,11 +62,10 @@ def _contrasts(parser: ConfigParser) -> list[str]:
     return contrasts
 
 
-def _use_contrast(parser: ConfigParser, contrasts: Sequence[str], number: int) -> None:
-    """Set one of several contrasts, unless it is set already."""
-    if len(contrasts) > 1 and parser["contrast"] != contrasts[number]:
-        parser["contrast"], parser["case_suffix"] = contrasts[number], f"_{contrasts[number]}"
-        parser.parse(reset=True)
+def _use_contrast(parser: ConfigParser, name: str) -> None:
+    """Set one of several contrasts."""
+    parser["contrast"], parser["case_suffix"] = name, f"_{name}"
+    parser.parse(reset=True)
 
 
 def _translate_cases(evaluator: CaseEvaluator, cases: TranslationCases, progress: RunProgress) -> str:
