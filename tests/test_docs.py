@@ -37,7 +37,7 @@ NOT_RUN = {
     "(train|cpu).json": "trains networks: tests/training/test_training.py, tests/test_cli.py",
     "evaluate.json": "requires a trained network: tests/training/test_segmentation_training.py",
     "contourdiff (steps|agreement) ": "minutes: tests/evaluation/test_solver_comparison.py, test_held_out.py beside it",
-    "contourdiff example ": "two minutes: the phantom in full; smaller ones in tests/test_phantom.py",
+    "contourdiff example ": "two minutes: run by tests/test_shipped.py",
     "neighbor_guided|hip_thigh|single|my_training": "requires weights of the reader's own: tests/test_bundle.py",
     "generative.pt": "requires weights of the reader's own: tests/test_checkpoints.py",
     "--extractor": "requires a network of the reader's own: tests/evaluation/test_folder_quality.py",
