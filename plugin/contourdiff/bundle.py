@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 from monai.bundle import ConfigParser, ConfigWorkflow, ReferenceResolver
 from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 
-from contourdiff.config_checks import COMMENT, SETTINGS, check_names, check_values, plain_errors, references
-from contourdiff.data.checks import check_output_dir
+from contourdiff.config_checks import COMMENT, check_names, plain_errors, references
+from contourdiff.inference.run import run_inference
 from contourdiff.phantom import write_phantom
 from contourdiff.training import distributed
 from contourdiff.training.handlers import newest_checkpoint
@@ -105,7 +105,7 @@ def translate(
     with plain_errors():
         workflow = ConfigWorkflow(files, **{"workflow_type": "inference", "logging_file": False, **settings})
         workflow.initialize()
-        _run_translation(workflow.parser)
+        run_inference(workflow.parser)
     return Path(output_dir)
 
 
@@ -161,7 +161,7 @@ def run_translation() -> None:
     with _exit_status():
         parser = _caller(ConfigParser)
         _check_settings(parser)
-        _run_translation(parser)
+        run_inference(parser)
 
 
 def check_settings() -> None:
@@ -203,51 +203,6 @@ def bundle_root() -> str:
         return str(_caller(ConfigWorkflow).config_root_path.resolve().parent)
     except LookupError:
         return "."
-
-
-def _run_translation(parser: ConfigParser) -> None:
-    """Translate once, or once for each of several contrasts, whose files are ``<case>_<contrast>_mr.nii.gz`` ..."""
-    check_values({name: parser.get_parsed_content(name) for name in SETTINGS if name in parser})
-    wanted = parser.get("contrast")
-    contrasts = [name.strip() for name in wanted.split(",")] if isinstance(wanted, str) else list(wanted or [])
-    known = parser.get_parsed_content("contrasts") if "contrasts" in parser else []
-    unknown = [name for name in contrasts if name not in known]
-    if unknown and (known or len(contrasts) > 1):
-        raise ValueError(f"contrast must be out of {list(known)}, got {unknown}; pass another")
-    if len(contrasts) < 2:
-        _translate_cases(parser)
-        return
-    failed = []
-    for name in contrasts:
-        parser["contrast"], parser["case_suffix"] = name, f"_{name}"
-        parser.parse(reset=True)
-        try:
-            _translate_cases(parser)
-        except ValueError as error:
-            failed.append(f"{name}: {error}")
-    if failed:
-        raise ValueError("; ".join(failed))
-
-
-def _translate_cases(parser: ConfigParser) -> None:
-    parser.get_parsed_content("network")
-    evaluator, cases = (parser.get_parsed_content(name) for name in ("evaluator", "cases"))
-    output_dir = Path(parser.get_parsed_content("output_dir"))
-    if cases.dataset_dir.is_dir():
-        check_output_dir(output_dir)
-    cases.check()
-    if cases.items:
-        evaluator.run()
-    failures = {**cases.failures, **evaluator.failures}
-    for case in cases.kept:
-        logger.info("%s: kept, its translation already exists (pass --overwrite true to translate it again)", case)
-    for case, reason in failures.items():
-        logger.error("%s: failed, %s", case, reason)
-    counts = len(evaluator.completed), len(cases.kept), len(failures)
-    logger.info("%d translated, %d kept, %d failed; results are in %s", *counts, output_dir.resolve())
-    if failures:
-        named = "; ".join(f"{case}: {reason}" for case, reason in list(failures.items())[:3])
-        raise ValueError(f"{len(failures)} of {sum(counts)} cases failed: {named}{'; ...' if counts[2] > 3 else ''}")
 
 
 def _check_settings(parser: ConfigParser) -> None:

@@ -11,8 +11,6 @@ from typing import Any
 
 from monai.bundle import ReferenceResolver
 
-from contourdiff.inference.evaluator import root_cause
-
 COMMENT = "//"
 WHOLE = {
     "seed": (0, 2**63 - 1), "slice_axis": (0, 2), "filter_classes": (2, 5), "margin_px": (0, 4096),
@@ -85,6 +83,13 @@ def references(config: Any) -> Iterator[str]:
     elif isinstance(config, (dict, list)):
         for value in config.values() if isinstance(config, dict) else config:
             yield from references(value)
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """The error itself, which MONAI wraps into the name of the transform or component that it occurred in."""
+    while isinstance(error, RuntimeError) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from nibabel.spatialimages import SpatialImage
 from contourdiff import bundle as bundle_folder
 from contourdiff.data.cases import TranslationCases
 from contourdiff.data.nifti import OUTPUT_SUFFIXES
-from contourdiff.data.nifti_names import is_volume
+from contourdiff.data.nifti_names import case_of, is_volume
 from contourdiff.installation import usable_device
 
 
@@ -115,6 +115,8 @@ def translate_path(
     for short, name in (("series", "series_uid"), ("format", "output_ext")):
         if short in settings:
             settings[name] = settings.pop(short)
+    cases = TranslationCases(settings["dataset_dir"], output, settings.get("datalist"))
+    settings["datalist"] = cases.entries()  # headers of DICOM files are read once
     overlays = [*([anatomy] if anatomy else []), *(["fast"] if fast else []), *overlays]
     output = Path(output)
     suffix = next((suffix for suffix in OUTPUT_SUFFIXES if output.name.lower().endswith(suffix)), None)
@@ -122,8 +124,10 @@ def translate_path(
         return _run(output, overlays, settings)
     if output.exists() and not settings.get("overwrite"):
         raise ValueError(f"expected no file at {output}, found one; pass --overwrite or another name")
-    if len(cases := TranslationCases(settings["dataset_dir"], output.parent, settings.get("datalist")).ids()) > 1:
-        raise ValueError(f"expected a single case for the file {output}, got {len(cases)}; pass a folder")
+    if len(settings["datalist"]) > 1:
+        raise ValueError(
+            f"expected a single case for the file {output}, got {len(settings['datalist'])}; pass a folder"
+        )
     output.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=output.parent, prefix=".contourdiff_") as folder:
         results = _run(Path(folder), overlays, {**settings, "output_ext": suffix})
@@ -131,12 +135,11 @@ def translate_path(
 
 
 def _run(folder: Path, overlays: Sequence[str], settings: dict[str, Any]) -> list[Translation]:
-    """Translate to a folder, and list the files of the input's cases there."""
-    dataset_dir = settings.pop("dataset_dir")
-    bundle_folder.translate(dataset_dir, folder, overlays=overlays, **settings)
+    """Translate to a folder, and list the files of the datalist's cases there."""
+    bundle_folder.translate(output_dir=folder, overlays=overlays, **settings)
     contrasts, suffix = _contrasts(settings.get("contrast")), settings.get("output_ext", ".nii.gz")
     results = []
-    for case in TranslationCases(dataset_dir, folder, settings.get("datalist")).ids():
+    for case in (case_of(entry["image"]) for entry in settings["datalist"]):
         for contrast in contrasts if len(contrasts) > 1 else [None]:
             base = f"{folder / case}{'' if contrast is None else f'_{contrast}'}"
             optional = (f"{base}_label{suffix}", f"{base}_mr.png", f"{folder}/ct/{case}.nii.gz")

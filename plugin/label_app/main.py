@@ -10,7 +10,7 @@ from lib.infers.translation import TranslationTask, translation_tasks
 from monailabel.interfaces.app import MONAILabelApp
 
 from contourdiff import __version__
-from contourdiff.inference.evaluator import root_cause
+from contourdiff.config_checks import root_cause
 
 
 class ContourdiffApp(MONAILabelApp):

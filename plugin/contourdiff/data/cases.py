@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class TranslationCases:
-    """CT volumes to translate. [`check`][] validates all of them before any work starts.
+    """CT volumes to translate. [`check`][] validates all of them before any work starts, once for several contrasts.
 
     A case is a file (NIfTI, NRRD or MetaImage) or a folder with a DICOM series. ``<dataset_dir>/<case>.nii.gz`` may
     have a label ``<dataset_dir>/labels/<case>.nii.gz``; or a datalist in the Decathlon form lists ``{"image": ...,
@@ -71,43 +71,54 @@ class TranslationCases:
     warnings: dict[str, list[str]] = field(default_factory=dict, init=False)
     failures: dict[str, str] = field(default_factory=dict, init=False)
     kept: list[str] = field(default_factory=list, init=False)
+    _checked: dict[str, dict[str, str] | str | None] = field(default_factory=dict, init=False)  # an item, or a failure
 
     def __post_init__(self) -> None:
         self.dataset_dir, self.output_dir = Path(self.dataset_dir), Path(self.output_dir)
 
-    def check(self) -> None:
-        """Read every case and fill the attributes; a case that fails its checks is logged and left out.
+    def check(self, suffixes: Sequence[str] = ()) -> None:
+        """Read every case and set the attributes; a case that fails its checks is logged and left out.
 
-        Raises ``FileNotFoundError`` if the folder or the datalist does not exist, ``ValueError`` if there is no case or
-        two cases have the same id.
+        Several ``suffixes`` stand for ``case_suffix``; the attributes are those of the first, see [`select`][]. Raises
+        ``FileNotFoundError`` if the folder or the datalist does not exist, ``ValueError`` if there is no case or two
+        cases have the same id.
         """
+        pairs = self._pairs()
+        if not pairs:
+            known = f"({', '.join(NIFTI_SUFFIXES + ITK_SUFFIXES)}) or CT in DICOM in {self.dataset_dir}"
+            raise ValueError(f"expected volumes {known}, found none; pass another --dataset_dir")
+        if len(ids := [case_of(image) for image, _ in pairs]) != len(set(ids)):
+            raise ValueError(f"expected one file a case, got twice: {sorted({i for i in ids if ids.count(i) > 1})}")
+        for attribute in (self.labels, self.sources, self.warnings):
+            attribute.clear()
+        suffixes = suffixes or (self.case_suffix,)
+        self._checked = dict.fromkeys(ids)
+        for case, (image, label) in zip(ids, pairs, strict=True):
+            if not all(self._is_kept(case, suffix) for suffix in suffixes):
+                self._checked[case] = self._check_case(case, image, label)
+        self.select(suffixes[0])
+
+    def select(self, suffix: str) -> None:
+        """Set ``items``, ``failures`` and ``kept`` to those of the translations ``<case><suffix>_mr.json``."""
+        self.kept = [case for case in self._checked if self._is_kept(case, suffix)]
+        ahead = {case: item for case, item in self._checked.items() if case not in self.kept}
+        self.items[:] = [item for item in ahead.values() if isinstance(item, dict)]  # a dataset holds this list
+        self.failures = {_printable(case): reason for case, reason in ahead.items() if isinstance(reason, str)}
+
+    def entries(self) -> list[dict[str, Path]]:
+        """All inputs as a datalist of absolute paths, before any check."""
+        pairs = (zip(("image", "label"), pair, strict=True) for pair in self._pairs())
+        return [{key: path.absolute() for key, path in pair if path} for pair in pairs]
+
+    def _is_kept(self, case: str, suffix: str) -> bool:
+        return not self.overwrite and (Path(self.output_dir) / f"{case}{suffix}_mr.json").is_file()
+
+    def _pairs(self) -> list[tuple[Path, Path | None]]:
         root = Path(self.dataset_dir)
         if not root.is_dir():
             raise FileNotFoundError(f"expected a folder of CT volumes at {root}, found none; pass --dataset_dir")
-        pairs = self._pairs(root)
-        ids = [case_of(image) for image, _ in pairs]
-        if not pairs:
-            suffixes = ", ".join(NIFTI_SUFFIXES + ITK_SUFFIXES)
-            raise ValueError(
-                f"expected volumes ({suffixes}) or CT in DICOM in {root}, found none; pass another --dataset_dir"
-            )
-        if len(set(ids)) != len(ids):
-            raise ValueError(f"expected one file a case, got twice: {sorted({i for i in ids if ids.count(i) > 1})}")
         if not self.datalist and root.resolve() == Path(self.output_dir).resolve():
             raise ValueError(f"expected an output folder other than the input, got {root} twice; pass another")
-        for attribute in (self.items, self.labels, self.sources, self.warnings, self.failures, self.kept):
-            attribute.clear()
-        for case, (image, label) in zip(ids, pairs, strict=True):
-            if not self.overwrite and (Path(self.output_dir) / f"{case}{self.case_suffix}_mr.json").is_file():
-                self.kept.append(case)
-            else:
-                self._check_case(case, image, label)
-
-    def ids(self) -> list[str]:
-        """Case ids of all inputs, none of which is read."""
-        return [case_of(image) for image, _ in self._pairs(Path(self.dataset_dir))]
-
-    def _pairs(self, root: Path) -> list[tuple[Path, Path | None]]:
         if not self.datalist:
             labels, inside = volumes_by_case(root / "labels"), sorted(root.iterdir())
             volumes = [path for path in inside if is_volume(path)]
@@ -127,7 +138,8 @@ class TranslationCases:
             raise ValueError(f"expected a list of cases, got {type(entries).__name__}; list one entry a case")
         return [pair_of(root, item) for item in entries]
 
-    def _check_case(self, case: str, image: Path, label: Path | None) -> None:
+    def _check_case(self, case: str, image: Path, label: Path | None) -> dict[str, str] | str:
+        """Item of a case, or why it cannot be translated."""
         self.sources[case] = image.name
         try:
             check_name(image)
@@ -136,15 +148,13 @@ class TranslationCases:
                 label = self._converted(label, Path(self.output_dir) / "ct" / "labels" / f"{case}.nii.gz")
             self.warnings[case] = check_case(image, label)
         except (ValueError, OSError) as error:
-            case = case if case.isprintable() else ascii(case)
-            self.failures[case] = str(error)
-            logger.error("%s: %s", case, error)
-            return
+            logger.error("%s: %s", _printable(case), error)
+            return str(error)
         for warning in self.warnings[case]:
             logger.warning("%s: %s", case, warning)
-        self.items.append({"image": str(image)})
         if label is not None:
             self.labels[case] = label
+        return {"image": str(image)}
 
     def _converted(self, source: Path, path: Path) -> Path:
         """The file itself if it is NIfTI, or the NIfTI file that it is converted to."""
@@ -152,6 +162,10 @@ class TranslationCases:
             convert_to_nifti(source, path, self.series_uid)
             return path
         return source
+
+
+def _printable(case: str) -> str:
+    return case if case.isprintable() else ascii(case)
 
 
 def training_cases(

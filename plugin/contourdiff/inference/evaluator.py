@@ -14,6 +14,7 @@ from monai.engines import SupervisedEvaluator
 from monai.engines.utils import IterationEvents
 from monai.transforms import Transform
 
+from contourdiff.config_checks import root_cause
 from contourdiff.data.cases import TranslationCases, case_of
 from contourdiff.inference.acceleration import release_heap
 from contourdiff.inference.inferer import VolumeInferer
@@ -136,13 +137,6 @@ class CaseEvaluator(SupervisedEvaluator):
 
 def _case_of(item: Item) -> str:
     return case_of(item["image"].meta["filename_or_obj"])
-
-
-def root_cause(error: BaseException) -> BaseException:
-    """The error itself, which MONAI wraps into the name of the transform or component that it occurred in."""
-    while isinstance(error, RuntimeError) and error.__cause__ is not None:
-        error = error.__cause__
-    return error
 
 
 def _reason(error: BaseException) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,11 +15,11 @@ from monai.data import MetaTensor, decollate_batch
 from monai.inferers import Inferer
 from monai.utils import convert_to_dst_type
 from torch import nn
-from tqdm import tqdm
 
 from contourdiff.data.nifti_names import case_of
 from contourdiff.inference.acceleration import Accelerator, retained_heap
 from contourdiff.inference.denoiser import CascadeDenoiser, Denoiser, denoiser_of
+from contourdiff.inference.progress import RunProgress, run_progress
 from contourdiff.inference.volume_state import VolumeResult, VolumeState
 from contourdiff.sampling.candidate_pool import CandidatePool
 from contourdiff.sampling.neighbor_guided import GuidedVolume, translate_guided
@@ -63,7 +64,7 @@ class VolumeInferer(Inferer):
     slice_axis: int = 0
     margin_px: int = 8
     seed: int = 0
-    progress: bool = True
+    progress: bool | RunProgress = True
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -89,15 +90,23 @@ class VolumeInferer(Inferer):
         multiple = math.lcm(getattr(network, "size_divisor", 1), self.frame_multiple)
         states = (self._state(volume, multiple) for volume in volumes)
         on_cpu = any(volume.device.type == "cpu" for volume in volumes)
-        with retained_heap(self.execution.retain_heap and on_cpu):
-            return self._translate(states, network)
+        with self._shown(volumes) as progress, retained_heap(self.execution.retain_heap and on_cpu):
+            return self._translate(states, network, progress)
+
+    def _shown(self, volumes: Sequence[torch.Tensor]) -> AbstractContextManager[RunProgress]:
+        """Progress of the run that these volumes belong to, or of them alone."""
+        if isinstance(self.progress, RunProgress):
+            return nullcontext(self.progress)
+        return run_progress({case_of_volume(volume): volume.shape[1 + self.slice_axis] for volume in volumes}, self.progress)
 
     def _state(self, volume: torch.Tensor, multiple: int) -> VolumeState:
         """A volume before its translation."""
         return VolumeState(volume, case_of_volume(volume), self.slice_axis, multiple, self.margin_px, self.keep_spread)
 
     @abstractmethod
-    def _translate(self, states: Iterable[VolumeState], network: nn.Module) -> list[VolumeResult]:
+    def _translate(
+        self, states: Iterable[VolumeState], network: nn.Module, progress: RunProgress
+    ) -> list[VolumeResult]:
         """Result of each volume."""
 
 
@@ -148,7 +157,7 @@ class ContourTranslationInferer(DiffusionVolumeInferer):
         margin_px: the network sees the box around all contours of the volume, with this margin on each side where the
             volume allows it, padded to the multiple that the network requires. Outside the box the result is 0.
         seed: seed of the noise.
-        progress: show a bar that counts slices.
+        progress: show a bar that counts slices, or the progress of the run that the volumes belong to.
         noise_length_mm: the starting noise of two slices d mm apart is correlated by exp(-d^2 / (2 length^2));
             0 for independent noise. Requires volumes that are MetaTensors.
         keep_spread: keep the spread of each slice's candidates; costs one more volume on the model's grid.
@@ -191,21 +200,23 @@ class ContourTranslationInferer(DiffusionVolumeInferer):
                 "raise candidates or switch the map off"
             )
 
-    def _translate(self, states: Iterable[VolumeState], network: nn.Module) -> list[VolumeResult]:
-        return [self._translate_volume(state, network) for state in states]
+    def _translate(
+        self, states: Iterable[VolumeState], network: nn.Module, progress: RunProgress
+    ) -> list[VolumeResult]:
+        return [self._translate_volume(state, network, progress) for state in states]
 
-    def _translate_volume(self, state: VolumeState, network: nn.Module) -> VolumeResult:
+    def _translate_volume(self, state: VolumeState, network: nn.Module, progress: RunProgress) -> VolumeResult:
         """Independent candidates, denoised across slices, and one pass in slice order that chooses."""
         denoiser = self.denoiser(network, self._noise_weights(state.volume))
         if self.execution.batch_size is None and state.framed.is_cuda and state.indices:
             denoiser.batch_size = min(denoiser.fit(state.framed[:1, None]), self._largest_batch)
         contours = torch.zeros_like(state.framed) if self.unconditional else state.framed
         pool = CandidatePool(denoiser, contours, state.case, state.indices, self.rules, denoiser.batch_size)
-        chosen = choose(pool, state.indices, self.rules)
-        bar = tqdm(chosen, state.case, total=len(state.indices), unit="slice", disable=not self.progress)
-        for choice, image in bar:
+        progress.begin([state.case], len(state.indices))
+        for choice, image in choose(pool, state.indices, self.rules):
             state.put(choice, image, pool.drawn(choice.slice_index))
             pool.forget(choice.slice_index)
+            progress.update()
         return self._result(state, denoiser)
 
     def _noise_weights(self, volume: torch.Tensor) -> tuple[float, ...]:
@@ -227,14 +238,16 @@ class NeighborGuidedInferer(DiffusionVolumeInferer):
 
     frame_multiple = 32  # so that many volumes share a frame's size
 
-    def _translate(self, states: Iterable[VolumeState], network: nn.Module) -> list[VolumeResult]:
+    def _translate(
+        self, states: Iterable[VolumeState], network: nn.Module, progress: RunProgress
+    ) -> list[VolumeResult]:
         states = list(states)
         denoiser = self.denoiser(network)
         guided = [GuidedVolume(state.case, state.framed, state.indices) for state in states]
-        steps = translate_guided(guided, denoiser, denoiser.batch_size, self.rules)
-        total, name = sum(len(state.indices) for state in states), ", ".join(state.case for state in states)
-        for number, choice, image in tqdm(steps, name, total=total, unit="slice", disable=not self.progress):
+        progress.begin([state.case for state in states], sum(len(state.indices) for state in states))
+        for number, choice, image in translate_guided(guided, denoiser, denoiser.batch_size, self.rules):
             states[number].put(choice, image)
+            progress.update()
         return [self._result(state, denoiser) for state in states]
 
 

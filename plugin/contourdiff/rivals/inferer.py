@@ -12,6 +12,7 @@ from monai.config import NdarrayOrTensor
 from torch import Tensor, nn
 
 from contourdiff.inference.inferer import CPU_BATCH_SIZE, VolumeInferer, case_of_volume
+from contourdiff.inference.progress import RunProgress
 from contourdiff.inference.volume_state import VolumeResult, VolumeState
 from contourdiff.rivals.generators import image_of
 from contourdiff.sampling.selection import SelectionRules, choose
@@ -39,16 +40,20 @@ class GeneratorInferer(VolumeInferer):
             contours, case_of_volume(volume), self.slice_axis, multiple, self.margin_px, self.keep_spread, volume
         )
 
-    def _translate(self, states: Iterable[VolumeState], network: nn.Module) -> list[VolumeResult]:
-        return [self._translate_volume(state, network) for state in states]
+    def _translate(
+        self, states: Iterable[VolumeState], network: nn.Module, progress: RunProgress
+    ) -> list[VolumeResult]:
+        return [self._translate_volume(state, network, progress) for state in states]
 
-    def _translate_volume(self, state: VolumeState, network: nn.Module) -> VolumeResult:
+    def _translate_volume(self, state: VolumeState, network: nn.Module, progress: RunProgress) -> VolumeResult:
         size = self.execution.batch_size or CPU_BATCH_SIZE
         batches = [state.indices[start : start + size] for start in range(0, len(state.indices), size)]
         images = [image for batch in batches for image in self._run(state, batch, network)]
+        progress.begin([state.case], len(state.indices))
         drawn = dict(zip(state.indices, images, strict=True))
         for choice, image in choose(lambda index, _: drawn[index][None], state.indices, ONLY_ONE):
             state.put(replace(choice, reason="the only candidate"), image)
+            progress.update()
         return state.result(len(batches), size)
 
     def _run(self, state: VolumeState, indices: list[int], network: nn.Module) -> Tensor:

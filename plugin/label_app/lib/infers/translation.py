@@ -18,10 +18,10 @@ from monailabel.transform.writer import Writer
 
 from contourdiff.bundle import config_files, read_config
 from contourdiff.cli.commands import parse_value
+from contourdiff.config_checks import root_cause
 from contourdiff.data.checks import check_case
 from contourdiff.data.nifti import save_like
 from contourdiff.inference.acceleration import release_heap
-from contourdiff.inference.evaluator import root_cause
 from contourdiff.transforms.gray_levels import GrayLevels
 
 BUNDLE, OVERLAYS, CONTRAST = "bundle", "overlays", "contrast"

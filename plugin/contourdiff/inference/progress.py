@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One line for all slices of a run, with the time left."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+import nibabel as nib
+from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+LINE_INTERVAL_S = 60.0
+"""Time between two lines where standard error is no terminal; every case begins with one, too."""
+LINE = "{desc}{n_fmt} of {total_fmt} slices, {elapsed} passed, {remaining} left, {rate_fmt}"
+
+
+class RunProgress:
+    """Progress of a run: the case, its number, the translated slices of all cases, and the time left.
+
+    The total starts with all slices of all cases. Slices without contour, and those that a failed case leaves, are
+    taken from it, so the time left is that of slices with work to do. Use [`run_progress`][].
+
+    Attributes:
+        suffix: of the cases' names in ``slices``, where a case is translated several times.
+    """
+
+    def __init__(self, slices: Mapping[str, int], bar: tqdm) -> None:
+        self.suffix = ""
+        self._bar = bar
+        self._ahead = dict(slices)
+        self._numbers = {name: number for number, name in enumerate(slices, start=1)}
+
+    def begin(self, cases: Sequence[str], slices: int) -> None:
+        """Start cases with ``slices`` to translate in all; those before them in the run are over."""
+        names = [f"{case}{self.suffix}" for case in cases]
+        number = max((self._numbers.get(name, 0) for name in names), default=0)
+        self._ahead = {name: count for name, count in self._ahead.items() if self._numbers[name] > number}
+        self._bar.total = self._bar.n + slices + sum(self._ahead.values())
+        self._bar.set_description(f"{', '.join(names)} ({number} of {len(self._numbers)})")
+
+    def update(self) -> None:
+        """Count a translated slice."""
+        self._bar.update()
+
+
+@contextmanager
+def run_progress(slices: Mapping[str, int], show: bool = True) -> Iterator[RunProgress]:
+    """Show the progress of a run: a bar on a terminal, elsewhere a line a minute.
+
+    Args:
+        slices: case -> number of its slices, in the order of the run.
+        show: ``False`` counts in silence.
+    """
+    plain: dict[str, Any] = {"file": _Lines(sys.stderr), "bar_format": LINE, "mininterval": LINE_INTERVAL_S}
+    style = {} if sys.stderr.isatty() else {**plain, "maxinterval": LINE_INTERVAL_S}
+    options = {"miniters": 1, "smoothing": 0, "disable": not (show and slices), **style}  # slices come in bursts
+    with logging_redirect_tqdm(), tqdm(desc="translate: ", total=sum(slices.values()), unit="slice", **options) as bar:
+        yield RunProgress(slices, bar)
+        bar.total = bar.n  # of the last case, if it failed
+
+
+def slice_count(path: str | Path, axcodes: str, slice_axis: int) -> int:
+    """Slices of a volume along ``slice_axis`` once it is oriented to ``axcodes``, from its header."""
+    image = nib.load(path)
+    moves = ornt_transform(io_orientation(image.affine), axcodes2ornt(axcodes))
+    return int(image.shape[[int(axis) for axis in moves[:, 0]].index(slice_axis)])
+
+
+class _Lines:
+    """Each state of a bar as a line of its own."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        if line := text.strip():
+            self._stream.write(f"{line}\n")
+            self._stream.flush()

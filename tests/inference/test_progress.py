@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One line for a run: it starts with all slices, names the case and its number, and reaches its end."""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from monai.transforms import LoadImage, Orientation
+
+from contourdiff.inference import progress as module
+from contourdiff.inference.inferer import ContourTranslationInferer
+from contourdiff.inference.progress import run_progress, slice_count
+from contourdiff.networks import ContourUNet
+from helpers import GUIDED_NETWORK, OBLIQUE, TINY_NETWORK, make_dataset, make_guided_network, run, write_nifti
+
+TRANSLATE = ContourTranslationInferer.translate
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def every_slice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a terminal each slice is a line."""
+    monkeypatch.setattr(module, "LINE_INTERVAL_S", 0.0)
+
+
+def counts(lines: str) -> list[tuple[str, int, int]]:
+    """Case, translated slices and total of each line."""
+    found = re.findall(r"^(.+): (\d+) of (\d+) slices, ", lines, re.M)
+    return [(name, int(translated), int(total)) for name, translated, total in found]
+
+
+@pytest.mark.parametrize("axcodes", ["RAS", "SLP", "AIR"])
+@pytest.mark.parametrize("slice_axis", [0, 1, 2])
+def test_slices_are_counted_as_the_orientation_leaves_them(axcodes: str, slice_axis: int, tmp_path: Path) -> None:
+    turned = OBLIQUE @ np.array([[0, 1, 0, 0], [0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 1]])
+    path = write_nifti(tmp_path / "ct.nii.gz", np.zeros((4, 5, 6), dtype=np.int16), turned)
+    oriented = Orientation(axcodes=axcodes, labels=None)(LoadImage(ensure_channel_first=True)(path))
+    assert slice_count(path, axcodes, slice_axis) == oriented.shape[1 + slice_axis]
+
+
+@pytest.mark.usefixtures("every_slice")
+def test_a_line_counts_slices_and_the_total_loses_those_without_work(capsys: pytest.CaptureFixture[str]) -> None:
+    with run_progress({"a": 10, "unread": 20, "b": 30, "c": 40}) as progress:
+        progress.begin(["a"], 8)
+        for _ in range(8):
+            progress.update()
+        progress.begin(["b"], 25)
+        progress.update()  # and fails
+        progress.begin(["c"], 0)
+    lines = counts(capsys.readouterr().err)
+    assert lines[0] == ("translate", 0, 100)
+    assert lines[1:3] == [("a (1 of 4)", 0, 98), ("a (1 of 4)", 1, 98)]
+    assert ("b (3 of 4)", 8, 73) in lines
+    assert lines[-2:] == [("c (4 of 4)", 9, 9)] * 2
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_control_characters_are_for_terminals(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", stream := Terminal() if terminal else io.StringIO())
+    with run_progress({"a": 3, "b": 2}) as progress:
+        for case, slices in (("a", 3), ("b", 2)):
+            progress.begin([case], slices)
+            for _ in range(slices):
+                progress.update()
+    text = stream.getvalue()
+    assert ("\r" in text) == terminal
+    assert ("5/5" in text) == terminal
+    assert ("5 of 5 slices" in text) != terminal
+    assert text.count("\n") == (1 if terminal else 4)  # start, both cases, end
+
+
+@pytest.mark.parametrize(("slices", "show"), [({"a": 3}, False), ({}, True)])
+def test_nothing_is_shown_unasked_or_without_work(
+    slices: dict[str, int], show: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with run_progress(slices, show) as progress:
+        progress.begin(["a"], 1)
+        progress.update()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_an_interrupted_run_does_not_look_complete(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(KeyboardInterrupt), run_progress({"a": 3}) as progress:  # noqa: PT012
+        progress.begin(["a"], 3)
+        progress.update()
+        raise KeyboardInterrupt
+    assert counts(capsys.readouterr().err)[-1] == ("a (1 of 1)", 1, 3)
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever contains the case b fails after its first slice."""
+
+    def translate(self: ContourTranslationInferer, inputs: list, network: torch.nn.Module) -> list:
+        if any("b.nii.gz" in volume.meta["filename_or_obj"] for volume in inputs):
+            self.progress.begin(["b"], 8)
+            self.progress.update()
+            raise ValueError("b is bad")
+        return TRANSLATE(self, inputs, network)
+
+    monkeypatch.setattr(ContourTranslationInferer, "translate", translate)
+
+
+@pytest.mark.usefixtures("every_slice", "failing")
+@pytest.mark.parametrize("cases_at_once", [1, 2])
+def test_a_failed_case_leaves_the_line(
+    cases_at_once: int, tmp_path: Path, tiny_weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ct = make_dataset(tmp_path / "ct")
+    with pytest.raises(ValueError, match=r"1 of 3 cases failed: b: ValueError: b is bad"):
+        run(ct, tmp_path / "mr", tiny_weights, progress=True, cases_at_once=cases_at_once)
+    lines = counts(capsys.readouterr().err)
+    assert lines[0] == ("translate", 0, 30)
+    assert [name for name, *_ in lines if name.startswith("b")]
+    assert lines[-1] == ("c (3 of 3)", 16 + cases_at_once, 16 + cases_at_once)
+    assert all(translated <= total <= 30 for _, translated, total in lines)
+
+
+@pytest.mark.usefixtures("every_slice")
+def test_two_contrasts_are_one_line(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = {**TINY_NETWORK, "contrasts": "@contrasts", "contrast": "@contrast"}
+    built = {key: value for key, value in network.items() if key != "_target_"}
+    weights = tmp_path / "two.pt"
+    torch.save(ContourUNet(**{**built, "contrasts": ["t1", "t2"], "contrast": "t1"}).state_dict(), weights)
+    ct = make_dataset(tmp_path / "ct", ("a", "b"))
+    common = {"network_def": network, "contrasts": ["t1", "t2"], "progress": True}
+    run(ct, tmp_path / "mr", weights, contrast="t1,t2", **common)
+    lines = counts(capsys.readouterr().err)
+    assert lines[0] == ("translate", 0, 40)
+    names = list(dict.fromkeys(name for name, *_ in lines))
+    assert names == ["translate", "a_t1 (1 of 4)", "b_t1 (2 of 4)", "a_t2 (3 of 4)", "b_t2 (4 of 4)"]
+    assert lines[-1] == ("b_t2 (4 of 4)", 32, 32)
+
+
+@pytest.mark.usefixtures("every_slice")
+def test_volumes_side_by_side_are_named_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(make_guided_network().state_dict(), tmp_path / "guided.pt")
+    changes = {"overlays": ("single", "neighbor_guided"), "network_def": GUIDED_NETWORK, "cases_at_once": 3}
+    run(make_dataset(tmp_path / "ct"), tmp_path / "mr", tmp_path / "guided.pt", progress=True, **changes)
+    lines = counts(capsys.readouterr().err)
+    assert lines[1] == ("a, b, c (3 of 3)", 0, 24)
+    assert lines[-1] == ("a, b, c (3 of 3)", 24, 24)
