@@ -30,6 +30,7 @@ ORDER = (
     "inference",
     "training",
     "bundle",
+    "cohort",
     "installation",
     "translation",
     "evaluation",

@@ -7,7 +7,7 @@ import difflib
 import inspect
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,8 +15,10 @@ from typing import Any, TypeVar
 from monai.bundle import ConfigParser, ConfigWorkflow, ReferenceResolver
 from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 
+from contourdiff.data.cases import TranslationCases
 from contourdiff.data.checks import check_output_dir
-from contourdiff.inference.evaluator import root_cause
+from contourdiff.inference.evaluator import plain_errors
+from contourdiff.inference.summary import Outcome, check_table, report
 from contourdiff.phantom import write_phantom
 from contourdiff.training.handlers import newest_checkpoint
 
@@ -92,6 +94,16 @@ def translate(
     Returns ``output_dir``. Raises ``FileNotFoundError`` for a missing bundle, overlay, weights or ``dataset_dir``,
     ``ValueError`` for an unknown setting, bad weights, no case, or, after all others are done, a case that failed.
     """
+    parser = translation_parser(dataset_dir, output_dir, bundle=bundle, overlays=overlays, **settings)
+    with plain_errors():
+        run_contrasts(parser)
+    return Path(output_dir)
+
+
+def translation_parser(
+    dataset_dir: str | Path, output_dir: str | Path, *, bundle: Any = None, overlays: Any = (), **settings: Any
+) -> ConfigParser:
+    """Parser of ``inference.json`` for the arguments of [`translate`][], with its errors; nothing is created yet."""
     files = config_files(bundle, overlays)
     settings = {"dataset_dir": str(dataset_dir), "output_dir": str(output_dir), **settings}
     arguments = settings.keys() & inspect.signature(ConfigWorkflow).parameters.keys()
@@ -99,9 +111,7 @@ def translate(
     settings.setdefault("bundle_root", parser["bundle_root"])
     workflow = ConfigWorkflow(files, **{"workflow_type": "inference", "logging_file": False, **settings})
     workflow.initialize()
-    with plain_errors():
-        _run_translation(workflow.parser)
-    return Path(output_dir)
+    return workflow.parser
 
 
 def train(
@@ -155,7 +165,7 @@ def run_translation() -> None:
     with _exit_status():
         parser = _caller(ConfigParser)
         _check_settings(parser)
-        _run_translation(parser)
+        run_contrasts(parser)
 
 
 def check_settings() -> None:
@@ -193,47 +203,45 @@ def bundle_root() -> str:
         return "."
 
 
-def _run_translation(parser: ConfigParser) -> None:
-    """Translate once, or once for each of several contrasts, whose files are ``<case>_<contrast>_mr.nii.gz`` ..."""
-    wanted = parser.get("contrast")
-    contrasts = [name.strip() for name in wanted.split(",")] if isinstance(wanted, str) else list(wanted or [])
-    if len(contrasts) < 2:
-        _translate_cases(parser)
-        return
-    known = parser.get_parsed_content("contrasts")
-    if unknown := [name for name in contrasts if name not in known]:
-        raise ValueError(f"contrast must be out of {list(known)}, got {unknown}")
-    failed = []
-    for name in contrasts:
-        parser["contrast"], parser["case_suffix"] = name, f"_{name}"
-        parser.parse(reset=True)
-        try:
-            _translate_cases(parser)
-        except ValueError as error:
-            failed.append(f"{name}: {error}")
-    if failed:
-        raise ValueError("; ".join(failed))
-
-
-def _translate_cases(parser: ConfigParser) -> None:
-    parser.get_parsed_content("network")
-    evaluator, cases = (parser.get_parsed_content(name) for name in ("evaluator", "cases"))
-    output_dir = Path(parser.get_parsed_content("output_dir"))
-    if cases.dataset_dir.is_dir():
-        check_output_dir(output_dir)
+def translate_cases(parser: ConfigParser) -> Outcome:
+    """Load the weights, check the folders and every case, and translate with the components of a parser."""
+    cases, evaluator = prepared_cases(parser), parser.get_parsed_content("evaluator")
     cases.check()
     if cases.items:
         evaluator.run()
-    failures = {**cases.failures, **evaluator.failures}
-    for case in cases.kept:
-        logger.info("%s: kept, its translation already exists (pass --overwrite true to translate it again)", case)
-    for case, reason in failures.items():
-        logger.error("%s: failed, %s", case, reason)
-    counts = len(evaluator.completed), len(cases.kept), len(failures)
-    logger.info("%d translated, %d kept, %d failed; results are in %s", *counts, output_dir.resolve())
-    if failures:
-        named = "; ".join(f"{case}: {reason}" for case, reason in list(failures.items())[:3])
-        raise ValueError(f"{len(failures)} of {sum(counts)} cases failed: {named}{'; ...' if counts[2] > 3 else ''}")
+    return Outcome(dict(evaluator.completed), list(cases.kept), {**cases.failures, **evaluator.failures})
+
+
+def prepared_cases(parser: ConfigParser) -> TranslationCases:
+    """``cases`` of a parser, none of them read; the weights are loaded and the output folder exists."""
+    parser.get_parsed_content("network")
+    parser.get_parsed_content("evaluator")
+    cases: TranslationCases = parser.get_parsed_content("cases")
+    if Path(cases.dataset_dir).is_dir():
+        check_output_dir(cases.output_dir)
+    return cases
+
+
+def run_contrasts(parser: ConfigParser, run: Callable[[ConfigParser], Outcome] = translate_cases) -> None:
+    """Translate once, or once for each of several contrasts, whose files are ``<case>_<contrast>_mr.nii.gz`` ...
+
+    Logs what became of the cases, writes the table ``stats``, and then raises ``ValueError`` if a case failed.
+    """
+    if stats := parser.get("stats"):
+        check_table(stats)
+    wanted = parser.get("contrast")
+    contrasts = [name.strip() for name in wanted.split(",")] if isinstance(wanted, str) else list(wanted or [])
+    if len(contrasts) > 1:
+        known = parser.get_parsed_content("contrasts")
+        if unknown := [name for name in contrasts if name not in known]:
+            raise ValueError(f"contrast must be out of {list(known)}, got {unknown}")
+    outcomes = {}
+    for name in contrasts if len(contrasts) > 1 else [None]:
+        if name is not None:
+            parser["contrast"], parser["case_suffix"] = name, f"_{name}"
+            parser.parse(reset=True)
+        outcomes[parser.get("case_suffix")] = run(parser)
+    report(outcomes, parser.get_parsed_content("output_dir"), stats)
 
 
 def _check_settings(parser: ConfigParser) -> None:
@@ -275,18 +283,6 @@ def _caller(kind: type[Kind]) -> Kind:
             return owner
         frame = frame.f_back
     raise LookupError(f"expected a {kind.__name__} among the callers, found none; call this from a config")
-
-
-@contextmanager
-def plain_errors() -> Iterator[None]:
-    """Raise the ``ValueError``, ``OSError`` or ``ImportError`` that MONAI wraps into the name of a component."""
-    try:
-        yield
-    except RuntimeError as error:
-        cause = root_cause(error)
-        if isinstance(cause, (ValueError, OSError, ImportError)):
-            raise cause from None
-        raise
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from monai.data import MetaTensor
 from nibabel.spatialimages import SpatialImage
 
 from contourdiff import bundle as bundle_folder
+from contourdiff import cohort
 from contourdiff.data.cases import TranslationCases
 from contourdiff.data.nifti import OUTPUT_SUFFIXES
 from contourdiff.data.nifti_names import is_volume
@@ -105,7 +106,7 @@ def translate_path(
 
     ``output`` is a folder, or, for a single case, a file (``.nii.gz``, ``.nii``, ``.nrrd``, ``.mha``): label, record
     and picture are then named after it. ``series`` and ``format`` among the settings stand for ``series_uid`` and
-    ``output_ext``. Other arguments as in [`translate`][]; errors as in [`contourdiff.bundle.translate`][], which
+    ``output_ext``; ``workers`` or ``scheduler`` make a [`contourdiff.cohort`][]. Other arguments as in [`translate`][]; errors as in [`contourdiff.bundle.translate`][], which
     this calls, and ``ValueError`` if a file ``output`` exists and ``overwrite`` is not set.
     """
     settings = {"dataset_dir": str(source), **_selection(Path(source), label), **settings}
@@ -122,7 +123,7 @@ def translate_path(
         return _run(output, overlays, settings)
     if output.exists() and not settings.get("overwrite"):
         raise ValueError(f"expected no file at {output}, found one; pass --overwrite or another name")
-    if len(cases := TranslationCases(settings["dataset_dir"], output.parent, settings.get("datalist")).ids()) > 1:
+    if len(cases := TranslationCases(settings["dataset_dir"], output.parent, settings.get("datalist")).pairs()) > 1:
         raise ValueError(f"expected a single case for the file {output}, got {len(cases)}; pass a folder")
     output.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=output.parent, prefix=".contourdiff_") as folder:
@@ -133,10 +134,13 @@ def translate_path(
 def _run(folder: Path, overlays: Sequence[str], settings: dict[str, Any]) -> list[Translation]:
     """Translate to a folder, and list the files of the input's cases there."""
     dataset_dir = settings.pop("dataset_dir")
-    bundle_folder.translate(dataset_dir, folder, overlays=overlays, **settings)
+    if "workers" in settings or "scheduler" in settings:
+        cohort.translate(dataset_dir, folder, overlays=overlays, **settings)
+    else:
+        bundle_folder.translate(dataset_dir, folder, overlays=overlays, **settings)
     contrasts, suffix = _contrasts(settings.get("contrast")), settings.get("output_ext", ".nii.gz")
     results = []
-    for case in TranslationCases(dataset_dir, folder, settings.get("datalist")).ids():
+    for case in TranslationCases(dataset_dir, folder, settings.get("datalist")).pairs():
         for contrast in contrasts if len(contrasts) > 1 else [None]:
             base = f"{folder / case}{'' if contrast is None else f'_{contrast}'}"
             optional = (f"{base}_label{suffix}", f"{base}_mr.png", f"{folder}/ct/{case}.nii.gz")

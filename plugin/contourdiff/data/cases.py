@@ -81,6 +81,21 @@ class TranslationCases:
         Raises ``FileNotFoundError`` if the folder or the datalist does not exist, ``ValueError`` if there is no case or
         two cases have the same id.
         """
+        pairs = self.pairs()
+        for attribute in (self.items, self.labels, self.sources, self.warnings, self.failures, self.kept):
+            attribute.clear()
+        for case, (image, label) in pairs.items():
+            if self.has_record(case):
+                self.kept.append(case)
+            else:
+                self._check_case(case, image, label)
+
+    def has_record(self, case: str) -> bool:
+        """Whether a case is to be kept."""
+        return not self.overwrite and (Path(self.output_dir) / f"{case}{self.case_suffix}_mr.json").is_file()
+
+    def pairs(self) -> dict[str, tuple[Path, Path | None]]:
+        """Image and label of every case by its id, none of which is read; errors as in [`check`][]."""
         root = Path(self.dataset_dir)
         if not root.is_dir():
             raise FileNotFoundError(f"expected a folder of CT volumes at {root}, found none; pass --dataset_dir")
@@ -93,17 +108,7 @@ class TranslationCases:
             )
         if len(set(ids)) != len(ids):
             raise ValueError(f"expected one file a case, got twice: {sorted({i for i in ids if ids.count(i) > 1})}")
-        for attribute in (self.items, self.labels, self.sources, self.warnings, self.failures, self.kept):
-            attribute.clear()
-        for case, (image, label) in zip(ids, pairs, strict=True):
-            if not self.overwrite and (Path(self.output_dir) / f"{case}{self.case_suffix}_mr.json").is_file():
-                self.kept.append(case)
-            else:
-                self._check_case(case, image, label)
-
-    def ids(self) -> list[str]:
-        """Case ids of all inputs, none of which is read."""
-        return [case_of(image) for image, _ in self._pairs(Path(self.dataset_dir))]
+        return dict(zip(ids, pairs, strict=True))
 
     def _pairs(self, root: Path) -> list[tuple[Path, Path | None]]:
         if not self.datalist:

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from traceback import format_exception
 from typing import Any, NamedTuple, cast
 
@@ -44,7 +46,7 @@ class CaseDataset(Dataset):
         except Exception as error:
             case = case_of(self.data[index]["image"])
             logger.error("%s: reading failed\n%s", case, "".join(format_exception(error)))
-            return UnreadCase(case, _reason(error))
+            return UnreadCase(case, reason_of(error))
 
 
 class CaseEvaluator(SupervisedEvaluator):
@@ -58,13 +60,13 @@ class CaseEvaluator(SupervisedEvaluator):
     read ahead. Arguments as in ``SupervisedEvaluator``; the loader must use ``monai.data.utils.no_collation``.
 
     Attributes:
-        completed: cases that were translated and whose handlers succeeded.
+        completed: cases that were translated and whose handlers succeeded, with the seconds since the one before.
         failures: why the other cases could not be translated.
     """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**{**kwargs, "decollate": False})
-        self.completed: list[str] = []
+        self.completed: dict[str, float] = {}
         self.failures: dict[str, str] = {}
         self.add_event_handler(Events.GET_BATCH_STARTED, _release)
 
@@ -72,6 +74,7 @@ class CaseEvaluator(SupervisedEvaluator):
         """Run over all cases; their number may have changed since the evaluator was built."""
         self.completed.clear()
         self.failures.clear()
+        self._since = time.perf_counter()
         self.state.epoch_length = len(self.data_loader)  # type: ignore[arg-type]
         super().run(global_epoch)
 
@@ -115,17 +118,18 @@ class CaseEvaluator(SupervisedEvaluator):
         try:
             self.fire_event(IterationEvents.FORWARD_COMPLETED)
             self.fire_event(IterationEvents.MODEL_COMPLETED)
-            self.completed.append(_case_of(item))
+            self.completed[_case_of(item)] = time.perf_counter() - self._since
             return self.state.batch[0], self.state.output[0]
         except Exception as error:
             self._fail(_case_of(item), error)
             return None
         finally:
+            self._since = time.perf_counter()
             _release(self)
 
     def _fail(self, case: str, error: Exception) -> None:
         logger.error("%s: translation failed\n%s", case, "".join(format_exception(error)))  # text keeps no volume
-        self.failures[case] = _reason(error)
+        self.failures[case] = reason_of(error)
 
     def _fire_event(self, event_name: Any, *args: Any, **kwargs: Any) -> None:
         if event_name is not Events.ITERATION_COMPLETED or self.state.output:
@@ -143,7 +147,20 @@ def root_cause(error: BaseException) -> BaseException:
     return error
 
 
-def _reason(error: BaseException) -> str:
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Raise the ``ValueError``, ``OSError`` or ``ImportError`` that MONAI wraps into the name of a component."""
+    try:
+        yield
+    except RuntimeError as error:
+        cause = root_cause(error)
+        if isinstance(cause, (ValueError, OSError, ImportError)):
+            raise cause from None
+        raise
+
+
+def reason_of(error: BaseException) -> str:
+    """Name and text of an error's [`root_cause`][], in one line of a log."""
     cause = root_cause(error)
     return f"{type(cause).__name__}: {cause}"
 

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Translate the cases of a folder in many processes or on many machines, with Dask."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from logging.handlers import QueueHandler
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from monai.bundle import ConfigParser
+from tqdm import tqdm
+
+from contourdiff import bundle as bundle_folder
+from contourdiff.data.atomic import OWNER, remove_partial_files
+from contourdiff.inference.evaluator import plain_errors, reason_of
+from contourdiff.inference.summary import Outcome
+
+PACKAGE = __name__.partition(".")[0]
+_worker = threading.local()
+"""Components of the run that this thread of a worker works for: they are created once, with the network."""
+
+
+class _Run(NamedTuple):
+    """What the tasks of a run share."""
+
+    name: str
+    arguments: dict[str, Any]
+    """Of [`contourdiff.bundle.translate`][]."""
+    log_level: int
+
+
+class _Records(QueueHandler):
+    """Collect log records, made ready for another process."""
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        self.queue.append(record)  # type: ignore[attr-defined]
+
+
+def translate(
+    dataset_dir: str | Path,
+    output_dir: str | Path,
+    *,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    **settings: Any,
+) -> Path:
+    """Translate every CT of a folder as [`contourdiff.bundle.translate`][] does, with the same results to the bit.
+
+    Folder, settings and weights are checked here; a case is checked where it is translated. A case whose worker died
+    is given to another one; a case that failed is not. Workers see the same folders, and may come and go.
+
+    Args:
+        dataset_dir: see [`contourdiff.bundle.translate`][].
+        output_dir: see there.
+        workers: processes on this machine, which share its cores.
+        scheduler: address of a Dask scheduler, ``tcp://host:8786``, instead.
+        settings: other arguments of [`contourdiff.bundle.translate`][].
+
+    Returns ``output_dir``. Errors as there; ``ImportError`` without Dask, ``OSError`` if no scheduler answers.
+    """
+    if (workers is None) == (scheduler is None) or (workers is not None and workers < 1):
+        raise ValueError(
+            f"expected one or more workers or a scheduler, got {workers} and {scheduler}; pass one of both"
+        )
+    arguments = {"dataset_dir": Path(dataset_dir).resolve(), "output_dir": Path(output_dir).resolve(), **settings}
+    parser = bundle_folder.translation_parser(**arguments)
+    with _connected(workers, scheduler) as client, plain_errors():
+        bundle_folder.run_contrasts(parser, partial(_translate_cases, client, arguments))
+    return Path(output_dir)
+
+
+@contextmanager
+def _connected(workers: int | None, scheduler: str | None) -> Iterator[Any]:
+    """Client of a scheduler, or of one with its workers on this machine."""
+    try:
+        import dask
+        from distributed import Client, LocalCluster
+    except ImportError as error:
+        raise ImportError("several workers require Dask: pip install 'contourdiff[scale]'") from error
+    if workers is None:
+        with Client(scheduler) as client:
+            yield client
+        return
+    threads = max(1, torch.get_num_threads() // workers)
+    options = {"threads_per_worker": 1, "memory_limit": 0, "dashboard_address": "127.0.0.1:0"}
+    with (
+        dask.config.set({"distributed.nanny.pre-spawn-environ.OMP_NUM_THREADS": threads}),
+        LocalCluster(n_workers=workers, silence_logs=logging.CRITICAL, **options) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+
+
+def _translate_cases(client: Any, arguments: dict[str, Any], parser: ConfigParser) -> Outcome:
+    """Hand out the cases of a parser, a task for each, and collect what became of them."""
+    from distributed import as_completed
+
+    cases = bundle_folder.prepared_cases(parser)
+    pairs = cases.pairs()
+    todo = {case: pair for case, pair in pairs.items() if not cases.has_record(case)}
+    outcome = Outcome({}, [case for case in pairs if case not in todo], {})
+    entries = [{"image": str(image), "label": label and str(label)} for image, label in todo.values()]
+    contrast = {name: parser.get(name) for name in ("contrast", "case_suffix") if name in parser}
+    level = logging.getLogger(PACKAGE).getEffectiveLevel()
+    run = _Run(f"run-{uuid.uuid4().hex[:8]}", {**arguments, **contrast, "progress": False}, level)
+    try:
+        futures = client.map(_translate_case, entries, run=run, pure=False, key=[f"{run.name}-{case}" for case in todo])
+        named = dict(zip((future.key for future in futures), todo, strict=True))
+        finished = as_completed(futures, with_results=True, raise_errors=False)
+        bar = tqdm(finished, total=len(futures), unit="case", disable=not parser.get("progress"))
+        for future, result in bar:
+            if future.status == "finished":
+                outcome.add(_logged(*result))
+            else:
+                outcome.failures[named[future.key]] = reason_of(result[1])
+            future.release()
+    finally:
+        remove_partial_files(cases.output_dir, run.name)
+    return outcome
+
+
+def _logged(outcome: Outcome, records: list[logging.LogRecord]) -> Outcome:
+    """Hand what a worker logged to the loggers here."""
+    for record in records:
+        logging.getLogger(record.name).handle(record)
+    return outcome
+
+
+def _translate_case(entry: dict[str, str | None], run: _Run) -> tuple[Outcome, list[logging.LogRecord]]:
+    """Translate one case in a worker, whose components are kept for the next one; log records are returned."""
+    records: list[logging.LogRecord] = []
+    handler, logger = _Records(records), logging.getLogger(PACKAGE)  # type: ignore[arg-type]
+    logger.addHandler(handler)
+    logger.setLevel(run.log_level)
+    owner = OWNER.set(run.name)
+    try:
+        if getattr(_worker, "run", None) != run.name:
+            _worker.parser, _worker.run = bundle_folder.translation_parser(**run.arguments), run.name
+        _worker.parser.get_parsed_content("cases").datalist = [entry]
+        with plain_errors():
+            return bundle_folder.translate_cases(_worker.parser), records
+    finally:
+        OWNER.reset(owner)
+        logger.removeHandler(handler)
