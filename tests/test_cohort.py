@@ -21,13 +21,8 @@ NAMES = tuple(f"case{number:02}" for number in range(12))
 
 @pytest.fixture
 def tiny(tiny_weights: Path) -> dict[str, Any]:
-    options = {"num_inference_steps": 2, "candidates": 2, "max_rounds": 2, "min_object_mm2": 100.0}
-    return {
-        "overlays": ("single",),
-        "network_def": TINY_NETWORK,
-        "ckpt_path": str(tiny_weights),
-        "batch_size": 4,
-    } | options
+    options = {"num_inference_steps": 2, "candidates": 2, "max_rounds": 1, "min_object_mm2": 100.0, "batch_size": 4}
+    return {"overlays": ("single",), "network_def": TINY_NETWORK, "ckpt_path": str(tiny_weights), **options}
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -53,9 +48,9 @@ def test_killed_workers_change_nothing(tiny: dict[str, Any], tmp_path: Path) -> 
     dataset_dir = make_dataset(tmp_path / "ct", NAMES)
     expected = bundle.translate(dataset_dir, tmp_path / "one", **tiny)
     killed: list[int] = []
-    killer = threading.Thread(target=kill_workers, args=(tmp_path / "many", [1, 3, 4, 7], killed), daemon=True)
+    killer = threading.Thread(target=kill_workers, args=(tmp_path / "many", [1, 4, 7], killed), daemon=True)
     killer.start()
     cohort.translate(dataset_dir, tmp_path / "many", workers=2, **tiny)
     killer.join()
-    assert len(killed) == 4
+    assert len(killed) == 3
     assert contents(tmp_path / "many") == contents(expected)

@@ -217,8 +217,8 @@ def prepared_cases(parser: ConfigParser) -> TranslationCases:
     parser.get_parsed_content("network")
     parser.get_parsed_content("evaluator")
     cases: TranslationCases = parser.get_parsed_content("cases")
-    if Path(cases.dataset_dir).is_dir():
-        check_output_dir(cases.output_dir)
+    cases.pairs()
+    check_output_dir(cases.output_dir)
     return cases
 
 
@@ -241,7 +241,7 @@ def run_contrasts(parser: ConfigParser, run: Callable[[ConfigParser], Outcome] =
             parser["contrast"], parser["case_suffix"] = name, f"_{name}"
             parser.parse(reset=True)
         outcomes[parser.get("case_suffix")] = run(parser)
-    report(outcomes, parser.get_parsed_content("output_dir"), stats)
+    report(outcomes, parser.get_parsed_content("output_dir"), stats, parser.get("bids_dir"))
 
 
 def _check_settings(parser: ConfigParser) -> None:

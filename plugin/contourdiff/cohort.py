@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from contourdiff import bundle as bundle_folder
 from contourdiff.data.atomic import OWNER, remove_partial_files
+from contourdiff.data.inputs import is_url
 from contourdiff.inference.evaluator import plain_errors, reason_of
 from contourdiff.inference.summary import Outcome
 
@@ -66,10 +67,9 @@ def translate(
     Returns ``output_dir``. Errors as there; ``ImportError`` without Dask, ``OSError`` if no scheduler answers.
     """
     if (workers is None) == (scheduler is None) or (workers is not None and workers < 1):
-        raise ValueError(
-            f"expected one or more workers or a scheduler, got {workers} and {scheduler}; pass one of both"
-        )
-    arguments = {"dataset_dir": Path(dataset_dir).resolve(), "output_dir": Path(output_dir).resolve(), **settings}
+        raise ValueError(f"expected workers, 1 or more, or a scheduler, got {workers}, {scheduler}; pass one of both")
+    source = dataset_dir if is_url(dataset_dir) else Path(dataset_dir).resolve()
+    arguments = {"dataset_dir": source, "output_dir": Path(output_dir).resolve(), **settings}
     parser = bundle_folder.translation_parser(**arguments)
     with _connected(workers, scheduler) as client, plain_errors():
         bundle_folder.run_contrasts(parser, partial(_translate_cases, client, arguments))
@@ -88,10 +88,13 @@ def _connected(workers: int | None, scheduler: str | None) -> Iterator[Any]:
         with Client(scheduler) as client:
             yield client
         return
-    threads = max(1, torch.get_num_threads() // workers)
+    config = {
+        "distributed.nanny.pre-spawn-environ.OMP_NUM_THREADS": max(1, torch.get_num_threads() // workers),
+        "distributed.scheduler.worker-saturation": 1.0,  # no case waits at a worker, to be blamed if that dies
+    }
     options = {"threads_per_worker": 1, "memory_limit": 0, "dashboard_address": "127.0.0.1:0"}
     with (
-        dask.config.set({"distributed.nanny.pre-spawn-environ.OMP_NUM_THREADS": threads}),
+        dask.config.set(config),
         LocalCluster(n_workers=workers, silence_logs=logging.CRITICAL, **options) as cluster,
         Client(cluster) as client,
     ):
@@ -139,6 +142,7 @@ def _translate_case(entry: dict[str, str | None], run: _Run) -> tuple[Outcome, l
     handler, logger = _Records(records), logging.getLogger(PACKAGE)  # type: ignore[arg-type]
     logger.addHandler(handler)
     logger.setLevel(run.log_level)
+    logging.getLogger("monai").setLevel(logging.ERROR)
     owner = OWNER.set(run.name)
     try:
         if getattr(_worker, "run", None) != run.name:

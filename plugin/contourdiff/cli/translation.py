@@ -44,7 +44,7 @@ def _phantom(folder: str, seed: int) -> None:
 @command(
     "translate",
     "translate CT to MR",
-    argument("input", "a CT file, a folder of CT files, a DICOM folder, or a datalist (JSON)"),
+    argument("input", "a CT file, a folder of CT files, DICOM or a BIDS dataset, a datalist (CSV, JSON), or a URL"),
     argument("output", "folder to write to, or the file of a single MR"),
     argument("--label", "label of a single CT; those of a folder are in INPUT/labels"),
     argument("--contrast", "t1, t2, or t1,t2 for both; default: t1"),
@@ -57,6 +57,7 @@ def _phantom(folder: str, seed: int) -> None:
     argument("--format", "of the MR and its label in a folder; default: .nii.gz", metavar=".nrrd"),
     argument("--workers", "processes on this machine that share the cases", type=int, metavar="N"),
     argument("--scheduler", "address of a Dask scheduler whose workers share the cases", metavar="tcp://HOST:8786"),
+    argument("--bids", "folder of a BIDS derivative dataset to write, too", metavar="FOLDER"),
     argument("--stats", "table to write, a line for each case (.csv, .parquet)", metavar="FILE"),
     flag("overwrite", "translate again what is there"),
     flag("json", "print the results as JSON"),

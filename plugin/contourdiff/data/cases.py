@@ -16,18 +16,15 @@ import numpy as np
 from monai.utils import ensure_tuple
 
 from contourdiff.data.checks import check_case, check_label, check_volume
-from contourdiff.data.datalists import read_json, read_split
-from contourdiff.data.dicom import has_ct_series, is_dicom
-from contourdiff.data.itk_files import convert_to_nifti
+from contourdiff.data.datalists import read_split
+from contourdiff.data.inputs import Source, find_inputs, local_nifti
 from contourdiff.data.nifti_names import (
     ITK_SUFFIXES,
     NIFTI_SUFFIXES,
     case_name,
     case_of,
     is_nifti,
-    is_volume,
     nifti_by_case,
-    volumes_by_case,
 )
 
 logger = logging.getLogger(__name__)
@@ -38,16 +35,16 @@ class TranslationCases:
     """CT volumes to translate. [`check`][] validates all of them before any work starts.
 
     A case is a file (NIfTI, NRRD or MetaImage) or a folder with a DICOM series. ``<dataset_dir>/<case>.nii.gz`` may
-    have a label ``<dataset_dir>/labels/<case>.nii.gz``; or a datalist in the Decathlon form lists ``{"image": ...,
-    "label": ...}``. What is not NIfTI is first converted to ``<output_dir>/ct/<case>.nii.gz``, a label to
-    ``<output_dir>/ct/labels``.
+    have a label ``<dataset_dir>/labels/<case>.nii.gz``; or a datalist lists ``{"image": ..., "label": ...}``, or the
+    folder is a BIDS dataset ([`contourdiff.data.bids.bids_inputs`][]). What is not NIfTI is first converted to
+    ``<output_dir>/ct/<case>.nii.gz``, a label to ``<output_dir>/ct/labels``; what a URL names is copied there.
 
     Args:
-        dataset_dir: folder of the volumes or of one folder a DICOM series, or a DICOM folder; paths in the datalist are
-            relative to it.
+        dataset_dir: folder of the volumes or of one folder a DICOM series, a DICOM folder, or the URL of a folder for
+            fsspec (``s3://bucket/ct``); paths in the datalist are relative to it.
         output_dir: folder of the translations; cases with a record there are kept, not translated again.
-        datalist: JSON file in the Decathlon form, relative to ``dataset_dir``, or its list of entries; ``None`` takes
-            the folder's files.
+        datalist: CSV file, or JSON file in the Decathlon form, relative to ``dataset_dir``, or the list of entries;
+            ``None`` takes the folder's files.
         section: list of the datalist to use.
         overwrite: translate kept cases again.
         case_suffix: of the file names, ``<case><case_suffix>_mr.json``, where a case is translated several times.
@@ -73,7 +70,7 @@ class TranslationCases:
     kept: list[str] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
-        self.dataset_dir, self.output_dir = Path(self.dataset_dir), Path(self.output_dir)
+        self.output_dir = Path(self.output_dir)
 
     def check(self) -> None:
         """Read every case and fill the attributes; a case that fails its checks is logged and left out.
@@ -94,47 +91,27 @@ class TranslationCases:
         """Whether a case is to be kept."""
         return not self.overwrite and (Path(self.output_dir) / f"{case}{self.case_suffix}_mr.json").is_file()
 
-    def pairs(self) -> dict[str, tuple[Path, Path | None]]:
+    def pairs(self) -> dict[str, tuple[Source, Source | None]]:
         """Image and label of every case by its id, none of which is read; errors as in [`check`][]."""
-        root = Path(self.dataset_dir)
-        if not root.is_dir():
-            raise FileNotFoundError(f"expected a folder of CT volumes at {root}, found none; pass --dataset_dir")
-        pairs = self._pairs(root)
+        pairs = find_inputs(self.dataset_dir, self.datalist, self.section)
         ids = [case_of(image) for image, _ in pairs]
         if not pairs:
             suffixes = ", ".join(NIFTI_SUFFIXES + ITK_SUFFIXES)
             raise ValueError(
-                f"expected volumes ({suffixes}) or CT in DICOM in {root}, found none; pass another --dataset_dir"
+                f"expected volumes ({suffixes}) or CT in DICOM in {self.dataset_dir}, found none; "
+                "pass another --dataset_dir"
             )
         if len(set(ids)) != len(ids):
             raise ValueError(f"expected one file a case, got twice: {sorted({i for i in ids if ids.count(i) > 1})}")
         return dict(zip(ids, pairs, strict=True))
 
-    def _pairs(self, root: Path) -> list[tuple[Path, Path | None]]:
-        if not self.datalist:
-            labels, inside = volumes_by_case(root / "labels"), sorted(root.iterdir())
-            volumes = [path for path in inside if is_volume(path)]
-            folders = [path for path in inside if path.is_dir() and path.name != "labels"]
-            images = volumes + [path for path in folders if has_ct_series(path)]
-            if not volumes and any(map(is_dicom, inside)):
-                images = [root.resolve()]  # the folder itself is the study
-            return [(path, labels.get(case_of(path))) for path in images]
-        entries: Any = self.datalist
-        if isinstance(entries, (str, Path)):
-            content = read_json(root / entries)
-            if self.section not in content:
-                where = f"{root / entries}, got {sorted(content)}"
-                raise ValueError(f"expected the list {self.section!r} in {where}; name the list so")
-            entries = content[self.section]
-        entries = [item if isinstance(item, dict) else {"image": item} for item in entries]
-        return [(root / item["image"], root / item["label"] if item.get("label") else None) for item in entries]
-
-    def _check_case(self, case: str, image: Path, label: Path | None) -> None:
-        self.sources[case] = image.name
+    def _check_case(self, case: str, image: Source, label: Source | None) -> None:
+        self.sources[case] = Path(image).name
+        copy = Path(self.output_dir) / "ct" / f"{case}.nii.gz"
         try:
-            image = self._converted(image, Path(self.output_dir) / "ct" / f"{case}.nii.gz")
+            image = local_nifti(image, copy, self.series_uid)
             if label is not None:
-                label = self._converted(label, Path(self.output_dir) / "ct" / "labels" / f"{case}.nii.gz")
+                label = local_nifti(label, copy.parent / "labels" / copy.name)
             self.warnings[case] = check_case(image, label)
         except ValueError as error:
             self.failures[case] = str(error)
@@ -144,14 +121,7 @@ class TranslationCases:
             logger.warning("%s: %s", case, warning)
         self.items.append({"image": str(image)})
         if label is not None:
-            self.labels[case] = label
-
-    def _converted(self, source: Path, path: Path) -> Path:
-        """The file itself if it is NIfTI, or the NIfTI file that it is converted to."""
-        if source.is_dir() or source.name.lower().endswith(ITK_SUFFIXES):
-            convert_to_nifti(source, path, self.series_uid)
-            return path
-        return source
+            self.labels[case] = Path(label)
 
 
 def training_cases(

@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 
 def read_split(path: Path, split: str) -> list[str]:
@@ -15,6 +16,24 @@ def read_split(path: Path, split: str) -> list[str]:
             return [row["file"] for row in csv.DictReader(file) if row["split"] == split]
     entries = read_json(path).get({"train": "training", "val": "validation"}[split], [])
     return [item["image"] if isinstance(item, dict) else item for item in entries]
+
+
+def read_cases(path: Path, section: str) -> list[Any]:
+    """Entries ``{"image": ..., "label": ...}`` of a CSV file with these columns, or of a list in a JSON datalist.
+
+    The column ``label`` may be absent, or empty for a case. Raises ``FileNotFoundError`` without a file, ``ValueError``
+    without the column ``image`` or the list.
+    """
+    if path.suffix.lower() == ".csv":
+        with _existing(path).open(newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file)
+            if "image" not in (rows.fieldnames or []):
+                raise ValueError(f"expected a column 'image' in {path}, got {rows.fieldnames}; name the column so")
+            return list(rows)
+    content = read_json(path)
+    if section not in content:
+        raise ValueError(f"expected the list {section!r} in {path}, got {sorted(content)}; name the list so")
+    return list(content[section])
 
 
 def _existing(path: Path) -> Path:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from contourdiff.data.atomic import atomic_write, write_csv
+from contourdiff.data.bids import write_derivatives
 
 logger = logging.getLogger(__name__)
 
@@ -31,10 +32,15 @@ class Outcome(NamedTuple):
         self.failures.update(other.failures)
 
 
-def report(outcomes: Mapping[str, Outcome], output_dir: str | Path, stats: str | Path | None = None) -> None:
+def report(
+    outcomes: Mapping[str, Outcome],
+    output_dir: str | Path,
+    stats: str | Path | None = None,
+    bids_dir: str | Path | None = None,
+) -> None:
     """Log what became of the cases of each ``case_suffix``, and write a table of them to the file ``stats``.
 
-    Raises ``ValueError`` if a case failed.
+    ``bids_dir`` is a folder for [`contourdiff.data.bids.write_derivatives`][]. Raises ``ValueError`` if a case failed.
     """
     messages = []
     for suffix, (completed, kept, failures) in outcomes.items():
@@ -52,6 +58,9 @@ def report(outcomes: Mapping[str, Outcome], output_dir: str | Path, stats: str |
     if stats is not None:
         rows = [row for suffix, outcome in outcomes.items() for row in table(outcome, Path(output_dir), suffix)]
         write_table(stats, rows)
+    if bids_dir is not None:
+        done = [(case, suffix) for suffix, outcome in outcomes.items() for case in [*outcome.completed, *outcome.kept]]
+        write_derivatives(Path(output_dir), bids_dir, [Path(output_dir, f"{c}{suffix}_mr.json") for c, suffix in done])
     if messages:
         raise ValueError("; ".join(messages))
 
