@@ -54,3 +54,33 @@ def test_killed_workers_change_nothing(tiny: dict[str, Any], tmp_path: Path) -> 
     killer.join()
     assert len(killed) == 3
     assert contents(tmp_path / "many") == contents(expected)
+
+
+def test_failures_tables_and_logs_are_those_of_one_process(
+    tiny: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also where a scheduler runs already, whose workers take the cases of two runs on one folder."""
+    caplog.set_level("INFO", "contourdiff")
+    dataset_dir = make_dataset(tmp_path / "ct", ("a", "b"))
+    (dataset_dir / "bad.nii.gz").write_bytes(b"no volume")
+    errors, lines = {}, {}
+    with distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster:
+        for name, options in {"one": {}, "many": {"scheduler": cluster.scheduler_address}}.items():
+            caplog.clear()
+            run = cohort.translate if options else bundle.translate
+            with pytest.raises(ValueError, match="1 of 3 cases failed: bad: expected a readable") as error:
+                run(dataset_dir, tmp_path / name, stats=str(tmp_path / f"{name}.csv"), **options, **tiny)  # type: ignore[operator]
+            errors[name] = str(error.value)
+            records = [record for record in caplog.records if record.name.startswith("contourdiff")]
+            lines[name] = sorted(record.getMessage().replace(f"/{name}", "") for record in records)
+    assert errors["one"] == errors["many"]
+    assert lines["one"] == lines["many"]
+    assert contents(tmp_path / "one") == contents(tmp_path / "many")
+    one, many = ((tmp_path / f"{name}.csv").read_text().splitlines() for name in ("one", "many"))
+    assert [line.split(",")[:4] for line in one] == [line.split(",")[:4] for line in many]
+
+
+@pytest.mark.parametrize("options", [{}, {"workers": 0}, {"workers": 2, "scheduler": "tcp://127.0.0.1:8786"}])
+def test_workers_or_a_scheduler(options: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"expected workers, 1 or more, or a scheduler, got"):
+        cohort.translate(tmp_path, tmp_path / "mr", **options)

@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 from monai.bundle import ConfigParser, ConfigWorkflow, ReferenceResolver
 from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 
+from contourdiff.data.atomic import remove_partial_files
+from contourdiff.data.bids import check_names
 from contourdiff.data.cases import TranslationCases
 from contourdiff.data.checks import check_output_dir
 from contourdiff.inference.evaluator import plain_errors
@@ -207,17 +209,18 @@ def translate_cases(parser: ConfigParser) -> Outcome:
     """Load the weights, check the folders and every case, and translate with the components of a parser."""
     cases, evaluator = prepared_cases(parser), parser.get_parsed_content("evaluator")
     cases.check()
-    if cases.items:
-        evaluator.run()
+    if not cases.items:
+        return Outcome({}, list(cases.kept), dict(cases.failures))
+    evaluator.run()
     return Outcome(dict(evaluator.completed), list(cases.kept), {**cases.failures, **evaluator.failures})
 
 
 def prepared_cases(parser: ConfigParser) -> TranslationCases:
     """``cases`` of a parser, none of them read; the weights are loaded and the output folder exists."""
-    parser.get_parsed_content("network")
-    parser.get_parsed_content("evaluator")
-    cases: TranslationCases = parser.get_parsed_content("cases")
-    cases.pairs()
+    cases: TranslationCases = [parser.get_parsed_content(name) for name in ("network", "evaluator", "cases")][-1]
+    pairs = cases.pairs()
+    if parser.get("bids_dir"):
+        check_names(pairs)
     check_output_dir(cases.output_dir)
     return cases
 
@@ -229,19 +232,20 @@ def run_contrasts(parser: ConfigParser, run: Callable[[ConfigParser], Outcome] =
     """
     if stats := parser.get("stats"):
         check_table(stats)
+    output_dir = parser.get_parsed_content("output_dir")
+    remove_partial_files(output_dir, older_than_s=86400)  # a day: no other run writes them
     wanted = parser.get("contrast")
     contrasts = [name.strip() for name in wanted.split(",")] if isinstance(wanted, str) else list(wanted or [])
-    if len(contrasts) > 1:
-        known = parser.get_parsed_content("contrasts")
-        if unknown := [name for name in contrasts if name not in known]:
-            raise ValueError(f"contrast must be out of {list(known)}, got {unknown}")
+    known = parser.get_parsed_content("contrasts") if len(contrasts) > 1 else contrasts
+    if unknown := [name for name in contrasts if name not in known]:
+        raise ValueError(f"contrast must be out of {list(known)}, got {unknown}")
     outcomes = {}
     for name in contrasts if len(contrasts) > 1 else [None]:
         if name is not None:
             parser["contrast"], parser["case_suffix"] = name, f"_{name}"
             parser.parse(reset=True)
         outcomes[parser.get("case_suffix")] = run(parser)
-    report(outcomes, parser.get_parsed_content("output_dir"), stats, parser.get("bids_dir"))
+    report(outcomes, output_dir, stats, parser.get("bids_dir"))
 
 
 def _check_settings(parser: ConfigParser) -> None:

@@ -170,7 +170,7 @@ def _selection(source: str | Path, label: str | Path | None) -> dict[str, Any]:
         chosen = {}
     else:
         raise FileNotFoundError(
-            f"expected a CT file (NIfTI, NRRD, MetaImage), a folder, a DICOM folder or a datalist (CSV, JSON) at {source}, "
+            f"expected a CT file (NIfTI, NRRD, MetaImage), a folder, DICOM or a datalist (CSV, JSON) at {source}, "
             f"found {'another kind of file' if source.exists() else 'nothing'}"
         )
     if label is not None:

@@ -49,14 +49,13 @@ def test_a_bucket_gives_what_the_folder_gives(bucket: Any, tiny_weights: Path, t
     assert [result.case for result in results] == ["a", "b"]
     for local, remote in zip(expected, results, strict=True):
         assert local.mr.read_bytes() == remote.mr.read_bytes()
-        assert local.label and remote.label and local.label.read_bytes() == remote.label.read_bytes()
+        assert local.label is not None
+        assert local.label.read_bytes() == Path(str(remote.label)).read_bytes()
         assert local.record.read_bytes() == remote.record.read_bytes()
     bucket.pipe("hospital/ct/c.nii.gz", b"no volume")
     with pytest.raises(ValueError, match=r"1 of 3 cases failed: c: expected a readable NIfTI file"):
         translate_path("s3://hospital/ct", tmp_path / "remote", **options)
-    with pytest.raises(
-        ValueError, match=r"expected a readable file at s3://hospital/ct/d.nii.gz, got FileNotFoundError"
-    ):
+    with pytest.raises(ValueError, match=r"expected a readable file at s3://hospital/ct/d.nii.gz, got FileNotFound"):
         translate_path("s3://hospital/ct/d.nii.gz", tmp_path / "none", **options)
 
 
@@ -65,4 +64,4 @@ def test_a_single_file_by_its_url(tiny_weights: Path, tmp_path: Path) -> None:
     (local,) = translate_path(folder / "a.nii.gz", tmp_path / "local.nii.gz", **options)
     (remote,) = translate_path(f"file://{folder}/a.nii.gz", tmp_path / "remote.nii.gz", **options)
     np.testing.assert_array_equal(voxels(remote.mr), voxels(local.mr))
-    assert remote.ct is not None and remote.ct.read_bytes() == (folder / "a.nii.gz").read_bytes()
+    assert Path(str(remote.ct)).read_bytes() == (folder / "a.nii.gz").read_bytes()

@@ -36,43 +36,37 @@ def _label_of(image: Path, root: Path) -> Path | None:
     name = re.compile(rf"{re.escape(entities)}(_({ADDED})-[a-zA-Z0-9]+)*_dseg\.nii(\.gz)?")
     folder = image.parent.parent.relative_to(root)
     places = [image.parent, *sorted(root.glob(f"derivatives/*/{folder}/*"))]
-    labels = [
-        path for place in places if place.is_dir() for path in sorted(place.iterdir()) if name.fullmatch(path.name)
-    ]
+    files = [path for place in places if place.is_dir() for path in sorted(place.iterdir())]
+    labels = [path for path in files if name.fullmatch(path.name)]
     if len(labels) > 1:
         names = [path.relative_to(root).as_posix() for path in labels]
         raise ValueError(f"expected one label of {image.name}, found {names}; name the right ones in a datalist")
     return labels[0] if labels else None
 
 
-def write_derivatives(output_dir: Path, bids_dir: str | Path, records: Iterable[Path]) -> None:
-    """Link or copy translations to ``bids_dir`` as a BIDS derivative dataset.
+def check_names(cases: Iterable[str]) -> None:
+    """Raise ``ValueError`` for a case without a subject, which a derivative dataset has no place for."""
+    if wrong := [case for case in cases if not re.match(r"sub-[a-zA-Z0-9]+_", case)]:
+        raise ValueError(f"expected cases sub-<label>_..._ct for a BIDS dataset, got {wrong[:3]}; leave out --bids")
+
+
+def write_derivatives(records: Iterable[Path], bids_dir: str | Path) -> None:
+    """Link, or else copy, translations to ``bids_dir`` as a BIDS derivative dataset.
 
     ``<case>_mr.nii.gz``, its record and its label become ``sub-*/[ses-*/]anat/<entities>_desc-contourdiff_T1w.nii.gz``
-    with its sidecar and ``..._dseg.nii.gz``; ``T2w`` by the contrast in the record. Raises ``ValueError`` for a case
-    without a subject, before anything is written, and for outputs that are not NIfTI.
-
-    Args:
-        output_dir: folder of the translations.
-        bids_dir: folder of the dataset.
-        records: ``<case>_mr.json`` of the cases.
+    (or ``T2w``, by the contrast in the record) with its sidecar, and ``<entities>_desc-contourdiff_dseg.nii.gz``.
+    ``records`` are the files ``<case>_mr.json`` beside them.
     """
-    names = {path: path.name.removesuffix("_mr.json") for path in records}
-    if wrong := [name for name in names.values() if not re.match(r"sub-[a-zA-Z0-9]+_", name)]:
-        raise ValueError(
-            f"expected cases named sub-<label>_..._ct for a BIDS dataset, got {wrong[:3]}; leave out --bids"
-        )
     target = Path(bids_dir)
-    for path, name in names.items():
-        record = json.loads(path.read_text(encoding="utf-8"))
-        entities = re.sub(r"_ct(_[a-zA-Z0-9]+)?$", "", name)
-        folder = target.joinpath(*re.findall(r"(?:sub|ses)-[a-zA-Z0-9]+", entities)[:2], "anat")
+    for path in records:
+        record, name = json.loads(path.read_text(encoding="utf-8")), path.name.removesuffix("_mr.json")
+        entities = record["case"].removesuffix("_ct")
+        folder = target.joinpath(*re.findall(r"(?:sub|ses)-[a-zA-Z0-9]+", entities), "anat")
         stem = f"{entities}_desc-contourdiff"
         mr = f"{stem}_{SUFFIXES.get(record['settings'].get('contrast'), 'T1w')}"
-        files = {"mr": mr, "label": f"{mr.replace('desc-contourdiff_', 'desc-contourdiff')}_dseg"}
-        for postfix, stem in files.items():
-            for source in output_dir.glob(f"{name}_{postfix}.nii*"):
-                _link(source, folder / f"{stem}{source.name.removeprefix(f'{name}_{postfix}')}")
+        for postfix, new in (("_mr", mr), ("_label", f"{stem}_dseg")):
+            for source in path.parent.glob(f"{name}{postfix}.nii*"):
+                _link(source, folder / source.name.replace(f"{name}{postfix}", new))
         sidecar = {"Description": "MR translated from CT", "SkullStripped": False, "Sources": [record["image"]]}
         write_text(folder / f"{mr}.json", json.dumps({**sidecar, "contourdiff": record}, indent=2) + "\n")
     write_text(target / "dataset_description.json", json.dumps(_description(), indent=2) + "\n")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Inputs of a translation: a folder, a BIDS dataset, a datalist or a URL becomes images and labels; each a local file."""
+"""Images and labels of a folder, a BIDS dataset, a datalist or a URL, as local files."""
 
 from __future__ import annotations
 
@@ -86,6 +86,7 @@ def _remote_inputs(url: str) -> list[tuple[Source, Source | None]]:
     import fsspec
 
     system, root = fsspec.core.url_to_fs(url)
+    system.invalidate_cache()  # what was there in an earlier run of this process
 
     def volumes(folder: str) -> list[str]:
         names = system.ls(folder, detail=False) if system.isdir(folder) else []
@@ -106,6 +107,5 @@ def _fetch(url: str, path: Path) -> None:
     except ImportError:
         raise
     except Exception as error:  # each file system has errors of its own
-        raise ValueError(
-            f"expected a readable file at {url}, got: {type(error).__name__}: {error}; check it"
-        ) from error
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"expected a readable file at {url}, got {reason}; check address and access") from error

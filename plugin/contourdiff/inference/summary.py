@@ -60,7 +60,7 @@ def report(
         write_table(stats, rows)
     if bids_dir is not None:
         done = [(case, suffix) for suffix, outcome in outcomes.items() for case in [*outcome.completed, *outcome.kept]]
-        write_derivatives(Path(output_dir), bids_dir, [Path(output_dir, f"{c}{suffix}_mr.json") for c, suffix in done])
+        write_derivatives([Path(output_dir, f"{case}{suffix}_mr.json") for case, suffix in done], bids_dir)
     if messages:
         raise ValueError("; ".join(messages))
 
