@@ -26,8 +26,8 @@ PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 PAGES.append(REPOSITORY / "bundles" / "contourdiff_ct2mr" / "docs" / "README.md")
 BASES = {"translate": "inference", "train": "train", "quality": "inference", "gap": "inference", "agreement": "train"}
 """Config that the settings of a command belong to."""
-EXCERPTS = ("style", "monai_label")
-"""Pages whose Python is parts of functions, or for another program."""
+EXCERPTS = ("style", "monai_label", "scale")
+"""Pages whose Python is parts of functions, or for another program or a cluster."""
 
 
 def blocks(language: str) -> Iterator[tuple[str, str]]:
