@@ -59,7 +59,7 @@ def test_killed_workers_change_nothing(tiny: dict[str, Any], tmp_path: Path) -> 
 def test_failures_tables_and_logs_are_those_of_one_process(
     tiny: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Also where a scheduler runs already, whose workers take the cases of two runs on one folder."""
+    """Also with a scheduler that runs already."""
     caplog.set_level("INFO", "contourdiff")
     dataset_dir = make_dataset(tmp_path / "ct", ("a", "b"))
     (dataset_dir / "bad.nii.gz").write_bytes(b"no volume")

@@ -52,8 +52,9 @@ def translate(
     scheduler: str | None = None,
     **settings: Any,
 ) -> Path:
-    """Translate every CT of a folder as [`contourdiff.bundle.translate`][] does, with the same results to the bit.
+    """Translate every CT of a folder as [`contourdiff.bundle.translate`][] does, with the same results.
 
+    They are equal to the bit if each worker has as many threads as the one process (``OMP_NUM_THREADS``).
     Folder, settings and weights are checked here; a case is checked where it is translated. A case whose worker died
     is given to another one; a case that failed is not. Workers see the same folders, and may come and go.
 
