@@ -85,6 +85,8 @@ def _connected(workers: int | None, scheduler: str | None) -> Iterator[Any]:
         from distributed import Client, LocalCluster
     except ImportError as error:
         raise ImportError("several workers require Dask: pip install 'contourdiff[scale]'") from error
+    if logging.getLogger(PACKAGE).getEffectiveLevel() > logging.DEBUG:
+        logging.getLogger("distributed").setLevel(logging.ERROR)  # Dask sets it as it is imported
     if workers is None:
         with Client(scheduler) as client:
             yield client

@@ -32,9 +32,8 @@ def main() -> None:
         make_cases(folder, parsed.cases, parsed.slices)
         one = measure(folder, "one")
         many = measure(folder, "many", "--workers", str(parsed.workers))
-        same = all(
-            path.read_bytes() == (folder / "many" / path.name).read_bytes() for path in (folder / "one").iterdir()
-        )
+        results = list((folder / "one").iterdir())
+        same = all(path.read_bytes() == (folder / "many" / path.name).read_bytes() for path in results)
     ratio = many[0] / one[0]
     sys.stdout.write(f"one process: {one[0]:.1f} core seconds, {one[1]:.1f} s\n")
     sys.stdout.write(f"{parsed.workers} workers: {many[0]:.1f} core seconds, {many[1]:.1f} s; {ratio:.2f} times\n")

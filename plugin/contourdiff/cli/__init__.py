@@ -22,7 +22,7 @@ EXIT_CODES = """exit status:
   1   an input was refused, or a case failed (the others are done)
   2   the command line is wrong
   130 interrupted; the same command goes on where it stopped"""
-LIBRARIES = ("monai", "ignite", "matplotlib", "distributed", "py.warnings")
+LIBRARIES = ("monai", "ignite", "matplotlib", "py.warnings")
 """Loggers that are heard with ``--verbose`` alone."""
 
 
