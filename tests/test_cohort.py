@@ -86,7 +86,8 @@ def test_one_line_counts_the_cases_of_both_contrasts(
     tiny: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(progress, "LINE_INTERVAL_S", 0.0)
-    dataset_dir, both = make_dataset(tmp_path / "ct", ("a", "b")), {**tiny, "contrasts": ["t1", "t2"], "contrast": "t1,t2"}
+    dataset_dir = make_dataset(tmp_path / "ct", ("a", "b"))
+    both = {**tiny, "contrasts": ["t1", "t2"], "contrast": "t1,t2"}
     expected = bundle.translate(dataset_dir, tmp_path / "one", **both)
     capsys.readouterr()
     cohort.translate(dataset_dir, tmp_path / "many", workers=1, **both)
