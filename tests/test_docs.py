@@ -37,8 +37,8 @@ BASES = {
     "rival": "cyclegan",
 }
 """Config that the settings of a command belong to."""
-EXCERPTS = ("style", "monai_label")
-"""Pages whose Python is parts of functions, or for another program."""
+EXCERPTS = ("style", "monai_label", "scale")
+"""Pages whose Python is parts of functions, or for another program or a cluster."""
 NOT_RUN = {
     "contourdiff (table|train) ": "trains networks: tests/evaluation/test_experiment.py, tests/test_cli.py",
     "(train|cpu).json": "trains networks: tests/training/test_training.py, tests/test_cli.py",
@@ -46,6 +46,8 @@ NOT_RUN = {
     "contourdiff (steps|agreement) ": "minutes: tests/evaluation/test_solver_comparison.py, test_held_out.py beside it",
     "contourdiff example ": "two minutes: run by tests/test_shipped.py",
     "neighbor_guided|hip_thigh|single|my_training": "requires weights of the reader's own: tests/test_bundle.py",
+    "contourdiff rival ": "trains networks: tests/rivals/test_training.py",
+    "--(workers|scheduler) ": "several processes: tests/test_cohort.py, tests/data/test_bids.py",
     "generative.pt": "requires weights of the reader's own: tests/test_checkpoints.py",
     "--extractor": "requires a network of the reader's own: tests/evaluation/test_folder_quality.py",
 }

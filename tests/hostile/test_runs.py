@@ -93,6 +93,7 @@ INVALID: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("mean_threshold", "distance_threshold", "fidelity_tolerance_mm"), (-1, float("nan"), "a", None)),
     **dict.fromkeys(("overwrite", "unconditional", "save_fidelity_map", "save_uncertainty_map"), (1, "yes", None)),
     **dict.fromkeys(("amp", "retain_heap", "progress"), ("no", 0, None)),
+    "refinement_guidance": (-0.1, 101, "a", None),
     "slice_axis": (3, -1, "x"),
     "spacing_mm": (0, -1.1, float("inf"), "1 mm", [1, 1], None),
     "filter_classes": (1, 50, "4"),
@@ -323,8 +324,8 @@ def test_a_file_that_vanishes_or_memory_that_ends_fails_its_case_alone(
         write_nifti(tmp_path / "ct" / f"{name}.nii.gz", CT, OBLIQUE)
     check, translate = TranslationCases.check, ContourTranslationInferer.translate
 
-    def checked(self: TranslationCases) -> None:
-        check(self)
+    def checked(self: TranslationCases, *arguments: Any) -> None:
+        check(self, *arguments)
         (tmp_path / "ct" / "a.nii.gz").unlink()
 
     def without_memory(self: ContourTranslationInferer, inputs: Any, network: Any) -> Any:
