@@ -7,6 +7,7 @@ import base64
 import hashlib
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -31,6 +32,11 @@ LABELS = {
     "mean": "mean gray level",
     "seconds": "time, s",
 }
+METHODS = (
+    *("window_hu", "spacing_mm", "num_inference_steps", "num_refinement_steps", "solver", "candidates", "max_rounds"),
+    *("distance_threshold", "mean_threshold", "fidelity_limit", "fidelity_tolerance_mm"),
+)
+"""Settings in the methods paragraph that are those of all cases."""
 
 
 def write_report(
@@ -66,7 +72,12 @@ def write_report(
         with atomic_write(pages / asset) as aside:
             aside.write_bytes((files("contourdiff.report") / "assets" / asset).read_bytes())
     links = [quote(f"{case.name}.html") for case in cases]
-    common = {"folder": str(output_dir), "command": command, "run": run, "written": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"}
+    common = {
+        "folder": shlex.quote(str(output_dir)),
+        "command": command,
+        "run": run,
+        "written": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+    }
     for case, before, after in zip(cases, [None, *links], [*links[1:], None], strict=False):
         ct = _within(cts[case.name], case.name, pages) if case.name in cts else None
         page = _case_page(case, ct, real) | {"before": before, "after": after, **common}
@@ -175,17 +186,23 @@ def _index_page(cases: Sequence[Case], links: Sequence[str]) -> dict[str, Any]:
     for name, label in LABELS.items():
         if values := [value for item in measures if (value := item[name]) is not None]:
             distributions[name] = plots.distribution(name, values, label)
+    settings = shared_values(cases, "settings")
     described = next((case.record for case in cases if case.record), {})
     return {
         "cards": list(zip(cases, measures, [f"{FOLDER}/{link}" for link in links], strict=True)),
         "distributions": distributions,
         "frame": plots.FRAME,
         "totals": _totals(cases),
-        "weights": [json.loads(text) for text in dict.fromkeys(json.dumps(case.record["weights"]) for case in cases if case.record)],
-        "settings": shared_values(cases, "settings"),
+        "weights": [
+            json.loads(text)
+            for text in dict.fromkeys(json.dumps(case.record["weights"]) for case in cases if case.record)
+        ],
+        "settings": settings,
         "packages": shared_values(cases, "packages"),
         "record": described,
         "with_record": sum(bool(case.record) for case in cases),
+        "ct_count": len({case.record["case"] for case in cases if case.record}),
+        "differing": [name for name in METHODS if len(settings.get(name, [])) > 1],
     }
 
 

@@ -87,13 +87,17 @@ def fidelity_by_slice(case: Case) -> Markup:
 def gray_levels(case: Case, real: np.ndarray | None) -> Markup:
     """Histogram of a translation's gray levels without its background, against real MR's, see [`real_histogram`][]."""
     figure, axes = _figure(7, 2.2)
-    path, centers = case.volume("mr"), (np.arange(BINS) + 0.5) * 255 / BINS
+    path, centers, shown = case.volume("mr"), (np.arange(BINS) + 0.5) * 255 / BINS, []
     if path is not None:
-        axes.fill_between(centers, _histogram(_voxels(path)), color=BLUE, alpha=0.5, step="mid", label="translation")
+        shown.append(_histogram(_voxels(path)))
+        axes.fill_between(centers, shown[0], color=BLUE, alpha=0.5, step="mid", label="translation")
     if real is not None:
+        shown.append(real)
         axes.plot(centers, real, color=RED, linewidth=1.2, drawstyle="steps-mid", label="real MR")
     axes.set_xlim(0, 255)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(
+        0, 1.3 * max((histogram[4:-1].max() for histogram in shown), default=1) or 1
+    )  # the ends may exceed it
     axes.set_xlabel("gray level")
     axes.set_ylabel("share, %")
     return _finished(figure, axes, "gray-levels")
@@ -138,7 +142,7 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
 
 def _finished(figure: Figure, axes: Axes, name: str) -> Markup:
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=7, frameon=False, loc="upper right", ncols=3)
+        axes.legend(fontsize=7, frameon=False, loc="lower right", bbox_to_anchor=(1, 0.97), ncols=3)
     figure.tight_layout(pad=0.5)
     return _svg(figure, name)
 
