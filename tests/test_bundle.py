@@ -347,7 +347,7 @@ def test_a_workflow_runs_after_a_look_at_its_parts(tiny_weights: Path, tmp_path:
     workflow.initialize()
     assert workflow.check_properties() == []
     workflow.run()
-    assert workflow.evaluator.completed == ["a", "b"]
+    assert list(workflow.evaluator.completed) == ["a", "b"]
 
 
 def test_properties_of_both_workflows(tiny_weights: Path, tmp_path: Path) -> None:

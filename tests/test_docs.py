@@ -37,8 +37,8 @@ BASES = {
     "rival": "cyclegan",
 }
 """Config that the settings of a command belong to."""
-EXCERPTS = ("style", "monai_label")
-"""Pages whose Python is parts of functions, or for another program."""
+EXCERPTS = ("style", "monai_label", "scale")
+"""Pages whose Python is parts of functions, or for another program or a cluster."""
 NOT_RUN = {
     "contourdiff (table|train) ": "trains networks: tests/evaluation/test_experiment.py, tests/test_cli.py",
     "(train|cpu).json": "trains networks: tests/training/test_training.py, tests/test_cli.py",

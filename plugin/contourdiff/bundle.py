@@ -15,6 +15,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow, ReferenceResolver
 from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 
 from contourdiff.config_checks import COMMENT, check_names, plain_errors, references
+from contourdiff.data.inputs import is_url
 from contourdiff.inference.run import run_inference
 from contourdiff.phantom import write_phantom
 from contourdiff.training import distributed
@@ -97,16 +98,26 @@ def translate(
     Returns ``output_dir``. Raises ``FileNotFoundError`` for a missing bundle, overlay, weights or ``dataset_dir``,
     ``ValueError`` for an unknown setting, bad weights, no case, or, after all others are done, a case that failed.
     """
+    parser = translation_parser(dataset_dir, output_dir, bundle=bundle, overlays=overlays, **settings)
+    with plain_errors():
+        run_inference(parser)
+    return Path(output_dir)
+
+
+def translation_parser(
+    dataset_dir: str | Path, output_dir: str | Path, *, bundle: Any = None, overlays: Any = (), **settings: Any
+) -> ConfigParser:
+    """Parser of ``inference.json`` for the arguments of [`translate`][], with its errors; nothing is created yet."""
     files = config_files(bundle, overlays)
-    settings = {"dataset_dir": Path(dataset_dir), "output_dir": Path(output_dir), **settings}
+    source = dataset_dir if is_url(dataset_dir) else Path(dataset_dir)
+    settings = {"dataset_dir": source, "output_dir": Path(output_dir), **settings}
     arguments = settings.keys() & inspect.signature(ConfigWorkflow).parameters.keys()
     parser = read_config(files, {name: value for name, value in settings.items() if name not in arguments})
     settings.setdefault("bundle_root", parser["bundle_root"])
     with plain_errors():
         workflow = ConfigWorkflow(files, **{"workflow_type": "inference", "logging_file": False, **settings})
         workflow.initialize()
-        run_inference(workflow.parser)
-    return Path(output_dir)
+    return workflow.parser
 
 
 def train(

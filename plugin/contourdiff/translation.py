@@ -17,10 +17,14 @@ from monai.data import MetaTensor
 from nibabel.spatialimages import SpatialImage
 
 from contourdiff import bundle as bundle_folder
+from contourdiff import cohort
 from contourdiff.data.cases import TranslationCases
+from contourdiff.data.inputs import is_url
 from contourdiff.data.nifti import OUTPUT_SUFFIXES
 from contourdiff.data.nifti_names import case_of, is_volume
 from contourdiff.installation import usable_device
+
+DATALISTS = (".csv", ".json")
 
 
 class Translation(NamedTuple):
@@ -105,16 +109,18 @@ def translate_path(
 
     ``output`` is a folder, or, for a single case, a file (``.nii.gz``, ``.nii``, ``.nrrd``, ``.mha``): label, record
     and picture are then named after it. ``series`` and ``format`` among the settings stand for ``series_uid`` and
-    ``output_ext``. Other arguments as in [`translate`][]; errors as in [`contourdiff.bundle.translate`][], which
-    this calls, and ``ValueError`` if a file ``output`` exists and ``overwrite`` is not set.
+    ``output_ext``; ``workers`` or ``scheduler`` share the cases as [`contourdiff.cohort.translate`][] does. Other
+    arguments as in [`translate`][]; errors as in [`contourdiff.bundle.translate`][], which this calls, and
+    ``ValueError`` if a file ``output`` exists and ``overwrite`` is not set.
     """
-    settings = {"dataset_dir": source, **_selection(Path(source), label), **settings}
+    settings = {"dataset_dir": source, **_selection(source, label), **settings}
     settings |= {} if contrast is None else {"contrast": contrast}
     settings |= {} if weights is None else {"ckpt_path": Path(weights)}
     settings |= {} if device is None else {"device": usable_device(device)}
-    for short, name in (("series", "series_uid"), ("format", "output_ext")):
+    for short, name in (("series", "series_uid"), ("format", "output_ext"), ("bids", "bids_dir")):
         if short in settings:
             settings[name] = settings.pop(short)
+    settings |= {name: Path(settings[name]) for name in ("bids_dir", "stats") if settings.get(name)}
     cases = TranslationCases(settings["dataset_dir"], output, settings.get("datalist"))
     settings["datalist"] = cases.entries()  # headers of DICOM files are read once
     overlays = [*([anatomy] if anatomy else []), *(["fast"] if fast else []), *overlays]
@@ -124,10 +130,8 @@ def translate_path(
         return _run(output, overlays, settings)
     if output.exists() and not settings.get("overwrite"):
         raise ValueError(f"expected no file at {output}, found one; pass --overwrite or another name")
-    if len(settings["datalist"]) > 1:
-        raise ValueError(
-            f"expected a single case for the file {output}, got {len(settings['datalist'])}; pass a folder"
-        )
+    if (count := len(settings["datalist"])) > 1:
+        raise ValueError(f"expected a single case for the file {output}, got {count}; pass a folder")
     output.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=output.parent, prefix=".contourdiff_") as folder:
         results = _run(Path(folder), overlays, {**settings, "output_ext": suffix})
@@ -136,7 +140,8 @@ def translate_path(
 
 def _run(folder: Path, overlays: Sequence[str], settings: dict[str, Any]) -> list[Translation]:
     """Translate to a folder, and list the files of the datalist's cases there."""
-    bundle_folder.translate(output_dir=folder, overlays=overlays, **settings)
+    run = cohort.translate if "workers" in settings or "scheduler" in settings else bundle_folder.translate
+    run(output_dir=folder, overlays=overlays, **settings)
     contrasts, suffix = _contrasts(settings.get("contrast")), settings.get("output_ext", ".nii.gz")
     results = []
     for case in (case_of(entry["image"]) for entry in settings["datalist"]):
@@ -148,24 +153,31 @@ def _run(folder: Path, overlays: Sequence[str], settings: dict[str, Any]) -> lis
     return results
 
 
-def _selection(source: Path, label: str | Path | None) -> dict[str, Any]:
+def _selection(source: str | Path, label: str | Path | None) -> dict[str, Any]:
     """Settings that select the cases of an input; ``dataset_dir`` among them overrides the folder given.
 
     Names of files are paths, not text, which a config would evaluate where it begins with ``$``.
     """
-    if source.is_file() and source.suffix.lower() == ".json":
-        chosen: dict[str, Any] = {"dataset_dir": source.parent, "datalist": Path(source.name)}
+    url = str(source) if is_url(source) else ""
+    source = Path(source)
+    if url:
+        file = url.lower().endswith(OUTPUT_SUFFIXES)
+        chosen: dict[str, Any] = {"dataset_dir": url.rsplit("/", 1)[0], "datalist": [{"image": url}]} if file else {}
+        if label is not None and not file:
+            raise ValueError(f"expected labels in {url}/labels, got a label beside the folder; leave out the label")
+    elif source.is_file() and source.suffix.lower() in DATALISTS:
+        chosen = {"dataset_dir": source.parent, "datalist": Path(source.name)}
     elif is_volume(source) or (source.is_dir() and label is not None):
         chosen = {"dataset_dir": source.parent, "datalist": [{"image": Path(source.name)}]}
     elif source.is_dir():
         chosen = {}
     else:
         raise FileNotFoundError(
-            f"expected a CT file (NIfTI, NRRD, MetaImage), a folder, a DICOM folder or a JSON datalist at {source}, "
+            f"expected a CT file (NIfTI, NRRD, MetaImage), a folder, DICOM or a datalist (CSV, JSON) at {source}, "
             f"found {'another kind of file' if source.exists() else 'nothing'}"
         )
     if label is not None:
-        if source.suffix.lower() == ".json":
+        if source.suffix.lower() in DATALISTS:
             raise ValueError("expected the labels in the datalist, got a label beside it; leave out the label")
         if not Path(label).is_file():
             raise FileNotFoundError(f"expected a label at {label}, found none; pass another or leave it out")

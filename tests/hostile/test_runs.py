@@ -323,8 +323,8 @@ def test_a_file_that_vanishes_or_memory_that_ends_fails_its_case_alone(
         write_nifti(tmp_path / "ct" / f"{name}.nii.gz", CT, OBLIQUE)
     check, translate = TranslationCases.check, ContourTranslationInferer.translate
 
-    def checked(self: TranslationCases) -> None:
-        check(self)
+    def checked(self: TranslationCases, *arguments: Any) -> None:
+        check(self, *arguments)
         (tmp_path / "ct" / "a.nii.gz").unlink()
 
     def without_memory(self: ContourTranslationInferer, inputs: Any, network: Any) -> Any:

@@ -195,7 +195,7 @@ def test_metrics_and_handlers_of_completed_iterations_see_the_cases(cases_at_onc
         Events.ITERATION_COMPLETED, lambda engine: seen.append([item["result"].case for item in engine.state.output])
     )
     engine.run()
-    assert engine.completed == ["a", "b", "c"]
+    assert list(engine.completed) == ["a", "b", "c"]
     assert engine.failures == {"bad": "RuntimeError: it is bad", "unread": "OSError: gone"}
     assert [name for batch in seen for name in batch] == ["a", "b", "c"]
     error = torch.stack([(pred - 100).abs().mean() for pred in gray_levels.values()]).mean()

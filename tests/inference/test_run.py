@@ -12,6 +12,7 @@ import torch
 
 import contourdiff.weights
 from contourdiff.data import cases as module
+from contourdiff.data import inputs
 from contourdiff.networks import ContourUNet
 from contourdiff.translation import translate_path
 from helpers import TINY_NETWORK, ball_ct, make_dataset, run, write_series
@@ -83,8 +84,8 @@ def test_a_record_keeps_a_case_for_its_contrast(
 def test_a_dicom_folder_is_listed_once(tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_series(tmp_path / "dicom", ball_ct((6, 40, 36)))
     listed: list[Path] = []
-    has_series = module.has_ct_series
-    monkeypatch.setattr(module, "has_ct_series", lambda folder: listed.append(folder) or has_series(folder))
+    has_series = inputs.has_ct_series
+    monkeypatch.setattr(inputs, "has_ct_series", lambda folder: listed.append(folder) or has_series(folder))
     monkeypatch.chdir(tmp_path)
     short = {"num_inference_steps": 2, "candidates": 1, "max_rounds": 1, "min_object_mm2": 100.0}
     (one, other) = translate_path(".", "mr", weights=weights, overlays=["single"], **BOTH, **short)

@@ -7,10 +7,16 @@ import csv
 import math
 import os
 import shutil
+import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
+
+OWNER: ContextVar[str] = ContextVar("owner", default="file")
+"""Who writes the partial files of this thread: they are named after it, so that it can be cleaned up after."""
 
 
 @contextmanager
@@ -19,7 +25,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     suffix = path.name[-7:] if path.name.lower().endswith(".nii.gz") else path.suffix
-    aside = path.with_name(f".{path.name.removesuffix(suffix)}.partial{suffix}")
+    writer = f"{OWNER.get()}-{uuid.uuid4().hex[:8]}"  # two runs may write one file
+    aside = path.with_name(f".{path.name.removesuffix(suffix)}.{writer}.partial{suffix}")
     try:
         yield aside
         os.replace(aside, path)
@@ -44,6 +51,14 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         os.replace(aside, path)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def remove_partial_files(folder: str | Path, owner: str = "*", older_than_s: float = 0) -> None:
+    """Remove what writers that were killed left in a folder and its subfolders; ``owner`` is a value of `OWNER`."""
+    for path in Path(folder).rglob(f".*.{owner}-????????.partial*"):
+        with suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime >= older_than_s:
+                path.unlink()
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -16,18 +16,15 @@ import numpy as np
 from monai.utils import ensure_tuple
 
 from contourdiff.data.checks import check_case, check_label, check_name, check_volume
-from contourdiff.data.datalists import pair_of, read_json, read_split
-from contourdiff.data.dicom import has_ct_series, is_dicom
-from contourdiff.data.itk_files import convert_to_nifti
+from contourdiff.data.datalists import read_split
+from contourdiff.data.inputs import Pair, Source, find_inputs, is_url, local_nifti
 from contourdiff.data.nifti_names import (
     ITK_SUFFIXES,
     NIFTI_SUFFIXES,
     case_name,
     case_of,
     is_nifti,
-    is_volume,
     nifti_by_case,
-    volumes_by_case,
 )
 
 logger = logging.getLogger(__name__)
@@ -38,16 +35,16 @@ class TranslationCases:
     """CT volumes to translate. [`check`][] validates all of them before any work starts, once for several contrasts.
 
     A case is a file (NIfTI, NRRD or MetaImage) or a folder with a DICOM series. ``<dataset_dir>/<case>.nii.gz`` may
-    have a label ``<dataset_dir>/labels/<case>.nii.gz``; or a datalist in the Decathlon form lists ``{"image": ...,
-    "label": ...}``. What is not NIfTI is first converted to ``<output_dir>/ct/<case>.nii.gz``, a label to
-    ``<output_dir>/ct/labels``.
+    have a label ``<dataset_dir>/labels/<case>.nii.gz``; or a datalist lists ``{"image": ..., "label": ...}``, or the
+    folder is a BIDS dataset ([`contourdiff.data.bids.bids_inputs`][]). What is not NIfTI is first converted to
+    ``<output_dir>/ct/<case>.nii.gz``, a label to ``<output_dir>/ct/labels``; what a URL names is copied there.
 
     Args:
-        dataset_dir: folder of the volumes or of one folder a DICOM series, or a DICOM folder; paths in the datalist are
-            relative to it.
+        dataset_dir: folder of the volumes or of one folder a DICOM series, a DICOM folder, or the URL of a folder for
+            fsspec (``s3://bucket/ct``); paths in the datalist are relative to it.
         output_dir: folder of the translations; cases with a record there are kept, not translated again.
-        datalist: JSON file in the Decathlon form, relative to ``dataset_dir``, or its list of entries; ``None`` takes
-            the folder's files.
+        datalist: CSV file, or JSON file in the Decathlon form, relative to ``dataset_dir``, or the list of entries;
+            ``None`` takes the folder's files.
         section: list of the datalist to use.
         overwrite: translate kept cases again.
         case_suffix: of the file names, ``<case><case_suffix>_mr.json``, where a case is translated several times.
@@ -74,78 +71,67 @@ class TranslationCases:
     _checked: dict[str, dict[str, str] | str | None] = field(default_factory=dict, init=False)  # an item, or a failure
 
     def __post_init__(self) -> None:
-        self.dataset_dir, self.output_dir = Path(self.dataset_dir), Path(self.output_dir)
+        self.output_dir = Path(self.output_dir)
 
-    def check(self, suffixes: Sequence[str] = ()) -> None:
+    def check(self, suffixes: Sequence[str] = (), pairs: Mapping[str, Pair] | None = None) -> None:
         """Read every case and set the attributes; a case that fails its checks is logged and left out.
 
-        Several ``suffixes`` stand for ``case_suffix``; the attributes are those of the first, see [`select`][]. Raises
-        ``FileNotFoundError`` if the folder or the datalist does not exist, ``ValueError`` if there is no case or two
-        cases have the same id.
+        Several ``suffixes`` stand for ``case_suffix``; the attributes are those of the first, see [`select`][].
+        ``pairs`` are those of [`pairs`][], if they are known already. Raises what [`pairs`][] does.
         """
-        pairs = self._pairs()
-        if not pairs:
-            known = f"({', '.join(NIFTI_SUFFIXES + ITK_SUFFIXES)}) or CT in DICOM in {self.dataset_dir}"
-            raise ValueError(f"expected volumes {known}, found none; pass another --dataset_dir")
-        if len(ids := [case_of(image) for image, _ in pairs]) != len(set(ids)):
-            raise ValueError(f"expected one file a case, got twice: {sorted({i for i in ids if ids.count(i) > 1})}")
+        pairs = pairs or self.pairs()
         for attribute in (self.labels, self.sources, self.warnings):
             attribute.clear()
         suffixes = suffixes or (self.case_suffix,)
-        self._checked = dict.fromkeys(ids)
-        for case, (image, label) in zip(ids, pairs, strict=True):
-            if not all(self._is_kept(case, suffix) for suffix in suffixes):
+        self._checked = dict.fromkeys(pairs)
+        for case, (image, label) in pairs.items():
+            if not all(self.has_record(case, suffix) for suffix in suffixes):
                 self._checked[case] = self._check_case(case, image, label)
         self.select(suffixes[0])
 
     def select(self, suffix: str) -> None:
         """Set ``items``, ``failures`` and ``kept`` to those of the translations ``<case><suffix>_mr.json``."""
-        self.kept = [case for case in self._checked if self._is_kept(case, suffix)]
+        self.kept = [case for case in self._checked if self.has_record(case, suffix)]
         ahead = {case: item for case, item in self._checked.items() if case not in self.kept}
         self.items[:] = [item for item in ahead.values() if isinstance(item, dict)]  # a dataset holds this list
         self.failures = {_printable(case): reason for case, reason in ahead.items() if isinstance(reason, str)}
 
-    def entries(self) -> list[dict[str, Path]]:
-        """All inputs as a datalist of absolute paths, before any check."""
-        pairs = (zip(("image", "label"), pair, strict=True) for pair in self._pairs())
-        return [{key: path.absolute() for key, path in pair if path} for pair in pairs]
-
-    def _is_kept(self, case: str, suffix: str) -> bool:
+    def has_record(self, case: str, suffix: str) -> bool:
+        """Whether a translation is to be kept."""
         return not self.overwrite and (Path(self.output_dir) / f"{case}{suffix}_mr.json").is_file()
 
-    def _pairs(self) -> list[tuple[Path, Path | None]]:
-        root = Path(self.dataset_dir)
-        if not root.is_dir():
-            raise FileNotFoundError(f"expected a folder of CT volumes at {root}, found none; pass --dataset_dir")
-        if not self.datalist and root.resolve() == Path(self.output_dir).resolve():
-            raise ValueError(f"expected an output folder other than the input, got {root} twice; pass another")
-        if not self.datalist:
-            labels, inside = volumes_by_case(root / "labels"), sorted(root.iterdir())
-            volumes = [path for path in inside if is_volume(path)]
-            folders = [path for path in inside if path.is_dir() and path.name != "labels"]
-            images = volumes + [path for path in folders if has_ct_series(path)]
-            if not volumes and any(map(is_dicom, inside)):
-                images = [root.resolve()]  # the folder itself is the study
-            return [(path, labels.get(case_of(path))) for path in images]
-        entries: Any = self.datalist
-        if isinstance(entries, (str, Path)):
-            content = read_json(root / entries)
-            if self.section not in content:
-                where = f"{root / entries}, got {sorted(content)}"
-                raise ValueError(f"expected the list {self.section!r} in {where}; name the list so")
-            entries = content[self.section]
-        if not isinstance(entries, (list, tuple)):
-            raise ValueError(f"expected a list of cases, got {type(entries).__name__}; list one entry a case")
-        return [pair_of(root, item) for item in entries]
+    def pairs(self) -> dict[str, Pair]:
+        """Image and label of every case by its id, none of which is read.
 
-    def _check_case(self, case: str, image: Path, label: Path | None) -> dict[str, str] | str:
+        Raises ``FileNotFoundError`` if the folder or the datalist does not exist, ``ValueError`` if there is no case,
+        two cases have the same id, or the folder is that of the output.
+        """
+        found = find_inputs(self.dataset_dir, self.datalist, self.section)
+        if not found:
+            known = f"({', '.join(NIFTI_SUFFIXES + ITK_SUFFIXES)}) or CT in DICOM in {self.dataset_dir}"
+            raise ValueError(f"expected volumes {known}, found none; pass another --dataset_dir")
+        if len(ids := [case_of(image) for image, _ in found]) != len(set(ids)):
+            raise ValueError(f"expected one file a case, got twice: {sorted({i for i in ids if ids.count(i) > 1})}")
+        if not self.datalist and not is_url(self.dataset_dir):
+            root = Path(self.dataset_dir)
+            if root.resolve() == Path(self.output_dir).resolve():
+                raise ValueError(f"expected an output folder other than the input, got {root} twice; pass another")
+        return dict(zip(ids, found, strict=True))
+
+    def entries(self) -> list[dict[str, Source]]:
+        """All inputs as a datalist of absolute paths and URLs, before any check; errors as [`pairs`][]."""
+        named = (zip(("image", "label"), pair, strict=True) for pair in self.pairs().values())
+        return [{key: path if is_url(path) else Path(path).absolute() for key, path in pair if path} for pair in named]
+
+    def _check_case(self, case: str, image: Source, label: Source | None) -> dict[str, str] | str:
         """Item of a case, or why it cannot be translated."""
-        self.sources[case] = image.name
+        self.sources[case] = Path(image).name
+        copy = Path(self.output_dir) / "ct" / f"{case}.nii.gz"
         try:
-            check_name(image)
-            image = self._converted(image, Path(self.output_dir) / "ct" / f"{case}.nii.gz")
+            check_name(Path(image))
+            image = local_nifti(image, copy, self.series_uid)
             if label is not None:
-                label = self._converted(label, Path(self.output_dir) / "ct" / "labels" / f"{case}.nii.gz")
+                label = local_nifti(label, copy.parent / "labels" / copy.name)
             self.warnings[case] = check_case(image, label)
         except (ValueError, OSError) as error:
             logger.error("%s: %s", _printable(case), error)
@@ -153,15 +139,8 @@ class TranslationCases:
         for warning in self.warnings[case]:
             logger.warning("%s: %s", case, warning)
         if label is not None:
-            self.labels[case] = label
+            self.labels[case] = Path(label)
         return {"image": str(image)}
-
-    def _converted(self, source: Path, path: Path) -> Path:
-        """The file itself if it is NIfTI, or the NIfTI file that it is converted to."""
-        if source.is_dir() or source.name.lower().endswith(ITK_SUFFIXES):
-            convert_to_nifti(source, path, self.series_uid)
-            return path
-        return source
 
 
 def _printable(case: str) -> str:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,27 @@ def read_split(path: Path, split: str) -> list[str]:
             return [row["file"] for row in csv.DictReader(file) if row["split"] == split]
     entries = read_json(path).get({"train": "training", "val": "validation"}[split], [])
     return [item["image"] if isinstance(item, dict) else item for item in entries]
+
+
+def read_cases(path: Path, section: str) -> Any:
+    """Entries ``{"image": ..., "label": ...}`` of a CSV file with these columns, or of a list in a JSON datalist.
+
+    The column ``label`` may be absent, or empty for a case. Raises ``FileNotFoundError`` without a file, ``ValueError``
+    without the column ``image`` or the list.
+    """
+    if path.suffix.lower() == ".csv":
+        try:
+            rows = csv.DictReader(io.StringIO(_existing(path).read_text(encoding="utf-8-sig")), strict=True)
+            names, entries = rows.fieldnames or [], list(rows)
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ValueError(f"expected CSV in the datalist {path}, got: {error}; save it as CSV in UTF-8") from error
+        if "image" not in names:
+            raise ValueError(f"expected a column 'image' in {path}, got {names}; name the column so")
+        return entries
+    content = read_json(path)
+    if section not in content:
+        raise ValueError(f"expected the list {section!r} in {path}, got {sorted(content)}; name the list so")
+    return content[section]
 
 
 def _existing(path: Path) -> Path:
@@ -33,12 +55,3 @@ def read_json(path: Path) -> dict:
     if not isinstance(content, dict):
         raise ValueError(f"expected a JSON object with lists of cases in {path}, got {type(content).__name__}")
     return content
-
-
-def pair_of(root: Path, entry: Any) -> tuple[Path, Path | None]:
-    """Image and label of an entry of a datalist, a path or ``{"image": path, "label": path}``, relative to ``root``."""
-    named = entry if isinstance(entry, dict) else {"image": entry}
-    image, label = named.get("image"), named.get("label")
-    if not isinstance(image, (str, Path)) or not str(image) or not isinstance(label, (str, Path, type(None))):
-        raise ValueError(f'expected {{"image": path, "label": path}} for each case, got {entry!r}; name the files')
-    return root / image, root / label if label else None

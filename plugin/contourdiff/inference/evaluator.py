@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from traceback import format_exception
 from typing import Any, NamedTuple, cast
@@ -44,9 +45,9 @@ class CaseDataset(Dataset):
             return super().__getitem__(index)
         except Exception as error:
             case = case_of(self.data[index]["image"])
-            logger.error("%s: reading failed, %s", case, _reason(error))
+            logger.error("%s: reading failed, %s", case, reason_of(error))
             logger.debug("%s", "".join(format_exception(error)))
-            return UnreadCase(case, _reason(error))
+            return UnreadCase(case, reason_of(error))
 
 
 class CaseEvaluator(SupervisedEvaluator):
@@ -60,13 +61,13 @@ class CaseEvaluator(SupervisedEvaluator):
     read ahead. Arguments as in ``SupervisedEvaluator``; the loader must use ``monai.data.utils.no_collation``.
 
     Attributes:
-        completed: cases that were translated and whose handlers succeeded.
+        completed: cases that were translated and whose handlers succeeded, with the seconds since the one before.
         failures: why the other cases could not be translated.
     """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**{**kwargs, "decollate": False})
-        self.completed: list[str] = []
+        self.completed: dict[str, float] = {}
         self.failures: dict[str, str] = {}
         self.add_event_handler(Events.GET_BATCH_STARTED, _release)
 
@@ -74,6 +75,7 @@ class CaseEvaluator(SupervisedEvaluator):
         """Run over all cases; their number may have changed since the evaluator was built."""
         self.completed.clear()
         self.failures.clear()
+        self._since = time.perf_counter()
         self.state.epoch_length = len(self.data_loader)  # type: ignore[arg-type]
         super().run(global_epoch)
 
@@ -117,16 +119,17 @@ class CaseEvaluator(SupervisedEvaluator):
         try:
             self.fire_event(IterationEvents.FORWARD_COMPLETED)
             self.fire_event(IterationEvents.MODEL_COMPLETED)
-            self.completed.append(_case_of(item))
+            self.completed[_case_of(item)] = time.perf_counter() - self._since
             return self.state.batch[0], self.state.output[0]
         except Exception as error:
             self._fail(_case_of(item), error)
             return None
         finally:
+            self._since = time.perf_counter()
             _release(self)
 
     def _fail(self, case: str, error: Exception) -> None:
-        self.failures[case] = _reason(error)
+        self.failures[case] = reason_of(error)
         logger.error("%s: translation failed, %s", case, self.failures[case])
         logger.debug("%s", "".join(format_exception(error)))  # text keeps no volume
 
@@ -139,7 +142,8 @@ def _case_of(item: Item) -> str:
     return case_of(item["image"].meta["filename_or_obj"])
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
+    """What went wrong, for a log: one line of the error's [`contourdiff.config_checks.root_cause`][]."""
     cause = root_cause(error)
     if isinstance(cause, MemoryError):
         return "expected enough memory for the case, got a MemoryError; crop the volume, or run less beside it"

@@ -97,7 +97,9 @@ class VolumeInferer(Inferer):
         """Progress of the run that these volumes belong to, or of them alone."""
         if isinstance(self.progress, RunProgress):
             return nullcontext(self.progress)
-        return run_progress({case_of_volume(volume): volume.shape[1 + self.slice_axis] for volume in volumes}, self.progress)
+        return run_progress(
+            {case_of_volume(volume): volume.shape[1 + self.slice_axis] for volume in volumes}, self.progress
+        )
 
     def _state(self, volume: torch.Tensor, multiple: int) -> VolumeState:
         """A volume before its translation."""

@@ -126,10 +126,13 @@ class TranslationOutputs:
             self.preview.save(f"{base}_mr.png", source, label, contours, output["pred"])
         fidelity = self._check(result, contours)
         self._write_maps(result, fidelity, contours)
+        ct = nib.load(source)
         record = {
             "case": case,
             "image": self.cases.sources.get(case, source.name),
             "label": None if label is None else label.name,
+            "shape": list(ct.shape),
+            "spacing_mm": [round(float(size), 6) for size in ct.header.get_zooms()],
             "contourdiff": __version__,
             "python": platform.python_version(),
             "packages": {name: version(name) for name in PACKAGES},

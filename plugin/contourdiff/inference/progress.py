@@ -16,7 +16,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 LINE_INTERVAL_S = 60.0
 """Time between two lines where standard error is no terminal; every case begins with one, too."""
-LINE = "{desc}{n_fmt} of {total_fmt} slices, {elapsed} passed, {remaining} left, {rate_fmt}"
+LINE = "{desc}{n_fmt} of {total_fmt} {unit}s, {elapsed} passed, {remaining} left, {rate_fmt}"
 
 
 class RunProgress:
@@ -48,18 +48,23 @@ class RunProgress:
         self._bar.update()
 
 
+def progress_bar(total: int, unit: str, show: bool = True) -> tqdm:
+    """Bar of a run on a terminal, elsewhere a line a minute."""
+    plain: dict[str, Any] = {"file": _Lines(sys.stderr), "bar_format": LINE, "mininterval": LINE_INTERVAL_S}
+    style = {} if sys.stderr.isatty() else {**plain, "maxinterval": LINE_INTERVAL_S}
+    options = {"miniters": 1, "smoothing": 0, "disable": not show, **style}  # slices come in bursts
+    return tqdm(desc="translate: ", total=total, unit=unit, **options)
+
+
 @contextmanager
 def run_progress(slices: Mapping[str, int], show: bool = True) -> Iterator[RunProgress]:
-    """Show the progress of a run: a bar on a terminal, elsewhere a line a minute.
+    """Show the progress of a run as a [`progress_bar`][].
 
     Args:
         slices: case -> number of its slices, in the order of the run.
         show: ``False`` counts in silence.
     """
-    plain: dict[str, Any] = {"file": _Lines(sys.stderr), "bar_format": LINE, "mininterval": LINE_INTERVAL_S}
-    style = {} if sys.stderr.isatty() else {**plain, "maxinterval": LINE_INTERVAL_S}
-    options = {"miniters": 1, "smoothing": 0, "disable": not (show and slices), **style}  # slices come in bursts
-    with logging_redirect_tqdm(), tqdm(desc="translate: ", total=sum(slices.values()), unit="slice", **options) as bar:
+    with logging_redirect_tqdm(), progress_bar(sum(slices.values()), "slice", show and bool(slices)) as bar:
         yield RunProgress(slices, bar)
         bar.total = bar.n  # of the last case, if it failed
 

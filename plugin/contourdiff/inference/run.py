@@ -3,85 +3,111 @@
 
 from __future__ import annotations
 
-import logging
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import cast
 
 from monai.bundle import ConfigParser
 
 from contourdiff.config_checks import SETTINGS, check_values
+from contourdiff.data.atomic import remove_partial_files
+from contourdiff.data.bids import check_subjects
 from contourdiff.data.cases import TranslationCases
 from contourdiff.data.checks import check_output_dir
+from contourdiff.data.inputs import Pair
 from contourdiff.data.nifti_names import case_of
 from contourdiff.inference.evaluator import CaseEvaluator
 from contourdiff.inference.inferer import VolumeInferer
 from contourdiff.inference.progress import RunProgress, run_progress, slice_count
+from contourdiff.inference.summary import Outcome, check_table, report
 
-logger = logging.getLogger(__name__)
+A_DAY_S = 86400.0
+"""Age of partial files that no other run writes."""
+Contrasts = Mapping[str, str | None]
+"""Contrast of each suffix of the files, ``<case><suffix>_mr.nii.gz``; ``None`` is that of the config."""
 
 
-def run_inference(parser: ConfigParser) -> None:
-    """Check all cases, then translate them for each contrast; of several, the files are ``<case>_<contrast>_...``.
-
-    Uses ``network``, ``evaluator``, ``cases``, ``axcodes``, ``contrast`` and ``contrasts`` of the config. Raises
-    ``ValueError`` or ``OSError`` if nothing can be translated, ``ValueError`` after all others if a case failed.
-    """
-    check_values({name: parser.get_parsed_content(name) for name in SETTINGS if name in parser})
-    contrasts = _contrasts(parser)
-    if len(contrasts) > 1:
-        _use_contrast(parser, contrasts[0])
-    parser.get_parsed_content("network")
-    evaluator, cases, axcodes = (parser.get_parsed_content(name) for name in ("evaluator", "cases", "axcodes"))
-    if cases.dataset_dir.is_dir():
-        check_output_dir(cases.output_dir)
-    suffixes = [f"_{name}" for name in contrasts] if len(contrasts) > 1 else [cases.case_suffix]
-    cases.check(suffixes)
-    inferer = cast(VolumeInferer, evaluator.inferer)
-    slices, failed = {}, []
-    for suffix in suffixes:
+def translate_contrasts(parser: ConfigParser, contrasts: Contrasts) -> dict[str, Outcome]:
+    """Check all cases once, then translate them for each contrast, with one line of progress; outcomes by suffix."""
+    cases, pairs = prepared_cases(parser)
+    cases.check(list(contrasts), pairs)
+    evaluator, axcodes = (parser.get_parsed_content(name) for name in ("evaluator", "axcodes"))
+    slices, outcomes = {}, {}
+    for suffix in contrasts:
         cases.select(suffix)
         for path in (item["image"] for item in cases.items):
-            slices[f"{case_of(path)}{suffix}"] = slice_count(path, axcodes, inferer.slice_axis)
-    with run_progress(slices, bool(inferer.progress)) as progress:
-        for number, progress.suffix in enumerate(suffixes):
+            slices[f"{case_of(path)}{suffix}"] = slice_count(path, axcodes, evaluator.inferer.slice_axis)
+    with run_progress(slices, bool(evaluator.inferer.progress)) as progress:
+        for number, (progress.suffix, contrast) in enumerate(contrasts.items()):
             if number:
                 parser["cases"] = cases  # which are checked already
-                _use_contrast(parser, contrasts[number])
+                _use_contrast(parser, progress.suffix, contrast)
             cases.select(progress.suffix)
-            if failure := _translate_cases(parser.get_parsed_content("evaluator"), cases, progress):
-                failed.append(f"{contrasts[number]}: {failure}" if len(contrasts) > 1 else failure)
-    if failed:
-        raise ValueError("; ".join(failed))
+            outcomes[progress.suffix] = _translate_cases(parser.get_parsed_content("evaluator"), cases, progress)
+    return outcomes
 
 
-def _contrasts(parser: ConfigParser) -> list[str]:
-    """Names of the contrasts to translate to; ``ValueError`` if one is unknown."""
+def run_inference(
+    parser: ConfigParser, translate: Callable[[ConfigParser, Contrasts], dict[str, Outcome]] = translate_contrasts
+) -> None:
+    """Translate all cases to each contrast and report; of several contrasts, the files are ``<case>_<contrast>_...``.
+
+    Uses ``network``, ``evaluator``, ``cases``, ``axcodes``, ``output_dir``, ``contrast``, ``contrasts``, ``stats`` and
+    ``bids_dir`` of the config, see [`contourdiff.inference.summary.report`][] for the last two. Raises ``ValueError``
+    or ``OSError`` if nothing can be translated, ``ValueError`` after all others if a case failed.
+
+    Args:
+        parser: of the config.
+        translate: how the cases are translated, for a parser that is set to the first of the contrasts.
+    """
+    check_values({name: parser.get_parsed_content(name) for name in SETTINGS if name in parser})
+    output_dir = parser.get_parsed_content("output_dir")
+    stats, bids_dir = (parser.get_parsed_content(name) if name in parser else None for name in ("stats", "bids_dir"))
+    if stats is not None:
+        check_table(stats)
+    contrasts = _contrasts(parser)
+    _use_contrast(parser, *next(iter(contrasts.items())))
+    remove_partial_files(output_dir, older_than_s=A_DAY_S)
+    report(translate(parser, contrasts), output_dir, stats, bids_dir)
+
+
+def prepared_cases(parser: ConfigParser) -> tuple[TranslationCases, dict[str, Pair]]:
+    """``cases`` and their pairs, none of them read; the weights are loaded and the output folder exists."""
+    cases: TranslationCases = [parser.get_parsed_content(name) for name in ("network", "evaluator", "cases")][-1]
+    pairs = cases.pairs()
+    if parser.get("bids_dir"):
+        check_subjects(pairs)
+    check_output_dir(cases.output_dir)
+    return cases, pairs
+
+
+def _contrasts(parser: ConfigParser) -> Contrasts:
+    """Contrasts to translate to; ``ValueError`` if one is unknown."""
     wanted = parser.get("contrast")
     contrasts = [name.strip() for name in wanted.split(",")] if isinstance(wanted, str) else list(wanted or [])
     known = parser.get_parsed_content("contrasts") if "contrasts" in parser else []
     unknown = [name for name in contrasts if name not in known]
     if unknown and (known or len(contrasts) > 1):
         raise ValueError(f"contrast must be out of {list(known)}, got {unknown}; pass another")
-    return contrasts
+    if len(contrasts) > 1:
+        return {f"_{name}": name for name in contrasts}
+    return {parser.get_parsed_content("case_suffix") if "case_suffix" in parser else "": None}
 
 
-def _use_contrast(parser: ConfigParser, name: str) -> None:
+def _use_contrast(parser: ConfigParser, suffix: str, contrast: str | None) -> None:
     """Set one of several contrasts."""
-    parser["contrast"], parser["case_suffix"] = name, f"_{name}"
-    parser.parse(reset=True)
+    if contrast is not None:
+        parser["contrast"], parser["case_suffix"] = contrast, suffix
+        parser.parse(reset=True)
 
 
-def _translate_cases(evaluator: CaseEvaluator, cases: TranslationCases, progress: RunProgress) -> str:
-    """Translate the selected cases and log a summary; return what failed."""
-    cast(VolumeInferer, evaluator.inferer).progress = progress
-    if cases.items:
+def _translate_cases(evaluator: CaseEvaluator, cases: TranslationCases, progress: RunProgress) -> Outcome:
+    """Translate the selected cases."""
+    if not cases.items:
+        return Outcome({}, cases.kept, cases.failures)
+    inferer = cast(VolumeInferer, evaluator.inferer)
+    shown, inferer.progress = inferer.progress, progress
+    try:
         evaluator.run()
-    failures = {**cases.failures, **evaluator.failures}
-    for case in cases.kept:
-        logger.info("%s: kept, its translation already exists (pass --overwrite true to translate it again)", case)
-    for case, reason in failures.items():
-        logger.error("%s: failed, %s", case, reason)
-    counts = len(evaluator.completed), len(cases.kept), len(failures)
-    logger.info("%d translated, %d kept, %d failed; results are in %s", *counts, Path(cases.output_dir).resolve())
-    named = "; ".join(f"{case}: {reason}" for case, reason in list(failures.items())[:3])
-    return f"{len(failures)} of {sum(counts)} cases failed: {named}{'; ...' if counts[2] > 3 else ''}" if named else ""
+    finally:
+        inferer.progress = shown
+    return Outcome(dict(evaluator.completed), cases.kept, {**cases.failures, **evaluator.failures})

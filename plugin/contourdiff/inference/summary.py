@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Summary of a run: what became of its cases, as log lines and as a table."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from contourdiff.data.atomic import atomic_write, write_csv
+from contourdiff.data.bids import write_derivatives
+
+logger = logging.getLogger(__name__)
+
+
+class Outcome(NamedTuple):
+    """What became of the cases of a run."""
+
+    completed: dict[str, float]
+    """Seconds of each case that was translated."""
+    kept: list[str]
+    failures: dict[str, str]
+    """Why a case was not translated."""
+
+    def add(self, other: Outcome) -> None:
+        """Take the cases of another outcome."""
+        self.completed.update(other.completed)
+        self.kept.extend(other.kept)
+        self.failures.update(other.failures)
+
+
+def report(
+    outcomes: Mapping[str, Outcome],
+    output_dir: str | Path,
+    stats: str | Path | None = None,
+    bids_dir: str | Path | None = None,
+) -> None:
+    """Log what became of the cases of each ``case_suffix``, and write a table of them to the file ``stats``.
+
+    ``bids_dir`` is a folder for [`contourdiff.data.bids.write_derivatives`][]. Raises ``ValueError`` if a case failed.
+    """
+    messages = []
+    for suffix, (completed, kept, failures) in outcomes.items():
+        for case in kept:
+            logger.info("%s: kept, its translation already exists (pass --overwrite true to translate it again)", case)
+        for case, reason in failures.items():
+            logger.error("%s: failed, %s", case, reason)
+        counts = len(completed), len(kept), len(failures)
+        logger.info("%d translated, %d kept, %d failed; results are in %s", *counts, Path(output_dir).resolve())
+        if failures:
+            named = "; ".join(f"{case}: {reason}" for case, reason in list(failures.items())[:3])
+            more = "; ..." if counts[2] > 3 else ""
+            contrast = f"{suffix[1:]}: " if len(outcomes) > 1 else ""
+            messages.append(f"{contrast}{len(failures)} of {sum(counts)} cases failed: {named}{more}")
+    if stats is not None:
+        rows = [row for suffix, outcome in outcomes.items() for row in table(outcome, Path(output_dir), suffix)]
+        write_table(stats, rows)
+    if bids_dir is not None:
+        done = [(case, suffix) for suffix, outcome in outcomes.items() for case in [*outcome.completed, *outcome.kept]]
+        write_derivatives([Path(output_dir, f"{case}{suffix}_mr.json") for case, suffix in done], bids_dir)
+    if messages:
+        raise ValueError("; ".join(messages))
+
+
+def table(outcome: Outcome, output_dir: Path, case_suffix: str = "") -> list[dict[str, Any]]:
+    """A row for each case, by name: numbers from its record, which a case that failed does not have."""
+    cases = sorted([*outcome.completed, *outcome.kept, *outcome.failures])
+    rows = []
+    for case in cases:
+        error = outcome.failures.get(case)
+        path = output_dir / f"{case}{case_suffix}_mr.json"
+        record = json.loads(path.read_text(encoding="utf-8")) if error is None else {}
+        status = "failed" if error is not None else "translated" if case in outcome.completed else "kept"
+        slices = record.get("slices", [])
+        drawn = [item for item in slices if not item["skipped"]]
+        fidelity = record.get("fidelity") or {}
+        rows.append(
+            {
+                "case": f"{case}{case_suffix}",
+                "status": status,
+                "shape": "x".join(map(str, record.get("shape", []))) or None,
+                "spacing_mm": "x".join(f"{size:g}" for size in record.get("spacing_mm", [])) or None,
+                "seconds": round(outcome.completed[case], 3) if case in outcome.completed else None,
+                "slices": len(slices) if record else None,
+                "translated_slices": len(drawn) if record else None,
+                "accepted_share": sum(item["accepted"] for item in drawn) / len(drawn) if drawn else None,
+                "fidelity": fidelity.get("fidelity_median"),
+                "suspects": len(fidelity["suspects"]) if fidelity else None,
+                "flicker": record.get("flicker", {}).get("flicker"),
+                "warnings": "; ".join(record.get("warnings", [])) or None,
+                "error": error,
+            }
+        )
+    return rows
+
+
+def check_table(path: str | Path) -> None:
+    """Raise ``ValueError`` if a table cannot be written to ``path`` by its suffix, ``ImportError`` without pyarrow."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in (".csv", ".parquet"):
+        raise ValueError(f"expected a file *.csv or *.parquet for the table of cases, got {path}; name it so")
+    if suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise ImportError("*.parquet requires pyarrow: pip install pyarrow, or write a *.csv")
+
+
+def write_table(path: str | Path, rows: list[dict[str, Any]]) -> None:
+    """Write rows as CSV or Parquet, by the suffix, whole or not at all; errors as [`check_table`][]."""
+    check_table(path)
+    if Path(path).suffix.lower() == ".csv":
+        write_csv(path, rows)
+        return
+    import pyarrow
+    import pyarrow.parquet
+
+    with atomic_write(path) as aside:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), aside)

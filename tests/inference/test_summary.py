@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of a run says what the records say, and why a case has none."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from helpers import make_dataset, run
+
+COLUMNS = ("case", "status", "shape", "spacing_mm", "slices", "warnings")
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_line_for_each_case(tiny_weights: Path, tmp_path: Path) -> None:
+    dataset_dir, table = make_dataset(tmp_path / "ct", ("a", "b")), tmp_path / "cohort.csv"
+    (dataset_dir / "c.nii.gz").write_bytes(b"no volume")
+    for status in ("translated", "kept"):
+        with pytest.raises(ValueError, match="1 of 3 cases failed"):
+            run(dataset_dir, tmp_path / "mr", tiny_weights, stats=str(table))
+        rows = rows_of(table)
+        assert [(row["case"], row["status"]) for row in rows] == [("a", status), ("b", status), ("c", "failed")]
+    assert "expected a readable NIfTI file" in rows[2]["error"]
+    assert not any(rows[2][name] for name in rows[2] if name not in ("case", "status", "error"))
+    record = json.loads((tmp_path / "mr" / "a_mr.json").read_text())
+    drawn = [item for item in record["slices"] if not item["skipped"]]
+    assert [rows[0][name] for name in COLUMNS] == ["a", "kept", "10x30x26", "3.00666x2.50998x4.00125", "10", ""]
+    assert float(rows[0]["accepted_share"]) == sum(item["accepted"] for item in drawn) / len(drawn)
+    assert float(rows[0]["flicker"]) == record["flicker"]["flicker"]
+    assert float(rows[0]["fidelity"]) == record["fidelity"]["fidelity_median"]
+
+
+def test_both_formats_hold_the_same(tiny_weights: Path, tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
+    dataset_dir = make_dataset(tmp_path / "ct", ("a",))
+    run(dataset_dir, tmp_path / "mr", tiny_weights, stats=str(tmp_path / "one.csv"), num_inference_steps=1)
+    run(dataset_dir, tmp_path / "mr", tiny_weights, stats=str(tmp_path / "two.parquet"))
+    (row,) = rows_of(tmp_path / "one.csv")
+    (other,) = parquet.read_table(tmp_path / "two.parquet").to_pylist()
+    texts = {name: "" if value is None else str(value) for name, value in other.items()}
+    assert texts == {**row, "status": "kept", "seconds": ""}
+
+
+def test_another_suffix_is_refused_before_any_work(tiny_weights: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"expected a file \*.csv or \*.parquet for the table of cases, got .*cohort.xls"
+    ):
+        run(make_dataset(tmp_path / "ct", ("a",)), tmp_path / "mr", tiny_weights, stats=str(tmp_path / "cohort.xls"))
+    assert not (tmp_path / "mr").exists()
