@@ -122,8 +122,10 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
 
 def ct_files(cases: Sequence[Case], ct_dir: str | Path | None) -> dict[str, Path]:
     """The CT of each case, by name: in ``ct_dir``, or in the folder ``ct`` that a run writes what was no NIfTI to."""
-    places = [*(cases[:1] and [cases[0].folder / "ct"]), *([Path(ct_dir)] if ct_dir is not None else [])]
-    if ct_dir is not None and not Path(ct_dir).is_dir():
+    places = [case.folder / "ct" for case in cases[:1]]
+    if ct_dir is not None:
+        places.append(Path(ct_dir))
+    if not places[-1].is_dir() and ct_dir is not None:
         raise FileNotFoundError(f"expected the folder of the CT at {ct_dir}, found none; pass another")
     files = {case: path for place in places for case, path in volumes_by_case(place).items()}
     return {case.name: files[case.record["case"]] for case in cases if case.record.get("case") in files}

@@ -16,6 +16,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from jinja2 import ChainableUndefined, Environment, PackageLoader
+from markupsafe import Markup, escape
+
 from contourdiff import __version__
 from contourdiff.data.atomic import atomic_write, write_text
 from contourdiff.data.nifti_names import nifti_by_case
@@ -60,8 +63,7 @@ def write_report(
             last run with ``report``.
         command: what wrote the report, to be shown.
 
-    Returns the path of the index. Raises ``FileNotFoundError`` or ``ValueError`` if something is missing, and
-    ``ImportError`` without Jinja2.
+    Returns the path of the index. Raises ``FileNotFoundError`` or ``ValueError`` if something is missing.
     """
     output_dir, pages = Path(output_dir), Path(output_dir) / FOLDER
     env, run = _environment(), read_run(output_dir)
@@ -72,34 +74,37 @@ def write_report(
         with atomic_write(pages / asset) as aside:
             aside.write_bytes((files("contourdiff.report") / "assets" / asset).read_bytes())
     links = [quote(f"{case.name}.html") for case in cases]
-    common = {
-        "folder": shlex.quote(str(output_dir)),
-        "command": command,
-        "run": run,
-        "written": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-    }
     for case, before, after in zip(cases, [None, *links], [*links[1:], None], strict=False):
         ct = _within(cts[case.name], case.name, pages) if case.name in cts else None
-        page = _case_page(case, ct, real) | {"before": before, "after": after, **common}
+        page = _case_page(case, ct, real) | {"before": before, "after": after, "folder": _shown(output_dir)}
         write_text(pages / f"{case.name}.html", env.get_template("case.html").render(page))
-    index = env.get_template("index.html").render(_index_page(cases, links) | common)
-    write_text(output_dir / "index.html", index)
-    return output_dir / "index.html"
+    return write_index(cases, output_dir, command, run)
+
+
+def write_index(
+    cases: Sequence[Case], output_dir: str | Path, command: str | None = None, run: Mapping[str, Any] | None = None
+) -> Path:
+    """Write ``index.html``, the page of a cohort with at least one case; returns its path.
+
+    ``run`` is what [`read_run`][] returns, the others are those of [`write_report`][].
+    """
+    links = [quote(f"{case.name}.html") for case in cases]
+    page = _index_page(cases, links) | {"folder": _shown(output_dir), "command": command, "run": run}
+    write_text(Path(output_dir) / "index.html", _environment().get_template("index.html").render(page))
+    return Path(output_dir) / "index.html"
 
 
 def write_table_page(path: str | Path) -> Path:
     """Write a Markdown file of tables and pictures as a page of the same style beside it, and return the page's path.
 
-    Markup in the file is shown as text. Raises ``ImportError`` without Jinja2 or Markdown.
+    Markup in the file is shown as text. Raises ``ImportError`` without Markdown.
     """
-    env = _environment()
     from markdown import markdown
-    from markupsafe import Markup, escape
 
     path = Path(path)
     text = str(escape(path.read_text(encoding="utf-8")))
-    body = Markup(markdown(text, extensions=["tables"]))  # noqa: S704  # escaped above
-    write_text(path.with_suffix(".html"), env.get_template("table.html").render(body=body, title=path.stem))
+    body = Markup(markdown(text, extensions=["tables"]))  # escaped above
+    write_text(path.with_suffix(".html"), _environment().get_template("table.html").render(body=body, title=path.stem))
     return path.with_suffix(".html")
 
 
@@ -110,16 +115,11 @@ def read_run(output_dir: str | Path) -> dict[str, Any]:
     return content
 
 
-def _environment() -> Any:
+def _environment() -> Environment:
     """Templates that escape all text."""
-    try:
-        from jinja2 import Environment, PackageLoader, ChainableUndefined
-        from markupsafe import Markup
-    except ImportError as error:
-        raise ImportError("a report requires Jinja2: pip install 'contourdiff[report]'") from error
 
     def asset(name: str) -> Markup:
-        return Markup((files("contourdiff.report") / "assets" / name).read_text(encoding="utf-8"))  # noqa: S704
+        return Markup((files("contourdiff.report") / "assets" / name).read_text(encoding="utf-8"))
 
     def digest(name: str) -> str:
         return base64.b64encode(hashlib.sha256(asset(name).encode()).digest()).decode()
@@ -132,13 +132,19 @@ def _environment() -> Any:
         lstrip_blocks=True,
     )
     env.globals |= {"asset": asset, "digest": digest, "version": __version__, "viewer_version": VIEWER_VERSION}
+    env.globals["written"] = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
     env.filters |= {"url": quote, "figure": _figure}
     return env
 
 
+def _shown(folder: str | Path) -> str:
+    """A folder as an argument of a command."""
+    return shlex.quote(str(folder))
+
+
 def _figure(value: Any, digits: int = 2) -> str:
     """A number for people, a dash where there is none."""
-    return f"{value:,.{digits}f}" if isinstance(value, (int, float)) else "–"
+    return f"{value:,.{digits}f}" if isinstance(value, (int, float)) else "\N{EN DASH}"
 
 
 def _real_mr(mr_dir: str | Path) -> list[Path]:

@@ -36,7 +36,7 @@ class RunReport:
     mr_dir: str | Path | None = None
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Path:
-        """Write it, given the rows of [`contourdiff.inference.summary.table`][]; a case that was kept keeps its time."""
+        """Write it, given the rows of [`contourdiff.inference.summary.table`][]; a kept case has its earlier time."""
         before = {row["case"]: row.get("seconds") for row in read_run(self.output_dir).get("cases", [])}
         cases = [
             {"case": row["case"], "status": row["status"], "error": row["error"]}
