@@ -90,7 +90,7 @@ function connectSlices(viewer) {
   const slider = byId("slice");
   [slider.min, slider.max] = [first, last];
   const show = (mm) => {
-    viewer.scene.crosshairPos = viewer.mm2frac(mm);
+    viewer.scene.crosshairPos = viewer.mm2frac(mm, 0, true);  // also where the axes of the grid are oblique
     viewer.drawScene();
     viewer.createOnLocationChange();
   };
