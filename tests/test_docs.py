@@ -47,6 +47,7 @@ NOT_RUN = {
     "contourdiff example ": "two minutes: run by tests/test_shipped.py",
     "neighbor_guided|hip_thigh|single|my_training": "requires weights of the reader's own: tests/test_bundle.py",
     "generative.pt": "requires weights of the reader's own: tests/test_checkpoints.py",
+    "--serve": "serves until it is interrupted: tests/report/test_server.py, tests/test_cli.py",
     "--extractor": "requires a network of the reader's own: tests/evaluation/test_folder_quality.py",
 }
 """Commands that no test runs as they are, and why: by what they contain."""

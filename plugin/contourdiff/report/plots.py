@@ -67,6 +67,7 @@ def neighbor_distances(case: Case) -> Markup:
     rounds.set_ylim(0, 4 * max((s["rounds"] for s in case.slices), default=1))
     rounds.set_yticks(range(0, 1 + max((s["rounds"] for s in case.slices), default=1)))
     rounds.set_ylabel("rounds", loc="bottom")
+    rounds.tick_params(labelsize=8)
     rounds.spines["top"].set_visible(False)
     return _finished(figure, axes, "distance")
 

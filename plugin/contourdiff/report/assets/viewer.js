@@ -46,7 +46,13 @@ function places() {
 
 async function start() {
   await load("niivue.umd.js");
-  const viewer = new niivue.Niivue({ dragAndDropEnabled: false, show3Dcrosshair: true, crosshairColor: [1, 0.8, 0, 0.7], logLevel: "error" });
+  const viewer = new niivue.Niivue({
+    dragAndDropEnabled: false,
+    show3Dcrosshair: true,
+    crosshairColor: [1, 0.8, 0, 0.7],
+    crosshairWidthUnit: "mm",
+    logLevel: "error",
+  });
   viewer.addColormap("opaque", { R: [0, 255], G: [0, 255], B: [0, 255], A: [255, 255], I: [0, 255] });
   byId("viewer").hidden = false;
   await viewer.attachToCanvas(byId("canvas"));
