@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import shutil
 from html.parser import HTMLParser
-from importlib.resources import files
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -13,7 +12,7 @@ import pytest
 
 from contourdiff.report import write_report, write_table_page
 from contourdiff.report.cohort import read_cohort
-from contourdiff.report.pages import VIEWER, VIEWER_VERSION, write_index
+from contourdiff.report.pages import ASSETS, VIEWER, VIEWER_VERSION, write_index
 from contourdiff.weights import sha256_of
 from helpers import HOSTILE_NAME, large_cohort
 
@@ -79,7 +78,7 @@ def test_nothing_is_from_elsewhere_and_every_link_leads_somewhere(reported: Path
                 elif not target.startswith(("#", "data:,")):
                     assert (path.parent / unquote(target.partition("#")[0])).is_file(), target
         assert len(page.all("style")) == 1
-        assert "url(" not in (files("contourdiff.report") / "assets" / "style.css").read_text()
+        assert "url(" not in (ASSETS / "style.css").read_text()
 
 
 def test_names_are_text(reported: Path) -> None:
@@ -120,7 +119,7 @@ def test_the_report_shows_real_mr_and_the_ct(reported: Path, tmp_path: Path) -> 
 
 
 def test_the_viewer_is_the_released_one(reported: Path) -> None:
-    asset = Path(str(files("contourdiff.report") / "assets" / VIEWER))
+    asset = ASSETS / VIEWER
     assert sha256_of(asset) == sha256_of(reported / "report" / VIEWER) == VIEWER_SHA256
     licence = (reported / "report" / "niivue.LICENSE.txt").read_text()
     assert f"NiiVue {VIEWER_VERSION}" in licence

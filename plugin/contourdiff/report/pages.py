@@ -11,12 +11,11 @@ import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from jinja2 import ChainableUndefined, Environment, PackageLoader
+from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 from markupsafe import Markup, escape
 
 from contourdiff import __version__
@@ -25,6 +24,7 @@ from contourdiff.data.nifti_names import nifti_by_case
 from contourdiff.report import plots
 from contourdiff.report.cohort import Case, ct_files, read_cohort, read_rows, shared_values
 
+ASSETS = Path(__file__).with_name("assets")
 VIEWER, VIEWER_VERSION = "niivue.umd.js", "0.69.0"
 FOLDER = "report"
 """Folder of the cases' pages and of what they need, in the folder of translations."""
@@ -72,7 +72,7 @@ def write_report(
     pages.mkdir(exist_ok=True)
     for asset in (VIEWER, "niivue.LICENSE.txt"):
         with atomic_write(pages / asset) as aside:
-            aside.write_bytes((files("contourdiff.report") / "assets" / asset).read_bytes())
+            aside.write_bytes((ASSETS / asset).read_bytes())
     links = [quote(f"{case.name}.html") for case in cases]
     for case, before, after in zip(cases, [None, *links], [*links[1:], None], strict=False):
         ct = _within(cts[case.name], case.name, pages) if case.name in cts else None
@@ -119,13 +119,13 @@ def _environment() -> Environment:
     """Templates that escape all text."""
 
     def asset(name: str) -> Markup:
-        return Markup((files("contourdiff.report") / "assets" / name).read_text(encoding="utf-8"))
+        return Markup((ASSETS / name).read_text(encoding="utf-8"))
 
     def digest(name: str) -> str:
         return base64.b64encode(hashlib.sha256(asset(name).encode()).digest()).decode()
 
     env = Environment(
-        loader=PackageLoader("contourdiff.report"),
+        loader=FileSystemLoader(Path(__file__).with_name("templates")),
         autoescape=True,
         undefined=ChainableUndefined,
         trim_blocks=True,
