@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import random
+import re
 import threading
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from contourdiff import bundle, cohort
+from contourdiff.inference import progress
 from helpers import TINY_NETWORK, make_dataset
 
 distributed = pytest.importorskip("distributed", reason="Dask is not installed: pip install -e '.[scale]'")
@@ -78,6 +80,19 @@ def test_failures_tables_and_logs_are_those_of_one_process(
     assert contents(tmp_path / "one") == contents(tmp_path / "many")
     one, many = ((tmp_path / f"{name}.csv").read_text().splitlines() for name in ("one", "many"))
     assert [line.split(",")[:4] for line in one] == [line.split(",")[:4] for line in many]
+
+
+def test_one_line_counts_the_cases_of_both_contrasts(
+    tiny: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "LINE_INTERVAL_S", 0.0)
+    dataset_dir = make_dataset(tmp_path / "ct", ("a", "b"))
+    both = {**tiny, "contrasts": ["t1", "t2"], "contrast": "t1,t2"}
+    expected = bundle.translate(dataset_dir, tmp_path / "one", **both)
+    capsys.readouterr()
+    cohort.translate(dataset_dir, tmp_path / "many", workers=1, **both)
+    assert contents(tmp_path / "many") == contents(expected)
+    assert re.findall(r"^translate: (\d) of (\d) cases, ", capsys.readouterr().err, re.M)[-1] == ("4", "4")
 
 
 @pytest.mark.parametrize("options", [{}, {"workers": 0}, {"workers": 2, "scheduler": "tcp://127.0.0.1:8786"}])

@@ -46,6 +46,8 @@ NOT_RUN = {
     "contourdiff (steps|agreement) ": "minutes: tests/evaluation/test_solver_comparison.py, test_held_out.py beside it",
     "contourdiff example ": "two minutes: run by tests/test_shipped.py",
     "neighbor_guided|hip_thigh|single|my_training": "requires weights of the reader's own: tests/test_bundle.py",
+    "contourdiff rival ": "trains networks: tests/rivals/test_training.py",
+    "--(workers|scheduler) ": "several processes: tests/test_cohort.py, tests/data/test_bids.py",
     "generative.pt": "requires weights of the reader's own: tests/test_checkpoints.py",
     "--serve": "serves until it is interrupted: tests/report/test_server.py, tests/test_cli.py",
     "--extractor": "requires a network of the reader's own: tests/evaluation/test_folder_quality.py",

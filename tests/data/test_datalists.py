@@ -28,5 +28,9 @@ def test_a_list_without_its_column_or_section_is_refused(tmp_path: Path) -> None
     (tmp_path / "list.json").write_text("{}")
     with pytest.raises(ValueError, match=r"expected a column 'image' in .*list.csv, got \['file'\]"):
         find_inputs(tmp_path, "list.csv")
+    for content in (b"image\n\xff.nii.gz\n", b'image\n"a.nii.gz'):
+        (tmp_path / "list.csv").write_bytes(content)
+        with pytest.raises(ValueError, match=r"expected CSV in the datalist .*list.csv, got: .*; save it as CSV"):
+            find_inputs(tmp_path, "list.csv")
     with pytest.raises(ValueError, match=r"expected the list 'testing' in .*list.json, got \[\]"):
         find_inputs(tmp_path, "list.json")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from contourdiff.data.inputs import is_url
 from contourdiff.translation import translate_path
 from helpers import TINY_NETWORK, make_dataset, voxels
 
@@ -57,6 +58,12 @@ def test_a_bucket_gives_what_the_folder_gives(bucket: Any, tiny_weights: Path, t
         translate_path("s3://hospital/ct", tmp_path / "remote", **options)
     with pytest.raises(ValueError, match=r"expected a readable file at s3://hospital/ct/d.nii.gz, got FileNotFound"):
         translate_path("s3://hospital/ct/d.nii.gz", tmp_path / "none", **options)
+
+
+def test_a_url_begins_with_its_scheme() -> None:
+    """Whatever else is no text for a config: a list may be of somebody else."""
+    assert all(map(is_url, ("s3://bucket/a", "file:///a", "git+ssh://host/a")))
+    assert not any(map(is_url, ("$print('a://b')", "@seed://a", "%a://b", "a/b://c", "C://a", Path("s3://a"))))
 
 
 def test_a_single_file_by_its_url(tiny_weights: Path, tmp_path: Path) -> None:

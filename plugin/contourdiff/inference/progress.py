@@ -70,8 +70,14 @@ def run_progress(slices: Mapping[str, int], show: bool = True) -> Iterator[RunPr
 
 
 def slice_count(path: str | Path, axcodes: str, slice_axis: int) -> int:
-    """Slices of a volume along ``slice_axis`` once it is oriented to ``axcodes``, from its header."""
-    image = nib.load(path)
+    """Slices of a volume along ``slice_axis`` once it is oriented to ``axcodes``, from its header.
+
+    0 if there is no such file any more: its case fails as it is read.
+    """
+    try:
+        image = nib.load(path)
+    except OSError:
+        return 0
     moves = ornt_transform(io_orientation(image.affine), axcodes2ornt(axcodes))
     return int(image.shape[[int(axis) for axis in moves[:, 0]].index(slice_axis)])
 
