@@ -23,7 +23,7 @@ from contourdiff.report.cohort import Case
 
 BLUE, RED, GRAY = "#1f5f99", "#c23b22", "#8a8a8a"
 BINS = 64
-FRAME = (0.08, 0.95)
+FRAME = (0.1, 0.95)
 """Left and right end of a distribution's axis, as shares of the plot's width: the page draws its mark between them."""
 MR_PERCENTILES = (1.0, 95.0)
 """Of a real MR: they become gray levels 0 and 255, as in the training."""
@@ -47,7 +47,8 @@ def distribution(name: str, values: Sequence[float], label: str) -> Distribution
     axes.hist(values, bins=min(40, max(8, int(len(values) ** 0.5) * 2)), range=(low, high), color=BLUE)
     axes.set_xlim(low, high)
     axes.set_xlabel(label)
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(6))
     return Distribution(_svg(figure, name), low, high)
 
 
