@@ -15,7 +15,7 @@ import torch
 from monai.bundle import ConfigParser
 
 from contourdiff.networks import ContourUNet
-from helpers import CONFIGS, DATA, make_tiny_network
+from helpers import CONFIGS, DATA, HOSTILE_NAME, make_dataset, make_tiny_network, run
 
 
 @pytest.fixture(scope="session")
@@ -55,3 +55,14 @@ def inference_parser() -> Callable[..., ConfigParser]:
         return parser
 
     return parse
+
+
+@pytest.fixture(scope="session")
+def reported(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) -> Path:
+    """A folder of translations with its report: two cases, one with a hostile name and maps, and one that failed."""
+    root = tmp_path_factory.mktemp("reported")
+    dataset_dir = make_dataset(root / "ct", ("a", HOSTILE_NAME))
+    (dataset_dir / "broken.nii.gz").write_bytes(b"no volume")
+    with pytest.raises(ValueError, match="1 of 3 cases failed"):
+        run(dataset_dir, root / "mr", tiny_weights, report=True, save_fidelity_map=True, save_uncertainty_map=True)
+    return root / "mr"

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -142,6 +144,10 @@ OBLIQUE = np.array([[3.0, 0.2, 0, -40], [-0.2, 2.5, 0.1, 12], [0.0, -0.1, 4.0, -
 NAMES = ("a", "b", "c")
 
 
+HOSTILE_NAME = """<script>alert(1)<b>"'&amp;{{1}} #?%41"""
+"""Name of a case that a page must neither run nor take for markup or for parts of an address."""
+
+
 def make_dataset(folder: Path, names: tuple[str, ...] = NAMES) -> Path:
     for number, name in enumerate(names):
         ct = ball_ct((10, 30, 26), seed=number)
@@ -163,6 +169,19 @@ def run(dataset_dir: Path, output_dir: Path, weights: Path, **settings: object) 
         "logging_file": False,
     }
     return translate(dataset_dir, output_dir, **{**tiny, **settings})  # type: ignore[arg-type]
+
+
+def large_cohort(reported: Path, folder: Path, count: int) -> Path:
+    """A folder with ``count`` records that differ in their numbers, made from one of a folder of translations."""
+    record = json.loads((reported / "a_mr.json").read_text())
+    rng, copies = np.random.default_rng(0), [copy.deepcopy(item) for item in record["slices"][1:2] * 30]
+    folder.mkdir(parents=True)
+    for number in range(count):
+        record["fidelity"]["fidelity_median"] = float(rng.uniform(0.4, 0.9))
+        record["flicker"]["flicker"] = float(rng.gamma(4, 300))
+        record["slices"] = copies[: int(rng.integers(10, 30))]
+        (folder / f"case{number:04}_mr.json").write_text(json.dumps({**record, "case": f"case{number:04}"}))
+    return folder
 
 
 def voxels(path: Path) -> np.ndarray:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import inspect
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -140,3 +141,18 @@ def test_a_training_starts_and_resumes_from_the_command_line(tmp_path: Path) -> 
     assert (
         torch.load(tmp_path / "out" / "model.pt", weights_only=True).keys() == make_tiny_network().state_dict().keys()
     )
+
+
+def test_a_report_is_written_and_then_served(
+    reported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, served = shutil.copytree(reported, tmp_path / "mr"), []
+    (folder / "index.html").unlink()
+    monkeypatch.setattr("contourdiff.report.serve", lambda *arguments: served.append(arguments))
+    cli.main(["report", str(folder)])
+    assert capsys.readouterr().out == f"{folder / 'index.html'}\n"
+    assert (folder / "index.html").is_file()
+    cli.main(["report", str(folder), "--serve", "--port", "8123"])
+    assert served == [(str(folder), 8123)]
+    with pytest.raises(SystemExit, match="error: expected a folder of translations at"):
+        cli.main(["report", str(tmp_path / "none")])

@@ -49,6 +49,7 @@ NOT_RUN = {
     "contourdiff rival ": "trains networks: tests/rivals/test_training.py",
     "--(workers|scheduler) ": "several processes: tests/test_cohort.py, tests/data/test_bids.py",
     "generative.pt": "requires weights of the reader's own: tests/test_checkpoints.py",
+    "--serve": "serves until it is interrupted: tests/report/test_server.py, tests/test_cli.py",
     "--extractor": "requires a network of the reader's own: tests/evaluation/test_folder_quality.py",
 }
 """Commands that no test runs as they are, and why: by what they contain."""

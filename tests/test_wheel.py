@@ -44,3 +44,7 @@ def test_an_installed_wheel_finds_its_bundle_from_anywhere(tmp_path: Path) -> No
     assert Path(lines["bundle"]).samefile(bundle)
     assert lines["model.pt"] == sha256_of(CONFIGS.parent / "models" / "model.pt")
     assert (bundle / "docs" / "images").is_dir()
+    package = REPOSITORY / "plugin" / "contourdiff" / "report"
+    for folder in ("assets", "templates"):
+        names = {path.name for path in (package / folder).iterdir()}
+        assert names == {path.name for path in (installed / "contourdiff" / "report" / folder).iterdir()}

@@ -24,7 +24,10 @@ NUMBERS = {
     "mean_threshold": (0, math.inf), "distance_threshold": (0, math.inf), "reference_flicker": (0, math.inf),
     "noise_length_mm": (0, 1e6), "refinement_guidance": (0, 100), "fidelity_tolerance_mm": (0, 1e6),
 }  # fmt: skip
-FLAGS = ("overwrite", "unconditional", "save_fidelity_map", "save_uncertainty_map", "amp", "retain_heap", "progress")
+FLAGS = (
+    *("overwrite", "report", "unconditional", "save_fidelity_map", "save_uncertainty_map"),
+    *("amp", "retain_heap", "progress"),
+)
 OPTIONAL = ("batch_size", "reference_flicker")
 """May be ``None``."""
 SETTINGS = (*WHOLE, *NUMBERS, *FLAGS, "window_hu", "axcodes", "case_suffix", "contrast")

@@ -114,12 +114,13 @@ def test_the_same_mr_without_the_package_from_another_directory(
     here = translate(tmp_path / "ct", tmp_path / "here", **QUICK, device="$torch.device('cpu')")
     root = os.path.relpath(exported, tmp_path)
     command = ["-m", "monai.bundle", "run", "--config_file", f"{root}/configs/inference.json", "--bundle_root", root]
-    settings = {"dataset_dir": "ct", "output_dir": "there", "device": "$torch.device('cpu')", **QUICK}
+    settings = {"dataset_dir": "ct", "output_dir": "there", "report": True, "device": "$torch.device('cpu')", **QUICK}
     command += [text for name, value in settings.items() for text in (f"--{name}", str(value))]
     assert elsewhere(*command, cwd=tmp_path) == ""
     mr = voxels(tmp_path / "there" / "phantom_mr.nii.gz")
     assert mr.std() > 10
     np.testing.assert_array_equal(mr, voxels(here / "phantom_mr.nii.gz"))
+    assert "phantom" in (tmp_path / "there" / "index.html").read_text()
     records = [json.loads((tmp_path / folder / "phantom_mr.json").read_text()) for folder in ("here", "there")]
     assert records[0]["weights"] == records[1]["weights"]
 

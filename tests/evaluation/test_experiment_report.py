@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from contourdiff.evaluation.experiment_report import write_report
 from helpers import write_nifti
@@ -34,6 +35,12 @@ def report_of(root: Path, *seeds: tuple[float | None, int]) -> str:
 def test_missed_structures_are_counted_and_seeds_averaged(tmp_path: Path) -> None:
     report = report_of(tmp_path, (0.5, 0), (0.0, 1))
     assert "| ours | unet | femur | 2 | 0.250 ± 0.354 | n/a | 0.354 | 6.0 ± 5.7 | 1 of 2 |" in report
+
+
+def test_the_table_is_a_page_too(tmp_path: Path) -> None:
+    pytest.importorskip("markdown", reason="Markdown is not installed")
+    report_of(tmp_path, (0.5, 0), (0.0, 1))
+    assert "<td>0.250 ± 0.354</td>" in (tmp_path / "table.html").read_text()
 
 
 def test_spread_of_translation_and_of_training_seeds_stand_apart(tmp_path: Path) -> None:

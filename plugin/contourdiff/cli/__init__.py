@@ -16,7 +16,7 @@ import shtab
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from contourdiff import __version__
-from contourdiff.cli import deployment, evaluation, translation
+from contourdiff.cli import deployment, evaluation, report, translation
 from contourdiff.cli.commands import COMMANDS, parse_settings, parse_value
 
 EXIT_CODES = """exit status:

@@ -23,6 +23,8 @@ TARGET = re.compile(rf'"({PACKAGE}(?:\.\w+)+)\.\w+"')
 OUTSIDE_LINK = re.compile(r"(!?)\[([^\]]*)\]\((?:\.\./){3}([^)#]*)[^)]*\)")
 MAX_FILE_BYTES = 25 * 10**6
 """Limit of the model zoo; for a larger file it takes a link in ``large_files.yml``."""
+DATA = ("assets", "templates")
+"""Folders of a package that its code reads."""
 SEARCH_PATH = (
     "$__import__('sys').path.insert(1, next(str(caller.frame.f_locals['self'].config_root_path.resolve().parent)"
     " for caller in __import__('inspect').stack(0)"
@@ -82,6 +84,9 @@ def _write_module(code: Path, name: str, source: Path) -> None:
     target = code.joinpath(*name.split(".")[1:])
     target = target / source.name if source.name == "__init__.py" else target.with_suffix(".py")
     target.parent.mkdir(parents=True, exist_ok=True)
+    for folder in DATA if source.name == "__init__.py" else ():
+        if (source.parent / folder).is_dir():
+            shutil.copytree(source.parent / folder, target.parent / folder)
     target.write_text(REFERENCE.sub(CODE, source.read_text(encoding="utf-8")), encoding="utf-8")
 
 

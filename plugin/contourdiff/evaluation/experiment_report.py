@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from contourdiff.data.atomic import save_figure, write_csv, write_text
 from contourdiff.data.cases import case_of, labelled_cases
 from contourdiff.evaluation.experiment_costs import cost_lines
 from contourdiff.evaluation.experiment_quality import draw_translations, quality_lines, translation_folders
+from contourdiff.report import write_table_page
 
 PAPER = """\
 The paper's UNet (Chen et al., arXiv 2403.10786), trained on translations of its own CT and tested on its own MR,
@@ -56,7 +58,8 @@ def write_report(
     Every finished cell of the folder is listed, with its scores in
     ``<row>/<architecture>_translation<seed>_seed<seed>/<group>``; rows in ``first`` come first. ``groups`` are patterns
     of case ids of ``mr_dir`` by name. With ``inference``, options of [`contourdiff.bundle.translate`][], what the rows
-    cost and what they do to the anatomy is added, and ``translations.png``. Returns the path of ``table.md``.
+    cost and what they do to the anatomy is added, and ``translations.png``. With the package Markdown, ``table.html``
+    shows the same. Returns the path of ``table.md``.
     """
     records = _records(folder, groups, first)
     write_csv(folder / "table.csv", records, COLUMNS)
@@ -80,6 +83,8 @@ def write_report(
         links = [f"![{row}: {path.stem}]({path.relative_to(folder).as_posix()})\n" for row, path in pictures]
         lines += ["## Translations", "", *links]
     write_text(folder / "table.md", "\n".join(lines) + "\n")
+    if importlib.util.find_spec("markdown"):
+        write_table_page(folder / "table.md")
     return folder / "table.md"
 
 

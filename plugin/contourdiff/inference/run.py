@@ -51,9 +51,9 @@ def run_inference(
 ) -> None:
     """Translate all cases to each contrast and report; of several contrasts, the files are ``<case>_<contrast>_...``.
 
-    Uses ``network``, ``evaluator``, ``cases``, ``axcodes``, ``output_dir``, ``contrast``, ``contrasts``, ``stats`` and
-    ``bids_dir`` of the config, see [`contourdiff.inference.summary.report`][] for the last two. Raises ``ValueError``
-    or ``OSError`` if nothing can be translated, ``ValueError`` after all others if a case failed.
+    Uses ``network``, ``evaluator``, ``cases``, ``axcodes``, ``output_dir``, ``contrast``, ``contrasts``, ``stats``,
+    ``bids_dir`` and ``pages`` of the config, see [`contourdiff.inference.summary.report`][] for the last three. Raises
+    ``ValueError`` or ``OSError`` if nothing can be translated, ``ValueError`` after all others if a case failed.
 
     Args:
         parser: of the config.
@@ -67,7 +67,8 @@ def run_inference(
     contrasts = _contrasts(parser)
     _use_contrast(parser, *next(iter(contrasts.items())))
     remove_partial_files(output_dir, older_than_s=A_DAY_S)
-    report(translate(parser, contrasts), output_dir, stats, bids_dir)
+    pages = parser.get_parsed_content("pages") if "pages" in parser else None
+    report(translate(parser, contrasts), output_dir, stats, bids_dir, pages)
 
 
 def prepared_cases(parser: ConfigParser) -> tuple[TranslationCases, dict[str, Pair]]:

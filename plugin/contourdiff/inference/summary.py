@@ -6,7 +6,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,10 +37,12 @@ def report(
     output_dir: str | Path,
     stats: str | Path | None = None,
     bids_dir: str | Path | None = None,
+    pages: Callable[[list[dict[str, Any]]], object] | None = None,
 ) -> None:
     """Log what became of the cases of each ``case_suffix``, and write a table of them to the file ``stats``.
 
-    ``bids_dir`` is a folder for [`contourdiff.data.bids.write_derivatives`][]. Raises ``ValueError`` if a case failed.
+    ``bids_dir`` is a folder for [`contourdiff.data.bids.write_derivatives`][]; ``pages`` shows the rows of the
+    table. Raises ``ValueError`` if a case failed.
     """
     messages = []
     for suffix, (completed, kept, failures) in outcomes.items():
@@ -55,12 +57,14 @@ def report(
             more = "; ..." if counts[2] > 3 else ""
             contrast = f"{suffix[1:]}: " if len(outcomes) > 1 else ""
             messages.append(f"{contrast}{len(failures)} of {sum(counts)} cases failed: {named}{more}")
+    rows = [row for suffix, outcome in outcomes.items() for row in table(outcome, Path(output_dir), suffix)]
     if stats is not None:
-        rows = [row for suffix, outcome in outcomes.items() for row in table(outcome, Path(output_dir), suffix)]
         write_table(stats, rows)
     if bids_dir is not None:
         done = [(case, suffix) for suffix, outcome in outcomes.items() for case in [*outcome.completed, *outcome.kept]]
         write_derivatives([Path(output_dir, f"{case}{suffix}_mr.json") for case, suffix in done], bids_dir)
+    if pages is not None:
+        pages(rows)
     if messages:
         raise ValueError("; ".join(messages))
 

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+"use strict";
+
+const data = JSON.parse(document.getElementById("viewer-data").textContent);
+const byId = (name) => document.getElementById(name);
+const LOOK = {
+  ct: { colormap: "opaque", opacity: 1, cal_min: data.window?.[0], cal_max: data.window?.[1] },
+  mr: { colormap: "opaque", opacity: 1, cal_min: 0, cal_max: 255 },
+  label: { colormap: "opaque", opacity: 0.35 },
+  fidelity: { colormap: "opaque", opacity: 0 },
+  uncertainty: { colormap: "hot", opacity: 0 },
+};
+
+function load(script) {
+  return new Promise((done, failed) => {
+    const element = document.createElement("script");
+    element.src = script;
+    element.onload = done;
+    element.onerror = () => failed(new Error(`${script} was not found`));
+    document.head.append(element);
+  });
+}
+
+function hue(step) {
+  const angle = (step * 137.5) % 360;
+  return [0, 8, 4].map((n) => {
+    const k = (n + angle / 30) % 12;
+    return Math.round(255 * (0.55 - 0.45 * Math.max(-1, Math.min(k - 3, 9 - k, 1))));
+  });
+}
+
+function colored(values, color) {
+  const colors = values.map(color);
+  const [R, G, B] = [0, 1, 2].map((channel) => colors.map((one) => one[channel]));
+  return { R, G, B, A: values.map((value) => (value === 0 ? 0 : 255)), I: values };
+}
+
+function places() {
+  const numbers = Object.keys(data.centers).map(Number).sort((a, b) => a - b);
+  const [first, last] = [numbers[0], numbers.at(-1)];
+  const step = data.centers[last].map((x, axis) => (x - data.centers[first][axis]) / Math.max(last - first, 1));
+  const length = step.reduce((sum, x) => sum + x * x, 0) || 1;
+  const number = (mm) => first + step.reduce((sum, x, axis) => sum + x * (mm[axis] - data.centers[first][axis]), 0) / length;
+  return { first, last, step, number };
+}
+
+async function start() {
+  await load("niivue.umd.js");
+  const viewer = new niivue.Niivue({
+    dragAndDropEnabled: false,
+    show3Dcrosshair: true,
+    crosshairColor: [1, 0.8, 0, 0.7],
+    crosshairWidthUnit: "mm",
+    logLevel: "error",
+  });
+  viewer.addColormap("opaque", { R: [0, 255], G: [0, 255], B: [0, 255], A: [255, 255], I: [0, 255] });
+  byId("viewer").hidden = false;
+  await viewer.attachToCanvas(byId("canvas"));
+  const volumes = data.layers.map((layer) => ({ url: layer.url, name: decodeURIComponent(layer.url.split("/").at(-1)), ...LOOK[layer.kind] }));
+  await viewer.loadVolumes(volumes);
+  data.layers.forEach((layer, index) => {
+    const volume = viewer.volumes[index];
+    if (layer.kind === "label") volume.setColormapLabel(colored([...new Set([0, ...volume.img])].sort((a, b) => a - b), hue));
+    if (layer.kind === "fidelity") volume.setColormapLabel(colored([0, 1, 2, 3], (code) => [[0, 0, 0], [0, 192, 80], [255, 48, 48], [48, 160, 255]][code]));
+  });
+  viewer.setSliceType(viewer.sliceTypeMultiplanar);
+  viewer.updateGLVolume();
+  connectLayers(viewer);
+  if (Object.keys(data.centers).length) connectSlices(viewer);
+  byId("note").hidden = true;
+  byId("viewer").dataset.ready = "true";
+}
+
+function connectLayers(viewer) {
+  for (const box of document.querySelectorAll("[data-layer]")) {
+    const index = Number(box.dataset.layer);
+    const volume = viewer.volumes[index];
+    const opacity = box.querySelector(".opacity");
+    opacity.value = volume.opacity;
+    opacity.addEventListener("input", () => viewer.setOpacity(index, Number(opacity.value)));
+    for (const [name, key] of [["low", "cal_min"], ["high", "cal_max"]]) {
+      const input = box.querySelector(`.${name}`);
+      if (!input) continue;
+      input.value = Math.round(volume[key] * 100) / 100;
+      input.addEventListener("input", () => {
+        if (input.value === "") return;
+        volume[key] = Number(input.value);
+        viewer.updateGLVolume();
+      });
+    }
+  }
+}
+
+function connectSlices(viewer) {
+  const { first, last, step, number } = places();
+  const slider = byId("slice");
+  [slider.min, slider.max] = [first, last];
+  const show = (mm) => {
+    viewer.scene.crosshairPos = viewer.mm2frac(mm, 0, true);  // also where the axes of the grid are oblique
+    viewer.drawScene();
+    viewer.createOnLocationChange();
+  };
+  let place = data.centers[Math.round((first + last) / 2)];
+  viewer.onLocationChange = (location) => {
+    place = [...location.mm].slice(0, 3);
+    slider.value = Math.round(number(place));
+    byId("place").textContent = `${slider.value}; ${place.map((x) => x.toFixed(1)).join(", ")} mm; values ${location.values.map((item) => Math.round(item.value * 100) / 100).join(", ")}`;
+  };
+  slider.addEventListener("input", () => {
+    const move = Number(slider.value) - number(place);
+    show(place.map((x, axis) => x + move * step[axis]));
+  });
+  const visit = (slice) => show(data.centers[slice]);
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest("[data-slice]");
+    if (!link) return;
+    event.preventDefault();
+    history.replaceState(null, "", `#slice-${link.dataset.slice}`);
+    visit(link.dataset.slice);
+    byId("canvas").scrollIntoView({ block: "nearest" });
+  });
+  const linked = location.hash.match(/^#slice-(\d+)$/);
+  if (linked && data.centers[linked[1]]) visit(linked[1]);
+  else show(place);
+}
+
+if (location.protocol.startsWith("http")) {
+  start().catch((error) => {
+    byId("viewer").hidden = true;
+    byId("note").textContent = `The volumes cannot be shown: ${error.message ?? error}. The picture below shows some slices.`;
+  });
+} else {
+  byId("note").append(" A browser does not read volumes of a page that was opened as a file; the picture below shows some slices.");
+}

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""In a browser the report is without error, nothing leaves this machine, and the viewer shows all layers."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from contourdiff.report.cohort import read_cohort
+from contourdiff.report.pages import write_index
+from contourdiff.report.server import server_of
+from helpers import HOSTILE_NAME, large_cohort
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+FLAGS = [
+    "--no-sandbox",
+    "--disable-dev-shm-usage",
+    "--use-gl=angle",
+    "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",
+]
+NAMES = [HOSTILE_NAME, "a", "broken"]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as started:
+        launched = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield launched
+        launched.close()
+
+
+@pytest.fixture(scope="module")
+def address(reported: Path) -> Iterator[str]:
+    with server_of(reported) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+@pytest.fixture
+def page(browser: Any) -> Iterator[Any]:
+    """A page whose messages, errors and requests are checked as it is closed."""
+    opened = browser.new_page(viewport={"width": 800, "height": 600})
+    messages: list[str] = []
+    requests: list[str] = []
+    opened.on("console", lambda message: messages.append(message.text))
+    opened.on("pageerror", lambda error: messages.append(str(error)))
+    opened.on("dialog", lambda dialog: (messages.append(dialog.message), dialog.dismiss()))
+    opened.on("request", lambda request: requests.append(request.url))
+    yield opened
+    opened.close()
+    assert messages == []
+    assert requests
+    for url in map(urlsplit, requests):
+        assert url.scheme in ("file", "data", "blob") or url.hostname == "127.0.0.1"
+
+
+def shown(page: Any) -> list[str]:
+    return [card.get_attribute("data-name") for card in page.locator(".card").all() if card.is_visible()]
+
+
+def pixels(page: Any) -> np.ndarray:
+    page.wait_for_timeout(100)
+    return np.asarray(Image.open(io.BytesIO(page.locator("#canvas").screenshot())).convert("RGB"), dtype=int)
+
+
+def test_cards_sort_and_filter(page: Any, address: str, reported: Path) -> None:
+    page.goto(f"{address}/index.html")
+    assert shown(page) == NAMES
+    cases = {case.name: case for case in read_cohort(reported)}
+    for measure in ("fidelity", "flicker"):
+        page.select_option("#sort", measure)
+        known = sorted(NAMES[:2], key=lambda name: cases[name].measures[measure])
+        assert shown(page) == [*known, "broken"]
+        page.check("#descending")
+        assert shown(page) == [*known[::-1], "broken"]  # what is unknown stays last
+        page.uncheck("#descending")
+    for choice, names in (
+        ("failed", {"broken"}),
+        ("kept", set()),
+        ("suspect", {"a", HOSTILE_NAME}),
+        ("all", set(NAMES)),
+    ):
+        page.check(f"input[value={choice}]")
+        assert set(shown(page)) == names
+        assert page.inner_text("#count") == f"{len(names)} of 3 cases"
+    page.fill("#find", "ALERT")
+    assert shown(page) == [HOSTILE_NAME]
+
+
+def test_a_case_is_marked_in_the_distributions_by_keyboard(page: Any, address: str) -> None:
+    page.goto(f"{address}/index.html")
+    assert page.locator(".mark").count() == 0
+    page.focus(".card[data-name=a] a")
+    assert page.inner_text("#marked") == "Marked: a"
+    assert page.locator(".mark").count() == page.locator(".distribution").count() == 4
+    for box, line in zip(page.locator(".distribution").all(), page.locator(".mark").all(), strict=True):
+        outer, inner = box.bounding_box(), line.bounding_box()
+        assert outer["x"] < inner["x"] < outer["x"] + outer["width"]
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/report/a.html")
+
+
+def test_the_viewer_shows_all_layers(page: Any, address: str) -> None:
+    for name in (HOSTILE_NAME, "a"):
+        page.goto(f"{address}/report/{quote(name)}.html")
+        page.wait_for_selector("#viewer[data-ready]", timeout=60_000)
+    layers = page.locator("[data-layer] legend").all_inner_texts()
+    assert layers == ["CT", "MR", "label", "fidelity map", "uncertainty"]
+    sliders = page.locator(".opacity").all()
+    for slider in sliders:
+        slider.fill("0")
+    empty, alone = pixels(page), []
+    for slider in sliders:
+        slider.fill("1")
+        alone.append(pixels(page))
+        slider.fill("0")
+    for number, picture in enumerate(alone):
+        assert (abs(picture - empty).max(axis=-1) > 20).mean() > 0.002, layers[number]
+        assert all((abs(picture - other).max(axis=-1) > 20).any() for other in alone[:number])
+    gray = [np.ptp(picture[picture.max(axis=-1) > 60], axis=-1).mean() for picture in alone[:2]]
+    assert max(gray) < 60  # but for the crosshair
+    sliders[1].fill("1")
+    before = pixels(page)
+    page.locator("[data-layer='1'] .high").fill("60")
+    assert pixels(page).sum() > 1.1 * before.sum()  # a narrower window is brighter
+
+
+def test_the_crosshair_follows_the_links_and_the_keys(page: Any, address: str) -> None:
+    page.goto(f"{address}/report/a.html")
+    page.wait_for_selector("#viewer[data-ready]", timeout=60_000)
+    first, last = (page.locator(".slices a").nth(place) for place in (0, -1))
+    pictures = []
+    for link in (first, last):
+        link.focus()
+        page.keyboard.press("Enter")
+        assert page.inner_text("#place").startswith(f"{link.inner_text()};")
+        pictures.append(pixels(page))
+    assert (pictures[0] != pictures[1]).any()
+    page.focus("#slice")
+    page.keyboard.press("ArrowLeft")
+    assert page.inner_text("#place").startswith(f"{int(last.inner_text()) - 1};")
+    assert (pixels(page) != pictures[1]).any()
+
+
+def test_a_file_shows_pictures_and_how_to_serve(page: Any, reported: Path) -> None:
+    page.goto((reported / "index.html").as_uri())
+    page.evaluate("Promise.all([...document.images].map((image) => image.decode()))")
+    page.click(".card[data-name=a] h3 a")
+    assert page.is_visible("#note")
+    assert f"contourdiff report {reported} --serve" in page.inner_text("#note")
+    assert not page.is_visible("#viewer")
+    assert page.evaluate("document.querySelector('.picture').naturalWidth") > 0
+
+
+def test_a_thousand_cases_open_quickly(page: Any, reported: Path, tmp_path: Path) -> None:
+    large_cohort(reported, tmp_path / "mr", 1000)
+    index = write_index(read_cohort(tmp_path / "mr"), tmp_path / "mr")
+    start = time.perf_counter()
+    page.goto(index.as_uri(), wait_until="load")
+    page.select_option("#sort", "flicker")
+    assert time.perf_counter() - start < 2
+    assert page.inner_text("#count") == "1000 of 1000 cases"

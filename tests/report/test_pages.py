@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pages are well-formed, need nothing from elsewhere, and show what users named as text."""
+
+from __future__ import annotations
+
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+from contourdiff.report import write_report, write_table_page
+from contourdiff.report.cohort import read_cohort
+from contourdiff.report.pages import ASSETS, VIEWER, VIEWER_VERSION, write_index
+from contourdiff.weights import sha256_of
+from helpers import HOSTILE_NAME, large_cohort
+
+VIEWER_SHA256 = "47b896b77ec4a5be3ef1949c33ad393b6f45629921f326c279000bcf51bdb4af"
+"""Of niivue.umd.js in the npm package @niivue/niivue 0.69.0."""
+VOID = {"meta", "link", "img", "input", "br", "hr"}
+ADDRESSES = ("href", "src", "xlink:href", "action", "srcset", "data")
+
+
+class Page(HTMLParser):
+    """Elements of a page, whose tags must be balanced."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.text = ""
+        self.feed(path.read_text(encoding="utf-8"))
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        assert len(dict(attributes)) == len(attributes)
+        self.elements.append((tag, {name: value or "" for name, value in attributes} | {"within": " ".join(self.open)}))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attributes)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def pages_of(folder: Path) -> dict[Path, Page]:
+    return {path: Page(path) for path in (folder / "index.html", *sorted((folder / "report").glob("*.html")))}
+
+
+def test_pages_are_well_formed_and_complete(reported: Path) -> None:
+    pages = pages_of(reported)
+    assert [path.stem for path in pages] == ["index", HOSTILE_NAME, "a", "broken"]
+    for page in pages.values():
+        ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+        assert len(ids) == len(set(ids))
+        assert all(image["alt"] for image in page.all("img"))
+        assert all("label" in control["within"].split() for name in ("input", "select") for control in page.all(name))
+
+
+def test_nothing_is_from_elsewhere_and_every_link_leads_somewhere(reported: Path) -> None:
+    for path, page in pages_of(reported).items():
+        for tag, attributes in page.elements:
+            for target in (attributes[name] for name in ADDRESSES if name in attributes):
+                if target.startswith("https://"):
+                    assert (tag, attributes["within"].split()[-2:]) == ("a", ["ol", "li"])  # of the references
+                elif not target.startswith(("#", "data:,")):
+                    assert (path.parent / unquote(target.partition("#")[0])).is_file(), target
+        assert len(page.all("style")) == 1
+        assert "url(" not in (ASSETS / "style.css").read_text()
+
+
+def test_names_are_text(reported: Path) -> None:
+    pages = pages_of(reported)
+    own = {"index": 1, "a": 2, HOSTILE_NAME: 2, "broken": 0}
+    for path, page in pages.items():
+        assert len(page.all("script")) == own[path.stem]
+        assert not page.all("b") or path.stem == "index"
+        assert all(not name.startswith("on") for _, attributes in page.elements for name in attributes)
+    index = pages[reported / "index.html"]
+    assert all("header" in bold["within"] for bold in index.all("b"))
+    assert HOSTILE_NAME in index.text
+    assert HOSTILE_NAME in [card.get("data-name") for card in index.all("li")]
+
+
+def test_messages_are_text(reported: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(reported, tmp_path / "mr")
+    table = tmp_path / "cases.csv"
+    table.write_text("case,status,seconds,error\na,failed,,<script>alert(1)</script>\n")
+    write_report(folder, stats=table, command="contourdiff report '<img src=x>'")
+    index = Page(folder / "index.html")
+    assert "<script>alert(1)</script>" in index.text
+    assert "contourdiff report '<img src=x>'" in index.text
+    assert len(index.all("script")) == 1
+
+
+def test_the_report_shows_real_mr_and_the_ct(reported: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(reported, tmp_path / "mr")
+    shutil.rmtree(folder / "report")
+    assert "&#34;ct&#34;" not in (write_report(folder).parent / "report" / "a.html").read_text()
+    write_report(folder, ct_dir=reported.parent / "ct", mr_dir=reported.parent / "ct" / "labels")
+    page = (folder / "report" / "a.html").read_text()
+    assert "real MR" in page
+    assert '"url": "ct/a.nii.gz"' in page
+    assert (folder / "report" / "ct" / "a.nii.gz").read_bytes() == (reported.parent / "ct" / "a.nii.gz").read_bytes()
+    with pytest.raises(ValueError, match="expected NIfTI files of real MR in"):
+        write_report(folder, mr_dir=tmp_path)
+
+
+def test_the_viewer_is_the_released_one(reported: Path) -> None:
+    asset = ASSETS / VIEWER
+    assert sha256_of(asset) == sha256_of(reported / "report" / VIEWER) == VIEWER_SHA256
+    licence = (reported / "report" / "niivue.LICENSE.txt").read_text()
+    assert f"NiiVue {VIEWER_VERSION}" in licence
+    assert "BSD 2-Clause License" in licence
+
+
+def test_a_thousand_cases_are_one_small_page(reported: Path, tmp_path: Path) -> None:
+    large_cohort(reported, tmp_path / "mr", 1000)
+    index = write_index(read_cohort(tmp_path / "mr"), tmp_path / "mr")
+    assert index.stat().st_size < 3_000_000
+    assert len([card for card in Page(index).all("li") if "data-name" in card]) == 1000
+
+
+def test_a_table_of_an_experiment_is_a_page(tmp_path: Path) -> None:
+    (tmp_path / "table.md").write_text("# Rows\n\n| row | Dice |\n|---|---|\n| <b>x</b> | 0.5 |\n\n![p](p.png)\n")
+    page = Page(write_table_page(tmp_path / "table.md"))
+    assert [page.all(tag) != [] for tag in ("h1", "table", "img", "b", "script")] == [True, True, True, False, False]
+    assert "<b>x</b>" in page.text
