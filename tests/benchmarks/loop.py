@@ -84,7 +84,9 @@ def by_inferer(
 ) -> Translate:
     """Translation of ``contours (slices, H, W)``, framed whole, by our inferer."""
     sampler = Sampler(make_scheduler(), num_inference_steps=steps)
-    inferer = ContourTranslationInferer(sampler, rules, execution, margin_px=max(contours.shape), progress=False)
+    inferer = ContourTranslationInferer(
+        sampler, rules, execution=execution, margin_px=max(contours.shape), progress=False
+    )
 
     def translate() -> Translation:
         (result,) = inferer.translate(contours[None, None], model)

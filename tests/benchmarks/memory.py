@@ -125,7 +125,7 @@ def _work(job: dict[str, Any]) -> None:
     inferer = ContourTranslationInferer(
         Sampler(make_scheduler(), num_inference_steps=1),
         SelectionRules(candidates=CANDIDATES, max_rounds=1),
-        Execution(batch_size=job["batch_size"], acceleration="lean", retain_heap=True),
+        execution=Execution(batch_size=job["batch_size"], acceleration="lean", retain_heap=True),
         progress=False,
     )
     before = _present_mib()

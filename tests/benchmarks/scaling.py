@@ -25,7 +25,7 @@ def network_calls(slices: int, network: nn.Module) -> tuple[int, float]:
     inferer = ContourTranslationInferer(
         Sampler(make_scheduler(), num_inference_steps=STEPS),
         SelectionRules(candidates=CANDIDATES, max_rounds=1),
-        Execution(batch_size=BATCH_SIZE),
+        execution=Execution(batch_size=BATCH_SIZE),
         progress=False,
     )
     contours = random_contours(slices, SIZE_PX)

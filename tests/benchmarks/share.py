@@ -57,7 +57,7 @@ def run(settings: Settings, directory: Path) -> dict[str, Any]:
     inferer = ContourTranslationInferer(
         Sampler(make_scheduler(), num_inference_steps=settings.steps),
         SelectionRules(candidates=CANDIDATES, max_rounds=1),
-        Execution(batch_size=BATCH_SIZE, acceleration="lean", retain_heap=True),
+        execution=Execution(batch_size=BATCH_SIZE, acceleration="lean", retain_heap=True),
         progress=False,
     )
     inputs = contours[None, None].to(device)

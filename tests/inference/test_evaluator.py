@@ -242,7 +242,8 @@ def test_a_stop_by_the_user_ends_the_run_and_leaves_whole_cases(
 
 
 CHILD = """
-import json, sys
+import json, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what runs in the background
 from contourdiff.bundle import translate
 
 dataset_dir, output_dir, settings = json.loads(sys.argv[1])

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,8 @@ def _draw_measures(axes: Any, gap: ContourGap) -> None:
         axis.set_xticks(range(len(REGIONS)), [textwrap.fill(name, 10) for name in REGIONS.values()], fontsize=8)
     axes[0].set_ylim(bottom=0)
     axes[0].legend(frameon=False)
-    axes[1].set_yscale("log")
+    if axes[1].dataLim.minposy < math.inf:  # there are fragments
+        axes[1].set_yscale("log")
     axes[2].set_ylim(0, 1.0)
     axes[2].legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=4, fontsize=8)
 

@@ -7,7 +7,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 import torch
@@ -189,6 +189,7 @@ class ContourTranslationInferer(DiffusionVolumeInferer):
         torch.Size([1, 1, 3, 20, 24])
     """
 
+    _: KW_ONLY
     noise_length_mm: float = 0.0
     keep_spread: bool = False
     unconditional: bool = False
