@@ -92,7 +92,7 @@ INVALID: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("eta", "fidelity_limit"), (-0.1, 1.1, "a", None)),
     **dict.fromkeys(("mean_threshold", "distance_threshold", "fidelity_tolerance_mm"), (-1, float("nan"), "a", None)),
     **dict.fromkeys(("overwrite", "unconditional", "save_fidelity_map", "save_uncertainty_map"), (1, "yes", None)),
-    **dict.fromkeys(("amp", "retain_heap", "progress"), ("no", 0, None)),
+    **dict.fromkeys(("amp", "retain_heap", "progress", "report"), ("no", 0, None)),
     "refinement_guidance": (-0.1, 101, "a", None),
     "slice_axis": (3, -1, "x"),
     "spacing_mm": (0, -1.1, float("inf"), "1 mm", [1, 1], None),
