@@ -148,12 +148,17 @@ def train(
             raise FileNotFoundError(f"expected a checkpoint in {output_dir}, found none; start without --resume")
         settings["resume_from"] = str(checkpoint)
     settings.setdefault("bundle_root", read_config(files, settings)["bundle_root"])
+    run_training(files, settings)
+    return Path(output_dir) / "model.pt"
+
+
+def run_training(files: Sequence[str], settings: Mapping[str, Any]) -> None:
+    """Run a training config with its overlays; ``settings`` have its ``bundle_root``; errors are its components'."""
     with plain_errors():
         workflow = ConfigWorkflow(files, workflow_type="train", logging_file=False, **settings)
         workflow.initialize()
         workflow.run()
         workflow.finalize()
-    return Path(output_dir) / "model.pt"
 
 
 def run_example(folder: str | Path, bundle: str | Path | None = None) -> Path:

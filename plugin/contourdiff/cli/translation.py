@@ -127,7 +127,7 @@ def _train(mr_dir: str, output_dir: str, contrasts: list[str], settings: list[st
 @command(
     "rival",
     "train a method to compare with on unpaired CT and MR, and translate the CT with it",
-    argument("method", "cyclegan"),
+    argument("method", "cyclegan, synseg, cycada or maskgan"),
     argument("ct_dir", "CT: <case>.nii.gz, and labels/<case>.nii.gz for the methods that use labels"),
     argument("mr_dir", "folder of MR images (NIfTI)"),
     OUTPUT,

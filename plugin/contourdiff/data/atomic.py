@@ -61,6 +61,21 @@ def remove_partial_files(folder: str | Path, owner: str = "*", older_than_s: flo
                 path.unlink()
 
 
+def copy_file(source: str | Path, path: str | Path) -> None:
+    """Copy a file, whole or not at all."""
+    with atomic_write(path) as aside:
+        shutil.copyfile(source, aside)
+
+
+def link_file(source: str | Path, path: str | Path) -> None:
+    """Link a file, or copy it where the file systems differ, whole or not at all."""
+    with atomic_write(path) as aside:
+        try:
+            os.link(Path(source).resolve(), aside)
+        except OSError:
+            shutil.copyfile(source, aside)
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file, UTF-8, whole or not at all."""
     with atomic_write(path) as aside:

@@ -4,15 +4,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from contourdiff import __version__
-from contourdiff.data.atomic import atomic_write, write_text
+from contourdiff.data.atomic import link_file, write_text
 from contourdiff.data.nifti_names import case_of, is_nifti
 
 ADDED = "space|res|den|seg|desc|label|atlas"
@@ -66,18 +64,10 @@ def write_derivatives(records: Iterable[Path], bids_dir: str | Path) -> None:
         mr = f"{stem}_{SUFFIXES.get(record['settings'].get('contrast'), 'T1w')}"
         for postfix, new in (("_mr", mr), ("_label", f"{stem}_dseg")):
             for source in path.parent.glob(f"{name}{postfix}.nii*"):
-                _link(source, folder / source.name.replace(f"{name}{postfix}", new))
+                link_file(source, folder / source.name.replace(f"{name}{postfix}", new))
         sidecar = {"Description": "MR translated from CT", "SkullStripped": False, "Sources": [record["image"]]}
         write_text(folder / f"{mr}.json", json.dumps({**sidecar, "contourdiff": record}, indent=2) + "\n")
     write_text(target / "dataset_description.json", json.dumps(_description(), indent=2) + "\n")
-
-
-def _link(source: Path, path: Path) -> None:
-    with atomic_write(path) as aside:
-        try:
-            os.link(source, aside)
-        except OSError:  # another file system
-            shutil.copyfile(source, aside)
 
 
 def _description() -> dict[str, Any]:

@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from contourdiff.data.atomic import atomic_write
+from contourdiff.data.atomic import copy_file
 from contourdiff.metrics.segmentation import read_scores, write_scores
 
 FOLDS = 5
@@ -36,6 +35,5 @@ def merge_folds(folds: Sequence[Path], output_dir: Path) -> None:
     rows = [row for fold in folds for row in read_scores(fold)]
     for fold in folds:
         for path in sorted(fold.glob("*_pred.nii.gz")):
-            with atomic_write(output_dir / path.name) as aside:
-                shutil.copyfile(path, aside)
+            copy_file(path, output_dir / path.name)
     write_scores(rows, output_dir, {"folds": len(folds)})

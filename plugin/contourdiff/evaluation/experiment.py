@@ -6,7 +6,6 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from os.path import realpath
@@ -16,7 +15,7 @@ from typing import Any
 import monai.bundle
 
 from contourdiff.bundle import config_files, find_bundle, read_config, training_overlays, translate
-from contourdiff.data.atomic import atomic_write, write_text
+from contourdiff.data.atomic import copy_file, write_text
 from contourdiff.data.cases import case_name, case_of, labelled_cases, patient_of
 from contourdiff.data.label_map import LabelMap
 from contourdiff.evaluation.cross_validation import merge_folds, patient_folds
@@ -208,7 +207,7 @@ class _Job:
         """Translate the CT for a row of this package; cases that are there are kept."""
         ct, output = self.root / "ct", self.dataset_dir(row, translation_seed, architecture)
         if row_of(row).rival:
-            rival = self._rival_dir(row, translation_seed, architecture)
+            rival = self._trained_rival(row, translation_seed, architecture)
             translate_with_rival(rival, ct, output, bundle=self.plan.bundle)
         elif row_of(row).translates:
             settings = {**self.plan.translation, "ckpt_path": str(self.ckpt_path), "seed": translation_seed}
@@ -226,8 +225,11 @@ class _Job:
         return self._trained(configs, training, self.root / UNCONDITIONAL / "weights")
 
     def _rival_dir(self, row: str, translation_seed: int, architecture: str) -> Path:
+        return self.root / row / f"weights_{self._translator(row, translation_seed, architecture)}"
+
+    def _trained_rival(self, row: str, translation_seed: int, architecture: str) -> Path:
         """Train a rival, or go on, and return its folder."""
-        folder = self.root / row / f"weights_{self._translator(row, translation_seed, architecture)}"
+        folder = self._rival_dir(row, translation_seed, architecture)
         settings = {**self.plan.mr_training, **self._rivals[row], "label_map": str(self.label_map)}
         settings |= {"seed": translation_seed} | ({"architecture": architecture} if row_of(row).segments else {})
         mr_dir = settings.pop("dataset_dir")
@@ -243,10 +245,7 @@ class _Job:
         if row == UPPER_BOUND:
             self._cross_validate(settings, cell)
         elif row_of(row).segments:
-            rival = self._rival_dir(row, translation_seed, architecture)
-            cell.mkdir(parents=True, exist_ok=True)
-            with atomic_write(cell / "model.pt") as aside:
-                shutil.copyfile(rival / "segmentation.pt", aside)
+            copy_file(self._rival_dir(row, translation_seed, architecture) / "segmentation.pt", cell / "model.pt")
             self._test(settings, cell)
         else:
             self._trained(["segmentation_train", *row_of(row).overlays], settings, cell)

@@ -15,8 +15,9 @@ from matplotlib.figure import Figure
 from contourdiff.bundle import config_files, read_config
 from contourdiff.data.atomic import save_figure
 from contourdiff.data.cases import case_name, case_of, labelled_cases
-from contourdiff.evaluation.folder_quality import MR_PERCENTILES, QualityGrid, ct_case, folder_quality, write_quality
+from contourdiff.evaluation.folder_quality import QualityGrid, ct_case, folder_quality, write_quality
 from contourdiff.inference.preview import show_slice
+from contourdiff.transforms.gray_levels import MR_PERCENTILES
 
 MEASURES = ("boundary", "boundary_swapped", "fidelity", "invented", "lost", "flicker")
 QUALITY_HEADER = [

@@ -23,8 +23,7 @@ from contourdiff.data.nifti_names import case_of, nifti_by_case
 from contourdiff.metrics.flicker import contour_box, flicker
 from contourdiff.metrics.image_quality import image_quality, label_boundary_agreement
 from contourdiff.transforms import InPlaneResampled
-
-MR_PERCENTILES = (1.0, 95.0)  # of a volume: they become gray levels 0 and 255, as in ``train.json``
+from contourdiff.transforms.gray_levels import MR_PERCENTILES
 
 
 @dataclass(frozen=True)

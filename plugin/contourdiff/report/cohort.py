@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from contourdiff.data.nifti import OUTPUT_SUFFIXES
 from contourdiff.data.nifti_names import volumes_by_case
 
 RECORD = "_mr.json"
@@ -71,7 +72,7 @@ class Case:
 
     def volume(self, kind: str) -> Path | None:
         """The volume ``<name>_<kind>`` of any format, if there is one."""
-        found = [self.folder / f"{self.name}_{kind}{suffix}" for suffix in (".nii.gz", ".nii", ".nrrd", ".mha")]
+        found = [self.folder / f"{self.name}_{kind}{suffix}" for suffix in OUTPUT_SUFFIXES]
         return next((path for path in found if path.is_file()), None)
 
     def layers(self, ct: Path | None) -> list[Layer]:

@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import shlex
-import shutil
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +18,7 @@ from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 from markupsafe import Markup, escape
 
 from contourdiff import __version__
-from contourdiff.data.atomic import atomic_write, write_text
+from contourdiff.data.atomic import copy_file, link_file, write_text
 from contourdiff.data.nifti_names import nifti_by_case
 from contourdiff.report import plots
 from contourdiff.report.cohort import Case, ct_files, read_cohort, read_rows, shared_values
@@ -71,8 +70,7 @@ def write_report(
     cts, real = ct_files(cases, ct_dir), None if mr_dir is None else plots.real_histogram(_real_mr(mr_dir))
     pages.mkdir(exist_ok=True)
     for asset in (VIEWER, "niivue.LICENSE.txt"):
-        with atomic_write(pages / asset) as aside:
-            aside.write_bytes((ASSETS / asset).read_bytes())
+        copy_file(ASSETS / asset, pages / asset)
     links = [quote(f"{case.name}.html") for case in cases]
     for case, before, after in zip(cases, [None, *links], [*links[1:], None], strict=False):
         ct = _within(cts[case.name], case.name, pages) if case.name in cts else None
@@ -160,11 +158,7 @@ def _within(ct: Path, name: str, pages: Path) -> Path:
     if ct.resolve().is_relative_to(pages.parent.resolve()):
         return ct
     target = pages / "ct" / f"{name}{''.join(ct.suffixes[-2:] if ct.name.endswith('.gz') else ct.suffixes[-1:])}"
-    with atomic_write(target) as aside:
-        try:
-            os.link(ct.resolve(), aside)
-        except OSError:
-            shutil.copyfile(ct, aside)
+    link_file(ct, target)
     return target
 
 

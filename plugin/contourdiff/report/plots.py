@@ -20,13 +20,12 @@ from matplotlib.ticker import MaxNLocator
 
 from contourdiff.data.nifti_names import is_nifti
 from contourdiff.report.cohort import Case
+from contourdiff.transforms.gray_levels import MR_PERCENTILES
 
 BLUE, RED, GRAY = "#1f5f99", "#c23b22", "#8a8a8a"
 BINS = 64
 FRAME = (0.1, 0.95)
 """Left and right end of a distribution's axis, as shares of the plot's width: the page draws its mark between them."""
-MR_PERCENTILES = (1.0, 95.0)
-"""Of a real MR: they become gray levels 0 and 255, as in the training."""
 
 
 class Distribution(NamedTuple):

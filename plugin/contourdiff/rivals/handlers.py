@@ -19,6 +19,9 @@ from contourdiff.data.atomic import save_figure, write_text
 from contourdiff.rivals.generators import image_of
 from contourdiff.training.handlers import figure_of_rows
 
+RECORD = "trained.json"
+"""Record of a finished training, in its folder."""
+
 
 class TrainingBudget:
     """End a training when its time is spent, and decay its learning rates linearly over the second half.
@@ -114,6 +117,12 @@ class CyclePictures:
         save_figure(figure_of_rows(rows), path, dpi=80)
 
 
+def counts(trainer: Engine, budget: TrainingBudget, batch_size: int) -> dict[str, float]:
+    """Seconds of wall clock, iterations, and images of each side that were seen."""
+    iterations = trainer.state.iteration
+    return {"seconds": round(budget.seconds, 1), "iterations": iterations, "images": iterations * batch_size}
+
+
 def record_training(
     trainer: Engine,
     budget: TrainingBudget,
@@ -131,10 +140,8 @@ def record_training(
         return
     record = {
         "method": settings["method"],
-        "seconds": round(budget.seconds, 1),
-        "iterations": trainer.state.iteration,
-        "images": trainer.state.iteration * batch_size,
+        **counts(trainer, budget, batch_size),
         "parameters": sum(parameter.numel() for parameter in networks.parameters()),
         "settings": settings,
     }
-    write_text(Path(output_dir) / "trained.json", json.dumps(record, indent=2) + "\n")
+    write_text(Path(output_dir) / RECORD, json.dumps(record, indent=2) + "\n")

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,7 @@ from monai.engines import Trainer
 from torch import nn
 
 from contourdiff.data.atomic import write_text
-from contourdiff.rivals.handlers import TrainingBudget
-
-RECORD = "trained.json"
+from contourdiff.rivals.handlers import RECORD, TrainingBudget, counts
 
 
 def stage_minutes(minutes: float | None, parts: Mapping[str, float]) -> dict[str, float | None]:
@@ -40,13 +38,11 @@ def run_stage(stage: str, trainer: Trainer, budget: TrainingBudget, output_dir: 
     trainer.run()
     if budget.share(trainer) < 1:
         raise RuntimeError(f"expected the stage {stage} to reach its end, but it was stopped; run again to resume it")
-    iterations = trainer.state.iteration
-    record = {"seconds": round(budget.seconds, 1), "iterations": iterations, "images": iterations * batch_size}
-    write_text(path, json.dumps(record, indent=2) + "\n")
+    write_text(path, json.dumps(counts(trainer, budget, batch_size), indent=2) + "\n")
 
 
 def record_stages(
-    stages: Sequence[str], networks: Sequence[nn.Module], output_dir: str | Path, settings: Mapping[str, Any]
+    stages: Iterable[str], networks: Sequence[nn.Module], output_dir: str | Path, settings: Mapping[str, Any]
 ) -> None:
     """Write ``<output_dir>/trained.json`` from the records of all stages: sums, and the stages by name.
 

@@ -8,10 +8,9 @@ import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from monai.bundle import ConfigWorkflow
-
-from contourdiff.bundle import config_files, plain_errors, read_config, translate
+from contourdiff.bundle import config_files, read_config, run_training, translate
 from contourdiff.installation import usable_device
+from contourdiff.rivals.handlers import RECORD
 from contourdiff.training.handlers import newest_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -73,7 +72,7 @@ def train_rival(
     files = config_files(bundle, overlays, base=base)
     settings = _with_device(settings)
     parser = read_config(files, settings)
-    if (output_dir / "trained.json").is_file():
+    if (output_dir / RECORD).is_file():
         _check_same(read_record(output_dir), method, settings)
         logger.info("%s: kept, its training is finished", output_dir)
         return output_dir
@@ -82,16 +81,13 @@ def train_rival(
     if (checkpoint := newest_checkpoint(output_dir)) is not None:
         logger.info("%s: training goes on from %s", output_dir, checkpoint.name)
         settings["resume_from"] = str(checkpoint)
-    with plain_errors():
-        workflow = ConfigWorkflow(files, workflow_type="train", logging_file=False, **settings)
-        workflow.initialize()
-        workflow.run()
+    run_training(files, settings)
     return output_dir
 
 
 def read_record(rival_dir: str | Path) -> dict[str, Any]:
     """``trained.json`` of a finished training; ``FileNotFoundError`` without one, ``ValueError`` if it is no record."""
-    path = Path(rival_dir) / "trained.json"
+    path = Path(rival_dir) / RECORD
     if not path.is_file():
         raise FileNotFoundError(f"expected a finished training in {rival_dir}, found no trained.json; train it first")
     record: Any = json.loads(path.read_text(encoding="utf-8"))

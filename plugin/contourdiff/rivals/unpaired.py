@@ -64,10 +64,10 @@ def ct_cases(dataset_dir: str | Path, output_dir: str | Path, keys: Sequence[str
         raise FileNotFoundError(f"expected a folder of CT at {dataset_dir}, found none; pass --ct_dir")
     cases = TranslationCases(dataset_dir, output_dir)
     cases.check()
-    items = [{"image": str(item["image"])} for item in cases.items]
+    items = list(cases.items)
     if "label" in keys:
-        labels = {str(item["image"]): cases.labels.get(case_of(str(item["image"]))) for item in cases.items}
-        items = [{**item, "label": str(labels[item["image"]])} for item in items if labels[item["image"]] is not None]
+        labelled = [(item, cases.labels.get(case_of(item["image"]))) for item in items]
+        items = [{**item, "label": str(label)} for item, label in labelled if label is not None]
     if not items:
         wanted = "labels/<case>.nii.gz beside <case>.nii.gz" if "label" in keys else "volumes that pass the checks"
         raise ValueError(f"expected {wanted} in {dataset_dir}, found none; see the messages above")

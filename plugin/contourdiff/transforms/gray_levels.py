@@ -12,6 +12,9 @@ from monai.utils import convert_to_dst_type, convert_to_numpy
 
 from contourdiff.transforms.keyed import KeyedTransform
 
+MR_PERCENTILES = (1.0, 95.0)
+"""Of a volume of real MR: they become gray levels 0 and 255, as in ``train.json``."""
+
 
 @dataclass(eq=False)
 class GrayLevels(Transform):
