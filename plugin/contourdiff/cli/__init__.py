@@ -11,13 +11,14 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import shtab
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from contourdiff import __version__
 from contourdiff.cli import deployment, evaluation, report, translation
-from contourdiff.cli.commands import COMMANDS, parse_settings, parse_value
+from contourdiff.cli.commands import BUNDLE, COMMANDS, parse_settings, parse_value
 
 EXIT_CODES = """exit status:
   0   all was done
@@ -35,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run = COMMANDS[values.pop("command")].run
     try:
         with _logging(values.pop("verbose"), values.pop("quiet")), logging_redirect_tqdm(), _one_signal():
+            _check_trust(values)
             run(**values)
     except (ValueError, OSError, ImportError) as error:
         logging.getLogger(__name__).debug("traceback of the error below", exc_info=error)
@@ -42,6 +44,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt as error:
         sys.stderr.write("interrupted\n")
         raise SystemExit(128 + int(error.args[0] if error.args else signal.SIGINT)) from error
+
+
+def _check_trust(values: dict[str, Any]) -> None:
+    """Take ``trust_config`` from the values of a command, and refuse other configs than the installed and accepted."""
+    accepted, bundle, overlays = values.pop("trust_config", None), values.get("bundle"), values.get("overlays") or ()
+    if bundle is not None or any(name.endswith(".json") for name in overlays):
+        from contourdiff.cli.trust import check_trust
+
+        check_trust(bundle, overlays, accepted)
 
 
 @contextmanager
@@ -100,6 +111,9 @@ def parser() -> argparse.ArgumentParser:
         )
         for argument, options in arguments:
             command.add_argument(argument, **options)
+        if BUNDLE in arguments:
+            text = "accept configs that are not of the installed bundle, by the digest that the error names"
+            command.add_argument("--trust-config", help=text, metavar="SHA256")
         command.add_argument("--quiet", "-q", help="print warnings and errors alone", action="store_true")
         command.add_argument("--verbose", "-v", help="print all that the libraries log, too", action="store_true")
     return root

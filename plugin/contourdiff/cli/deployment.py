@@ -32,10 +32,12 @@ from contourdiff.cli.commands import (
 )
 def _convert(source: str, output: str, **options: Any) -> None:
     from contourdiff.checkpoints import convert_checkpoint
+    from contourdiff.cli.trust import config_digest
 
     overlay = convert_checkpoint(source, output, **options)
     scheduler = json.loads(overlay.read_text(encoding="utf-8"))["scheduler"]
-    print_values({"weights": output, "overlay": overlay, "trained with": scheduler})
+    use = f"--overlays {overlay} --trust-config {config_digest([overlay])}"
+    print_values({"weights": output, "overlay": overlay, "trained with": scheduler, "translate with": use})
 
 
 @command("export-bundle", "write a stand-alone bundle, for the model zoo or a zip", OUTPUT, BUNDLE)

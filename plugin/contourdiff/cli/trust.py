@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run a config that is not of the installed bundle only after the user has accepted it."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from contourdiff.bundle import find_bundle
+
+
+def check_trust(bundle: str | Path | None, overlays: Sequence[str], accepted: str | None) -> None:
+    """Refuse configs that can run code, unless they are the installed bundle's, or accepted by their digest.
+
+    Args:
+        bundle: another folder of a bundle; all its configs count.
+        overlays: overlays by name or path; the paths count.
+        accepted: digest of these configs, from the error of an earlier call.
+
+    Raises ``ValueError`` that names the configs and their digest.
+    """
+    files = [Path(name) for name in overlays if name.endswith(".json")]
+    if bundle is not None:
+        files += sorted((find_bundle(bundle) / "configs").glob("*.json"))
+    own = {path.read_bytes() for path in (find_bundle() / "configs").glob("*.json")}
+    foreign = [path for path in files if path.is_file() and path.read_bytes() not in own and _can_run(path)]
+    digest = config_digest(foreign)
+    if foreign and not hmac.compare_digest(digest, accepted or ""):
+        names = ", ".join(map(str, foreign[:3])) + (f" and {len(foreign) - 3} more" if len(foreign) > 3 else "")
+        raise ValueError(
+            f"expected configs of the installed bundle, got {names}, which can run any code; read them, and if you "
+            f"trust them add --trust-config {digest}"
+        )
+
+
+def config_digest(files: Iterable[Path]) -> str:
+    """SHA-256 of names and contents of configs, in order."""
+    lines = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in files]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _can_run(path: Path) -> bool:
+    """Whether a config has an expression, a component, or a macro, which may include another file; or is no JSON."""
+    try:
+        return any(_parts(json.loads(path.read_bytes())))
+    except ValueError:
+        return True
+
+
+def _parts(config: Any) -> Iterable[bool]:
+    if isinstance(config, dict):
+        for name, value in config.items():
+            yield "_target_" in name
+            yield from _parts(value)
+    elif isinstance(config, list):
+        for value in config:
+            yield from _parts(value)
+    elif isinstance(config, str):
+        yield config.lstrip().startswith(("$", "%"))
