@@ -72,6 +72,11 @@ def test_resume_equals_no_stop(
         patched.setattr(CycleTrainer, "run", stopped)
         train_rival("cyclegan", *data, tmp_path, **TINY)
     assert not (tmp_path / "trained.json").exists()
+    for name, value in {"learning_rate": 1e-3, "max_epochs": 5}.items():
+        with pytest.raises(ValueError, match=rf"got another \['{name}'\]; pass another output_dir"):
+            train_rival("cyclegan", *data, tmp_path, **{**TINY, name: value})
+    with pytest.raises(ValueError, match=r"got another \['method'\]"):
+        train_rival("maskgan", *data, tmp_path, **TINY)
     torch.manual_seed(12345)
     np.random.seed(12345)
     train_rival("cyclegan", *data, tmp_path, **TINY)

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from contourdiff.bundle import config_files, read_config, run_training, translate
+from contourdiff.data.atomic import write_text
 from contourdiff.installation import usable_device
 from contourdiff.rivals.handlers import RECORD
 from contourdiff.training.handlers import newest_checkpoint
@@ -38,8 +40,10 @@ RIVALS: dict[str, Rival] = {
 }
 SHARED = ("axcodes", "slice_axis", "spacing_mm", "window_hu", "filter_classes", "min_object_mm2", "max_hole_mm2")
 """Settings of a training that a translation takes over, beside ``network_def``."""
+STARTED = "started.json"
+"""Method and given settings of a training, in its folder from its start on."""
 EXECUTION = {"device", "num_workers", "save_interval", "picture_interval"}
-"""Settings that a finished training may be asked for again with other values of."""
+"""Settings that a training may go on, or be asked for again, with other values of."""
 
 
 def train_rival(
@@ -62,8 +66,8 @@ def train_rival(
         bundle: folder of the bundle, see [`contourdiff.bundle.find_bundle`][].
         settings: settings of ``cyclegan.json`` and of the method's overlay, such as ``minutes=60``.
 
-    Returns ``output_dir``. Raises ``ValueError`` for an unknown method or setting, no images, or a finished training of
-    another method or with other settings, ``FileNotFoundError`` for a missing folder.
+    Returns ``output_dir``. Raises ``ValueError`` for an unknown method or setting, no images, or a training in that
+    folder of another method or with other settings, ``FileNotFoundError`` for a missing folder.
     """
     if method not in RIVALS:
         raise ValueError(f"expected a method out of {list(RIVALS)}, got {method!r}")
@@ -76,6 +80,7 @@ def train_rival(
         _check_same(read_record(output_dir), method, settings)
         logger.info("%s: kept, its training is finished", output_dir)
         return output_dir
+    _record_start(output_dir, method, settings)
     paths = {"ct_dir": str(ct_dir), "mr_dir": str(mr_dir), "output_dir": str(output_dir), "method": method}
     settings = {**settings, **paths, "bundle_root": parser["bundle_root"]}
     if (checkpoint := newest_checkpoint(output_dir)) is not None:
@@ -128,12 +133,28 @@ def _with_device(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: usable_device(value) if name == "device" else value for name, value in settings.items()}
 
 
+def _record_start(output_dir: Path, method: str, settings: dict[str, Any]) -> None:
+    """Write ``started.json``; refuse to go on from the checkpoints of a training that was started otherwise."""
+    path, given = output_dir / STARTED, _plain({**settings, "method": method})
+    if path.is_file() and next(output_dir.rglob("checkpoint_epoch=*.pt"), None):
+        old = json.loads(path.read_text(encoding="utf-8"))
+        _refuse(name for name in old.keys() | given.keys() if old.get(name) != given.get(name))
+    write_text(path, json.dumps(given, indent=2) + "\n")
+
+
 def _check_same(record: dict[str, Any], method: str, settings: dict[str, Any]) -> None:
     """Refuse a finished training of another method, or with other values of the given settings."""
     old = {"method": record["method"], **record["settings"]}
-    wanted = json.loads(json.dumps({**settings, "method": method}, default=str))
-    other = sorted(name for name, value in wanted.items() if name in old.keys() - EXECUTION and old[name] != value)
-    if other:
-        raise ValueError(
-            f"expected the same training as the finished one, got another {other}; pass another output_dir"
-        )
+    wanted = _plain({**settings, "method": method})
+    _refuse(name for name, value in wanted.items() if name in old and old[name] != value)
+
+
+def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings as JSON holds them, without those of execution."""
+    plain: dict[str, Any] = json.loads(json.dumps(settings, default=str))
+    return {name: value for name, value in plain.items() if name not in EXECUTION}
+
+
+def _refuse(names: Iterable[str]) -> None:
+    if other := sorted(names):
+        raise ValueError(f"expected the settings of the training there, got another {other}; pass another output_dir")
