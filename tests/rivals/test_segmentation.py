@@ -104,6 +104,8 @@ def test_the_network_is_the_one_that_the_evaluation_loads(architecture: str, tmp
 class Shifted(nn.Module):
     """A "generator" that requires multiples of 4 and adds a quarter of the range."""
 
+    size_divisor = 4
+
     def forward(self, image: Tensor) -> Tensor:
         assert image.shape[-1] % 4 == image.shape[-2] % 4 == 0
         return image + 0.5

@@ -23,6 +23,7 @@ from contourdiff.inference import denoiser_of
 from contourdiff.inference.preview import show_slice
 from contourdiff.metrics.contour_agreement import contour_agreement
 from contourdiff.sampling import Sampler
+from contourdiff.sampling.intensity import to_gray_levels
 from contourdiff.sampling.neighbor_guided import first_condition
 from contourdiff.weights import load_weights, sha256_of
 
@@ -109,7 +110,7 @@ def ssim(image: np.ndarray, other: np.ndarray) -> float:
 
 def gray_levels(image: Any) -> np.ndarray:
     """An image ``(1, H, W)`` in [-1, 1] -> ``(H, W)`` float32 gray levels in [0, 255]."""
-    return ((torch.as_tensor(image)[0].float() + 1) * 127.5).numpy()
+    return to_gray_levels(torch.as_tensor(image)[0].float()).numpy()
 
 
 def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:

@@ -14,6 +14,7 @@ from torch.nn.functional import pixel_unshuffle
 
 from contourdiff.inference.acceleration import Accelerator
 from contourdiff.networks import CascadeUNet, enlarge
+from contourdiff.sampling.intensity import to_gray_levels, to_model_range
 from contourdiff.sampling.noise import CandidateKey, Item, NoiseStream
 from contourdiff.sampling.sampler import Sampler
 from contourdiff.sampling.solvers import OnStep
@@ -137,7 +138,7 @@ class Denoiser:
         self.calls += 1
         images = self.sampler(predict, noise.draw, on_step)
         self._white = {size: noise.first}
-        return ((images[: len(items), 0] + 1) * 127.5).clamp(0, 255)
+        return to_gray_levels(images[: len(items), 0]).clamp(0, 255)
 
     def _autocast(self, device: torch.device) -> torch.autocast:
         return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.amp, cache_enabled=False)
@@ -199,7 +200,7 @@ class CascadeDenoiser:
     def __call__(self, conditions: torch.Tensor, items: Sequence[Item], on_step: OnStep | None = None) -> torch.Tensor:
         """Gray levels in [0, 255], ``(N, H, W)``; ``on_step`` receives the steps of the first network."""
         folded = pixel_unshuffle(conditions.float(), self.factor)
-        enlarged = enlarge(self.coarse(folded, items, on_step)[:, None] / 127.5 - 1, self.factor)
+        enlarged = enlarge(to_model_range(self.coarse(folded, items, on_step)[:, None]), self.factor)
         named = [(f"{case} refined", *place) for case, *place in items]
         return self.refiner(torch.cat([conditions.to(enlarged), enlarged], dim=1), named)  # type: ignore[arg-type]
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from contourdiff.data.atomic import save_figure, write_text
 from contourdiff.rivals.generators import image_of
+from contourdiff.sampling.intensity import to_gray_levels
 from contourdiff.training.handlers import figure_of_rows
 
 RECORD = "trained.json"
@@ -112,7 +113,7 @@ class CyclePictures:
             there = [image_of(self.networks[first](image)) for image in images]
             back = [image_of(self.networks[second](image)) for image in there]
             for title, row in ((name, images), (f"{name} to {other}", there), (f"{name} to {other} and back", back)):
-                rows[title] = [(image[0, 0].float().cpu() + 1) * 127.5 for image in row]
+                rows[title] = [to_gray_levels(image[0, 0].float().cpu()) for image in row]
         path = Path(self.output_dir) / f"translations_{engine.state.epoch:05d}.png"
         save_figure(figure_of_rows(rows), path, dpi=80)
 

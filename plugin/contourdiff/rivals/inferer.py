@@ -15,6 +15,7 @@ from contourdiff.inference.inferer import CPU_BATCH_SIZE, VolumeInferer, case_of
 from contourdiff.inference.progress import RunProgress
 from contourdiff.inference.volume_state import VolumeResult, VolumeState
 from contourdiff.rivals.generators import image_of
+from contourdiff.sampling.intensity import to_gray_levels, to_model_range
 from contourdiff.sampling.selection import SelectionRules, choose
 
 ONLY_ONE = SelectionRules(candidates=1, max_rounds=1, mean_threshold=float("inf"), distance_threshold=float("inf"))
@@ -58,7 +59,7 @@ class GeneratorInferer(VolumeInferer):
 
     def _run(self, state: VolumeState, indices: list[int], network: nn.Module) -> Tensor:
         """Gray levels ``(N, H, W)`` of some slices."""
-        images = state.framed[indices][:, None] / 127.5 - 1
+        images = to_model_range(state.framed[indices][:, None])
         with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.execution.amp):
             output = image_of(network(images))
-        return ((output[:, 0].float() + 1) * 127.5).clamp(0, 255)
+        return to_gray_levels(output[:, 0].float()).clamp(0, 255)

@@ -15,6 +15,7 @@ from torch.nn.functional import pad
 from contourdiff.bundle import config_files, read_config
 from contourdiff.rivals.cycle import CycleBatch
 from contourdiff.rivals.generators import image_of
+from contourdiff.sampling.intensity import to_gray_levels, to_model_range
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -98,20 +99,20 @@ class TranslateSlice:
     """Translate one CT slice with a trained generator; the transform of [`contourdiff.transforms.Slicewise`][].
 
     Args:
-        generator: ``(1, 1, H, W)`` in [-1, 1] -> the same, for H and W that are multiples of ``divisor``.
+        generator: ``(1, 1, H, W)`` in [-1, 1] -> the same; the slice is extended with background at its ends to H and W
+            that are multiples of its ``size_divisor``, if it has one.
         device: of the generator.
-        divisor: the slice is extended with background at its ends to a multiple of it.
     """
 
     generator: nn.Module
     device: torch.device | str = "cpu"
-    divisor: int = 4
 
     @torch.no_grad()
     def __call__(self, img: np.ndarray) -> np.ndarray:
         """Gray levels ``(H, W)`` in [0, 255] -> the same."""
         height, width = img.shape
-        image = torch.as_tensor(img, dtype=torch.float32, device=self.device)[None, None] / 127.5 - 1
-        padded = pad(image, (0, -width % self.divisor, 0, -height % self.divisor), value=-1.0)
+        image = to_model_range(torch.as_tensor(img, dtype=torch.float32, device=self.device)[None, None])
+        divisor = getattr(self.generator, "size_divisor", 1)
+        padded = pad(image, (0, -width % divisor, 0, -height % divisor), value=-1.0)
         translated = image_of(self.generator(padded))[0, 0, :height, :width].float()
-        return np.asarray(((translated + 1) * 127.5).cpu())
+        return np.asarray(to_gray_levels(translated).cpu())

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from contourdiff.sampling.intensity import to_model_range
 from contourdiff.sampling.noise import DenoiseItems
 from contourdiff.sampling.selection import Choice, SelectionRules, choose_one, neighbor_distances, runs_of
 
@@ -90,7 +91,7 @@ def _start(
 
 
 def _condition(contour: torch.Tensor, translation: torch.Tensor | None) -> torch.Tensor:
-    neighbor = torch.full_like(contour, EMPTY) if translation is None else translation / 127.5 - 1
+    neighbor = torch.full_like(contour, EMPTY) if translation is None else to_model_range(translation)
     return torch.stack([contour, neighbor])
 
 

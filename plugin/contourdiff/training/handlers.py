@@ -22,6 +22,7 @@ from torch import nn
 from contourdiff.data.atomic import atomic_write, save_figure
 from contourdiff.inference.denoiser import Denoiser
 from contourdiff.inference.preview import show_slice
+from contourdiff.sampling.intensity import to_gray_levels
 from contourdiff.sampling.neighbor_guided import first_condition
 from contourdiff.sampling.sampler import Sampler
 
@@ -150,7 +151,7 @@ class SamplePictures:
         denoise = Denoiser(network, self.sampler, batch_size=len(items))  # type: ignore[arg-type]
         translations = denoise(conditions, [("validation", int(position), 0, 0) for position in positions]).cpu()
         rows = {
-            "image": [(item["image"][0] + 1) * 127.5 for item in items],
+            "image": [to_gray_levels(item["image"][0]) for item in items],
             "contour": [255 * contour[0] for contour in conditions.cpu()],
             "translation": list(translations),
         }
