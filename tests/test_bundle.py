@@ -71,7 +71,7 @@ def test_record_and_picture(translated: tuple[Path, Path], tiny_weights: Path) -
     picture = (output_dir / "a_mr.png").read_bytes()
     assert picture.startswith(b"\x89PNG")
     assert sorted(path.name for path in output_dir.iterdir()) == sorted(
-        f"{name}_{end}" for name in NAMES for end in ("label.nii.gz", "mr.json", "mr.nii.gz", "mr.png")
+        ["run.json", *(f"{name}_{end}" for name in NAMES for end in ("label.nii.gz", "mr.json", "mr.nii.gz", "mr.png"))]
     )
 
 
@@ -176,7 +176,7 @@ def test_a_bad_case_is_named_and_the_others_are_done(
     assert re.search(BAD_CASES[name], first_error), first_error
     assert any(line.startswith("1 translated, 0 kept, 1 failed") for line in lines)
     names = {path.name for path in (tmp_path / "mr").iterdir()}
-    assert names == {"good_label.nii.gz", "good_mr.json", "good_mr.nii.gz", "good_mr.png"}
+    assert names == {"good_label.nii.gz", "good_mr.json", "good_mr.nii.gz", "good_mr.png", "run.json"}
 
 
 def make_weights(name: str, path: Path, tiny_weights: Path) -> None:

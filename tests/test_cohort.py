@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import threading
@@ -14,6 +15,7 @@ import pytest
 
 from contourdiff import bundle, cohort
 from contourdiff.inference import progress
+from contourdiff.inference.summary import read_run
 from helpers import TINY_NETWORK, make_dataset
 
 distributed = pytest.importorskip("distributed", reason="Dask is not installed: pip install -e '.[scale]'")
@@ -28,7 +30,10 @@ def tiny(tiny_weights: Path) -> dict[str, Any]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """Bytes of all files; of ``run.json`` all but the times."""
+    files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    rows = [row | {"seconds": row["seconds"] is None} for row in read_run(folder)["cases"]]
+    return files | {"run.json": json.dumps(rows).replace(f"/{folder.name}/", "/").encode()}
 
 
 def kill_workers(output_dir: Path, moments: list[int], killed: list[int]) -> None:

@@ -120,7 +120,7 @@ def translate_path(
     for short, name in (("series", "series_uid"), ("format", "output_ext"), ("bids", "bids_dir")):
         if short in settings:
             settings[name] = settings.pop(short)
-    settings |= {name: Path(settings[name]) for name in ("bids_dir", "stats") if settings.get(name)}
+    settings |= {name: Path(settings[name]) for name in ("bids_dir", "stats", "mr_dir") if settings.get(name)}
     cases = TranslationCases(settings["dataset_dir"], output, settings.get("datalist"))
     settings["datalist"] = cases.entries()  # headers of DICOM files are read once
     overlays = [*([anatomy] if anatomy else []), *(["fast"] if fast else []), *overlays]

@@ -16,6 +16,7 @@ from torch.nn.functional import avg_pool2d, pixel_unshuffle
 
 from contourdiff.bundle import config_files, translate
 from contourdiff.inference import CascadeDenoiser, ContourTranslationInferer, Denoiser, Execution, denoiser_of
+from contourdiff.inference.summary import read_run
 from contourdiff.networks import CascadeUNet, ContourUNet, GuidedUNet, enlarge
 from contourdiff.sampling import Sampler, SelectionRules
 from contourdiff.weights import load_weights, sha256_of
@@ -123,7 +124,8 @@ def test_several_contrasts_are_those_of_separate_runs(ct: Path, tmp_path: Path) 
     """Shipped weights: two volumes with a label and a record each; a second run keeps them."""
     both = translate(ct, tmp_path / "both", contrast="t1,t2", logging_file=False, **QUICK)
     ends = ("label.nii.gz", "mr.json", "mr.nii.gz", "mr.png")
-    assert sorted(path.name for path in both.iterdir()) == [f"a_{c}_{end}" for c in ("t1", "t2") for end in ends]
+    written = [f"a_{contrast}_{end}" for contrast in ("t1", "t2") for end in ends]
+    assert sorted(path.name for path in both.iterdir()) == [*written, "run.json"]
     images = []
     for contrast in ("t1", "t2"):
         alone = translate(ct, tmp_path / contrast, contrast=contrast, logging_file=False, **QUICK)
@@ -133,9 +135,10 @@ def test_several_contrasts_are_those_of_separate_runs(ct: Path, tmp_path: Path) 
         assert record["settings"]["contrast"] == contrast
         assert record["weights"]["refiner"]["sha256"] == sha256_of(MODELS / "refiner.pt")
     assert np.abs(images[0] - images[1]).mean() > 1
-    times = {path.name: path.stat().st_mtime_ns for path in both.iterdir()}
+    times = [(both / name).stat().st_mtime_ns for name in written]
     translate(ct, both, contrast="t1,t2", logging_file=False, **QUICK)
-    assert {path.name: path.stat().st_mtime_ns for path in both.iterdir()} == times
+    assert [(both / name).stat().st_mtime_ns for name in written] == times
+    assert [(row["case"], row["status"]) for row in read_run(both)["cases"]] == [("a_t1", "kept"), ("a_t2", "kept")]
 
 
 @pytest.mark.parametrize("contrast", ["pd", "t1,pd"])

@@ -67,7 +67,7 @@ def watch(monkeypatch: pytest.MonkeyPatch, before: Callable[[list[str]], None]) 
 def contents(folder: Path) -> dict[str, bytes]:
     """Bytes of every file; of records, the slices and the flicker."""
     files = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".json"}
-    records = {path.name: json.loads(path.read_text()) for path in folder.glob("*.json")}
+    records = {path.name: json.loads(path.read_text()) for path in folder.glob("*_mr.json")}
     return files | {
         name: json.dumps([record["slices"], record["flicker"]]).encode() for name, record in records.items()
     }

@@ -89,7 +89,7 @@ def test_all_files_of_a_case_have_one_name(name: str, tiny_weights: Path, tmp_pa
     output_dir = run(dataset_dir, tmp_path / "mr", tiny_weights, save_fidelity_map=True)
     case = name.split(".")[0]
     ends = ("fidelity.nii.gz", "mr.json", "mr.nii.gz", "mr.png")
-    assert {path.name for path in output_dir.iterdir()} == {f"{case}_{end}" for end in ends}
+    assert {path.name for path in output_dir.iterdir()} == {"run.json", *(f"{case}_{end}" for end in ends)}
 
 
 def test_a_map_requires_what_it_is_computed_from(tmp_path: Path) -> None:

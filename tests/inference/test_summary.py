@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of a run says what the records say, and why a case has none."""
+"""The table of a run says what the records say, and why a case has none; a run leaves its times and failures."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+from contourdiff.inference.summary import read_run, write_run
+from contourdiff.report import write_report
+from contourdiff.report.cohort import read_cohort
 from helpers import make_dataset, run
 
 COLUMNS = ("case", "status", "shape", "spacing_mm", "slices", "warnings")
@@ -55,3 +58,40 @@ def test_another_suffix_is_refused_before_any_work(tiny_weights: Path, tmp_path:
     ):
         run(make_dataset(tmp_path / "ct", ("a",)), tmp_path / "mr", tiny_weights, stats=str(tmp_path / "cohort.xls"))
     assert not (tmp_path / "mr").exists()
+
+
+def test_a_run_leaves_its_times_and_failures(tiny_weights: Path, tmp_path: Path) -> None:
+    """Each run those of its cases."""
+    ct, mr = make_dataset(tmp_path / "ct", ("a", "b")), tmp_path / "mr"
+    (ct / "broken.nii.gz").write_bytes(b"no volume")
+    with pytest.raises(ValueError, match="1 of 3 cases failed"):
+        run(ct, mr, tiny_weights, num_inference_steps=1)
+    before = {case.name: case for case in read_cohort(mr)}
+    assert {name: case.status for name, case in before.items()} == {
+        "a": "translated",
+        "b": "translated",
+        "broken": "failed",
+    }
+    assert before["a"].seconds > 0  # type: ignore[operator]
+    assert "expected a readable NIfTI file" in (before["broken"].error or "")
+    page = write_report(mr).read_text()
+    assert f"<dt>time</dt><dd>{before['a'].seconds:.1f} s</dd>" in page
+    assert "expected a readable NIfTI file" in page
+    run(make_dataset(tmp_path / "more", ("b", "c")), mr, tiny_weights, num_inference_steps=1)
+    after = {case.name: case for case in read_cohort(mr)}
+    assert {name: case.status for name, case in after.items()} == {
+        "a": "translated",
+        "b": "kept",
+        "broken": "failed",
+        "c": "translated",
+    }
+    assert [after[name].seconds for name in ("a", "b")] == [before[name].seconds for name in ("a", "b")]
+
+
+def test_a_file_that_is_no_run_is_none(tmp_path: Path) -> None:
+    rows = [{"case": "a", "status": "failed", "seconds": None, "error": "no volume"}]
+    for content in ("", "[]", "{}", '{"finished": "x", "cases": [{"case": "a"}]}', '{"finished": "x", "cases": [1]}'):
+        (tmp_path / "run.json").write_text(content)
+        assert read_run(tmp_path) == {}
+        write_run(tmp_path, rows)
+        assert read_run(tmp_path)["cases"] == rows

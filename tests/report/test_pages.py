@@ -4,17 +4,19 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
 
-from contourdiff.report import write_report, write_table_page
+from contourdiff.report import run_report, write_markdown_page, write_report
 from contourdiff.report.cohort import read_cohort
 from contourdiff.report.pages import ASSETS, VIEWER, VIEWER_VERSION, write_index
 from contourdiff.weights import sha256_of
-from helpers import HOSTILE_NAME, large_cohort
+from helpers import HOSTILE_NAME, REPOSITORY, large_cohort, make_dataset, run
 
 VIEWER_SHA256 = "47b896b77ec4a5be3ef1949c33ad393b6f45629921f326c279000bcf51bdb4af"
 """Of niivue.umd.js in the npm package @niivue/niivue 0.69.0."""
@@ -133,8 +135,59 @@ def test_a_thousand_cases_are_one_small_page(reported: Path, tmp_path: Path) -> 
     assert len([card for card in Page(index).all("li") if "data-name" in card]) == 1000
 
 
-def test_a_table_of_an_experiment_is_a_page(tmp_path: Path) -> None:
-    (tmp_path / "table.md").write_text("# Rows\n\n| row | Dice |\n|---|---|\n| <b>x</b> | 0.5 |\n\n![p](p.png)\n")
-    page = Page(write_table_page(tmp_path / "table.md"))
-    assert [page.all(tag) != [] for tag in ("h1", "table", "img", "b", "script")] == [True, True, True, False, False]
-    assert "<b>x</b>" in page.text
+def test_markdown_is_a_page_and_its_html_is_text(tmp_path: Path) -> None:
+    text = "# Rows & `more`\n\n| row | Dice |\n|---|---|\n| <b>x</b> | `a < 'b'` |\n\n![p](p.png)\n\n"
+    text += "```bash\necho '<i>'\n```\n"
+    (tmp_path / "table.md").write_text(text + "\n<script>alert(1)</script>\n\n<div>\n\n- <img src=x>\n")
+    page = Page(write_markdown_page(tmp_path / "table.md"))
+    assert [len(page.all(tag)) for tag in ("h1", "table", "img", "pre", "b", "i", "script", "div")] == [1] * 4 + [0] * 4
+    for shown in ("<b>x</b>", "a < 'b'", "echo '<i>'", "<script>alert(1)</script>", "<img src=x>"):
+        assert shown in page.text
+    assert "<title>Rows &amp; more</title>" in (tmp_path / "table.html").read_text()
+
+
+@pytest.mark.parametrize("name", ["bundles/contourdiff_ct2mr/docs/README.md", "docs/evaluate.md"])
+def test_the_model_card_is_a_page(name: str, tmp_path: Path) -> None:
+    """Every row and figure of the Markdown, whose links lead to files and to headings."""
+    path = tmp_path / name
+    path.parent.mkdir(parents=True)
+    shutil.copy(REPOSITORY / name, path)
+    page, lines = Page(write_markdown_page(path)), path.read_text().splitlines()
+    assert len(page.all("tr")) == sum(line.startswith("|") and not line.startswith("|---") for line in lines)
+    assert len(page.all("img")) == sum(line.startswith("![") for line in lines) > 0
+    ids = {attributes.get("id") for _, attributes in page.elements}
+    for tag, attributes in page.elements:
+        for target in (attributes[key] for key in ADDRESSES if key in attributes):
+            if target.startswith("#"):
+                assert target[1:] in ids, target
+            elif not target.startswith(("https://", "data:,")):
+                assert (REPOSITORY / path.parent.relative_to(tmp_path) / target.partition("#")[0]).is_file(), (
+                    tag,
+                    target,
+                )
+
+
+def test_real_mr_is_looked_for_before_the_run(tiny_weights: Path, tmp_path: Path) -> None:
+    ct = make_dataset(tmp_path / "ct", ("a",))
+    with pytest.raises(ValueError, match="expected NIfTI files of real MR in"):
+        run(ct, tmp_path / "mr", tiny_weights, report=True, mr_dir=str(tmp_path))
+    assert not (tmp_path / "mr").exists()
+
+
+def test_a_run_shows_real_mr_and_the_ct_of_its_datalist(reported: Path, tmp_path: Path) -> None:
+    folder, ct = shutil.copytree(reported, tmp_path / "mr"), reported.parent / "ct"
+    write = run_report(folder, ct_dir=tmp_path, datalist=[{"image": ct / "a.nii.gz"}], mr_dir=ct / "labels")
+    page = (write().parent / "report" / "a.html").read_text()
+    assert "real MR" in page
+    assert '"url": "ct/a.nii.gz"' in page
+    assert "is not beside the translations" not in page
+    assert "is not beside the translations" in (folder / "report" / f"{HOSTILE_NAME}.html").read_text()
+
+
+def test_the_command_can_be_copied(tmp_path: Path) -> None:
+    (tmp_path / "tool").mkdir()
+    (tmp_path / "tool" / "__main__.py").write_text("from contourdiff.report import command_line\nprint(command_line())")
+    for start, shown in ((["-m", "tool"], "python -m tool"), (["tool/__main__.py"], "__main__.py")):
+        command = [sys.executable, *start, "a b"]
+        printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+        assert printed == f"{shown} 'a b'\n"

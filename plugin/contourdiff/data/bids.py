@@ -25,8 +25,13 @@ def bids_inputs(root: Path) -> list[tuple[Path, Path | None]]:
     beside the CT or in the folders of its subject and session in ``derivatives/*``. Raises ``ValueError`` for a CT
     with several labels.
     """
+    return [(path, _label_of(path, root)) for path in bids_images(root)]
+
+
+def bids_images(root: Path) -> list[Path]:
+    """CT of a BIDS dataset, without a look for labels."""
     found = [path for pattern in ("sub-*/ct/*_ct.*", "sub-*/ses-*/ct/*_ct.*") for path in root.glob(pattern)]
-    return [(path, _label_of(path, root)) for path in sorted(filter(is_nifti, found))]
+    return sorted(filter(is_nifti, found))
 
 
 def _label_of(image: Path, root: Path) -> Path | None:

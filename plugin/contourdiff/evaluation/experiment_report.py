@@ -18,7 +18,7 @@ from contourdiff.data.atomic import save_figure, write_csv, write_text
 from contourdiff.data.cases import case_of, labelled_cases
 from contourdiff.evaluation.experiment_costs import cost_lines
 from contourdiff.evaluation.experiment_quality import draw_translations, quality_lines, translation_folders
-from contourdiff.report import write_table_page
+from contourdiff.report import write_markdown_page
 
 PAPER = """\
 The paper's UNet (Chen et al., arXiv 2403.10786), trained on translations of its own CT and tested on its own MR,
@@ -84,7 +84,7 @@ def write_report(
         lines += ["## Translations", "", *links]
     write_text(folder / "table.md", "\n".join(lines) + "\n")
     if importlib.util.find_spec("markdown"):
-        write_table_page(folder / "table.md")
+        write_markdown_page(folder / "table.md")
     return folder / "table.md"
 
 

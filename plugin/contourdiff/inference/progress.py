@@ -48,12 +48,12 @@ class RunProgress:
         self._bar.update()
 
 
-def progress_bar(total: int, unit: str, show: bool = True) -> tqdm:
-    """Bar of a run on a terminal, elsewhere a line a minute."""
+def progress_bar(total: int, unit: str, show: bool = True, **changes: Any) -> tqdm:
+    """Bar of a run on a terminal, elsewhere a line a minute; ``changes`` are arguments of ``tqdm``."""
     plain: dict[str, Any] = {"file": _Lines(sys.stderr), "bar_format": LINE, "mininterval": LINE_INTERVAL_S}
     style = {} if sys.stderr.isatty() else {**plain, "maxinterval": LINE_INTERVAL_S}
     options = {"miniters": 1, "smoothing": 0, "disable": not show, **style}  # slices come in bursts
-    return tqdm(desc="translate: ", total=total, unit=unit, **options)
+    return tqdm(**{"desc": "translate: ", "total": total, "unit": unit, **options, **changes})
 
 
 @contextmanager

@@ -6,16 +6,20 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
+from contourdiff.data.bids import bids_images
+from contourdiff.data.inputs import find_inputs, is_url
 from contourdiff.data.nifti import OUTPUT_SUFFIXES
-from contourdiff.data.nifti_names import volumes_by_case
+from contourdiff.data.nifti_names import case_of, is_volume, volumes_by_case
+from contourdiff.inference.summary import measures, read_run
 
 RECORD = "_mr.json"
+SIDECARS = "sub-*/**/anat/*_desc-contourdiff_*.json"
+"""Of a BIDS derivative dataset, with the records in them."""
 Row = Mapping[str, Any]
 
 
@@ -32,7 +36,8 @@ class Layer:
 class Case:
     """A case of a run, by the name of its files: ``<name>_mr.json``; without a record it failed.
 
-    ``status`` is ``translated``, ``kept`` or ``failed``; ``seconds`` and ``error`` are known from the run alone.
+    ``status`` is ``translated``, ``kept`` or ``failed``; ``seconds`` and ``error`` are known from the run alone. In a
+    BIDS derivative dataset ``name`` is that of the MR, and ``folder`` the one that it is in.
     """
 
     name: str
@@ -41,6 +46,7 @@ class Case:
     status: str = "translated"
     seconds: float | None = None
     error: str | None = None
+    bids: bool = False
 
     @property
     def slices(self) -> list[dict[str, Any]]:
@@ -53,16 +59,9 @@ class Case:
         return [item for item in self.slices if item.get("suspect")]
 
     @property
-    def measures(self) -> dict[str, float | None]:
+    def measures(self) -> dict[str, Any]:
         """Numbers that cases are sorted and compared by; ``None`` where one is unknown."""
-        slices = self.slices
-        return {
-            "fidelity": (self.record.get("fidelity") or {}).get("fidelity_median"),
-            "flicker": (self.record.get("flicker") or {}).get("flicker"),
-            "mean": fmean(item["mean"] for item in slices) if slices else None,
-            "accepted": fmean(item["accepted"] for item in slices) if slices else None,
-            "seconds": self.seconds,
-        }
+        return measures(self.record) | {"seconds": self.seconds}
 
     @property
     def picture(self) -> Path | None:
@@ -72,7 +71,10 @@ class Case:
 
     def volume(self, kind: str) -> Path | None:
         """The volume ``<name>_<kind>`` of any format, if there is one."""
-        found = [self.folder / f"{self.name}_{kind}{suffix}" for suffix in OUTPUT_SUFFIXES]
+        stem = f"{self.name}_{kind}"
+        if self.bids:
+            stem = {"mr": self.name, "label": f"{self.name.rpartition('_')[0]}_dseg"}.get(kind, stem)
+        found = [self.folder / f"{stem}{suffix}" for suffix in OUTPUT_SUFFIXES]
         return next((path for path in found if path.is_file()), None)
 
     def layers(self, ct: Path | None) -> list[Layer]:
@@ -82,34 +84,38 @@ class Case:
         return [Layer({"ct": "CT", **names}[kind], kind, path) for kind, path in found.items() if path is not None]
 
 
-def read_cohort(output_dir: str | Path, rows: Iterable[Row] = ()) -> list[Case]:
-    """Cases of a folder by name: those with a record, and those that failed by ``rows``.
+def read_cohort(output_dir: str | Path, rows: Sequence[Row] | None = None) -> list[Case]:
+    """Cases of a folder, or of a BIDS derivative dataset, by name: those with a record, and those that failed.
 
-    ``rows`` are those of [`contourdiff.inference.summary.table`][], with ``case``, ``status``, ``seconds``, ``error``.
-    A record that cannot be read counts as failed. Raises ``FileNotFoundError`` without the folder, ``ValueError``
-    without a case in it.
+    ``rows`` are those of [`contourdiff.inference.summary.table`][], with ``case``, ``status``, ``seconds``, ``error``;
+    ``None`` takes what [`contourdiff.inference.summary.write_run`][] left. A record that cannot be read counts as
+    failed. Raises ``FileNotFoundError`` without the folder, ``ValueError`` without a case in it.
     """
     folder = Path(output_dir)
     if not folder.is_dir():
         raise FileNotFoundError(f"expected a folder of translations at {folder}, found none; translate CT to it")
+    rows = read_run(folder).get("cases", []) if rows is None else rows
     known = {str(row["case"]): row for row in rows}
-    names = {path.name.removesuffix(RECORD) for path in folder.glob(f"*{RECORD}") if not path.name.startswith(".")}
-    failed = {name for name, row in known.items() if row["status"] == "failed"}
-    if not names | failed:
+    records = {path.name.removesuffix(RECORD): path for path in folder.glob(f"*{RECORD}") if path.name[0] != "."}
+    records = records or {path.stem: path for path in folder.glob(SIDECARS)}
+    paths = {name: folder / f"{name}{RECORD}" for name, row in known.items() if row["status"] == "failed"} | records
+    if not paths:
         raise ValueError(f"expected translations with records *{RECORD} in {folder}, found none; translate CT to it")
-    return [_case(folder, name, known.get(name, {})) for name in sorted(names | failed)]
+    return [_case(name, paths[name], known.get(name, {})) for name in sorted(paths)]
 
 
-def _case(folder: Path, name: str, row: Row) -> Case:
-    path = folder / f"{name}{RECORD}"
+def _case(name: str, path: Path, row: Row) -> Case:
+    if row.get("status") == "failed":
+        return Case(name, path.parent, status="failed", error=row.get("error") or "it has no record")
     seconds = float(row["seconds"]) if row.get("seconds") not in (None, "") else None
-    if row.get("status") == "failed" or not path.is_file():
-        return Case(name, folder, status="failed", error=row.get("error") or "it has no record")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        return Case(name, folder, record | {"case": record["case"]}, row.get("status") or "translated", seconds)
+        bids = isinstance(record["contourdiff"], dict)  # the record in a sidecar
+        record = record["contourdiff"] if bids else record
+        status = row.get("status") or "translated"
+        return Case(name, path.parent, record | {"case": record["case"]}, status, seconds, bids=bids)
     except (ValueError, KeyError, TypeError) as error:
-        return Case(name, folder, status="failed", error=f"its record is not readable: {error!r}")
+        return Case(name, path.parent, status="failed", error=f"its record is not readable: {error!r}")
 
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:
@@ -121,14 +127,26 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
     return rows
 
 
-def ct_files(cases: Sequence[Case], ct_dir: str | Path | None) -> dict[str, Path]:
-    """The CT of each case, by name: in ``ct_dir``, or in the folder ``ct`` that a run writes what was no NIfTI to."""
-    places = [case.folder / "ct" for case in cases[:1]]
-    if ct_dir is not None:
-        places.append(Path(ct_dir))
-    if not places[-1].is_dir() and ct_dir is not None:
-        raise FileNotFoundError(f"expected the folder of the CT at {ct_dir}, found none; pass another")
-    files = {case: path for place in places for case, path in volumes_by_case(place).items()}
+def ct_files(
+    cases: Sequence[Case], output_dir: str | Path, ct_dir: str | Path | None = None, datalist: Any = None
+) -> dict[str, Path]:
+    """The CT of each case, by name, where there is a file.
+
+    They are in the folder ``ct`` that a run writes what was no NIfTI to; in ``ct_dir``, a folder or a BIDS dataset, or
+    where ``datalist`` says; or in the dataset that ``output_dir`` is a derivative of. ``FileNotFoundError`` for a
+    ``ct_dir`` that is none.
+    """
+    above = Path(output_dir).resolve().parent
+    ct_dir = above.parent if ct_dir is None and above.name == "derivatives" else ct_dir
+    images: list[Any] = []
+    if datalist and ct_dir is not None:
+        images = [image for image, _ in find_inputs(ct_dir, datalist)]
+    elif ct_dir is not None and not is_url(ct_dir):
+        if not Path(ct_dir).is_dir():
+            raise FileNotFoundError(f"expected the folder of the CT at {ct_dir}, found none; pass another")
+        images = [*Path(ct_dir).glob("*"), *bids_images(Path(ct_dir))]
+    files = {case_of(path): Path(path) for path in images if not is_url(path) and is_volume(Path(path))}
+    files |= volumes_by_case(Path(output_dir) / "ct")
     return {case.name: files[case.record["case"]] for case in cases if case.record.get("case") in files}
 
 

@@ -8,18 +8,22 @@ import hashlib
 import json
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
+from html import unescape
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from jinja2 import ChainableUndefined, Environment, FileSystemLoader
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from contourdiff import __version__
 from contourdiff.data.atomic import copy_file, link_file, write_text
 from contourdiff.data.nifti_names import nifti_by_case
+from contourdiff.inference.summary import read_run
 from contourdiff.report import plots
 from contourdiff.report.cohort import Case, ct_files, read_cohort, read_rows, shared_values
 
@@ -27,7 +31,6 @@ ASSETS = Path(__file__).with_name("assets")
 VIEWER, VIEWER_VERSION = "niivue.umd.js", "0.69.0"
 FOLDER = "report"
 """Folder of the cases' pages and of what they need, in the folder of translations."""
-RUN = "run.json"
 LABELS = {
     "fidelity": "contour fidelity, median over the slices",
     "flicker": "flicker, gray levels²",
@@ -45,6 +48,7 @@ def write_report(
     output_dir: str | Path,
     *,
     ct_dir: str | Path | None = None,
+    datalist: Any = None,
     mr_dir: str | Path | None = None,
     stats: str | Path | None = None,
     command: str | None = None,
@@ -54,63 +58,73 @@ def write_report(
     Nothing on the pages comes from elsewhere. The index is written last.
 
     Args:
-        output_dir: folder of ``<case>_mr.json`` and what else a run writes.
-        ct_dir: the CT that were translated, ``<case>.nii.gz``, for the viewer: they are linked or copied to
-            ``report/ct``. ``None`` shows those in ``<output_dir>/ct``, if there are any.
+        output_dir: folder of ``<case>_mr.json`` and what else a run writes, or a BIDS derivative dataset.
+        ct_dir: the CT that were translated, ``<case>.nii.gz`` or a BIDS dataset, for the viewer: they are linked or
+            copied to ``report/ct``. ``None`` shows those in ``<output_dir>/ct``, if there are any, and of a derivative
+            dataset in ``derivatives`` those of the dataset around it.
+        datalist: the CT in ``ct_dir`` as [`contourdiff.data.cases.TranslationCases`][] takes them.
         mr_dir: real MR (NIfTI), or a folder with them in ``images``, whose gray levels are drawn beside.
-        stats: table of ``contourdiff translate --stats`` (CSV), for times and failed cases; ``None`` takes those of the
-            last run with ``report``.
+        stats: table of ``contourdiff translate --stats`` (CSV), for times and failed cases; ``None`` takes those that
+            the runs left in ``<output_dir>/run.json``.
         command: what wrote the report, to be shown.
 
     Returns the path of the index. Raises ``FileNotFoundError`` or ``ValueError`` if something is missing.
     """
     output_dir, pages = Path(output_dir), Path(output_dir) / FOLDER
-    env, run = _environment(), read_run(output_dir)
-    cases = read_cohort(output_dir, run.get("cases", []) if stats is None else read_rows(stats))
-    cts, real = ct_files(cases, ct_dir), None if mr_dir is None else plots.real_histogram(_real_mr(mr_dir))
+    env, cases = _environment(), read_cohort(output_dir, None if stats is None else read_rows(stats))
+    cts = ct_files(cases, output_dir, ct_dir, datalist)
+    real = None if mr_dir is None else plots.real_histogram(real_mr(mr_dir))
     pages.mkdir(exist_ok=True)
     for asset in (VIEWER, "niivue.LICENSE.txt"):
         copy_file(ASSETS / asset, pages / asset)
     links = [quote(f"{case.name}.html") for case in cases]
     for case, before, after in zip(cases, [None, *links], [*links[1:], None], strict=False):
         ct = _within(cts[case.name], case.name, pages) if case.name in cts else None
-        page = _case_page(case, ct, real) | {"before": before, "after": after, "folder": _shown(output_dir)}
+        page = _case_page(case, ct, real, pages) | {"before": before, "after": after, "folder": _shown(output_dir)}
         write_text(pages / f"{case.name}.html", env.get_template("case.html").render(page))
-    return write_index(cases, output_dir, command, run)
+    return write_index(cases, output_dir, command)
 
 
-def write_index(
-    cases: Sequence[Case], output_dir: str | Path, command: str | None = None, run: Mapping[str, Any] | None = None
-) -> Path:
-    """Write ``index.html``, the page of a cohort with at least one case; returns its path.
+def run_report(output_dir: str | Path, *, mr_dir: str | Path | None = None, **options: Any) -> Callable[[], Path]:
+    """What writes the report at the end of a run: [`write_report`][] with these arguments and the command.
 
-    ``run`` is what [`read_run`][] returns, the others are those of [`write_report`][].
+    Raises ``ValueError`` if there is no real MR in ``mr_dir``, before the run.
     """
+    if mr_dir is not None:
+        real_mr(mr_dir)
+    return partial(write_report, output_dir, mr_dir=mr_dir, command=command_line(), **options)
+
+
+def command_line() -> str:
+    """The command that started this program, to be copied."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    start = [Path(sys.argv[0]).name] if spec is None else ["python", "-m", spec.name.removesuffix(".__main__")]
+    return shlex.join([*start, *sys.argv[1:]])
+
+
+def write_index(cases: Sequence[Case], output_dir: str | Path, command: str | None = None) -> Path:
+    """Write ``index.html``, the page of a cohort with at least one case, see [`write_report`][]; returns its path."""
     links = [quote(f"{case.name}.html") for case in cases]
-    page = _index_page(cases, links) | {"folder": _shown(output_dir), "command": command, "run": run}
+    page = _index_page(cases, links) | {"folder": _shown(output_dir), "command": command}
+    page["finished"] = read_run(output_dir).get("finished")
     write_text(Path(output_dir) / "index.html", _environment().get_template("index.html").render(page))
     return Path(output_dir) / "index.html"
 
 
-def write_table_page(path: str | Path) -> Path:
-    """Write a Markdown file of tables and pictures as a page of the same style beside it, and return the page's path.
+def write_markdown_page(path: str | Path) -> Path:
+    """Write a Markdown file, such as a table or a model card, as a page beside it; returns the page's path.
 
-    Markup in the file is shown as text. Raises ``ImportError`` without Markdown.
+    HTML in the file is shown as text. Raises ``ImportError`` without Markdown, ``OSError`` for no such file.
     """
-    from markdown import markdown
+    from markdown import Markdown
 
-    path = Path(path)
-    text = str(escape(path.read_text(encoding="utf-8")))
-    body = Markup(markdown(text, extensions=["tables"]))  # escaped above
-    write_text(path.with_suffix(".html"), _environment().get_template("table.html").render(body=body, title=path.stem))
+    path, converter = Path(path), Markdown(extensions=["tables", "fenced_code", "toc"])
+    converter.preprocessors.deregister("html_block")
+    converter.inlinePatterns.deregister("html")
+    body = Markup(converter.convert(path.read_text(encoding="utf-8")))
+    title = unescape(converter.toc_tokens[0]["name"]) if converter.toc_tokens else path.stem  # type: ignore[attr-defined]
+    write_text(path.with_suffix(".html"), _environment().get_template("markdown.html").render(body=body, title=title))
     return path.with_suffix(".html")
-
-
-def read_run(output_dir: str | Path) -> dict[str, Any]:
-    """What the last run with ``report`` left: ``command``, ``finished`` and its ``cases``; empty without one."""
-    path = Path(output_dir) / FOLDER / RUN
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return content
 
 
 def _environment() -> Environment:
@@ -145,7 +159,8 @@ def _figure(value: Any, digits: int = 2) -> str:
     return f"{value:,.{digits}f}" if isinstance(value, (int, float)) else "\N{EN DASH}"
 
 
-def _real_mr(mr_dir: str | Path) -> list[Path]:
+def real_mr(mr_dir: str | Path) -> list[Path]:
+    """Real MR (NIfTI) of a folder, or of its folder ``images``; ``ValueError`` if there is none."""
     images = Path(mr_dir) / "images"
     found = list(nifti_by_case(images if images.is_dir() else Path(mr_dir)).values())
     if not found:
@@ -162,8 +177,7 @@ def _within(ct: Path, name: str, pages: Path) -> Path:
     return target
 
 
-def _case_page(case: Case, ct: Path | None, real: Any) -> dict[str, Any]:
-    pages = case.folder / FOLDER
+def _case_page(case: Case, ct: Path | None, real: Any, pages: Path) -> dict[str, Any]:
     centers = {item["slice"]: item["center_mm"] for item in case.record.get("slices", []) if "center_mm" in item}
     layers = [
         {"name": layer.name, "kind": layer.kind, "url": quote(os.path.relpath(layer.path, pages))}
@@ -177,7 +191,7 @@ def _case_page(case: Case, ct: Path | None, real: Any) -> dict[str, Any]:
             ("Gray levels of the translation", plots.gray_levels(case, real)),
         ]
     viewer = {"layers": layers, "centers": centers, "window": (case.record.get("settings") or {}).get("window_hu")}
-    return {"case": case, "layers": layers, "viewer": viewer, "plots": drawn}
+    return {"case": case, "ct": ct, "layers": layers, "viewer": viewer, "plots": drawn}
 
 
 def _index_page(cases: Sequence[Case], links: Sequence[str]) -> dict[str, Any]:

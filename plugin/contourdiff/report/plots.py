@@ -62,10 +62,12 @@ def neighbor_distances(case: Case) -> Markup:
     axes.set_ylim(bottom=0)
     axes.set_xlabel("slice")
     axes.set_ylabel("distance, gray levels²")
-    rounds = axes.twinx()
-    rounds.bar([s["slice"] for s in case.slices], [s["rounds"] for s in case.slices], color=GRAY, alpha=0.25, width=1)
-    rounds.set_ylim(0, 4 * max((s["rounds"] for s in case.slices), default=1))
-    rounds.set_yticks(range(0, 1 + max((s["rounds"] for s in case.slices), default=1)))
+    rounds, drawn = axes.twinx(), {s["slice"]: s["rounds"] for s in case.slices}
+    places = np.arange(min(drawn, default=0) - 1, max(drawn, default=0) + 2)  # a path is drawn faster than bars
+    heights = [drawn.get(int(place), 0) for place in places]
+    rounds.fill_between(places, heights, color=GRAY, alpha=0.25, linewidth=0, step="mid")
+    rounds.set_ylim(0, 4 * max(drawn.values(), default=1))
+    rounds.set_yticks(range(0, 1 + max(drawn.values(), default=1)))
     rounds.set_ylabel("rounds", loc="bottom")
     rounds.tick_params(labelsize=8)
     rounds.spines["top"].set_visible(False)
@@ -123,7 +125,9 @@ def _voxels(path: Path) -> np.ndarray:
 
 def _histogram(voxels: np.ndarray) -> np.ndarray:
     """Shares in % of the gray levels above 0, which is the background."""
-    counts, _ = np.histogram(np.clip(voxels[voxels > 0], 0, 255), bins=BINS, range=(0, 255))
+    voxels = voxels.ravel(order="K")  # in the order of the file, without strides
+    levels = voxels[voxels > 0] * np.float32(BINS / 255)
+    counts = np.bincount(np.minimum(levels, BINS - 1).astype(np.uint8), minlength=BINS)
     return 100 * counts / max(counts.sum(), 1)
 
 
@@ -138,6 +142,7 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     axes = figure.subplots()
     axes.set_facecolor("none")
     axes.tick_params(labelsize=8)
+    axes.locator_params(nbins=5)  # ticks take most of the time of a plot
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
 

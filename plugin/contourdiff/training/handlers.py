@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Handlers that MONAI lacks: repeatable epochs, gradient clipping, checkpoints, weights, and sample pictures."""
+"""Handlers that MONAI lacks: repeatable epochs, gradient clipping, progress, checkpoints, weights, sample pictures."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from torch import nn
 from contourdiff.data.atomic import atomic_write, save_figure
 from contourdiff.inference.denoiser import Denoiser
 from contourdiff.inference.preview import show_slice
+from contourdiff.inference.progress import progress_bar
 from contourdiff.sampling.intensity import to_gray_levels
 from contourdiff.sampling.neighbor_guided import first_condition
 from contourdiff.sampling.sampler import Sampler
@@ -66,6 +67,33 @@ class GradientClipper:
         if getattr(engine, "scaler", None) is not None:
             engine.scaler.unscale_(engine.optimizer)
         torch.nn.utils.clip_grad_norm_(engine.network.parameters(), self.max_norm)
+
+
+@dataclass(eq=False)
+class TrainingProgress:
+    """One line for a whole training: its images, images a second, and the time left, with validations and pictures.
+
+    A step is of ``batch_size`` images. See [`contourdiff.inference.progress.progress_bar`][].
+    """
+
+    batch_size: int
+    _bar: Any = field(default=None, init=False)
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the trainer."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self._begin)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, lambda _: self._bar.update(self.batch_size))
+        engine.add_event_handler(Events.COMPLETED, lambda _: self._bar.close())
+
+    def _begin(self, engine: Engine) -> None:
+        """Name the epoch; the first one of a resumed training begins where the training was."""
+        state = engine.state
+        if self._bar is None:
+            total, done = (
+                steps * self.batch_size for steps in (state.max_epochs * state.epoch_length, state.iteration)
+            )
+            self._bar = progress_bar(total, "image", initial=done)
+        self._bar.set_description(f"epoch {state.epoch} of {state.max_epochs}", refresh=False)
 
 
 @dataclass(eq=False)
