@@ -15,6 +15,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow, ReferenceResolver
 from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 
 from contourdiff.config_checks import COMMENT, check_names, plain_errors, references
+from contourdiff.data.atomic import write_text
 from contourdiff.data.inputs import is_url
 from contourdiff.inference.run import run_inference
 from contourdiff.phantom import write_phantom
@@ -190,6 +191,11 @@ def join_processes(device: Any) -> None:
     """Step of ``initialize``: join those that torchrun started, or end the program with one line."""
     with _exit_status():
         distributed.join_processes(device)
+
+
+def write_settings(output_dir: str | Path) -> None:
+    """Step of a training's ``run``: write the settings to ``<output_dir>/settings.json``."""
+    write_text(Path(output_dir) / "settings.json", json.dumps(settings_section(), indent=2) + "\n")
 
 
 def settings_section() -> dict[str, Any]:

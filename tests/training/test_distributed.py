@@ -126,7 +126,7 @@ def test_files_are_written_once(trained: tuple[Path, Path]) -> None:
     """By the first process: an event file for training and one for validation, weights, checkpoint and picture."""
     for output_dir in trained:
         names = sorted(path.name for path in output_dir.iterdir() if "tfevents" not in path.name)
-        assert names == ["checkpoint_epoch=4.pt", "model.pt", "translations_00004.png"]
+        assert names == ["checkpoint_epoch=4.pt", "model.pt", "settings.json", "translations_00004.png"]
         assert len(list(output_dir.glob("*tfevents*"))) == 2
     weights = [torch.load(output_dir / "model.pt", weights_only=True) for output_dir in trained]
     assert weights[0].keys() == weights[1].keys()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command that shows a folder of translations, or a text with tables: report."""
+"""Command that shows a folder of translations, a training, or a text with tables: report."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ from contourdiff.cli.commands import argument, command, flag
 
 @command(
     "report",
-    "write pages that show a folder of translations: cohort, cases, volumes, plots",
-    argument(
-        "output_dir", "folder of translations, whose index.html is the report; or a Markdown file, for a page of it"
-    ),
+    "write pages that show a folder of translations: cohort, cases, volumes, plots; or a training",
+    argument("output_dir", "folder of translations, folder of a training, or a Markdown file such as a model card"),
     argument(
         "--ct_dir", "the CT that were translated, for the viewer: <case>.nii.gz or BIDS; they are linked or copied"
     ),
@@ -29,14 +27,18 @@ from contourdiff.cli.commands import argument, command, flag
     examples="""examples:
   contourdiff report mr --ct_dir ct --serve
   contourdiff translate ct mr --settings report=true     the same at the end of a run
+  contourdiff report weights                             a training: loss, pictures, settings
   contourdiff report results/table.md                    a table or a model card""",
 )
 def _report(output_dir: str, ct_dir: str | None, mr_dir: str | None, stats: str | None, serve: bool, port: int) -> None:
+    from contourdiff.evaluation.training_report import write_training_report
     from contourdiff.report import command_line, write_markdown_page, write_report
     from contourdiff.report import serve as serve_folder
 
     if Path(output_dir).suffix == ".md":
         path = write_markdown_page(output_dir)
+    elif any(Path(output_dir).glob("events.out.tfevents.*")):
+        path = write_training_report(output_dir)
     else:
         path = write_report(output_dir, ct_dir=ct_dir, mr_dir=mr_dir, stats=stats, command=command_line())
     sys.stdout.write(f"{path}\n")

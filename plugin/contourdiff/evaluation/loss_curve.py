@@ -35,7 +35,7 @@ def loss_curve(
 
     Raises ``ImportError`` without TensorBoard, ``FileNotFoundError`` without events, ``ValueError`` without a loss.
     """
-    train, val = (_read_scalars(Path(log_dir), tag) for tag in (train_tag, val_tag))
+    train, val = (read_scalars(Path(log_dir), tag) for tag in (train_tag, val_tag))
     if not len(train):
         raise ValueError(f"expected the tag {train_tag!r} in the event files of {log_dir}, found none; pass train_tag")
     window = min(max(smooth_steps or len(train) // 50, 1), len(train))
@@ -57,8 +57,8 @@ def loss_curve(
     save_figure(figure, path, dpi=120)
 
 
-def _read_scalars(log_dir: Path, tag: str) -> np.ndarray:
-    """``(N, 3)`` float64: wall time (s), step, value; ascending steps, the latest of each."""
+def read_scalars(log_dir: Path, tag: str) -> np.ndarray:
+    """``(N, 3)`` float64: wall time (s), step, value; ascending steps, the latest of each. Errors as above."""
     try:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     except ImportError as error:

@@ -87,12 +87,10 @@ class TrainingProgress:
 
     def _begin(self, engine: Engine) -> None:
         """Name the epoch; the first one of a resumed training begins where the training was."""
-        state = engine.state
+        state: Any = engine.state
         if self._bar is None:
-            total, done = (
-                steps * self.batch_size for steps in (state.max_epochs * state.epoch_length, state.iteration)
-            )
-            self._bar = progress_bar(total, "image", initial=done)
+            total, done = (self.batch_size * n for n in (state.max_epochs * state.epoch_length, state.iteration))
+            self._bar = progress_bar(total, "image", initial=done, desc="train: ")
         self._bar.set_description(f"epoch {state.epoch} of {state.max_epochs}", refresh=False)
 
 
