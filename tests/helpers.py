@@ -11,6 +11,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pytest
 import SimpleITK as sitk
 import torch
 from monai.data import MetaTensor
@@ -169,6 +170,15 @@ def run(dataset_dir: Path, output_dir: Path, weights: Path, **settings: object) 
         "logging_file": False,
     }
     return translate(dataset_dir, output_dir, **{**tiny, **settings})  # type: ignore[arg-type]
+
+
+def write_events(folder: Path) -> None:
+    """200 training steps and 4 validations, in two event files as MONAI's handlers write them."""
+    tensorboard = pytest.importorskip("torch.utils.tensorboard")
+    for tag, steps, suffix in (("train_loss", 200, ".train"), ("val_loss", 4, ".val")):
+        with tensorboard.SummaryWriter(str(folder), filename_suffix=suffix) as writer:
+            for step in range(1, steps + 1):
+                writer.add_scalar(tag, 1 / step, step, walltime=1000.0 + step * 200 / steps)
 
 
 def large_cohort(reported: Path, folder: Path, count: int) -> Path:

@@ -180,6 +180,7 @@ def inputs(folder: Path, tmp_path: Path) -> Path:
             (inputs / target).parent.mkdir(exist_ok=True)
             sitk.WriteImage(sitk.ReadImage(str(inputs / source)), str(inputs / target))
     write_series(inputs / "dicom", ball_ct((4, 92, 180)), orientation=(0.0, 1.0, 0.0, 0.0, 0.0, -1.0))
+    (inputs / "table.md").write_text("# Table\n")
     (inputs / "classes.json").write_text('{"classes": ["bone"], "ct": {"bone": [28]}, "mr": {"bone": [2]}}')
     return inputs
 

@@ -10,15 +10,7 @@ import pytest
 
 from contourdiff.cli import main
 from contourdiff.evaluation.loss_curve import loss_curve
-
-
-def write_events(folder: Path) -> None:
-    """200 training steps and 4 validations, in two event files as MONAI's handlers write them."""
-    tensorboard = pytest.importorskip("torch.utils.tensorboard")
-    for tag, steps, suffix in (("train_loss", 200, ".train"), ("val_loss", 4, ".val")):
-        with tensorboard.SummaryWriter(str(folder), filename_suffix=suffix) as writer:
-            for step in range(1, steps + 1):
-                writer.add_scalar(tag, 1 / step, step, walltime=1000.0 + step * 200 / steps)
+from helpers import write_events
 
 
 def test_the_curve_is_drawn_whole(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+import re
 import shutil
 import threading
 import time
@@ -17,9 +18,9 @@ import pytest
 from PIL import Image
 
 from contourdiff.report.cohort import read_cohort
-from contourdiff.report.pages import write_index
+from contourdiff.report.pages import write_index, write_markdown_page
 from contourdiff.report.server import server_of
-from helpers import HOSTILE_NAME, large_cohort
+from helpers import HOSTILE_NAME, REPOSITORY, large_cohort
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -164,6 +165,24 @@ def test_a_file_shows_pictures_and_how_to_serve(page: Any, reported: Path) -> No
     assert f"contourdiff report {reported} --serve" in page.inner_text("#note")
     assert not page.is_visible("#viewer")
     assert page.evaluate("document.querySelector('.picture').naturalWidth") > 0
+
+
+def test_a_model_card_shows_its_pictures(page: Any, tmp_path: Path) -> None:
+    card = Path("bundles/contourdiff_ct2mr/docs/README.md")
+    pictures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", (REPOSITORY / card).read_text())
+    for file in (card, *(card.parent / name for name in pictures)):
+        (tmp_path / file).resolve().parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(REPOSITORY / file, (tmp_path / file).resolve())
+    page.goto(write_markdown_page(tmp_path / card).as_uri())
+    widths = page.evaluate("Promise.all([...document.images].map((image) => image.decode().then(() => image.width)))")
+    assert len(widths) == len(pictures) > 0
+    assert all(0 < width <= 800 for width in widths)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 800
+    reached = []
+    while len(reached) < 5:
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("document.activeElement.tagName"))
+    assert set(reached) == {"PRE", "A"}  # code that is too wide is scrolled by keys
 
 
 def test_a_thousand_cases_open_quickly(page: Any, reported: Path, tmp_path: Path) -> None:

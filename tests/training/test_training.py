@@ -3,16 +3,20 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import monai.bundle
 import numpy as np
 import pytest
 import torch
-from ignite.engine import Events
+from ignite.engine import Engine, Events
 from monai.bundle import ConfigWorkflow
 
+from contourdiff.inference import progress
 from contourdiff.networks import ContourUNet
+from contourdiff.training.handlers import TrainingProgress
 from contourdiff.weights import load_weights
 from helpers import CONFIGS, TINY_NETWORK, make_mr, settings
 
@@ -58,6 +62,31 @@ def test_saved_model_is_the_moving_average_and_loads_strictly(trained: tuple[Pat
         assert torch.equal(value, ema[key])
     assert any(not torch.equal(ema[key], raw[f"network.{key}"]) for key in ema)
     assert (whole / "translations_00004.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_settings_lie_beside_the_weights(trained: tuple[Path, Path]) -> None:
+    content = json.loads((trained[1] / "settings.json").read_text())
+    assert (content["batch_size"], content["max_epochs"], content["seed"]) == (3, 4, 0)
+    assert content["network_def"]["channels"] == TINY_NETWORK["channels"]
+
+
+def test_one_line_counts_the_images_of_the_whole_training(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their rate and the time left in it, also of a resumed training, which begins with the images before it."""
+    monkeypatch.setattr(progress, "LINE_INTERVAL_S", 0.0)
+    for done in (0, 5):
+        engine = Engine(lambda engine, batch: None)
+        TrainingProgress(batch_size=8).attach(engine)
+        engine.load_state_dict({"epoch_length": 5, "max_epochs": 2, "iteration": done})
+        engine.run(range(5))
+        lines = capsys.readouterr().err.splitlines()
+        assert lines[0].startswith(f"train: {8 * done} of 80 images, ")
+        found = [
+            re.match(r"epoch (\d) of 2: (\d+) of 80 images, .* left, +[0-9.]+image/s$", line) for line in lines[1:]
+        ]
+        counted = dict.fromkeys((int(match[1]), int(match[2])) for match in found if match)  # the last line is repeated
+        assert list(counted) == [(1 + step // 5, 8 * step + 8) for step in range(done, 10)]
 
 
 def test_loss_falls(trained: tuple[Path, Path], tmp_path: Path) -> None:
