@@ -121,9 +121,9 @@ def test_everything_runs_in_the_main_thread(
     threads: list[threading.Thread] = []
     watch(monkeypatch, lambda _: threads.append(threading.current_thread()))
     before = threading.active_count()
-    run(make_dataset(tmp_path / "ct"), tmp_path / "mr", tiny_weights)
+    run(make_dataset(tmp_path / "ct"), tmp_path / "mr", tiny_weights, progress=False)  # tqdm has a thread of its own
     assert threads == [threading.main_thread()] * len(NAMES)
-    assert threading.active_count() == before
+    assert threading.active_count() <= before
 
 
 @pytest.mark.parametrize("cases_at_once", [1, 3])

@@ -142,7 +142,7 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     axes = figure.subplots()
     axes.set_facecolor("none")
     axes.tick_params(labelsize=8)
-    axes.locator_params(nbins=5)  # ticks take most of the time of a plot
+    axes.locator_params(nbins=6)  # ticks take most of the time of a plot
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
