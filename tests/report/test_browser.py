@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import shutil
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -17,6 +19,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from contourdiff.data.bids import write_derivatives
+from contourdiff.report import write_report
 from contourdiff.report.cohort import read_cohort
 from contourdiff.report.pages import write_index, write_markdown_page
 from contourdiff.report.server import server_of
@@ -43,12 +47,18 @@ def browser() -> Iterator[Any]:
         launched.close()
 
 
-@pytest.fixture(scope="module")
-def address(reported: Path) -> Iterator[str]:
-    with server_of(reported) as server:
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    with server_of(folder) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
         server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def address(reported: Path) -> Iterator[str]:
+    with served(reported) as started:
+        yield started
 
 
 @pytest.fixture
@@ -164,7 +174,28 @@ def test_a_file_shows_pictures_and_how_to_serve(page: Any, reported: Path) -> No
     assert page.is_visible("#note")
     assert f"contourdiff report {reported} --serve" in page.inner_text("#note")
     assert not page.is_visible("#viewer")
+    assert page.inner_text("#note").endswith("opened as a file. The picture below shows some slices.")
     assert page.evaluate("document.querySelector('.picture').naturalWidth") > 0
+
+
+def test_a_derivative_dataset_is_shown(page: Any, reported: Path, tmp_path: Path) -> None:
+    """Its volumes with the CT around it, without a picture."""
+    raw, case = tmp_path / "raw", "sub-1_ct"
+    for source, target in (("ct/a.nii.gz", f"raw/sub-1/ct/{case}.nii.gz"), ("mr/a_mr.nii.gz", f"mr/{case}_mr.nii.gz")):
+        (tmp_path / target).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(reported.parent / source, tmp_path / target)
+    record = json.loads((reported / "a_mr.json").read_text()) | {"case": case, "image": f"{case}.nii.gz"}
+    (tmp_path / "mr" / f"{case}_mr.json").write_text(json.dumps(record))
+    folder = raw / "derivatives" / "contourdiff"
+    write_derivatives([tmp_path / "mr" / f"{case}_mr.json"], folder)
+    index = write_report(folder)
+    with served(folder) as address:
+        page.goto(f"{address}/index.html")
+        page.click(".card h3 a")
+        page.wait_for_selector("#viewer[data-ready]", timeout=60_000)
+        assert page.locator("[data-layer] legend").all_inner_texts() == ["CT", "MR"]
+    page.goto((index.parent / "report" / "sub-1_desc-contourdiff_T1w.html").as_uri())
+    assert page.inner_text("#note").endswith("opened as a file.")
 
 
 def test_a_model_card_shows_its_pictures(page: Any, tmp_path: Path) -> None:

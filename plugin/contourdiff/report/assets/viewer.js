@@ -124,11 +124,12 @@ function connectSlices(viewer) {
   else show(place);
 }
 
+const below = document.querySelector(".picture") ? " The picture below shows some slices." : "";
 if (location.protocol.startsWith("http")) {
   start().catch((error) => {
     byId("viewer").hidden = true;
-    byId("note").textContent = `The volumes cannot be shown: ${error.message ?? error}. The picture below shows some slices.`;
+    byId("note").textContent = `The volumes cannot be shown: ${error.message ?? error}.${below}`;
   });
 } else {
-  byId("note").append(" A browser does not read volumes of a page that was opened as a file; the picture below shows some slices.");
+  byId("note").append(` A browser does not read volumes of a page that was opened as a file.${below}`);
 }
