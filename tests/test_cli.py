@@ -153,6 +153,6 @@ def test_a_report_is_written_and_then_served(
     assert capsys.readouterr().out == f"{folder / 'index.html'}\n"
     assert (folder / "index.html").is_file()
     cli.main(["report", str(folder), "--serve", "--port", "8123"])
-    assert served == [(str(folder), 8123)]
+    assert served == [(folder, 8123)]
     with pytest.raises(SystemExit, match="error: expected a folder of translations at"):
         cli.main(["report", str(tmp_path / "none")])
