@@ -22,7 +22,7 @@ from monai.data import DataLoader
 from monai.transforms import RandGaussianNoised
 from torch.utils.data import RandomSampler
 
-from contourdiff.evaluation.loss_curve import _read_scalars
+from contourdiff.evaluation.loss_curve import read_scalars
 from contourdiff.training import ContourPrepareBatch, SliceDataset
 from contourdiff.training.distributed import RankBatches, SeededItems, join_processes
 from helpers import CONFIGS, REPOSITORY, SCHEDULER, TINY_NETWORK, settings, write_nifti
@@ -103,7 +103,7 @@ def trained(mr: Path, alone: None) -> tuple[Path, Path]:
 def assert_same_training(output_dir: Path, other: Path) -> None:
     """Losses of all steps; and weights, but for a few whose gradient is near 0: Adam enlarges its rounding."""
     for tag, steps in (("train_loss", 20), ("val_loss", 2)):
-        losses, others = (_read_scalars(folder, tag)[:, 1:] for folder in (output_dir, other))
+        losses, others = (read_scalars(folder, tag)[:, 1:] for folder in (output_dir, other))
         assert len(losses) == steps
         np.testing.assert_allclose(losses, others, rtol=0, atol=1e-5)
     assert_same_weights(output_dir, other, 4, largest=1e-3)
