@@ -46,16 +46,20 @@ def test_translations_become_a_derivative_dataset(tiny_weights: Path, tmp_path: 
     names = sorted(path.relative_to(bids_dir).as_posix() for path in bids_dir.rglob("*") if path.is_file())
     first, second = "sub-01/anat/sub-01_run-", "sub-02/ses-a/anat/sub-02_ses-a_desc-contourdiff_"
     assert names == [
+        "README",
         "dataset_description.json",
         *(f"{first}{end}" for end in ("10_desc-contourdiff_T1w.json", "10_desc-contourdiff_T1w.nii.gz")),
-        *(f"{first}1_desc-contourdiff_{end}" for end in ("T1w.json", "T1w.nii.gz", "dseg.nii.gz")),
-        *(f"{second}{end}" for end in ("T1w.json", "T1w.nii.gz", "dseg.nii.gz")),
+        *(f"{first}1_desc-contourdiff_{end}" for end in ("T1w.json", "T1w.nii.gz", "dseg.json", "dseg.nii.gz")),
+        *(f"{second}{end}" for end in ("T1w.json", "T1w.nii.gz", "dseg.json", "dseg.nii.gz")),
     ]
     mr = voxels(output_dir / "sub-02_ses-a_ct_mr.nii.gz")
     np.testing.assert_array_equal(voxels(bids_dir / f"{second}T1w.nii.gz"), mr)
     sidecar = json.loads((bids_dir / f"{second}T1w.json").read_text())
     assert (sidecar["SkullStripped"], sidecar["Sources"]) == (False, ["sub-02_ses-a_ct.nii.gz"])
     assert json.loads((bids_dir / "dataset_description.json").read_text())["DatasetType"] == "derivative"
+    (bids_dir / "README").write_text("mine")
+    run(root, output_dir, tiny_weights, bids_dir=str(bids_dir))  # what was written is no second label of a CT
+    assert (bids_dir / "README").read_text() == "mine"
 
 
 def test_cases_without_a_subject_are_refused_before_any_work(tiny_weights: Path, tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from contourdiff.data.nifti_names import case_of, is_nifti
 
 ADDED = "space|res|den|seg|desc|label|atlas"
 """Entities that a segmentation's name may have beside those of its image."""
+OURS = "_desc-contourdiff"
+"""Of all that is written here, so that a label in it is no second label of its CT."""
 SUFFIXES = {"t1": "T1w", "t2": "T2w"}
 
 
@@ -40,7 +42,7 @@ def _label_of(image: Path, root: Path) -> Path | None:
     folder = image.parent.parent.relative_to(root)
     places = [image.parent, *sorted(root.glob(f"derivatives/*/{folder}/*"))]
     files = [path for place in places if place.is_dir() for path in sorted(place.iterdir())]
-    labels = [path for path in files if name.fullmatch(path.name)]
+    labels = [path for path in files if name.fullmatch(path.name) and OURS not in path.name]
     if len(labels) > 1:
         names = [path.relative_to(root).as_posix() for path in labels]
         raise ValueError(f"expected one label of {image.name}, found {names}; name the right ones in a datalist")
@@ -57,22 +59,28 @@ def write_derivatives(records: Iterable[Path], bids_dir: str | Path) -> None:
     """Link, or else copy, translations to ``bids_dir`` as a BIDS derivative dataset.
 
     ``<case>_mr.nii.gz``, its record and its label become ``sub-*/[ses-*/]anat/<entities>_desc-contourdiff_T1w.nii.gz``
-    (or ``T2w``, by the contrast in the record) with its sidecar, and ``<entities>_desc-contourdiff_dseg.nii.gz``.
-    ``records`` are the files ``<case>_mr.json`` beside them.
+    (or ``T2w``, by the contrast in the record), and ``<entities>_desc-contourdiff_dseg.nii.gz``, each with its sidecar.
+    ``records`` are the files ``<case>_mr.json`` beside them. A README is written where there is none.
     """
     target = Path(bids_dir)
     for path in records:
         record, name = json.loads(path.read_text(encoding="utf-8")), path.name.removesuffix("_mr.json")
         entities = record["case"].removesuffix("_ct")
         folder = target.joinpath(*re.findall(r"(?:sub|ses)-[a-zA-Z0-9]+", entities), "anat")
-        stem = f"{entities}_desc-contourdiff"
+        stem = f"{entities}{OURS}"
         mr = f"{stem}_{SUFFIXES.get(record['settings'].get('contrast'), 'T1w')}"
         for postfix, new in (("_mr", mr), ("_label", f"{stem}_dseg")):
             for source in path.parent.glob(f"{name}{postfix}.nii*"):
                 link_file(source, folder / source.name.replace(f"{name}{postfix}", new))
         sidecar = {"Description": "MR translated from CT", "SkullStripped": False, "Sources": [record["image"]]}
         write_text(folder / f"{mr}.json", json.dumps({**sidecar, "contourdiff": record}, indent=2) + "\n")
-    write_text(target / "dataset_description.json", json.dumps(_description(), indent=2) + "\n")
+        if record["label"]:
+            sidecar = {"Description": "Label of the CT", "SpatialReference": "orig", "Sources": [record["label"]]}
+            write_text(folder / f"{stem}_dseg.json", json.dumps(sidecar, indent=2) + "\n")
+    description = _description()
+    write_text(target / "dataset_description.json", json.dumps(description, indent=2) + "\n")
+    if not any(target.glob("README*")):
+        write_text(target / "README", f"{description['Name']}. These are no acquired MR.\n")
 
 
 def _description() -> dict[str, Any]:
