@@ -16,7 +16,6 @@ import ignite.distributed as idist
 import numpy as np
 import pytest
 import torch
-from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 from monai.data import DataLoader
 from monai.transforms import RandGaussianNoised
@@ -58,15 +57,20 @@ def alone() -> Iterator[None]:
         yield
 
 
-def run_alone(plan: dict[str, object], stop_after: int | None = None) -> None:
-    """Train in this process, with the overlay; stopped for good after an epoch."""
+def run_alone(plan: dict[str, object]) -> None:
+    """Train in this process, with the overlay."""
     workflow = ConfigWorkflow(workflow_type="train", **plan)  # type: ignore[arg-type]
     workflow.initialize()
-    trainer = workflow.parser.get_parsed_content("train#trainer")
-    if stop_after:
-        trainer.add_event_handler(Events.EPOCH_COMPLETED(once=stop_after), trainer.terminate)
     workflow.run()
     workflow.finalize()
+
+
+def train(processes: int, plan: dict[str, object]) -> None:
+    """Train in this process or in several."""
+    if processes == 1:
+        run_alone(plan)
+    else:
+        torchrun(processes, "monai.bundle", *bundle_arguments(plan))
 
 
 @pytest.fixture(scope="module")
@@ -132,12 +136,14 @@ def test_files_are_written_once(trained: tuple[Path, Path]) -> None:
     assert weights[0].keys() == weights[1].keys()
 
 
-def test_a_training_resumes_in_another_number_of_processes(trained: tuple[Path, Path], mr: Path) -> None:
-    """Two epochs in one process and two in two."""
-    resumed = mr.parent / "resumed"
-    run_alone(plan_of(mr, resumed), stop_after=2)
-    changes = {"resume_from": resumed / "checkpoint_epoch=2.pt"}
-    torchrun(2, "monai.bundle", *bundle_arguments(plan_of(mr, resumed, **changes)))
+@pytest.mark.parametrize(("first", "second"), [(1, 2), (2, 1)])
+def test_a_training_resumes_in_another_number_of_processes(
+    first: int, second: int, trained: tuple[Path, Path], mr: Path
+) -> None:
+    """Two epochs in one process and two in two, and the other way round."""
+    resumed = mr.parent / f"resumed{first}"
+    train(first, plan_of(mr, resumed, **{"train#trainer#max_epochs": 2}))
+    train(second, plan_of(mr, resumed, resume_from=str(resumed / "checkpoint_epoch=2.pt")))
     for other in trained:
         assert_same_training(resumed, other)
 
