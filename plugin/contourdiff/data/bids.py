@@ -17,6 +17,10 @@ ADDED = "space|res|den|seg|desc|label|atlas"
 """Entities that a segmentation's name may have beside those of its image."""
 OURS = "_desc-contourdiff"
 """Of all that is written here, so that a label in it is no second label of its CT."""
+README = (
+    "These are no acquired MR: each was computed from the CT that its sidecar names, with the weights and settings "
+    "there. A dseg is the label of the CT, voxel for voxel."
+)
 SUFFIXES = {"t1": "T1w", "t2": "T2w"}
 
 
@@ -80,7 +84,7 @@ def write_derivatives(records: Iterable[Path], bids_dir: str | Path) -> None:
     description = _description()
     write_text(target / "dataset_description.json", json.dumps(description, indent=2) + "\n")
     if not any(target.glob("README*")):
-        write_text(target / "README", f"{description['Name']}. These are no acquired MR.\n")
+        write_text(target / "README", f"{description['Name']}. {README}\n")
 
 
 def _description() -> dict[str, Any]:
