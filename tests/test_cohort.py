@@ -4,23 +4,29 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
-import threading
+import subprocess
+import sys
 import time
+from collections import defaultdict
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from contourdiff import bundle, cohort
 from contourdiff.inference import progress
 from contourdiff.inference.summary import read_run
-from helpers import TINY_NETWORK, make_dataset
+from helpers import DATA, OBLIQUE, REPOSITORY, TINY_NETWORK, ball_ct, make_dataset, write_nifti
 
 distributed = pytest.importorskip("distributed", reason="Dask is not installed: pip install -e '.[scale]'")
 psutil = pytest.importorskip("psutil", reason="psutil comes with Dask")
-NAMES = tuple(f"case{number:02}" for number in range(12))
 
 
 @pytest.fixture
@@ -36,31 +42,96 @@ def contents(folder: Path) -> dict[str, bytes]:
     return files | {"run.json": json.dumps(rows).replace(f"/{folder.name}/", "/").encode()}
 
 
-def kill_workers(output_dir: Path, moments: list[int], killed: list[int]) -> None:
-    """Kill a random worker whenever as many records exist, a moment later."""
-    chance, deadline = random.Random(0), time.monotonic() + 120
-    for count in moments:
-        while len(list(output_dir.glob("*_mr.json"))) < count and time.monotonic() < deadline:
-            time.sleep(0.02)
-        time.sleep(chance.uniform(0, 0.3))
-        children = psutil.Process().children()
-        workers = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
-        if workers:
-            victim = chance.choice(workers)
-            killed.append(victim.pid)
-            victim.kill()
+def differing(folder: Path, other: Path) -> set[str]:
+    """Files that are not the same in both."""
+    first, second = contents(folder), contents(other)
+    return {name for name in first.keys() | second.keys() if first.get(name) != second.get(name)}
+
+
+def make_cohort(folder: Path, count: int) -> Path:
+    """Blocks at random places of real CT, where they lie, and balls, a label each."""
+    chance = np.random.default_rng(0)
+    for number in range(count):
+        ct, affine = ball_ct((5, 30, 26), seed=number), OBLIQUE
+        if number % 2 and DATA.is_dir():
+            image = nib.load(DATA / "ct" / ("torso_ct.nii.gz", "thorax_ct.nii.gz")[number // 2 % 2])
+            corner = chance.integers(0, np.array(image.shape) - (3, 40, 36))
+            image = image.slicer[tuple(slice(at, at + size) for at, size in zip(corner, (3, 40, 36), strict=True))]
+            ct, affine = np.asarray(image.dataobj).astype(np.int16), image.affine
+        write_nifti(folder / f"case{number:02}.nii.gz", ct, affine)
+        write_nifti(folder / "labels" / f"case{number:02}.nii.gz", (ct > 200).astype(np.uint8) * 28, affine)
+    return folder
+
+
+def start_command(tiny: dict[str, Any], dataset_dir: Path, output_dir: Path, log: Path, *options: str) -> Any:
+    """The command line in a process of its own, with one thread."""
+    settings = [f"{name}={json.dumps(value)}" for name, value in tiny.items() if name not in ("overlays", "ckpt_path")]
+    command = [sys.executable, "-m", "contourdiff", "translate", str(dataset_dir), str(output_dir), *options]
+    command += ["--overlays", *tiny["overlays"], "--weights", tiny["ckpt_path"], "--settings", *settings]
+    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY / "plugin")}
+    environment["DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES"] = "20"
+    with log.open("w") as file:
+        return psutil.Popen(command, env={**os.environ, **environment}, stdout=subprocess.DEVNULL, stderr=file)
+
+
+def living_workers(run: Any) -> list[Any]:
+    """Worker processes of a run, among them those that start."""
+    found = []
+    for child in run.children():
+        with suppress(psutil.NoSuchProcess):
+            if "spawn_main" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
+
+
+def kill_workers(run: Any, output_dir: Path, kills: int) -> tuple[int, dict[str, set[tuple[int, int]]]]:
+    """Kill a living worker at random moments until the run ends: how many, and the files that each record was.
+
+    A moment is up to half a second after a number of records.
+    """
+    chance, killed, files, due = random.Random(0), 0, defaultdict(set), 0.0
+    moments = sorted(chance.sample(range(1, 29), kills))
+    ended = False
+    while not ended:
+        time.sleep(0.01)
+        ended = run.poll() is not None
+        for record in output_dir.glob("*_mr.json"):
+            status = record.stat()
+            files[record.name].add((status.st_ino, status.st_mtime_ns))
+        if killed < kills and len(files) >= moments[killed]:
+            due = due or time.monotonic() + chance.uniform(0, 0.5)
+            if time.monotonic() >= due and (workers := living_workers(run)):
+                chance.choice(workers).kill()
+                killed, due = killed + 1, 0.0
+    return killed, files
 
 
 def test_killed_workers_change_nothing(tiny: dict[str, Any], tmp_path: Path) -> None:
-    dataset_dir = make_dataset(tmp_path / "ct", NAMES)
+    """Twenty of three workers at a time: each of 40 cases is done once, with the files of one process."""
+    dataset_dir, many = make_cohort(tmp_path / "ct", 40), tmp_path / "many"
     expected = bundle.translate(dataset_dir, tmp_path / "one", **tiny)
-    killed: list[int] = []
-    killer = threading.Thread(target=kill_workers, args=(tmp_path / "many", [1, 4, 7], killed), daemon=True)
-    killer.start()
-    cohort.translate(dataset_dir, tmp_path / "many", workers=2, **tiny)
-    killer.join()
-    assert len(killed) == 3
-    assert contents(tmp_path / "many") == contents(expected)
+    run = start_command(tiny, dataset_dir, many, tmp_path / "log", "--workers", "3")
+    killed, files = kill_workers(run, many, 20)
+    log = (tmp_path / "log").read_text()
+    assert run.wait() == 0, log
+    assert killed == 20
+    assert [len(versions) for versions in files.values()] == [1] * 40
+    assert sorted(re.findall(r"^(case\d\d): (?:done|kept),", log, re.M)) == [f"case{number:02}" for number in range(40)]
+    assert differing(many, expected) <= {"run.json"}  # a case may count as kept, if its worker died before it reported
+
+
+@pytest.mark.parametrize("options", [(), ("--workers", "1")], ids=["one process", "a worker"])
+def test_two_runs_at_once_leave_the_files_of_one(
+    options: tuple[str, ...], tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    """A volume that is converted among them."""
+    dataset_dir, both = make_cohort(tmp_path / "ct", 4), tmp_path / "both"
+    sitk.WriteImage(sitk.ReadImage(dataset_dir / "case00.nii.gz"), dataset_dir / "case04.nrrd")
+    expected = bundle.translate(dataset_dir, tmp_path / "one", **tiny)
+    logs = [tmp_path / "log0", tmp_path / "log1"]
+    runs = [start_command(tiny, dataset_dir, both, log, *options) for log in logs]
+    assert [run.wait() for run in runs] == [0, 0], [log.read_text() for log in logs]
+    assert differing(both, expected) <= {"run.json"}  # a case may count as kept, if the other run was first
 
 
 def test_failures_tables_and_logs_are_those_of_one_process(

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -64,7 +64,8 @@ def run_progress(slices: Mapping[str, int], show: bool = True) -> Iterator[RunPr
         slices: case -> number of its slices, in the order of the run.
         show: ``False`` counts in silence.
     """
-    with logging_redirect_tqdm(), progress_bar(sum(slices.values()), "slice", show and bool(slices)) as bar:
+    lines = logging_redirect_tqdm() if show else nullcontext()  # which would print them where nothing does, in workers
+    with lines, progress_bar(sum(slices.values()), "slice", show and bool(slices)) as bar:
         yield RunProgress(slices, bar)
         bar.total = bar.n  # of the last case, if it failed
 
