@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import re
 import subprocess
 import sys
@@ -11,11 +12,11 @@ from pathlib import Path
 
 from helpers import REPOSITORY
 
+TEXT = (REPOSITORY / ".ci" / "locked.txt").read_text()
+HERE = f"of {sys.platform} {platform.machine()}, Python {sys.version_info.major}.{sys.version_info.minor};" in TEXT
 LOCKED = {
     name: (version, hashes.split(" --hash=sha256:"))
-    for name, version, hashes in re.findall(
-        r"^(\S+)==(\S+) --hash=sha256:(.+)$", (REPOSITORY / ".ci" / "locked.txt").read_text(), re.M
-    )
+    for name, version, hashes in re.findall(r"^(\S+)==(\S+) --hash=sha256:(.+)$", TEXT, re.M)
 }
 
 
@@ -43,8 +44,9 @@ def test_archives_of_the_list_pass_and_all_others_fail_with_a_line(tmp_path: Pat
     status, errors = audit(tmp_path, {**archives, **changed})
     renew = "; if that is right, run .ci/audit --renew and commit .ci/locked.txt"
     assert status == 1
+    replaced = f"audit: fire {archives['fire'][0]}: expected a hash of the list, got sha256:{'0' * 64}{renew}"
     assert errors == [
-        f"audit: fire {archives['fire'][0]}: expected a hash of the list, got sha256:{'0' * 64}{renew}",
+        *([replaced] if HERE else []),  # elsewhere other archives are right
         f"audit: torch: expected {archives['torch'][0]}, got 1.0{renew}",
         f"audit: unheard-of: expected no such package, got 1{renew}",
     ]
