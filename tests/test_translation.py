@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -180,3 +182,13 @@ def test_a_folder_where_one_case_fails_reports_it_and_does_the_others(
         main(["translate", str(dataset_dir), str(tmp_path / "mr"), "--json", *tiny_command(tiny)])
     assert "1 of 3 cases failed" in json.loads(capsys.readouterr().out)["error"]
     assert [path.name for path in sorted((tmp_path / "mr").glob("*_mr.nii.gz"))] == ["a_mr.nii.gz", "b_mr.nii.gz"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_standard_output_of_a_program_is_json_alone(fails: bool, tiny: dict[str, Any], tmp_path: Path) -> None:
+    dataset_dir = make_dataset(tmp_path / "ct", ("a",))
+    (dataset_dir / ("b.nii" if fails else "b.txt")).write_text("no volume")
+    command = [sys.executable, "-m", "contourdiff", "translate", str(dataset_dir), str(tmp_path / "mr"), "--json"]
+    done = subprocess.run([*command, *tiny_command(tiny)], capture_output=True, text=True, check=False)
+    assert done.returncode == fails, done.stderr
+    assert json.loads(done.stdout).keys() == {"error" if fails else "results"}

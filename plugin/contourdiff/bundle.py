@@ -116,9 +116,7 @@ def translation_parser(
     parser = read_config(files, {name: value for name, value in settings.items() if name not in arguments})
     settings.setdefault("bundle_root", parser["bundle_root"])
     with plain_errors():
-        workflow = ConfigWorkflow(files, **{"workflow_type": "inference", "logging_file": False, **settings})
-        workflow.initialize()
-    return workflow.parser
+        return _initialized(files, {"workflow_type": "inference", **settings}).parser
 
 
 def train(
@@ -156,10 +154,22 @@ def train(
 def run_training(files: Sequence[str], settings: Mapping[str, Any]) -> None:
     """Run a training config with its overlays; ``settings`` have its ``bundle_root``; errors are its components'."""
     with plain_errors():
-        workflow = ConfigWorkflow(files, workflow_type="train", logging_file=False, **settings)
-        workflow.initialize()
+        workflow = _initialized(files, {"workflow_type": "train", **settings})
         workflow.run()
         workflow.finalize()
+
+
+def _initialized(files: Sequence[str], settings: Mapping[str, Any]) -> ConfigWorkflow:
+    """MONAI's workflow, whose remark that no logging is configured would stand in the output of the command."""
+    monai_logger = logging.getLogger(ConfigWorkflow.__module__)
+    level = monai_logger.level
+    monai_logger.setLevel(logging.ERROR)
+    try:
+        workflow = ConfigWorkflow(files, **{"logging_file": False, **settings})
+    finally:
+        monai_logger.setLevel(level)
+    workflow.initialize()
+    return workflow
 
 
 def run_example(folder: str | Path, bundle: str | Path | None = None) -> Path:
