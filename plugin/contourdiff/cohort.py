@@ -95,7 +95,8 @@ def _connected(workers: int | None, scheduler: str | None) -> Iterator[Any]:
         return
     config = {
         "distributed.nanny.pre-spawn-environ.OMP_NUM_THREADS": max(1, torch.get_num_threads() // workers),
-        "distributed.worker.profile.enabled": False,  # 100 looks a second at each worker's stack, 5 % of a core
+        "distributed.worker.profile.enabled": False,  # which looks at each worker's stack 100 times a second
+        "distributed.admin.tick.interval": "1s",  # 50 times a second otherwise, in each worker and for each one here
         "distributed.scheduler.worker-saturation": 1.0,  # no case waits at a worker, to be blamed if that dies
     }
     options = {"threads_per_worker": 1, "memory_limit": 0, "dashboard_address": "127.0.0.1:0"}
