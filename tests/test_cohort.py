@@ -13,12 +13,14 @@ import time
 from collections import defaultdict
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 
 from contourdiff import bundle, cohort
 from contourdiff.inference import progress
@@ -175,3 +177,14 @@ def test_one_line_counts_the_cases_of_both_contrasts(
 def test_workers_or_a_scheduler(options: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"expected workers, 1 or more, or a scheduler, got"):
         cohort.translate(tmp_path, tmp_path / "mr", **options)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "name", "device"), [(2, 3, "cuda:1"), (4, 3, "cuda:3"), (1, 3, None), (0, 3, None), (2, "tcp://a:1", None)]
+)
+def test_workers_of_one_machine_share_its_gpus_in_turn(
+    gpus: int, name: int | str, device: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    monkeypatch.setattr(distributed, "get_worker", lambda: SimpleNamespace(name=name))
+    assert cohort.gpu_of_worker() == ({} if device is None else {"device": torch.device(device)})

@@ -63,7 +63,7 @@ def translate(
     Args:
         dataset_dir: see [`contourdiff.bundle.translate`][].
         output_dir: see there.
-        workers: processes on this machine, which share its cores.
+        workers: processes on this machine, which share its cores, and its GPUs in turn.
         scheduler: address of a Dask scheduler, ``tcp://host:8786``, instead.
         settings: other arguments of [`contourdiff.bundle.translate`][].
 
@@ -153,6 +153,14 @@ def _logged(outcome: Outcome, records: list[logging.LogRecord]) -> Outcome:
     return outcome
 
 
+def gpu_of_worker() -> dict[str, torch.device]:
+    """``device`` of a worker: workers that are numbered, as those of one machine are, share several GPUs in turn."""
+    from distributed import get_worker
+
+    gpus, number = torch.cuda.device_count(), get_worker().name
+    return {"device": torch.device("cuda", number % gpus)} if gpus > 1 and isinstance(number, int) else {}
+
+
 def _translate_case(entry: dict[str, Source | None], run: _Run) -> tuple[Outcome, list[logging.LogRecord]]:
     """Translate one case in a worker, whose components are kept for the next one; log records are returned."""
     records: list[logging.LogRecord] = []
@@ -163,7 +171,8 @@ def _translate_case(entry: dict[str, Source | None], run: _Run) -> tuple[Outcome
     owner = OWNER.set(run.name)
     try:
         if getattr(_worker, "run", None) != run.name:
-            _worker.parser, _worker.run = bundle_folder.translation_parser(**run.arguments), run.name
+            arguments = gpu_of_worker() | run.arguments
+            _worker.parser, _worker.run = bundle_folder.translation_parser(**arguments), run.name
         _worker.parser.get_parsed_content("cases").datalist = [entry]
         with plain_errors():
             (outcome,) = translate_contrasts(_worker.parser, {run.arguments["case_suffix"]: None}).values()
