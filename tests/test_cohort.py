@@ -122,6 +122,19 @@ def test_killed_workers_change_nothing(tiny: dict[str, Any], tmp_path: Path) -> 
     assert differing(many, expected) <= {"run.json"}  # a case may count as kept, if its worker died before it reported
 
 
+def test_a_worker_that_dask_gave_up_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has a tenth of a second to start again, and is closed then; with none left Dask would wait for ever."""
+    monkeypatch.setattr(cohort, "LOST_WORKER_TIMEOUT", "100ms")
+    with cohort._connected(1, None) as client:
+        (worker,) = living_workers(psutil.Process())
+        worker.kill()
+        again: list[Any] = []
+        while not again:
+            again = [child for child in living_workers(psutil.Process()) if child.pid != worker.pid]
+        psutil.wait_procs(again, timeout=60)
+        assert client.submit(os.getpid, pure=False).result(timeout=60) not in (worker.pid, *(p.pid for p in again))
+
+
 @pytest.mark.parametrize("options", [(), ("--workers", "1")], ids=["one process", "a worker"])
 def test_two_runs_at_once_leave_the_files_of_one(
     options: tuple[str, ...], tiny: dict[str, Any], tmp_path: Path

@@ -26,6 +26,8 @@ from contourdiff.inference.run import Contrasts, prepared_cases, run_inference, 
 from contourdiff.inference.summary import Outcome
 
 PACKAGE = __name__.partition(".")[0]
+LOST_WORKER_TIMEOUT = "60s"
+"""Time that a worker of this machine has to start again after its process died, before it is replaced."""
 _worker = threading.local()
 """Components of the run that this thread of a worker works for: they are created once, with the network."""
 
@@ -85,6 +87,7 @@ def _connected(workers: int | None, scheduler: str | None) -> Iterator[Any]:
     try:
         import dask
         from distributed import Client, LocalCluster
+        from tornado.ioloop import PeriodicCallback
     except ImportError as error:
         raise ImportError("several workers require Dask: pip install 'contourdiff[scale]'") from error
     if logging.getLogger(PACKAGE).getEffectiveLevel() > logging.DEBUG:
@@ -97,6 +100,7 @@ def _connected(workers: int | None, scheduler: str | None) -> Iterator[Any]:
         "distributed.nanny.pre-spawn-environ.OMP_NUM_THREADS": max(1, torch.get_num_threads() // workers),
         "distributed.worker.profile.enabled": False,  # which looks at each worker's stack 100 times a second
         "distributed.admin.tick.interval": "1s",  # 50 times a second otherwise, in each worker and for each one here
+        "distributed.deploy.lost-worker-timeout": LOST_WORKER_TIMEOUT,  # then Dask gives the worker up
         "distributed.scheduler.worker-saturation": 1.0,  # no case waits at a worker, to be blamed if that dies
     }
     options = {"threads_per_worker": 1, "memory_limit": 0, "dashboard_address": "127.0.0.1:0"}
@@ -105,7 +109,13 @@ def _connected(workers: int | None, scheduler: str | None) -> Iterator[Any]:
         LocalCluster(n_workers=workers, silence_logs=logging.CRITICAL, **options) as cluster,
         Client(cluster) as client,
     ):
-        yield client
+        # opens workers anew that Dask gave up, because they started slowly or died as they started
+        missing = PeriodicCallback(partial(cluster.scale, workers), 1000)
+        cluster.loop.add_callback(missing.start)
+        try:
+            yield client
+        finally:
+            cluster.loop.add_callback(missing.stop)
 
 
 def _translate_contrasts(
