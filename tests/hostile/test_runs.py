@@ -299,7 +299,7 @@ def test_a_full_disk_fails_the_case_alone(tiny_weights: Path, tmp_path: Path) ->
     assert "a: failed, OSError: [Errno 27] File too large" in done.stderr
     assert "1 translated, 0 kept, 1 failed" in done.stderr
     assert "Traceback" not in done.stderr
-    assert {path.name for path in (tmp_path / "mr").iterdir()} == {"b_mr.nii.gz", "b_mr.json", "b_mr.png"}
+    assert {path.name for path in (tmp_path / "mr").iterdir()} == {"b_mr.nii.gz", "b_mr.json", "b_mr.png", "run.json"}
 
 
 @pytest.mark.parametrize(("first", "second", "status"), [("SIGINT", "SIGINT", 130), ("SIGTERM", "SIGINT", 143)])
@@ -342,7 +342,7 @@ def test_a_file_that_vanishes_or_memory_that_ends_fails_its_case_alone(
     assert any(line.startswith("a: failed, ") and "a.nii.gz" in line for line in lines)
     assert "b: failed, expected enough memory for the case, got a MemoryError; crop the volume" in "\n".join(lines)
     assert not any("Traceback" in line for line in lines)
-    assert {path.name for path in (tmp_path / "mr").iterdir()} == {"c_mr.nii.gz", "c_mr.json", "c_mr.png"}
+    assert {path.name for path in (tmp_path / "mr").iterdir()} == {"c_mr.nii.gz", "c_mr.json", "c_mr.png", "run.json"}
 
 
 def test_the_command_line_ends_with_one_line_for_bad_input(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from contourdiff.data.nifti_names import case_of, is_volume, volumes_by_case
 from contourdiff.inference.summary import measures, read_run
 
 RECORD = "_mr.json"
-SIDECARS = "sub-*/**/anat/*_desc-contourdiff_*.json"
+SIDECARS = "sub-*/**/anat/*_desc-contourdiff_T[12]w.json"
 """Of a BIDS derivative dataset, with the records in them."""
 Row = Mapping[str, Any]
 
