@@ -91,5 +91,5 @@ def import_safetensors() -> ModuleType:
 
 
 def sha256_of(path: str | Path) -> str:
-    """SHA-256 of a weights file in hexadecimal, as recorded beside every translation."""
+    """SHA-256 of a file in hexadecimal, as recorded of the weights beside every translation."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()

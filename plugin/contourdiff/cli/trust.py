@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import hashlib
-import hmac
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from contourdiff.bundle import find_bundle
+from contourdiff.weights import sha256_of
 
 
 def check_trust(bundle: str | Path | None, overlays: Sequence[str], accepted: str | None) -> None:
@@ -29,7 +29,7 @@ def check_trust(bundle: str | Path | None, overlays: Sequence[str], accepted: st
     own = {path.read_bytes() for path in (find_bundle() / "configs").glob("*.json")}
     foreign = [path for path in files if path.is_file() and path.read_bytes() not in own and _can_run(path)]
     digest = config_digest(foreign)
-    if foreign and not hmac.compare_digest(digest, accepted or ""):
+    if foreign and digest != accepted:
         names = ", ".join(map(str, foreign[:3])) + (f" and {len(foreign) - 3} more" if len(foreign) > 3 else "")
         raise ValueError(
             f"expected configs of the installed bundle, got {names}, which can run any code; read them, and if you "
@@ -39,7 +39,7 @@ def check_trust(bundle: str | Path | None, overlays: Sequence[str], accepted: st
 
 def config_digest(files: Iterable[Path]) -> str:
     """SHA-256 of names and contents of configs, in order."""
-    lines = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in files]
+    lines = [f"{sha256_of(path)}  {path.name}\n" for path in files]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

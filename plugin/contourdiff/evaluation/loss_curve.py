@@ -19,7 +19,7 @@ def loss_curve(
     smooth_steps: int | None = None,
     train_tag: str = "train_loss",
     val_tag: str = "val_loss",
-) -> None:
+) -> tuple[np.ndarray, np.ndarray]:
     """Draw the training loss (each step lightly, a running mean on top) and the validation loss into a PNG.
 
     MONAI logs validations by epoch, in an event file of their own: each is drawn at the last training step before it.
@@ -33,7 +33,8 @@ def loss_curve(
         train_tag: tag of the training loss.
         val_tag: tag of the validation loss; the curve is left out where there is none yet.
 
-    Raises ``ImportError`` without TensorBoard, ``FileNotFoundError`` without events, ``ValueError`` without a loss.
+    Returns the scalars of training and validation, see [`read_scalars`][]. Raises ``ImportError`` without TensorBoard,
+    ``FileNotFoundError`` without events, ``ValueError`` without a loss.
     """
     train, val = (read_scalars(Path(log_dir), tag) for tag in (train_tag, val_tag))
     if not len(train):
@@ -55,6 +56,7 @@ def loss_curve(
     axes.legend()
     figure.tight_layout()
     save_figure(figure, path, dpi=120)
+    return train, val
 
 
 def read_scalars(log_dir: Path, tag: str) -> np.ndarray:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from contourdiff.data.atomic import write_text
-from contourdiff.evaluation.loss_curve import loss_curve, read_scalars
+from contourdiff.evaluation.loss_curve import loss_curve
 from contourdiff.report import write_markdown_page
 
 
@@ -18,8 +18,7 @@ def write_training_report(output_dir: str | Path) -> Path:
     Errors are those of [`contourdiff.evaluation.loss_curve.loss_curve`][].
     """
     folder = Path(output_dir)
-    loss_curve(folder, folder / "loss.png")
-    train, val = (read_scalars(folder, tag) for tag in ("train_loss", "val_loss"))
+    train, val = loss_curve(folder, folder / "loss.png")
     first, last = (f"{datetime.fromtimestamp(time, UTC):%Y-%m-%d %H:%M} UTC" for time in train[[0, -1], 0])
     facts = {"folder": f"`{folder}`", "first and last step": f"{first}, {last}", "steps": f"{int(train[-1, 1]):,}"}
     if len(val):

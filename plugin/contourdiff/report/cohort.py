@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from contourdiff.data.bids import bids_images
+from contourdiff.data.bids import OURS, bids_images
 from contourdiff.data.inputs import find_inputs, is_url
 from contourdiff.data.nifti import OUTPUT_SUFFIXES
 from contourdiff.data.nifti_names import case_of, is_volume, volumes_by_case
 from contourdiff.inference.summary import measures, read_run
 
 RECORD = "_mr.json"
-SIDECARS = "sub-*/**/anat/*_desc-contourdiff_T[12]w.json"
+SIDECARS = f"sub-*/**/anat/*{OURS}_T[12]w.json"
 """Of a BIDS derivative dataset, with the records in them."""
 Row = Mapping[str, Any]
 
