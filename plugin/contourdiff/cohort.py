@@ -177,7 +177,9 @@ def _translate_case(entry: dict[str, Source | None], run: _Run) -> tuple[Outcome
     handler, logger = _Records(records), logging.getLogger(PACKAGE)  # type: ignore[arg-type]
     logger.addHandler(handler)
     logger.setLevel(run.log_level)
-    logging.getLogger("monai").setLevel(logging.ERROR)
+    logging.captureWarnings(True)
+    for library in ("monai", "py.warnings"):
+        logging.getLogger(library).setLevel(logging.ERROR)
     owner = OWNER.set(run.name)
     try:
         if getattr(_worker, "run", None) != run.name:
