@@ -44,10 +44,11 @@ def stage(root: Path, share: float = 1.0, iterations: int = 7) -> Callable[[str]
 
 def test_the_minutes_are_divided_in_proportion() -> None:
     parts = {"task": 1, "pixel": 3, "features": 2}
-    assert stage_minutes(60, parts) == {"task": 10, "pixel": 30, "features": 20}
-    assert stage_minutes(None, parts) == dict.fromkeys(parts)
-    with pytest.raises(ValueError, match="change stage_parts"):
-        stage_minutes(60, {"task": 0, "pixel": 1})
+    assert [stage_minutes(name, 60, parts) for name in parts] == [10, 30, 20]
+    assert stage_minutes("task", None, parts) is None
+    for wrong in ({"task": 0, "pixel": 1}, {"task": 1}):
+        with pytest.raises(ValueError, match="change stage_parts"):
+            stage_minutes("pixel", 60, wrong)
 
 
 def test_a_finished_stage_is_not_run_again(tmp_path: Path) -> None:

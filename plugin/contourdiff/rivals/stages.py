@@ -15,15 +15,14 @@ from contourdiff.data.atomic import write_text
 from contourdiff.rivals.handlers import RECORD, TrainingBudget, counts
 
 
-def stage_minutes(minutes: float | None, parts: Mapping[str, float]) -> dict[str, float | None]:
-    """Wall clock of each stage, in proportion to ``parts``; ``None`` for each without a limit of ``minutes``.
+def stage_minutes(stage: str, minutes: float | None, parts: Mapping[str, float]) -> float | None:
+    """Wall clock of a stage, in proportion to its part of ``parts``; ``None`` without a limit of ``minutes``.
 
-    Raises ``ValueError`` unless all parts are positive.
+    Raises ``ValueError`` unless the stage has a part, and all parts are positive.
     """
-    if not parts or min(parts.values()) <= 0:
+    if stage not in parts or min(parts.values()) <= 0:
         raise ValueError(f"expected a positive part of each stage, got {dict(parts)}; change stage_parts")
-    total = sum(parts.values())
-    return {stage: None if minutes is None else minutes * part / total for stage, part in parts.items()}
+    return None if minutes is None else minutes * parts[stage] / sum(parts.values())
 
 
 def run_stage(stage: str, trainer: Trainer, budget: TrainingBudget, output_dir: str | Path, batch_size: int) -> None:
