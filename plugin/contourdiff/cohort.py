@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from monai.bundle import ConfigParser
 
+from contourdiff import LIBRARIES
 from contourdiff import bundle as bundle_folder
 from contourdiff.config_checks import plain_errors
 from contourdiff.data.atomic import OWNER, remove_partial_files
@@ -178,7 +179,7 @@ def _translate_case(entry: dict[str, Source | None], run: _Run) -> tuple[Outcome
     logger.addHandler(handler)
     logger.setLevel(run.log_level)
     logging.captureWarnings(True)
-    for library in ("monai", "py.warnings"):
+    for library in LIBRARIES:
         logging.getLogger(library).setLevel(logging.ERROR)
     owner = OWNER.set(run.name)
     try:

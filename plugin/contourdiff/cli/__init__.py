@@ -16,7 +16,7 @@ from typing import Any
 import shtab
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from contourdiff import __version__
+from contourdiff import LIBRARIES, __version__
 from contourdiff.cli import deployment, evaluation, report, translation
 from contourdiff.cli.commands import BUNDLE, COMMANDS, parse_settings, parse_value
 
@@ -25,8 +25,6 @@ EXIT_CODES = """exit status:
   1   an input was refused, or a case failed (the others are done)
   2   the command line is wrong
   130 interrupted (143: terminated); the same command goes on where it stopped"""
-LIBRARIES = ("monai", "ignite", "matplotlib", "py.warnings")
-"""Loggers that are heard with ``--verbose`` alone."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
