@@ -28,6 +28,7 @@ ORDER = (
     "transforms",
     "metrics",
     "config_checks",
+    "logs",
     "inference",
     "report",
     "training",
@@ -72,7 +73,7 @@ def violations(source: str, layer: str, package: str = "contourdiff") -> list[st
         top, *rest = name.split(".")
         if top == "monai" and layer in TORCH_ALONE:
             forbidden.append(f"{layer} imports {name}")
-        if top != "contourdiff" or not rest or rest[0] in ("__version__", "LIBRARIES", layer):
+        if top != "contourdiff" or not rest or rest[0] in ("__version__", layer):
             continue
         if rest[0] not in ORDER or ORDER.index(rest[0]) > ORDER.index(layer):
             forbidden.append(f"{layer} imports {name}")

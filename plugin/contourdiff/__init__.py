@@ -4,8 +4,6 @@
 from importlib import import_module
 
 __version__ = "0.1.0"
-LIBRARIES = ("monai", "ignite", "matplotlib", "py.warnings")
-"""Loggers of libraries, heard with ``--verbose`` alone."""
 
 
 def __getattr__(name: str) -> object:

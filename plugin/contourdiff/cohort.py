@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import torch
 from monai.bundle import ConfigParser
 
-from contourdiff import LIBRARIES
 from contourdiff import bundle as bundle_folder
 from contourdiff.config_checks import plain_errors
 from contourdiff.data.atomic import OWNER, remove_partial_files
@@ -25,6 +24,7 @@ from contourdiff.inference.evaluator import reason_of
 from contourdiff.inference.progress import progress_bar
 from contourdiff.inference.run import Contrasts, prepared_cases, run_inference, translate_contrasts
 from contourdiff.inference.summary import Outcome
+from contourdiff.logs import LIBRARIES
 
 PACKAGE = __name__.partition(".")[0]
 LOST_WORKER_TIMEOUT = "60s"

@@ -16,9 +16,10 @@ from typing import Any
 import shtab
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from contourdiff import LIBRARIES, __version__
+from contourdiff import __version__
 from contourdiff.cli import deployment, evaluation, report, translation
 from contourdiff.cli.commands import BUNDLE, COMMANDS, parse_settings, parse_value
+from contourdiff.logs import LIBRARIES
 
 EXIT_CODES = """exit status:
   0   all was done
