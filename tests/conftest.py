@@ -64,5 +64,12 @@ def reported(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) -> Pa
     dataset_dir = make_dataset(root / "ct", ("a", HOSTILE_NAME))
     (dataset_dir / "broken.nii.gz").write_bytes(b"no volume")
     with pytest.raises(ValueError, match="1 of 3 cases failed"):
-        run(dataset_dir, root / "mr", tiny_weights, report=True, save_fidelity_map=True, save_uncertainty_map=True)
+        run(
+            dataset_dir,
+            root / "mr",
+            tiny_weights,
+            report=True,
+            save_fidelity_map=True,
+            save_uncertainty_map=True,
+        )
     return root / "mr"

@@ -48,7 +48,9 @@ TINY_NETWORK = {
 
 def make_tiny_network() -> ContourUNet:
     """Untrained, but with an output that depends on the contour: the last layer is drawn, not zero."""
-    network = ContourUNet(**{key: value for key, value in TINY_NETWORK.items() if key != "_target_"})
+    network = ContourUNet(
+        **{key: value for key, value in TINY_NETWORK.items() if key != "_target_"}
+    )
     torch.nn.init.normal_(network.out[2].conv.weight, std=0.05)
     return network.eval()
 
@@ -83,11 +85,22 @@ def oblique_affine(spacing_mm: tuple[float, float, float]) -> np.ndarray:
 def assert_same_grid(result: nib.Nifti1Image, source: nib.Nifti1Image) -> None:
     assert result.shape == source.shape
     np.testing.assert_array_equal(result.affine, source.affine)
-    for field in ("sform_code", "qform_code", "srow_x", "srow_y", "srow_z", "quatern_b", "qoffset_x", "pixdim"):
+    for field in (
+        "sform_code",
+        "qform_code",
+        "srow_x",
+        "srow_y",
+        "srow_z",
+        "quatern_b",
+        "qoffset_x",
+        "pixdim",
+    ):
         np.testing.assert_array_equal(result.header[field], source.header[field])
 
 
-SCHEDULER = DDPMScheduler(num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, prediction_type="v_prediction")
+SCHEDULER = DDPMScheduler(
+    num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, prediction_type="v_prediction"
+)
 
 
 RULES = SelectionRules(candidates=3, max_rounds=3, mean_threshold=120.0, distance_threshold=2500.0)
@@ -111,9 +124,17 @@ SAMPLING = ("solver", "num_inference_steps", "eta")
 EXECUTION = ("batch_size", "amp", "acceleration", "retain_heap")
 
 
-def inferer(kind: type = ContourTranslationInferer, scheduler: Any = SCHEDULER, **given: Any) -> Any:
+def inferer(
+    kind: type = ContourTranslationInferer, scheduler: Any = SCHEDULER, **given: Any
+) -> Any:
     """An inferer whose arguments, and those of its sampler and its execution, are given by name."""
-    given = {"rules": RULES, "num_inference_steps": 3, "batch_size": 4, "margin_px": 2, "progress": False} | given
+    given = {
+        "rules": RULES,
+        "num_inference_steps": 3,
+        "batch_size": 4,
+        "margin_px": 2,
+        "progress": False,
+    } | given
     sampler = Sampler(scheduler, **{name: given.pop(name) for name in SAMPLING if name in given})
     execution = Execution(**{name: given.pop(name) for name in EXECUTION if name in given})
     return kind(sampler, execution=execution, **given)
@@ -153,7 +174,11 @@ def make_dataset(folder: Path, names: tuple[str, ...] = NAMES) -> Path:
     for number, name in enumerate(names):
         ct = ball_ct((10, 30, 26), seed=number)
         write_nifti(folder / f"{name}.nii.gz", ct, OBLIQUE)
-        write_nifti(folder / "labels" / f"{name}.nii.gz", (ct > 200).astype(np.uint8) * (number + 27), OBLIQUE)
+        write_nifti(
+            folder / "labels" / f"{name}.nii.gz",
+            (ct > 200).astype(np.uint8) * (number + 27),
+            OBLIQUE,
+        )
     return folder
 
 
@@ -184,13 +209,18 @@ def write_events(folder: Path) -> None:
 def large_cohort(reported: Path, folder: Path, count: int) -> Path:
     """A folder with ``count`` records that differ in their numbers, made from one of a folder of translations."""
     record = json.loads((reported / "a_mr.json").read_text())
-    rng, copies = np.random.default_rng(0), [copy.deepcopy(item) for item in record["slices"][1:2] * 30]
+    rng, copies = (
+        np.random.default_rng(0),
+        [copy.deepcopy(item) for item in record["slices"][1:2] * 30],
+    )
     folder.mkdir(parents=True)
     for number in range(count):
         record["fidelity"]["fidelity_median"] = float(rng.uniform(0.4, 0.9))
         record["flicker"]["flicker"] = float(rng.gamma(4, 300))
         record["slices"] = copies[: int(rng.integers(10, 30))]
-        (folder / f"case{number:04}_mr.json").write_text(json.dumps({**record, "case": f"case{number:04}"}))
+        (folder / f"case{number:04}_mr.json").write_text(
+            json.dumps({**record, "case": f"case{number:04}"})
+        )
     return folder
 
 
@@ -203,7 +233,9 @@ GUIDED_NETWORK = {**TINY_NETWORK, "in_channels": 3}
 
 def make_guided_network() -> ContourUNet:
     torch.manual_seed(0)
-    network = ContourUNet(**{key: value for key, value in GUIDED_NETWORK.items() if key != "_target_"})
+    network = ContourUNet(
+        **{key: value for key, value in GUIDED_NETWORK.items() if key != "_target_"}
+    )
     torch.nn.init.normal_(network.out[2].conv.weight, std=0.05)
     return network.eval()
 
@@ -218,7 +250,8 @@ def make_mr(folder: Path) -> Path:
             image[:, 6:34, stripe : stripe + 3] = rng.integers(140, 250)
         write_nifti(folder / f"mr{number}.nii.gz", image, np.diag([4.0, 2.2, 2.2, 1.0]))
     (folder / "index.csv").write_text(
-        "file,split\n" + "".join(f"mr{n}.nii.gz,{'val' if n in (2, 5) else 'train'}\n" for n in range(6))
+        "file,split\n"
+        + "".join(f"mr{n}.nii.gz,{'val' if n in (2, 5) else 'train'}\n" for n in range(6))
     )
     return folder
 
@@ -265,7 +298,10 @@ def write_series(
         meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
         data = pydicom.dataset.Dataset()
         data.file_meta = meta
-        data.SOPClassUID, data.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+        data.SOPClassUID, data.SOPInstanceUID = (
+            meta.MediaStorageSOPClassUID,
+            meta.MediaStorageSOPInstanceUID,
+        )
         data.SeriesInstanceUID, data.StudyInstanceUID = uid, "1.2.3"
         data.Modality, data.ImageType, data.SeriesDescription = (
             "CT",
@@ -312,7 +348,7 @@ def shapes(seed: int, levels: torch.Tensor, size: int = 24) -> dict[str, torch.T
     return {"image": levels[label], "label": label.float()}
 
 
-TINY_RIVAL = {
+TINY_BASELINE = {
     "image_size_px": [32, 32],
     "min_object_mm2": 100.0,
     "max_hole_mm2": 2000.0,
@@ -326,7 +362,7 @@ TINY_RIVAL = {
     "val_fraction": 0.0,
     "device": "cpu",
 }
-"""Settings of a rival for small slices, with small networks."""
+"""Settings of a baseline for small slices, with small networks."""
 
 
 def write_domains(root: Path) -> tuple[Path, Path]:
@@ -334,9 +370,13 @@ def write_domains(root: Path) -> tuple[Path, Path]:
     affine = np.diag([4.0, 2.2, 2.2, 1.0])
     for side, first, levels in (("ct", 0, [-1000.0, 0.0, 250.0]), ("mr", 6, [0.0, 70.0, 200.0])):
         items = [shapes(first + number, torch.tensor(levels), size=32) for number in range(6)]
-        image, label = (torch.cat([item[key] for item in items]).numpy() for key in ("image", "label"))
+        image, label = (
+            torch.cat([item[key] for item in items]).numpy() for key in ("image", "label")
+        )
         image = image + np.random.default_rng(first).normal(0, 8, image.shape)
         write_nifti(root / side / "a.nii.gz", image.astype(np.int16), affine)
         if side == "ct":
-            write_nifti(root / side / "labels" / "a.nii.gz", ((label == 2) * 27).astype(np.uint8), affine)
+            write_nifti(
+                root / side / "labels" / "a.nii.gz", ((label == 2) * 27).astype(np.uint8), affine
+            )
     return root / "ct", root / "mr"

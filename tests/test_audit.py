@@ -13,7 +13,10 @@ from pathlib import Path
 from helpers import REPOSITORY
 
 TEXT = (REPOSITORY / ".ci" / "locked.txt").read_text()
-HERE = f"of {sys.platform} {platform.machine()}, Python {sys.version_info.major}.{sys.version_info.minor};" in TEXT
+HERE = (
+    f"of {sys.platform} {platform.machine()}, Python {sys.version_info.major}.{sys.version_info.minor};"
+    in TEXT
+)
 LOCKED = {
     name: (version, hashes.split(" --hash=sha256:"))
     for name, version, hashes in re.findall(r"^(\S+)==(\S+) --hash=sha256:(.+)$", TEXT, re.M)
@@ -23,12 +26,22 @@ LOCKED = {
 def audit(folder: Path, archives: dict[str, tuple[str, str]]) -> tuple[int, list[str]]:
     """Status and errors for a report of pip with these versions and hashes, and this package's folder."""
     items = [
-        {"metadata": {"name": name, "version": version}, "download_info": {"archive_info": {"hashes": {"sha256": sha}}}}
+        {
+            "metadata": {"name": name, "version": version},
+            "download_info": {"archive_info": {"hashes": {"sha256": sha}}},
+        }
         for name, (version, sha) in archives.items()
     ]
-    items.append({"metadata": {"name": "contourdiff", "version": "1"}, "download_info": {"dir_info": {}}})
+    items.append(
+        {"metadata": {"name": "contourdiff", "version": "1"}, "download_info": {"dir_info": {}}}
+    )
     (folder / "report.json").write_text(json.dumps({"install": items}))
-    command = [sys.executable, str(REPOSITORY / ".ci" / "audit"), "--offline", str(folder / "report.json")]
+    command = [
+        sys.executable,
+        str(REPOSITORY / ".ci" / "audit"),
+        "--offline",
+        str(folder / "report.json"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.returncode, done.stderr.splitlines()
 
@@ -36,11 +49,17 @@ def audit(folder: Path, archives: dict[str, tuple[str, str]]) -> tuple[int, list
 def test_archives_of_the_list_pass_and_all_others_fail_with_a_line(tmp_path: Path) -> None:
     archives = {name: (version, hashes[-1]) for name, (version, hashes) in LOCKED.items()}
     assert audit(tmp_path, archives) == (0, [])
-    assert audit(tmp_path, {"PyYAML": archives["pyyaml"], "typing_extensions": archives["typing-extensions"]}) == (
+    assert audit(
+        tmp_path, {"PyYAML": archives["pyyaml"], "typing_extensions": archives["typing-extensions"]}
+    ) == (
         0,
         [],
     )
-    changed = {"fire": (archives["fire"][0], "0" * 64), "torch": ("1.0+cpu", "0" * 64), "unheard-of": ("1", "0" * 64)}
+    changed = {
+        "fire": (archives["fire"][0], "0" * 64),
+        "torch": ("1.0+cpu", "0" * 64),
+        "unheard-of": ("1", "0" * 64),
+    }
     status, errors = audit(tmp_path, {**archives, **changed})
     renew = "; if that is right, run .ci/audit --renew and commit .ci/locked.txt"
     assert status == 1

@@ -26,18 +26,24 @@ def translations() -> dict[str, Translation]:
     """Of all variants: five slices, the third without a contour."""
     contours = random_contours(5, 32)
     contours[2] = 0
-    return {variant: loop.variant_of(variant, "tiny", contours, 4, RULES)() for variant in loop.VARIANTS}
+    return {
+        variant: loop.variant_of(variant, "tiny", contours, 4, RULES)() for variant in loop.VARIANTS
+    }
 
 
 @pytest.mark.parametrize("variant", ["expert", "ours"])
-def test_the_papers_loop_and_ours_translate_the_same(translations: dict[str, Translation], variant: str) -> None:
+def test_the_papers_loop_and_ours_translate_the_same(
+    translations: dict[str, Translation], variant: str
+) -> None:
     paper, other = translations["paper"], translations[variant]
     assert other.picks == paper.picks
     assert other.calls == paper.calls  # a round fills a batch
     torch.testing.assert_close(other.volume, paper.volume, atol=1e-2, rtol=0)
 
 
-def test_the_comparison_needs_later_rounds_and_restarts_after_a_gap(translations: dict[str, Translation]) -> None:
+def test_the_comparison_needs_later_rounds_and_restarts_after_a_gap(
+    translations: dict[str, Translation],
+) -> None:
     picks = translations["paper"].picks
     assert [pick[0] for pick in picks] == [0, 1, 3, 4]
     assert any(pick[1] > 0 for pick in picks)
@@ -61,13 +67,20 @@ def test_all_networks_of_one_name_have_the_same_weights() -> None:
 
 @pytest.mark.parametrize("batch_size", [4, 8, 12, 64])
 def test_where_all_pass_no_batch_has_room_left(batch_size: int) -> None:
-    assert rounds.in_batches(SLICES, batch_size, 1.0).calls == -(-SLICES * rounds.RULES.candidates // batch_size)
+    assert rounds.in_batches(SLICES, batch_size, 1.0).calls == -(
+        -SLICES * rounds.RULES.candidates // batch_size
+    )
 
 
 @pytest.mark.parametrize("batch_size", rounds.BATCH_SIZES)
 @pytest.mark.parametrize("pass_rate", [0.9, 0.5, 0.1])
-def test_batches_choose_what_the_sequence_chooses_in_no_more_calls(pass_rate: float, batch_size: int) -> None:
-    batched, plain = rounds.in_batches(SLICES, batch_size, pass_rate), rounds.in_sequence(SLICES, pass_rate)
+def test_batches_choose_what_the_sequence_chooses_in_no_more_calls(
+    pass_rate: float, batch_size: int
+) -> None:
+    batched, plain = (
+        rounds.in_batches(SLICES, batch_size, pass_rate),
+        rounds.in_sequence(SLICES, pass_rate),
+    )
     assert batched.choices == plain.choices
     assert batched.asked == plain.asked
     assert batched.calls >= -(-plain.asked // batch_size)
@@ -80,17 +93,25 @@ def test_batches_choose_what_the_sequence_chooses_in_no_more_calls(pass_rate: fl
 def test_the_pass_rate_is_that_of_the_synthetic_candidates() -> None:
     """Whatever came before: the share of slices that pass in the first round is that of four tries."""
     for pass_rate in (0.5, 0.1):
-        choices = [choice for case in "abcd" for choice in rounds.in_sequence(SLICES, pass_rate, case).choices]
+        choices = [
+            choice
+            for case in "abcd"
+            for choice in rounds.in_sequence(SLICES, pass_rate, case).choices
+        ]
         share = sum(choice.accepted and choice.rounds == 1 for choice in choices) / len(choices)
         assert share == pytest.approx(1 - (1 - pass_rate) ** 4, abs=0.07)
-        assert all(choice.accepted or choice.rounds == rounds.RULES.max_rounds for choice in choices)
+        assert all(
+            choice.accepted or choice.rounds == rounds.RULES.max_rounds for choice in choices
+        )
 
 
 def test_work_ahead_takes_no_later_round_before_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     early = []
     ahead = CandidatePool._ahead
 
-    def watched(self: CandidatePool, count: int, taken: set[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+    def watched(
+        self: CandidatePool, count: int, taken: set[tuple[int, int, int]]
+    ) -> list[tuple[int, int, int]]:
         free = ahead(self, count, taken)
         known = {*self._ready, *taken, *free}
         early.extend(place for place in free if (place[0], 0, 0) not in known)
@@ -104,17 +125,23 @@ def test_work_ahead_takes_no_later_round_before_the_first(monkeypatch: pytest.Mo
 @pytest.mark.parametrize("slices", scaling.SLICES)
 def test_calls_grow_with_the_slices_and_no_faster(slices: int) -> None:
     network = make_network("convolution")
-    assert scaling.network_calls(slices, network)[0] == scaling.expected_calls(slices) == slices // 2
+    assert (
+        scaling.network_calls(slices, network)[0] == scaling.expected_calls(slices) == slices // 2
+    )
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="resident memory is read from Linux's /proc")
+@pytest.mark.skipif(
+    not Path("/proc/self/status").is_file(), reason="resident memory is read from Linux's /proc"
+)
 def test_memory_grows_by_few_volumes_and_not_by_candidates() -> None:
     """256 slices: candidates that were kept would alone be 4 volumes more than what the bound leaves room for."""
     slices, size_px = 256, 128
     _, growth = memory.growth_mib("convolution", slices, batch_size=4, size_px=size_px)
     volume = memory.volume_mib(slices, size_px)
     assert volume < growth <= memory.bound_mib(slices, size_px)
-    assert memory.bound_mib(slices, size_px) < (3 + memory.CANDIDATES) * volume  # result and stack, and all candidates
+    assert (
+        memory.bound_mib(slices, size_px) < (3 + memory.CANDIDATES) * volume
+    )  # result and stack, and all candidates
 
 
 def test_frame_keeps_every_contour_that_fits_and_lies_in_the_middle() -> None:
@@ -144,9 +171,13 @@ def test_the_command_writes_both_files_and_takes_up_what_is_done(tmp_path: Path)
     assert "kept" not in (tmp_path / "performance.md").read_text(encoding="utf-8")
 
 
-def test_what_must_hold_and_does_not_gives_status_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_must_hold_and_does_not_gives_status_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(scaling, "SLICES", (16,))
     monkeypatch.setattr(scaling, "expected_calls", lambda slices: 1)
     assert run.main([str(tmp_path), "--quick", "--only", "scaling"]) == 1
-    assert "**Failed**: 16 slices cost 8 calls, expected 1" in (tmp_path / "performance.md").read_text(encoding="utf-8")
+    assert "**Failed**: 16 slices cost 8 calls, expected 1" in (
+        tmp_path / "performance.md"
+    ).read_text(encoding="utf-8")
     assert not (tmp_path / "parts" / "scaling.json").exists()

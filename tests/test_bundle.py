@@ -21,7 +21,18 @@ from monai.bundle import ConfigParser, ConfigWorkflow, verify_metadata
 
 from contourdiff.bundle import config_files, read_config, translate
 from contourdiff.inference.evaluator import CaseEvaluator
-from helpers import CONFIGS, NAMES, OBLIQUE, REPOSITORY, TINY_NETWORK, ball_ct, make_dataset, run, voxels, write_nifti
+from helpers import (
+    CONFIGS,
+    NAMES,
+    OBLIQUE,
+    REPOSITORY,
+    TINY_NETWORK,
+    ball_ct,
+    make_dataset,
+    run,
+    voxels,
+    write_nifti,
+)
 
 MAX_EXPRESSIONS = 12
 """``$`` in a config, of one stage; a training of several stages has a network, an optimizer and a folder for each."""
@@ -39,7 +50,10 @@ def translated(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) -> 
 def test_grid_and_labels_are_exact(translated: tuple[Path, Path]) -> None:
     dataset_dir, output_dir = translated
     for name in NAMES:
-        ct, mr = nib.load(dataset_dir / f"{name}.nii.gz"), nib.load(output_dir / f"{name}_mr.nii.gz")
+        ct, mr = (
+            nib.load(dataset_dir / f"{name}.nii.gz"),
+            nib.load(output_dir / f"{name}_mr.nii.gz"),
+        )
         assert mr.shape == ct.shape
         np.testing.assert_array_equal(mr.affine, ct.affine)
         assert mr.get_data_dtype() == np.float32
@@ -47,7 +61,10 @@ def test_grid_and_labels_are_exact(translated: tuple[Path, Path]) -> None:
         assert data.min() >= 0
         assert data.max() <= 255
         assert data.std() > 1
-        label, source = output_dir / f"{name}_label.nii.gz", dataset_dir / "labels" / f"{name}.nii.gz"
+        label, source = (
+            output_dir / f"{name}_label.nii.gz",
+            dataset_dir / "labels" / f"{name}.nii.gz",
+        )
         np.testing.assert_array_equal(voxels(label), voxels(source))
         assert nib.load(label).get_data_dtype() == nib.load(source).get_data_dtype()
         np.testing.assert_array_equal(nib.load(label).affine, nib.load(source).affine)
@@ -66,12 +83,20 @@ def test_record_and_picture(translated: tuple[Path, Path], tiny_weights: Path) -
     assert len(drawn) >= 5
     assert drawn[0]["neighbor_distance"] is None
     assert all(
-        {"round", "candidate", "rounds", "neighbor_distance", "accepted", "center_mm"} <= d.keys() for d in drawn
+        {"round", "candidate", "rounds", "neighbor_distance", "accepted", "center_mm"} <= d.keys()
+        for d in drawn
     )
     picture = (output_dir / "a_mr.png").read_bytes()
     assert picture.startswith(b"\x89PNG")
     assert sorted(path.name for path in output_dir.iterdir()) == sorted(
-        ["run.json", *(f"{name}_{end}" for name in NAMES for end in ("label.nii.gz", "mr.json", "mr.nii.gz", "mr.png"))]
+        [
+            "run.json",
+            *(
+                f"{name}_{end}"
+                for name in NAMES
+                for end in ("label.nii.gz", "mr.json", "mr.nii.gz", "mr.png")
+            ),
+        ]
     )
 
 
@@ -83,9 +108,15 @@ def test_same_case_alone_in_reversed_order_and_read_by_workers(
     alone.mkdir()
     shutil.copy(dataset_dir / "b.nii.gz", alone)
     result = run(alone, tmp_path / "out", tiny_weights)
-    np.testing.assert_array_equal(voxels(result / "b_mr.nii.gz"), voxels(output_dir / "b_mr.nii.gz"))
+    np.testing.assert_array_equal(
+        voxels(result / "b_mr.nii.gz"), voxels(output_dir / "b_mr.nii.gz")
+    )
     assert not (result / "b_label.nii.gz").exists()
-    listed = {"testing": [{"image": f"{name}.nii.gz", "label": f"labels/{name}.nii.gz"} for name in NAMES[::-1]]}
+    listed = {
+        "testing": [
+            {"image": f"{name}.nii.gz", "label": f"labels/{name}.nii.gz"} for name in NAMES[::-1]
+        ]
+    }
     (tmp_path / "list.json").write_text(json.dumps(listed))
     for num_workers in (0, 2):
         changes = {"datalist": str(tmp_path / "list.json"), "num_workers": num_workers}
@@ -119,7 +150,11 @@ def corrupt(name: str, folder: Path) -> None:
     if name == "not NIfTI":
         path.write_bytes(gzip.compress(b"this is no image at all" * 50))
     elif name == "truncated":
-        write_nifti(path, np.random.default_rng(0).integers(-1000, 1000, (10, 30, 26)).astype(np.int16), OBLIQUE)
+        write_nifti(
+            path,
+            np.random.default_rng(0).integers(-1000, 1000, (10, 30, 26)).astype(np.int16),
+            OBLIQUE,
+        )
         path.write_bytes(path.read_bytes()[:3000])
     elif name == "claims too much":
         header = nib.Nifti1Header()
@@ -176,7 +211,13 @@ def test_a_bad_case_is_named_and_the_others_are_done(
     assert re.search(BAD_CASES[name], first_error), first_error
     assert any(line.startswith("1 translated, 0 kept, 1 failed") for line in lines)
     names = {path.name for path in (tmp_path / "mr").iterdir()}
-    assert names == {"good_label.nii.gz", "good_mr.json", "good_mr.nii.gz", "good_mr.png", "run.json"}
+    assert names == {
+        "good_label.nii.gz",
+        "good_mr.json",
+        "good_mr.nii.gz",
+        "good_mr.png",
+        "run.json",
+    }
 
 
 def make_weights(name: str, path: Path, tiny_weights: Path) -> None:
@@ -211,7 +252,9 @@ class Malicious:
         ("other shapes", "[0-9]+ of another shape"),
     ],
 )
-def test_bad_weights_stop_the_run_before_it_starts(name: str, message: str, tiny_weights: Path, tmp_path: Path) -> None:
+def test_bad_weights_stop_the_run_before_it_starts(
+    name: str, message: str, tiny_weights: Path, tmp_path: Path
+) -> None:
     dataset_dir = make_dataset(tmp_path / "ct", ("a",))
     weights = tmp_path / "weights.pt"
     make_weights(name, weights, tiny_weights)
@@ -221,12 +264,18 @@ def test_bad_weights_stop_the_run_before_it_starts(name: str, message: str, tiny
     assert not (tmp_path / "mr").exists()
 
 
-def test_no_such_folder_an_empty_one_and_an_output_that_is_a_file(tiny_weights: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"expected a folder of CT volumes at .*nowhere, found none"):
+def test_no_such_folder_an_empty_one_and_an_output_that_is_a_file(
+    tiny_weights: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        FileNotFoundError, match=r"expected a folder of CT volumes at .*nowhere, found none"
+    ):
         run(tmp_path / "nowhere", tmp_path / "mr", tiny_weights)
     assert not (tmp_path / "mr").exists()
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"expected volumes \(.* or CT in DICOM in .*empty, found none"):
+    with pytest.raises(
+        ValueError, match=r"expected volumes \(.* or CT in DICOM in .*empty, found none"
+    ):
         run(tmp_path / "empty", tmp_path / "mr", tiny_weights)
     dataset_dir = make_dataset(tmp_path / "ct", ("a",))
     (tmp_path / "file").write_text("in the way")
@@ -240,18 +289,32 @@ def test_a_volume_that_cannot_be_ct_gets_a_warning(
     write_nifti(tmp_path / "ct" / "mr.nii.gz", np.clip(ball_ct((10, 30, 26)), 0, None), OBLIQUE)
     output_dir = run(tmp_path / "ct", tmp_path / "mr", tiny_weights)
     assert "no voxel of mr.nii.gz lies below -200 HU" in caplog.text
-    assert "CT in Hounsfield units" in json.loads((output_dir / "mr_mr.json").read_text())["warnings"][0]
+    assert (
+        "CT in Hounsfield units"
+        in json.loads((output_dir / "mr_mr.json").read_text())["warnings"][0]
+    )
 
 
 @pytest.mark.parametrize("run_id", ["run", "inference"])
-def test_both_ids_from_the_command_line_in_any_directory(run_id: str, tiny_weights: Path, tmp_path: Path) -> None:
+def test_both_ids_from_the_command_line_in_any_directory(
+    run_id: str, tiny_weights: Path, tmp_path: Path
+) -> None:
     """A fresh process in another directory: exit status 0, and 1 with one clear last line for an error of the input."""
     dataset_dir = make_dataset(tmp_path / "ct", ("a",))
-    (tmp_path / "tiny.json").write_text(json.dumps({"network_def": TINY_NETWORK, "min_object_mm2": 100.0}))
+    (tmp_path / "tiny.json").write_text(
+        json.dumps({"network_def": TINY_NETWORK, "min_object_mm2": 100.0})
+    )
     names = [str(CONFIGS / f"{name}.json") for name in ("inference", "fast", "single")]
     configs = str([*names, str(tmp_path / "tiny.json")])
     command = [sys.executable, "-m", "monai.bundle", "run", run_id, "--config_file", configs]
-    command += ["--ckpt_path", str(tiny_weights), "--output_dir", str(tmp_path / "mr"), "--num_inference_steps", "1"]
+    command += [
+        "--ckpt_path",
+        str(tiny_weights),
+        "--output_dir",
+        str(tmp_path / "mr"),
+        "--num_inference_steps",
+        "1",
+    ]
 
     def call(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([*command, *arguments], cwd=tmp_path, capture_output=True, text=True)
@@ -282,10 +345,14 @@ def test_both_ids_from_the_command_line_in_any_directory(run_id: str, tiny_weigh
 def test_an_unknown_setting_ends_the_run_and_names_the_nearest(
     config: str, misspelled: str, nearest: str, tmp_path: Path
 ) -> None:
-    parser = ConfigWorkflow(str(CONFIGS / f"{config}.json"), logging_file=False, **{misspelled: 1}).parser
+    parser = ConfigWorkflow(
+        str(CONFIGS / f"{config}.json"), logging_file=False, **{misspelled: 1}
+    ).parser
     parser["bundle_root"] = str(CONFIGS.parent)
     parser["run"] = [{"_target_": "contourdiff.bundle.check_settings"}]
-    with pytest.raises(SystemExit, match=f"error: expected settings .* got '{misspelled}'; did you mean {nearest}"):
+    with pytest.raises(
+        SystemExit, match=f"error: expected settings .* got '{misspelled}'; did you mean {nearest}"
+    ):
         parser.get_parsed_content("run::0")
     with pytest.raises(ValueError, match=f"got '{misspelled}'; did you mean {nearest}"):
         read_config(config_files(base=config), {misspelled: 1})
@@ -294,7 +361,10 @@ def test_an_unknown_setting_ends_the_run_and_names_the_nearest(
 @pytest.mark.parametrize(
     "names",
     [
-        *[("inference", name) for name in ("fast", "lumbar", "hip_thigh", "single", "neighbor_guided", "onnx")],
+        *[
+            ("inference", name)
+            for name in ("fast", "lumbar", "hip_thigh", "single", "neighbor_guided", "onnx")
+        ],
         ("train", "cpu"),
         ("train", "unconditional"),
         ("train", "train_neighbor_guided"),
@@ -308,9 +378,13 @@ def test_an_unknown_setting_ends_the_run_and_names_the_nearest(
     ],
     ids="+".join,
 )
-def test_settings_of_the_shipped_configs_are_all_known(names: tuple[str, str], tmp_path: Path) -> None:
+def test_settings_of_the_shipped_configs_are_all_known(
+    names: tuple[str, str], tmp_path: Path
+) -> None:
     """An overlay only changes what its config has, and a user's own entry is known if something refers to it."""
-    (tmp_path / "own.json").write_text(json.dumps({"my_seed": 5, "seed": "@my_seed", "// mine": "a comment"}))
+    (tmp_path / "own.json").write_text(
+        json.dumps({"my_seed": 5, "seed": "@my_seed", "// mine": "a comment"})
+    )
     files = [*config_files(base=names[0], overlays=names[1:]), str(tmp_path / "own.json")]
     workflow = ConfigWorkflow(files, logging_file=False)
     workflow.parser["run"] = [{"_target_": "contourdiff.bundle.check_settings"}]
@@ -318,7 +392,9 @@ def test_settings_of_the_shipped_configs_are_all_known(names: tuple[str, str], t
 
 
 def test_a_misspelled_setting_of_translate_stops_before_the_run(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="got 'num_inference_step'; did you mean num_inference_steps"):
+    with pytest.raises(
+        ValueError, match="got 'num_inference_step'; did you mean num_inference_steps"
+    ):
         translate(tmp_path, tmp_path / "mr", num_inference_step=15)
     assert not (tmp_path / "mr").exists()
 
@@ -328,12 +404,21 @@ def test_an_error_of_a_component_is_raised_as_it_is(tiny_weights: Path, tmp_path
     with pytest.raises(ValueError, match=r"^solver must be one of"):
         run(dataset_dir, tmp_path / "mr", tiny_weights, solver="euler")
     with pytest.raises(ValueError, match=r"^an uncertainty map requires 2 candidates"):
-        run(dataset_dir, tmp_path / "mr", tiny_weights, save_uncertainty_map=True, candidates=1, max_rounds=1)
+        run(
+            dataset_dir,
+            tmp_path / "mr",
+            tiny_weights,
+            save_uncertainty_map=True,
+            candidates=1,
+            max_rounds=1,
+        )
 
 
 def test_looking_at_the_bundle_needs_no_data() -> None:
     """Shipped weights, the config's own paths: nothing is read or written before the run."""
-    workflow = ConfigWorkflow(str(CONFIGS / "inference.json"), workflow_type="inference", logging_file=False)
+    workflow = ConfigWorkflow(
+        str(CONFIGS / "inference.json"), workflow_type="inference", logging_file=False
+    )
     workflow.initialize()
     assert workflow.check_properties() == []
     assert isinstance(workflow.evaluator, CaseEvaluator)
@@ -341,8 +426,15 @@ def test_looking_at_the_bundle_needs_no_data() -> None:
 
 
 def test_a_workflow_runs_after_a_look_at_its_parts(tiny_weights: Path, tmp_path: Path) -> None:
-    settings = {"dataset_dir": str(make_dataset(tmp_path / "ct", ("a", "b"))), "output_dir": str(tmp_path / "mr")}
-    settings |= {"network_def": TINY_NETWORK, "ckpt_path": str(tiny_weights), "num_inference_steps": 1}
+    settings = {
+        "dataset_dir": str(make_dataset(tmp_path / "ct", ("a", "b"))),
+        "output_dir": str(tmp_path / "mr"),
+    }
+    settings |= {
+        "network_def": TINY_NETWORK,
+        "ckpt_path": str(tiny_weights),
+        "num_inference_steps": 1,
+    }
     files = config_files(overlays=["fast", "single"])
     workflow = ConfigWorkflow(files, workflow_type="inference", logging_file=False, **settings)
     workflow.initialize()
@@ -353,13 +445,21 @@ def test_a_workflow_runs_after_a_look_at_its_parts(tiny_weights: Path, tmp_path:
 
 def test_properties_of_both_workflows(tiny_weights: Path, tmp_path: Path) -> None:
     dataset_dir = make_dataset(tmp_path / "ct")
-    settings = {"dataset_dir": str(dataset_dir), "output_dir": str(tmp_path / "mr"), "logging_file": False}
+    settings = {
+        "dataset_dir": str(dataset_dir),
+        "output_dir": str(tmp_path / "mr"),
+        "logging_file": False,
+    }
     tiny = {**settings, "network_def": TINY_NETWORK, "ckpt_path": str(tiny_weights)}
     inference = ConfigWorkflow(config_files(overlays=["single"]), workflow_type="inference", **tiny)
     inference.initialize()
     assert inference.check_properties() == []
     (tmp_path / "list.csv").write_text("file,split\na.nii.gz,train\nb.nii.gz,val\n")
-    settings |= {"datalist": str(tmp_path / "list.csv"), "image_size_px": [32, 32], "min_object_mm2": 100.0}
+    settings |= {
+        "datalist": str(tmp_path / "list.csv"),
+        "image_size_px": [32, 32],
+        "min_object_mm2": 100.0,
+    }
     files = config_files(base="train", overlays=["train_single"])
     train = ConfigWorkflow(files, workflow_type="train", network_def=TINY_NETWORK, **settings)
     train.initialize()
@@ -371,13 +471,19 @@ def test_metadata_is_valid(tmp_path: Path) -> None:
     if not schema.is_file():
         pytest.skip("the metadata schema is not beside the repository")
     shutil.copy(schema, tmp_path / "schema.json")
-    verify_metadata(meta_file=str(CONFIGS / "metadata.json"), filepath=str(tmp_path / "schema.json"))
+    verify_metadata(
+        meta_file=str(CONFIGS / "metadata.json"), filepath=str(tmp_path / "schema.json")
+    )
 
 
 def test_shared_settings_of_training_and_inference_agree() -> None:
-    inference, train = (json.loads((CONFIGS / f"{name}.json").read_text()) for name in ("inference", "train"))
+    inference, train = (
+        json.loads((CONFIGS / f"{name}.json").read_text()) for name in ("inference", "train")
+    )
     for config in (inference, train):  # names of the contrasts here, patterns of their files there
-        config["network_def"] = {k: v for k, v in config["network_def"].items() if not k.startswith("contrast")}
+        config["network_def"] = {
+            k: v for k, v in config["network_def"].items() if not k.startswith("contrast")
+        }
     shared = ("network_def", "scheduler", "spacing_mm", "axcodes", "slice_axis", "filter_classes")
     for key in (*shared, "contour_sigma_px", "contour_low_threshold", "contour_high_threshold"):
         assert inference[key] == train[key], key
@@ -389,7 +495,9 @@ def test_spacing_and_slice_axis_are_the_whole_geometry(
 ) -> None:
     """``slice_axis`` alone decides which axis keeps its spacing."""
     path = write_nifti(tmp_path / "a.nii.gz", ball_ct((10, 30, 26)), np.diag([3.0, 2.5, 4.0, 1.0]))
-    preprocessing = inference_parser(slice_axis=axis, spacing_mm=5.0).get_parsed_content("preprocessing")
+    preprocessing = inference_parser(slice_axis=axis, spacing_mm=5.0).get_parsed_content(
+        "preprocessing"
+    )
     contour = preprocessing({"image": str(path)})["image"]
     expected = [round(extent / 5) for extent in (30, 75, 104)]
     expected[axis] = (10, 30, 26)[axis]
@@ -403,7 +511,15 @@ def test_spacing_and_slice_axis_are_the_whole_geometry(
 def test_the_record_holds_the_settings_section_whole(tiny_weights: Path, tmp_path: Path) -> None:
     """Every setting with the value it had, spacing, network, scheduler and device among them."""
     dataset_dir = make_dataset(tmp_path / "ct", ("a",))
-    output_dir = run(dataset_dir, tmp_path / "mr", tiny_weights, slice_axis=1, spacing_mm=3.0, device="cpu", amp=False)
+    output_dir = run(
+        dataset_dir,
+        tmp_path / "mr",
+        tiny_weights,
+        slice_axis=1,
+        spacing_mm=3.0,
+        device="cpu",
+        amp=False,
+    )
     recorded = json.loads((output_dir / "a_mr.json").read_text())["settings"]
     names = list(json.loads((CONFIGS / "inference.json").read_text()))
     start = names.index("// settings") + 1
@@ -417,9 +533,13 @@ def test_the_record_holds_the_settings_section_whole(tiny_weights: Path, tmp_pat
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.json")), ids=lambda path: path.stem)
 def test_configs_read_like_a_letter(path: Path) -> None:
     text = path.read_text()
-    limit = {"inference": 170, "train": 215, "segmentation_train": 200, "cyclegan": 235, "cycada": 200}.get(
-        path.stem, 100
-    )
+    limit = {
+        "inference": 170,
+        "train": 215,
+        "segmentation_train": 200,
+        "cyclegan": 235,
+        "cycada": 200,
+    }.get(path.stem, 100)
     assert text.count("\n") <= limit
     assert text.count("$") <= MAX_EXPRESSIONS * STAGES.get(path.stem, 1)
     assert "lambda" not in text

@@ -16,7 +16,14 @@ from contourdiff import __version__, cli
 from contourdiff.weights import sha256_of
 from helpers import CONFIGS, TINY_NETWORK, make_mr, make_tiny_network, settings
 
-SHORT = ("image_size_px", "min_object_mm2", "batch_size", "epoch_length", "warmup_steps", "val_interval")
+SHORT = (
+    "image_size_px",
+    "min_object_mm2",
+    "batch_size",
+    "epoch_length",
+    "warmup_steps",
+    "val_interval",
+)
 
 
 @pytest.mark.parametrize(
@@ -48,11 +55,25 @@ def test_settings_are_parsed_as_the_bundle_command_does(text: str, value: Any) -
         assert parsed == DefaultParseValue(text)
 
 
-def test_a_learning_rate_reaches_the_experiment_as_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_learning_rate_reaches_the_experiment_as_a_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     plans: list[Any] = []
-    monkeypatch.setattr("contourdiff.evaluation.experiment.run_experiment", lambda plan: plans.append(plan) or "page")
+    monkeypatch.setattr(
+        "contourdiff_lab.experiment.experiment.run_experiment",
+        lambda plan: plans.append(plan) or "page",
+    )
     cli.main(
-        ["table", "ct", "mr", "out", "--segmentation", "learning_rate=1e-4", "--unconditional", "learning_rate=5e-4"]
+        [
+            "table",
+            "ct",
+            "mr",
+            "out",
+            "--segmentation",
+            "learning_rate=1e-4",
+            "--unconditional",
+            "learning_rate=5e-4",
+        ]
     )
     assert plans[0].segmentation == {"learning_rate": 1e-4}
     assert plans[0].unconditional == {"learning_rate": 5e-4}
@@ -70,7 +91,9 @@ def test_a_command_takes_what_its_function_takes(name: str) -> None:
     parameters = inspect.signature(function).parameters
     required = {p.name for p in parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD}
     assert required <= names
-    assert required == names or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    assert required == names or any(
+        p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()
+    )
     assert text[0].islower()
 
 
@@ -88,7 +111,9 @@ def test_an_error_of_the_input_is_one_line(tmp_path: Any) -> None:
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
-def test_completion_scripts_name_the_commands(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_completion_scripts_name_the_commands(
+    shell: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as stop:
         cli.main(["--print-completion", shell])
     assert stop.value.code == 0
@@ -130,7 +155,19 @@ def test_a_training_starts_and_resumes_from_the_command_line(tmp_path: Path) -> 
     network = ",".join(f"'{name}': {value!r}" for name, value in TINY_NETWORK.items())
     changes = {name: value for name, value in settings(tmp_path, tmp_path).items() if name in SHORT}
     pairs = [f"{name}={value}" for name, value in changes.items()]
-    common = ["train", mr, out, "--datalist", "index.csv", "--device", "cpu", "--overlays", "train_single", "cpu", "-q"]
+    common = [
+        "train",
+        mr,
+        out,
+        "--datalist",
+        "index.csv",
+        "--device",
+        "cpu",
+        "--overlays",
+        "train_single",
+        "cpu",
+        "-q",
+    ]
     common += ["--settings", *pairs, f"network_def={{{network}}}"]
     with pytest.raises(SystemExit, match=r"expected a checkpoint in .*; start without --resume"):
         cli.main([*common[:3], "--resume", *common[3:]])
@@ -139,12 +176,16 @@ def test_a_training_starts_and_resumes_from_the_command_line(tmp_path: Path) -> 
     cli.main([*common[:3], "--resume", *common[3:], "max_epochs=4"])
     assert (tmp_path / "out" / "checkpoint_epoch=4.pt").is_file()
     assert (
-        torch.load(tmp_path / "out" / "model.pt", weights_only=True).keys() == make_tiny_network().state_dict().keys()
+        torch.load(tmp_path / "out" / "model.pt", weights_only=True).keys()
+        == make_tiny_network().state_dict().keys()
     )
 
 
 def test_a_report_is_written_and_then_served(
-    reported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    reported: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder, served = shutil.copytree(reported, tmp_path / "mr"), []
     (folder / "index.html").unlink()

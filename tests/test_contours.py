@@ -19,7 +19,10 @@ from contourdiff.contours import background_filter, contour_of, foreground_mask
 from contourdiff.phantom import lumbar_phantom
 
 REAL_CT = Path(__file__).parents[2] / "shared" / "data" / "ct" / "torso_ct.nii.gz"
-SIZES = {"min_object_px": 2000, "max_hole_px": 600}  # of the phantom's slices, 112 x 128 pixels of 2.2 mm
+SIZES = {
+    "min_object_px": 2000,
+    "max_hole_px": 600,
+}  # of the phantom's slices, 112 x 128 pixels of 2.2 mm
 FILTER = {"classes": 4, **SIZES}  # of 2 classes of a CT slice, the lower would be air and fat
 
 
@@ -50,7 +53,9 @@ def assert_contour_turns_with_the_slice(image: np.ndarray) -> None:
     for axis in (0, 1):
         np.testing.assert_array_equal(contour_of(np.flip(image, axis)), np.flip(contour, axis))
         mask = foreground_mask(image, **SIZES)
-        np.testing.assert_array_equal(foreground_mask(np.flip(image, axis), **SIZES), np.flip(mask, axis))
+        np.testing.assert_array_equal(
+            foreground_mask(np.flip(image, axis), **SIZES), np.flip(mask, axis)
+        )
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -68,7 +73,9 @@ def test_contour_of_a_flipped_phantom_slice_is_the_flipped_contour(axis: int, in
 @pytest.mark.parametrize("where", [0.3, 0.5, 0.7])
 def test_contour_of_a_flipped_real_slice_is_the_flipped_contour(axis: int, where: float) -> None:
     volume = real_volume()
-    assert_contour_turns_with_the_slice(gray_levels(np.take(volume, int(volume.shape[axis] * where), axis)))
+    assert_contour_turns_with_the_slice(
+        gray_levels(np.take(volume, int(volume.shape[axis] * where), axis))
+    )
 
 
 def test_contour_of_a_square_surrounds_it_and_has_its_symmetry() -> None:
@@ -78,7 +85,9 @@ def test_contour_of_a_square_surrounds_it_and_has_its_symmetry() -> None:
     for other in (contour[::-1], contour[:, ::-1], contour.T):
         np.testing.assert_array_equal(contour, other)
     square = image > 0
-    near_rim = ~binary_erosion(square, iterations=2) & ~binary_erosion(~square, iterations=2, border_value=1)
+    near_rim = ~binary_erosion(square, iterations=2) & ~binary_erosion(
+        ~square, iterations=2, border_value=1
+    )
     assert contour.sum() >= 4 * 18
     assert not contour[~near_rim].any()
 
@@ -104,7 +113,14 @@ def test_contour_ignores_the_level_and_shrinks_with_the_thresholds() -> None:
 
 @pytest.mark.parametrize(
     "image",
-    [np.zeros((0, 0)), np.zeros((0, 7)), np.zeros((7, 0)), np.ones((1, 1)), np.eye(2) * 255, np.arange(5.0)[None] * 60]
+    [
+        np.zeros((0, 0)),
+        np.zeros((0, 7)),
+        np.zeros((7, 0)),
+        np.ones((1, 1)),
+        np.eye(2) * 255,
+        np.arange(5.0)[None] * 60,
+    ]
     + [np.full((64, 64), level) for level in (0.0, 17.5, 255.0)],
     ids=lambda image: "x".join(map(str, image.shape)),
 )
@@ -159,14 +175,24 @@ def test_filter_fills_bowel_gas() -> None:
 
 
 @pytest.mark.parametrize("classes", [2, 3, 4])
-@pytest.mark.parametrize(("min_object_px", "max_hole_px"), [(0, 0), (50, 20), (2000, 600), (8000, 3000)])
-def test_filter_equals_its_four_scikit_image_steps(classes: int, min_object_px: int, max_hole_px: int) -> None:
-    for image in (gray_levels(phantom_volume()[24]), gray_levels(phantom_volume()[:, :, 60]), smooth_image(1)):
+@pytest.mark.parametrize(
+    ("min_object_px", "max_hole_px"), [(0, 0), (50, 20), (2000, 600), (8000, 3000)]
+)
+def test_filter_equals_its_four_scikit_image_steps(
+    classes: int, min_object_px: int, max_hole_px: int
+) -> None:
+    for image in (
+        gray_levels(phantom_volume()[24]),
+        gray_levels(phantom_volume()[:, :, 60]),
+        smooth_image(1),
+    ):
         expected = image > threshold_multiotsu(image, classes=classes)[0]
         expected = erosion(expected, diamond(1))
         expected = remove_small_objects(expected, max_size=max(min_object_px - 1, 0))
         expected = remove_small_holes(expected, max_size=max_hole_px)
-        mask = foreground_mask(image, classes=classes, min_object_px=min_object_px, max_hole_px=max_hole_px)
+        mask = foreground_mask(
+            image, classes=classes, min_object_px=min_object_px, max_hole_px=max_hole_px
+        )
         np.testing.assert_array_equal(mask, expected)
 
 
@@ -196,8 +222,12 @@ def test_a_small_slice_without_a_body_is_no_hole() -> None:
 
 
 @pytest.mark.parametrize("function", [contour_of, foreground_mask, background_filter])
-def test_volumes_and_non_finite_slices_are_refused(function: Callable[[np.ndarray], np.ndarray]) -> None:
-    with pytest.raises(ValueError, match=r"expected one slice \(H, W\), got an array of shape \(3, 4, 5\)"):
+def test_volumes_and_non_finite_slices_are_refused(
+    function: Callable[[np.ndarray], np.ndarray],
+) -> None:
+    with pytest.raises(
+        ValueError, match=r"expected one slice \(H, W\), got an array of shape \(3, 4, 5\)"
+    ):
         function(np.zeros((3, 4, 5)))
     for bad in (np.nan, np.inf, -np.inf):
         image = np.zeros((16, 16))

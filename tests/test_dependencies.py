@@ -36,7 +36,7 @@ ORDER = (
     "cohort",
     "installation",
     "translation",
-    "rivals",
+    "baselines",
     "evaluation",
     "deploy",
     "cli",
@@ -59,7 +59,9 @@ def imported_names(tree: ast.AST, package: str) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            parents = (
+                package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            )
             base = ".".join([*parents, *([node.module] if node.module else [])])
             yield from (f"{base}.{alias.name}" for alias in node.names)
 
@@ -90,15 +92,26 @@ def test_a_module_imports_only_from_layers_before_its_own(path: Path) -> None:
 
 
 def test_modules_form_no_cycle() -> None:
-    names = {".".join(["contourdiff", *path.relative_to(PACKAGE).with_suffix("").parts]): path for path in MODULES}
+    names = {
+        ".".join(["contourdiff", *path.relative_to(PACKAGE).with_suffix("").parts]): path
+        for path in MODULES
+    }
     below: dict[str, set[str]] = {}
     for name, path in names.items():
-        imported = set(imported_names(ast.parse(path.read_text(encoding="utf-8")), package_of(path)))
+        imported = set(
+            imported_names(ast.parse(path.read_text(encoding="utf-8")), package_of(path))
+        )
         below[name] = {
-            other for other in names if other != name for one in imported if f"{one}.".startswith(f"{other}.")
+            other
+            for other in names
+            if other != name
+            for one in imported
+            if f"{one}.".startswith(f"{other}.")
         }
     for _ in range(len(below)):  # drop modules that depend on nothing that is left
-        below = {name: others & below.keys() for name, others in below.items() if others & below.keys()}
+        below = {
+            name: others & below.keys() for name, others in below.items() if others & below.keys()
+        }
     assert below == {}
 
 
@@ -122,11 +135,17 @@ def test_the_order_is_enforced(layer: str, source: str) -> None:
 
 def test_the_package_itself_imports_nothing() -> None:
     source = (PACKAGE / "__init__.py").read_text(encoding="utf-8")
-    assert [name for name in imported_names(ast.parse(source), "contourdiff") if name.startswith("contourdiff")] == []
+    assert [
+        name
+        for name in imported_names(ast.parse(source), "contourdiff")
+        if name.startswith("contourdiff")
+    ] == []
 
 
 def test_there_is_no_utils() -> None:
-    assert [path for path in MODULES if path.stem in {"utils", "util", "helpers", "misc", "common"}] == []
+    assert [
+        path for path in MODULES if path.stem in {"utils", "util", "helpers", "misc", "common"}
+    ] == []
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -141,7 +160,9 @@ def test_modules_and_functions_stay_small(path: Path) -> None:
         arguments = function.args
         count = len([*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]) - bool(owner)
         public = not function.name.startswith("_") or function.name in ("__init__", "__call__")
-        assert not public or count <= MAX_PARAMETERS or name in SOCKETS, f"{name} has {count} parameters"
+        assert not public or count <= MAX_PARAMETERS or name in SOCKETS, (
+            f"{name} has {count} parameters"
+        )
 
 
 def functions(tree: ast.Module) -> Iterator[tuple[str, ast.FunctionDef]]:
@@ -154,4 +175,7 @@ def functions(tree: ast.Module) -> Iterator[tuple[str, ast.FunctionDef]]:
 
 
 def test_the_package_stays_small() -> None:
-    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in PACKAGE.rglob("*.py")) <= 12900
+    assert (
+        sum(len(path.read_text(encoding="utf-8").splitlines()) for path in PACKAGE.rglob("*.py"))
+        <= 12900
+    )

@@ -22,17 +22,25 @@ from contourdiff.phantom import write_phantom
 GOLDEN = Path(__file__).parent / "golden" / "translations.npz"
 TOLERANCE = 0.2
 """Gray levels; the file holds half precision."""
-COMMON: dict[str, Any] = {"device": "$torch.device('cpu')", "num_inference_steps": 2, "num_refinement_steps": 1}
+COMMON: dict[str, Any] = {
+    "device": "$torch.device('cpu')",
+    "num_inference_steps": 2,
+    "num_refinement_steps": 1,
+}
 
 
 def assert_golden(case: str, output_dir: Path) -> None:
     mr = np.asarray(nib.load(output_dir / f"{case}_mr.nii.gz").dataobj)
     slices = json.loads((output_dir / f"{case}_mr.json").read_text())["slices"]
-    choices = [(-1, -1) if item["skipped"] else (item["round"], item["candidate"]) for item in slices]
+    choices = [
+        (-1, -1) if item["skipped"] else (item["round"], item["candidate"]) for item in slices
+    ]
     with np.load(GOLDEN) as golden:
         step, expected = int(golden[f"{case}_step"]), golden[case].astype(np.float32)
         assert choices == [tuple(pair) for pair in golden[f"{case}_choices"].tolist()]
-        assert mr.mean(dtype=np.float64) == pytest.approx(float(golden[f"{case}_mean"]), abs=TOLERANCE)
+        assert mr.mean(dtype=np.float64) == pytest.approx(
+            float(golden[f"{case}_mean"]), abs=TOLERANCE
+        )
     difference = np.abs(mr[::step, ::step, ::step] - expected)
     assert np.mean(difference > TOLERANCE) < 0.01
 
@@ -45,6 +53,9 @@ def test_phantom(tmp_path: Path) -> None:
 
 def test_torso(tmp_path: Path, real_data: Path) -> None:
     (tmp_path / "ct").mkdir()
-    nib.save(nib.load(real_data / "ct" / "torso_ct.nii.gz").slicer[49:73], tmp_path / "ct" / "torso.nii.gz")
+    nib.save(
+        nib.load(real_data / "ct" / "torso_ct.nii.gz").slicer[49:73],
+        tmp_path / "ct" / "torso.nii.gz",
+    )
     translate(tmp_path / "ct", tmp_path / "mr", candidates=2, max_rounds=2, **COMMON)
     assert_golden("torso", tmp_path / "mr")

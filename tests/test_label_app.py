@@ -24,7 +24,9 @@ from contourdiff.bundle import translate
 from contourdiff.phantom import write_phantom
 from helpers import REPOSITORY, voxels
 
-PYTHON = Path(os.environ.get("CONTOURDIFF_LABEL_PYTHON", REPOSITORY / ".venv-label" / "bin" / "python"))
+PYTHON = Path(
+    os.environ.get("CONTOURDIFF_LABEL_PYTHON", REPOSITORY / ".venv-label" / "bin" / "python")
+)
 SETTINGS = {"num_inference_steps": 2, "num_refinement_steps": 1}
 SLICER = {"result_extension": ".nrrd", "result_dtype": "uint8"}
 CLIENT = """
@@ -34,7 +36,9 @@ print(MONAILabelClient(sys.argv[1], sys.argv[2]).infer("contourdiff_t1", "anna",
 """
 """The client that the module of 3D Slicer has a copy of."""
 
-pytestmark = pytest.mark.skipif(not PYTHON.is_file(), reason="no environment with MONAI Label, see docs/monai_label.md")
+pytestmark = pytest.mark.skipif(
+    not PYTHON.is_file(), reason="no environment with MONAI Label, see docs/monai_label.md"
+)
 
 
 def start(folder: Path, **conf: object) -> tuple[subprocess.Popen, str, Path]:
@@ -42,14 +46,27 @@ def start(folder: Path, **conf: object) -> tuple[subprocess.Popen, str, Path]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [PYTHON, "-m", "monailabel.main", "start_server", "--app", REPOSITORY / "plugin" / "label_app"]
+    command = [
+        PYTHON,
+        "-m",
+        "monailabel.main",
+        "start_server",
+        "--app",
+        REPOSITORY / "plugin" / "label_app",
+    ]
     command += ["--studies", folder / "studies", "--host", "127.0.0.1", "--port", str(port)]
     for name, value in conf.items():
         command += ["--conf", name, str(value)]
-    environment = {**os.environ, "PYTHONPATH": "plugin", "MONAI_LABEL_SESSION_PATH": str(folder / "sessions")}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": "plugin",
+        "MONAI_LABEL_SESSION_PATH": str(folder / "sessions"),
+    }
     log = folder / "server.log"
     with log.open("w") as output:
-        server = subprocess.Popen(command, stdout=output, stderr=output, cwd=REPOSITORY, env=environment)
+        server = subprocess.Popen(
+            command, stdout=output, stderr=output, cwd=REPOSITORY, env=environment
+        )
     return server, f"http://127.0.0.1:{port}", log
 
 
@@ -94,7 +111,9 @@ def upload(url: str, image: str, content: bytes) -> None:
 
 def infer(url: str, model: str, image: str = "anna", **params: object) -> requests.Response:
     query = {"image": image, "output": "image"}
-    return requests.post(f"{url}/infer/{model}", params=query, data={"params": json.dumps(params)}, timeout=300)
+    return requests.post(
+        f"{url}/infer/{model}", params=query, data={"params": json.dumps(params)}, timeout=300
+    )
 
 
 def test_every_contrast_is_a_model_without_labels(url: str) -> None:
@@ -106,9 +125,13 @@ def test_every_contrast_is_a_model_without_labels(url: str) -> None:
     }
 
 
-def test_files_served_at_once_are_those_of_the_bundle_bit_for_bit(url: str, by_bundle: Path) -> None:
+def test_files_served_at_once_are_those_of_the_bundle_bit_for_bit(
+    url: str, by_bundle: Path
+) -> None:
     with ThreadPoolExecutor(3) as pool:
-        t1, t2, again = pool.map(lambda name: infer(url, name), ["contourdiff_t1", "contourdiff_t2", "contourdiff_t1"])
+        t1, t2, again = pool.map(
+            lambda name: infer(url, name), ["contourdiff_t1", "contourdiff_t2", "contourdiff_t1"]
+        )
     assert t1.content == (by_bundle / "anna_t1_mr.nii.gz").read_bytes()
     assert t2.content == (by_bundle / "anna_t2_mr.nii.gz").read_bytes()
     assert again.content == t1.content
@@ -120,7 +143,9 @@ def test_a_seed_of_the_request_is_the_seed_of_the_bundle_and_lasts_for_the_reque
 ) -> None:
     options: dict[str, Any] = {**SETTINGS, "logging_file": False}
     translate(case.parent, tmp_path, overlays=("fast",), seed=7, **options)
-    assert infer(url, "contourdiff_t1", seed=7).content == (tmp_path / "anna_mr.nii.gz").read_bytes()
+    assert (
+        infer(url, "contourdiff_t1", seed=7).content == (tmp_path / "anna_mr.nii.gz").read_bytes()
+    )
     assert infer(url, "contourdiff_t1").content == (by_bundle / "anna_t1_mr.nii.gz").read_bytes()
 
 
@@ -139,7 +164,9 @@ def test_what_slicer_asks_for_has_the_gray_levels_and_the_grid(
         np.testing.assert_allclose(of(image), of(ct), atol=1e-4)
 
 
-def test_bad_requests_have_a_status_and_a_reason_and_the_server_lives(url: str, case: Path, by_bundle: Path) -> None:
+def test_bad_requests_have_a_status_and_a_reason_and_the_server_lives(
+    url: str, case: Path, by_bundle: Path
+) -> None:
     ct = nib.load(case)
     mr = nib.Nifti1Image(np.asarray(ct.dataobj).clip(0, 255).astype(np.uint8), ct.affine)
     upload(url, "mr", gzip.compress(mr.to_bytes()))
@@ -162,4 +189,7 @@ def test_bad_requests_have_a_status_and_a_reason_and_the_server_lives(url: str, 
 def test_the_server_does_not_start_with_an_unknown_setting(tmp_path: Path) -> None:
     server, _, log = start(tmp_path, contrst="t1")
     assert server.wait(timeout=120) != 0
-    assert "ValueError: expected settings of the config, got 'contrst'; did you mean contrast?" in log.read_text()
+    assert (
+        "ValueError: expected settings of the config, got 'contrst'; did you mean contrast?"
+        in log.read_text()
+    )

@@ -50,7 +50,9 @@ def randomized(network: Any, seed: int) -> Any:
 
 
 def monai_twin(patch_size: int = 1) -> DiffusionModelUNet:
-    return DiffusionModelUNet(spatial_dims=2, in_channels=2 * patch_size**2, out_channels=patch_size**2, **TINY).eval()
+    return DiffusionModelUNet(
+        spatial_dims=2, in_channels=2 * patch_size**2, out_channels=patch_size**2, **TINY
+    ).eval()
 
 
 def inputs(batch: int = 2, size: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
@@ -95,7 +97,9 @@ def test_patches_fold_and_unfold_around_the_network_of_monai() -> None:
     out, inner = network(x, timesteps), twin(torch.nn.functional.pixel_unshuffle(x, 2), timesteps)
     for row in (0, 1):
         for column in (0, 1):
-            torch.testing.assert_close(out[:, 0, row::2, column::2], inner[:, 2 * row + column], rtol=0, atol=0)
+            torch.testing.assert_close(
+                out[:, 0, row::2, column::2], inner[:, 2 * row + column], rtol=0, atol=0
+            )
 
 
 @torch.no_grad()
@@ -105,13 +109,20 @@ def test_output_lies_on_the_grid_of_the_input(patch_size: int) -> None:
     divisor = network.size_divisor
     assert divisor == 2 * patch_size
     for height, width in ((16, 16), (8 + divisor * 2, 24)):
-        assert network(torch.zeros(3, 2, height, width), torch.zeros(3).long()).shape == (3, 1, height, width)
+        assert network(torch.zeros(3, 2, height, width), torch.zeros(3).long()).shape == (
+            3,
+            1,
+            height,
+            width,
+        )
 
 
 @torch.no_grad()
 def test_timesteps_left_out_are_zeros(network: ContourUNet) -> None:
     x, timesteps = inputs()
-    torch.testing.assert_close(network(x), network(x, torch.zeros(2, dtype=torch.long)), rtol=0, atol=0)
+    torch.testing.assert_close(
+        network(x), network(x, torch.zeros(2, dtype=torch.long)), rtol=0, atol=0
+    )
     assert (network(x) != network(x, timesteps)).any()
 
 
@@ -157,25 +168,34 @@ def test_half_precision_weights_are_cast_to_the_network(
 
 def test_absent_weights_are_refused(network: ContourUNet, tmp_path: Path) -> None:
     for path in (tmp_path / "none.pt", tmp_path):
-        with pytest.raises(FileNotFoundError, match=r"expected weights at .*, found none; pass --ckpt_path"):
+        with pytest.raises(
+            FileNotFoundError, match=r"expected weights at .*, found none; pass --ckpt_path"
+        ):
             load_weights(network, path)
 
 
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("part", [0.0, 0.001, 0.1, 0.5, 0.9, 0.999])
-def test_truncated_weights_are_refused(network: ContourUNet, tmp_path: Path, part: float, zipped: bool) -> None:
+def test_truncated_weights_are_refused(
+    network: ContourUNet, tmp_path: Path, part: float, zipped: bool
+) -> None:
     path = tmp_path / "model.pt"
     torch.save(network.state_dict(), path, _use_new_zipfile_serialization=zipped)
     content = path.read_bytes()
     path.write_bytes(content[: int(part * len(content))])
-    with pytest.raises(ValueError, match=r"to be an undamaged file of tensors .* copy or train it again"):
+    with pytest.raises(
+        ValueError, match=r"to be an undamaged file of tensors .* copy or train it again"
+    ):
         load_weights(network, path)
 
 
 @pytest.mark.parametrize(
-    "content", [b"\x00" * 100, b"hello, I am text", b"PK\x03\x04 no archive", b"\x80\x02}q\x00.", b"\x80"]
+    "content",
+    [b"\x00" * 100, b"hello, I am text", b"PK\x03\x04 no archive", b"\x80\x02}q\x00.", b"\x80"],
 )
-def test_files_of_another_kind_are_refused(network: ContourUNet, tmp_path: Path, content: bytes) -> None:
+def test_files_of_another_kind_are_refused(
+    network: ContourUNet, tmp_path: Path, content: bytes
+) -> None:
     path = tmp_path / "model.pt"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"undamaged file of tensors|state dict of tensors"):
@@ -206,13 +226,20 @@ def test_weights_of_another_network_are_refused(network: ContourUNet, tmp_path: 
     state = network.state_dict()
     first = next(iter(state))
     cases = {
-        "1 keys missing .*, 0 unknown .*, 0 of another shape": {k: v for k, v in state.items() if k != first},
-        "0 keys missing .*, 1 unknown .*strange.*, 0 of another shape": {**state, "strange": torch.zeros(1)},
+        "1 keys missing .*, 0 unknown .*, 0 of another shape": {
+            k: v for k, v in state.items() if k != first
+        },
+        "0 keys missing .*, 1 unknown .*strange.*, 0 of another shape": {
+            **state,
+            "strange": torch.zeros(1),
+        },
         "0 keys missing .*, 0 unknown .*, 1 of another shape": {**state, first: torch.zeros(1)},
     }
     for text, other in cases.items():
         torch.save(other, path)
-        with pytest.raises(ValueError, match=f"are of another network: {text}.*use the network_def"):
+        with pytest.raises(
+            ValueError, match=f"are of another network: {text}.*use the network_def"
+        ):
             load_weights(network, path)
     torch.save(tiny(patch_size=2).state_dict(), path)
     with pytest.raises(ValueError, match="are of another network: 0 keys missing"):
@@ -221,10 +248,16 @@ def test_weights_of_another_network_are_refused(network: ContourUNet, tmp_path: 
         assert torch.equal(value, before[key])
 
 
-@pytest.mark.parametrize("content", [[torch.zeros(1)], torch.zeros(2), {"model": {"a": torch.zeros(1)}}, {"a": 1}, 5])
-def test_what_is_no_state_dict_is_refused(network: ContourUNet, tmp_path: Path, content: Any) -> None:
+@pytest.mark.parametrize(
+    "content", [[torch.zeros(1)], torch.zeros(2), {"model": {"a": torch.zeros(1)}}, {"a": 1}, 5]
+)
+def test_what_is_no_state_dict_is_refused(
+    network: ContourUNet, tmp_path: Path, content: Any
+) -> None:
     torch.save(content, tmp_path / "model.pt")
-    with pytest.raises(ValueError, match=r"expected a state dict of tensors in .*; save network\.state_dict\(\)"):
+    with pytest.raises(
+        ValueError, match=r"expected a state dict of tensors in .*; save network\.state_dict\(\)"
+    ):
         load_weights(network, tmp_path / "model.pt")
 
 

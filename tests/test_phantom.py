@@ -39,14 +39,18 @@ def test_kinds_and_values(phantom: tuple[np.ndarray, np.ndarray]) -> None:
     assert volume.max() < 3072
 
 
-def test_labels_lie_strictly_in_bone_and_rise_from_l5_to_l1(phantom: tuple[np.ndarray, np.ndarray]) -> None:
+def test_labels_lie_strictly_in_bone_and_rise_from_l5_to_l1(
+    phantom: tuple[np.ndarray, np.ndarray],
+) -> None:
     volume, label = phantom
     assert volume[label > 0].min() > 100  # marrow is 180 HU, discs 80, the noise 12
     centers = [np.argwhere(label == value).mean(axis=0) for value in LABELS.values()]
     heights = [center[2] * SPACING_MM[2] for center in centers]
     np.testing.assert_allclose(np.diff(heights), 37.0, atol=3.0)
     fronts = [center[1] for center in centers]
-    assert max(fronts[1:4]) > max(fronts[0], fronts[4])  # lordosis: the middle lies in front of the ends
+    assert max(fronts[1:4]) > max(
+        fronts[0], fronts[4]
+    )  # lordosis: the middle lies in front of the ends
 
 
 def test_bodies_are_as_wide_as_vertebrae(phantom: tuple[np.ndarray, np.ndarray]) -> None:
@@ -58,21 +62,27 @@ def test_bodies_are_as_wide_as_vertebrae(phantom: tuple[np.ndarray, np.ndarray])
         assert 36 <= width_mm <= 52
 
 
-def test_canal_is_a_dark_unlabeled_tube_behind_every_vertebra(phantom: tuple[np.ndarray, np.ndarray]) -> None:
+def test_canal_is_a_dark_unlabeled_tube_behind_every_vertebra(
+    phantom: tuple[np.ndarray, np.ndarray],
+) -> None:
     volume, label = phantom
     middle = slice(23, 25)
     for value in LABELS.values():
         up = round(np.argwhere(label == value)[:, 2].mean())
         line = label[24, :, up]
         front = np.flatnonzero(line == value).max()
-        behind = front - round(44 / SPACING_MM[1])  # body 34 mm deep, canal 2.5 to 17.5 mm behind it
+        behind = front - round(
+            44 / SPACING_MM[1]
+        )  # body 34 mm deep, canal 2.5 to 17.5 mm behind it
         assert (line[behind - 1 : behind + 2] == 0).all()
         assert abs(volume[middle, behind - 1 : behind + 2, up].mean() - 5) < 25
 
 
 def test_noise_has_its_standard_deviation(phantom: tuple[np.ndarray, np.ndarray]) -> None:
     volume, _ = phantom
-    corner = volume[:6, -6:, :].astype(float)  # air in front of the body; clipping at -1024 lifts the mean a little
+    corner = volume[:6, -6:, :].astype(
+        float
+    )  # air in front of the body; clipping at -1024 lifts the mean a little
     assert abs(np.median(corner) + 1000) < 2
     assert abs(np.percentile(corner, 84) - np.median(corner) - 12) < 2
 
@@ -85,7 +95,9 @@ def test_air_parts_body_and_table(phantom: tuple[np.ndarray, np.ndarray]) -> Non
     assert len(starts) >= 2  # the table, then the body
 
 
-@pytest.mark.parametrize("bad", [{"shape": (4, 4)}, {"shape": (0, 4, 4)}, {"spacing_mm": (1.0, 0.0, 1.0)}])
+@pytest.mark.parametrize(
+    "bad", [{"shape": (4, 4)}, {"shape": (0, 4, 4)}, {"spacing_mm": (1.0, 0.0, 1.0)}]
+)
 def test_impossible_grids_are_refused(bad: dict[str, tuple[float, ...]]) -> None:
     with pytest.raises(ValueError, match="expected three positive sizes and spacings"):
         lumbar_phantom(**bad)
@@ -110,7 +122,9 @@ def test_files_share_one_oblique_grid_and_hold_the_arrays(tmp_path: Path) -> Non
         np.testing.assert_allclose(file.get_qform(), file.get_sform(), atol=1e-3)
         assert (int(file.header["qform_code"]), int(file.header["sform_code"])) == (1, 1)
     assert nib.aff2axcodes(image.affine) == ("R", "A", "S")
-    np.testing.assert_allclose(nib.affines.voxel_sizes(image.affine), SMALL["spacing_mm"], rtol=1e-6)
+    np.testing.assert_allclose(
+        nib.affines.voxel_sizes(image.affine), SMALL["spacing_mm"], rtol=1e-6
+    )
     assert nib.affines.obliquity(image.affine).max() > np.deg2rad(6)
 
 
@@ -122,7 +136,9 @@ def test_oblique_affine_is_a_rotation_times_the_spacing() -> None:
     np.testing.assert_allclose(affine @ [1.5, 2.0, 2.5, 1.0], [8.0, -30.0, -110.0, 1.0])
 
 
-def test_a_file_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_appears_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     written: list[Path] = []
 
     def fail(image: nib.Nifti1Image, path: Path) -> None:
@@ -132,11 +148,15 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(nib, "save", fail)
     with pytest.raises(OSError, match="disk full"):
         write_phantom(tmp_path, **SMALL)
-    assert [re.sub("[0-9a-f]{8}", "", path.name) for path in written] == [".phantom.file-.partial.nii.gz"]
+    assert [re.sub("[0-9a-f]{8}", "", path.name) for path in written] == [
+        ".phantom.file-.partial.nii.gz"
+    ]
     assert not (tmp_path / "phantom.nii.gz").exists()
 
 
 def test_nothing_is_left_beside_the_files(tmp_path: Path) -> None:
     write_phantom(tmp_path, **SMALL)
-    files = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
+    files = sorted(
+        str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()
+    )
     assert files == ["labels/phantom.nii.gz", "phantom.nii.gz"]

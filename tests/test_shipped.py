@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from contourdiff.bundle import config_files, read_config, run_example, translate
-from contourdiff.evaluation.held_out import evaluate_bundle
 from contourdiff.weights import load_weights, sha256_of
+from contourdiff_lab.held_out import evaluate_bundle
 from helpers import CONFIGS, write_nifti
 
 BUNDLE = CONFIGS.parent
@@ -24,7 +24,9 @@ BUNDLE = CONFIGS.parent
     ("entry", "weights", "network"),
     [("ckpt_path", "model.pt", "network_def"), ("refiner_path", "refiner.pt", "refiner_def")],
 )
-def test_weights_are_small_strict_and_named_in_the_model_card(entry: str, weights: str, network: str) -> None:
+def test_weights_are_small_strict_and_named_in_the_model_card(
+    entry: str, weights: str, network: str
+) -> None:
     path = BUNDLE / "models" / weights
     assert path.stat().st_size <= 25e6
     parser = read_config(config_files(), {})
@@ -70,7 +72,9 @@ def test_translations_follow_their_own_contour_and_not_another_patients(
 
 def test_real_ct_keeps_grid_and_labels_and_looks_like_t1(real_data: Path, tmp_path: Path) -> None:
     """Four sagittal slices of a real CT: fat and vertebrae are bright, air is black."""
-    source, label = (nib.load(real_data / "ct" / f"torso_{name}.nii.gz") for name in ("ct", "vertebrae"))
+    source, label = (
+        nib.load(real_data / "ct" / f"torso_{name}.nii.gz") for name in ("ct", "vertebrae")
+    )
     ct, classes = (np.asarray(image.dataobj)[58:62] for image in (source, label))
     affine = source.affine.copy()
     affine[:3, 3] += 58 * affine[:3, 0]
@@ -81,7 +85,11 @@ def test_real_ct_keeps_grid_and_labels_and_looks_like_t1(real_data: Path, tmp_pa
     np.testing.assert_array_equal(mr.affine, nib.load(tmp_path / "ct" / "slab.nii.gz").affine)
     np.testing.assert_array_equal(np.asarray(mr_label.dataobj), classes)
     gray = np.asarray(mr.dataobj)
-    fat, vertebrae, air = gray[(ct > -130) & (ct < -70)].mean(), gray[classes > 0].mean(), gray[ct < -900].mean()
+    fat, vertebrae, air = (
+        gray[(ct > -130) & (ct < -70)].mean(),
+        gray[classes > 0].mean(),
+        gray[ct < -900].mean(),
+    )
     assert air < 25
     assert fat > air + 40
     assert vertebrae > air + 40
@@ -91,8 +99,13 @@ def test_example_of_the_readme(tmp_path: Path) -> None:
     output_dir = run_example(tmp_path / "example")
     record = json.loads((output_dir / "phantom_mr.json").read_text())
     assert any(not entry["skipped"] for entry in record["slices"])
-    ct, mr = (nib.load(tmp_path / "example" / name) for name in ("ct/phantom.nii.gz", "mr/phantom_mr.nii.gz"))
+    ct, mr = (
+        nib.load(tmp_path / "example" / name)
+        for name in ("ct/phantom.nii.gz", "mr/phantom_mr.nii.gz")
+    )
     np.testing.assert_array_equal(mr.affine, ct.affine)
     label = np.asarray(nib.load(output_dir / "phantom_label.nii.gz").dataobj)
-    np.testing.assert_array_equal(label, np.asarray(nib.load(tmp_path / "example/ct/labels/phantom.nii.gz").dataobj))
+    np.testing.assert_array_equal(
+        label, np.asarray(nib.load(tmp_path / "example/ct/labels/phantom.nii.gz").dataobj)
+    )
     assert np.asarray(mr.dataobj)[label > 0].mean() > 30

@@ -20,7 +20,16 @@ from monai.data import MetaTensor
 import contourdiff
 from contourdiff.cli import main
 from contourdiff.translation import translate_path
-from helpers import TINY_NETWORK, ball_ct, make_dataset, oblique_affine, run, voxels, write_nifti, write_series
+from helpers import (
+    TINY_NETWORK,
+    ball_ct,
+    make_dataset,
+    oblique_affine,
+    run,
+    voxels,
+    write_nifti,
+    write_series,
+)
 
 AFFINE = oblique_affine((3.0, 2.5, 4.0))
 CT = ball_ct((10, 30, 26))
@@ -48,7 +57,9 @@ def ct_file(tmp_path: Path) -> Path:
     return write_nifti(tmp_path / "in" / "anna.nii.gz", CT, AFFINE)
 
 
-def test_an_image_comes_back_as_it_was_given(ct_file: Path, tiny: dict[str, Any], tmp_path: Path) -> None:
+def test_an_image_comes_back_as_it_was_given(
+    ct_file: Path, tiny: dict[str, Any], tmp_path: Path
+) -> None:
     before = sorted(tmp_path.rglob("*"))
     expected = contourdiff.translate(ct_file, **tiny)
     assert sorted(tmp_path.rglob("*")) == before  # nothing is kept
@@ -65,14 +76,21 @@ def test_an_image_comes_back_as_it_was_given(ct_file: Path, tiny: dict[str, Any]
     simple = sitk.ReadImage(str(ct_file))
     result = contourdiff.translate(simple, case="anna", **tiny)
     np.testing.assert_allclose(sitk.GetArrayFromImage(result).transpose(), mr, atol=0.01)
-    assert (result.GetOrigin(), result.GetDirection()) == (simple.GetOrigin(), simple.GetDirection())
+    assert (result.GetOrigin(), result.GetDirection()) == (
+        simple.GetOrigin(),
+        simple.GetDirection(),
+    )
 
     other = itk.imread(str(ct_file))
     result = contourdiff.translate(other, case="anna", **tiny)
     np.testing.assert_allclose(itk.array_from_image(result).transpose(), mr, atol=0.01)
-    np.testing.assert_array_equal(np.asarray(result.GetDirection()), np.asarray(other.GetDirection()))
+    np.testing.assert_array_equal(
+        np.asarray(result.GetDirection()), np.asarray(other.GetDirection())
+    )
 
-    tensor = MetaTensor(torch.as_tensor(CT)[None].float(), affine=torch.as_tensor(AFFINE), meta={"who": "anna"})
+    tensor = MetaTensor(
+        torch.as_tensor(CT)[None].float(), affine=torch.as_tensor(AFFINE), meta={"who": "anna"}
+    )
     result = contourdiff.translate(tensor, case="anna", **tiny)
     assert isinstance(result, MetaTensor)
     assert result.shape == tensor.shape
@@ -80,7 +98,9 @@ def test_an_image_comes_back_as_it_was_given(ct_file: Path, tiny: dict[str, Any]
     np.testing.assert_array_equal(result.numpy()[0], mr)
 
 
-def test_seed_and_name_decide_and_other_things_are_refused(ct_file: Path, tiny: dict[str, Any]) -> None:
+def test_seed_and_name_decide_and_other_things_are_refused(
+    ct_file: Path, tiny: dict[str, Any]
+) -> None:
     image = nib.load(ct_file)
     first, second, third = (
         np.asarray(contourdiff.translate(image, **tiny, **options).dataobj)
@@ -88,7 +108,9 @@ def test_seed_and_name_decide_and_other_things_are_refused(ct_file: Path, tiny: 
     )
     assert not np.array_equal(first, second)
     assert not np.array_equal(first, third)
-    with pytest.raises(TypeError, match="expected a path, a nibabel, SimpleITK or ITK image or a MetaTensor"):
+    with pytest.raises(
+        TypeError, match="expected a path, a nibabel, SimpleITK or ITK image or a MetaTensor"
+    ):
         contourdiff.translate(CT, **tiny)
     with pytest.raises(FileNotFoundError, match=r"expected a CT file .* found nothing"):
         contourdiff.translate("nowhere.nii.gz", **tiny)
@@ -101,7 +123,12 @@ def test_seed_and_name_decide_and_other_things_are_refused(ct_file: Path, tiny: 
 
 
 def test_two_contrasts_are_a_dictionary(ct_file: Path, tmp_path: Path) -> None:
-    short: dict[str, Any] = {"num_inference_steps": 1, "num_refinement_steps": 1, "candidates": 1, "max_rounds": 1}
+    short: dict[str, Any] = {
+        "num_inference_steps": 1,
+        "num_refinement_steps": 1,
+        "candidates": 1,
+        "max_rounds": 1,
+    }
     images = contourdiff.translate(ct_file, contrast="t1,t2", min_object_mm2=100.0, **short)
     assert list(images) == ["t1", "t2"]
     first, second = (np.asarray(image.dataobj) for image in images.values())
@@ -115,7 +142,9 @@ def test_two_contrasts_are_a_dictionary(ct_file: Path, tmp_path: Path) -> None:
     expected = [f"x_{name}{kind}.nrrd" for name in ("t1", "t2") for kind in kinds]
     expected += [f"x_{name}.{kind}" for name in ("t1", "t2") for kind in ("json", "png")]
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == sorted(expected)
-    np.testing.assert_allclose(sitk.GetArrayFromImage(sitk.ReadImage(str(paths["t2"]))).transpose(), second, atol=0.01)
+    np.testing.assert_allclose(
+        sitk.GetArrayFromImage(sitk.ReadImage(str(paths["t2"]))).transpose(), second, atol=0.01
+    )
 
 
 def test_a_file_is_named_as_asked_and_never_overwritten_unasked(
@@ -146,10 +175,22 @@ def test_a_file_is_named_as_asked_and_never_overwritten_unasked(
 def tiny_command(tiny: dict[str, Any]) -> list[str]:
     """The same settings on the command line."""
     network = ",".join(f"'{name}': {value!r}" for name, value in TINY_NETWORK.items())
-    settings = {name: tiny[name] for name in ("num_inference_steps", "candidates", "max_rounds", "min_object_mm2")}
+    settings = {
+        name: tiny[name]
+        for name in ("num_inference_steps", "candidates", "max_rounds", "min_object_mm2")
+    }
     pairs = [f"{name}={value}" for name, value in settings.items()]
     pairs.append(f"network_def={{{network}}}")
-    return ["--weights", str(tiny["weights"]), "--device", "cpu", "--overlays", "single", "--settings", *pairs]
+    return [
+        "--weights",
+        str(tiny["weights"]),
+        "--device",
+        "cpu",
+        "--overlays",
+        "single",
+        "--settings",
+        *pairs,
+    ]
 
 
 def test_one_command_translates_a_dicom_folder(
@@ -166,9 +207,21 @@ def test_one_command_translates_a_dicom_folder(
     assert json.loads(Path(result["record"]).read_text())["image"] == "anna"
 
     write_series(tmp_path / "anna" / "2", ball_ct((12, 40, 48)), uid="1.2.3.2")
-    with pytest.raises(SystemExit, match=r"^error: .*1\.2\.3\.1 \(CT 'bone 1', 12 slices\); 1\.2\.3\.2"):
+    with pytest.raises(
+        SystemExit, match=r"^error: .*1\.2\.3\.1 \(CT 'bone 1', 12 slices\); 1\.2\.3\.2"
+    ):
         main(["translate", str(folder), str(tmp_path / "one.nii.gz"), *tiny_command(tiny)])
-    main(["translate", str(folder), str(tmp_path / "one.mha"), "--series", "1.2.3.2", "-q", *tiny_command(tiny)])
+    main(
+        [
+            "translate",
+            str(folder),
+            str(tmp_path / "one.mha"),
+            "--series",
+            "1.2.3.2",
+            "-q",
+            *tiny_command(tiny),
+        ]
+    )
     assert (tmp_path / "one.mha").is_file()
     assert (tmp_path / "one_ct.nii.gz").is_file()
 
@@ -178,17 +231,34 @@ def test_a_folder_where_one_case_fails_reports_it_and_does_the_others(
 ) -> None:
     dataset_dir = make_dataset(tmp_path / "ct", ("a", "b"))
     (dataset_dir / "c.nrrd").write_text("no volume")
-    with pytest.raises(SystemExit, match=r"^error: 1 of 3 cases failed: c: expected a readable volume"):
+    with pytest.raises(
+        SystemExit, match=r"^error: 1 of 3 cases failed: c: expected a readable volume"
+    ):
         main(["translate", str(dataset_dir), str(tmp_path / "mr"), "--json", *tiny_command(tiny)])
     assert "1 of 3 cases failed" in json.loads(capsys.readouterr().out)["error"]
-    assert [path.name for path in sorted((tmp_path / "mr").glob("*_mr.nii.gz"))] == ["a_mr.nii.gz", "b_mr.nii.gz"]
+    assert [path.name for path in sorted((tmp_path / "mr").glob("*_mr.nii.gz"))] == [
+        "a_mr.nii.gz",
+        "b_mr.nii.gz",
+    ]
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_the_standard_output_of_a_program_is_json_alone(fails: bool, tiny: dict[str, Any], tmp_path: Path) -> None:
+def test_the_standard_output_of_a_program_is_json_alone(
+    fails: bool, tiny: dict[str, Any], tmp_path: Path
+) -> None:
     dataset_dir = make_dataset(tmp_path / "ct", ("a",))
     (dataset_dir / ("b.nii" if fails else "b.txt")).write_text("no volume")
-    command = [sys.executable, "-m", "contourdiff", "translate", str(dataset_dir), str(tmp_path / "mr"), "--json"]
-    done = subprocess.run([*command, *tiny_command(tiny)], capture_output=True, text=True, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "contourdiff",
+        "translate",
+        str(dataset_dir),
+        str(tmp_path / "mr"),
+        "--json",
+    ]
+    done = subprocess.run(
+        [*command, *tiny_command(tiny)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == fails, done.stderr
     assert json.loads(done.stdout).keys() == {"error" if fails else "results"}

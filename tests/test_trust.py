@@ -35,9 +35,13 @@ def write(path: Path, config: Any) -> str:
         "{not json",
     ],
 )
-def test_a_config_that_can_run_code_is_refused_until_its_digest_is_given(tmp_path: Path, config: Any) -> None:
+def test_a_config_that_can_run_code_is_refused_until_its_digest_is_given(
+    tmp_path: Path, config: Any
+) -> None:
     overlay = write(tmp_path / "o.json", config)
-    with pytest.raises(ValueError, match=r"expected configs of the installed bundle, got .*o\.json") as caught:
+    with pytest.raises(
+        ValueError, match=r"expected configs of the installed bundle, got .*o\.json"
+    ) as caught:
         check_trust(None, [overlay], None)
     digest = str(caught.value).split()[-1]
     assert re.fullmatch("[0-9a-f]{64}", digest)
@@ -47,7 +51,9 @@ def test_a_config_that_can_run_code_is_refused_until_its_digest_is_given(tmp_pat
         check_trust(None, [overlay], digest)
 
 
-@pytest.mark.parametrize("config", [{"seed": 1, "window_hu": [-160, 240]}, {"ckpt_path": "@bundle_root"}, {}])
+@pytest.mark.parametrize(
+    "config", [{"seed": 1, "window_hu": [-160, 240]}, {"ckpt_path": "@bundle_root"}, {}]
+)
 def test_plain_values_need_no_digest(tmp_path: Path, config: Any) -> None:
     check_trust(None, ["fast", write(tmp_path / "o.json", config)], None)
 
@@ -66,12 +72,21 @@ def test_code_of_a_stranger_does_not_run_from_the_command_line(tmp_path: Path) -
     write_phantom(tmp_path / "ct", shape=(16, 24, 24))
     ran, overlay = tmp_path / "ran", tmp_path / "o.json"
     write(overlay, {"initialize": [CODE.format(str(ran)), "$1 / 0"]})
-    arguments = ["translate", str(tmp_path / "ct"), str(tmp_path / "mr"), "--overlays", str(overlay), "-q"]
+    arguments = [
+        "translate",
+        str(tmp_path / "ct"),
+        str(tmp_path / "mr"),
+        "--overlays",
+        str(overlay),
+        "-q",
+    ]
     with pytest.raises(SystemExit, match="error: expected configs of the installed bundle"):
         cli.main(arguments)
     assert not ran.exists()
     assert not (tmp_path / "mr").exists()
-    with pytest.raises(SystemExit, match="error: expected a config that can be built, got ZeroDivisionError"):
+    with pytest.raises(
+        SystemExit, match="error: expected a config that can be built, got ZeroDivisionError"
+    ):
         cli.main([*arguments, "--trust-config", config_digest([overlay])])
     assert ran.exists()
 

@@ -20,16 +20,29 @@ def test_every_package_is_listed() -> None:
     config = configparser.ConfigParser()
     config.read(REPOSITORY / "setup.cfg")
     listed = set(config["options"]["packages"].split())
-    assert listed == {*find_packages(str(REPOSITORY / "plugin")), f"contourdiff.bundles.{BUNDLE_NAME}"}
+    assert listed == {
+        *find_packages(str(REPOSITORY / "plugin")),
+        f"contourdiff.bundles.{BUNDLE_NAME}",
+    }
 
 
 def test_an_installed_wheel_finds_its_bundle_from_anywhere(tmp_path: Path) -> None:
     pip = [sys.executable, "-m", "pip"]
-    build = ["wheel", "--no-build-isolation", "--no-deps", "-q", "-w", str(tmp_path), str(REPOSITORY)]
+    build = [
+        "wheel",
+        "--no-build-isolation",
+        "--no-deps",
+        "-q",
+        "-w",
+        str(tmp_path),
+        str(REPOSITORY),
+    ]
     subprocess.run([*pip, *build], check=True)
     (wheel,) = tmp_path.glob("*.whl")
     installed = tmp_path / "installed"
-    subprocess.run([*pip, "install", "-q", "--no-deps", "--target", str(installed), str(wheel)], check=True)
+    subprocess.run(
+        [*pip, "install", "-q", "--no-deps", "--target", str(installed), str(wheel)], check=True
+    )
     (tmp_path / "elsewhere").mkdir()
     result = subprocess.run(
         [sys.executable, "-m", "contourdiff", "info"],
@@ -47,4 +60,6 @@ def test_an_installed_wheel_finds_its_bundle_from_anywhere(tmp_path: Path) -> No
     package = REPOSITORY / "plugin" / "contourdiff" / "report"
     for folder in ("assets", "templates"):
         names = {path.name for path in (package / folder).iterdir()}
-        assert names == {path.name for path in (installed / "contourdiff" / "report" / folder).iterdir()}
+        assert names == {
+            path.name for path in (installed / "contourdiff" / "report" / folder).iterdir()
+        }

@@ -34,27 +34,42 @@ SETTINGS_KEY = "// settings"
 def find_bundle(bundle: str | Path | None = None) -> Path:
     """Folder of the bundle: the given one, the installed one, or the repository's; ``FileNotFoundError`` if absent."""
     package = Path(__file__).resolve().parent
-    places = [package / "bundles" / BUNDLE_NAME, package.parent, package.parents[1] / "bundles" / BUNDLE_NAME]
-    root = Path(bundle or next((place for place in places if (place / "configs").is_dir()), places[-1]))
+    places = [
+        package / "bundles" / BUNDLE_NAME,
+        package.parent,
+        package.parents[1] / "bundles" / BUNDLE_NAME,
+    ]
+    root = Path(
+        bundle or next((place for place in places if (place / "configs").is_dir()), places[-1])
+    )
     if not (root / "configs" / "inference.json").is_file():
-        raise FileNotFoundError(f"expected the bundle {BUNDLE_NAME} at {root}, found none; pass its folder as bundle")
+        raise FileNotFoundError(
+            f"expected the bundle {BUNDLE_NAME} at {root}, found none; pass its folder as bundle"
+        )
     return root
 
 
-def config_files(bundle: str | Path | None = None, overlays: Sequence[str] = (), base: str = "inference") -> list[str]:
+def config_files(
+    bundle: str | Path | None = None, overlays: Sequence[str] = (), base: str = "inference"
+) -> list[str]:
     """Paths of a config of the bundle and of its overlays, each by name, or any other overlay by its path ``*.json``.
 
     Raises ``FileNotFoundError`` if one is missing, ``ValueError`` if one is no JSON.
     """
     configs = find_bundle(bundle) / "configs"
-    files = [Path(name) if name.endswith(".json") else configs / f"{name}.json" for name in (base, *overlays)]
+    files = [
+        Path(name) if name.endswith(".json") else configs / f"{name}.json"
+        for name in (base, *overlays)
+    ]
     if missing := [file.stem for file in files if not file.is_file()]:
         raise FileNotFoundError(f"expected configs by name in {configs}, found no {missing}")
     for file in files:
         try:
             ConfigParser.load_config_file(file)
         except ValueError as error:
-            raise ValueError(f"expected JSON in the config {file}, got: {error}; repair it") from error
+            raise ValueError(
+                f"expected JSON in the config {file}, got: {error}; repair it"
+            ) from error
     return [str(file) for file in files]
 
 
@@ -99,21 +114,30 @@ def translate(
     Returns ``output_dir``. Raises ``FileNotFoundError`` for a missing bundle, overlay, weights or ``dataset_dir``,
     ``ValueError`` for an unknown setting, bad weights, no case, or, after all others are done, a case that failed.
     """
-    parser = translation_parser(dataset_dir, output_dir, bundle=bundle, overlays=overlays, **settings)
+    parser = translation_parser(
+        dataset_dir, output_dir, bundle=bundle, overlays=overlays, **settings
+    )
     with plain_errors():
         run_inference(parser)
     return Path(output_dir)
 
 
 def translation_parser(
-    dataset_dir: str | Path, output_dir: str | Path, *, bundle: Any = None, overlays: Any = (), **settings: Any
+    dataset_dir: str | Path,
+    output_dir: str | Path,
+    *,
+    bundle: Any = None,
+    overlays: Any = (),
+    **settings: Any,
 ) -> ConfigParser:
     """Parser of ``inference.json`` for the arguments of [`translate`][], with its errors; nothing is created yet."""
     files = config_files(bundle, overlays)
     source = dataset_dir if is_url(dataset_dir) else Path(dataset_dir)
     settings = {"dataset_dir": source, "output_dir": Path(output_dir), **settings}
     arguments = settings.keys() & inspect.signature(ConfigWorkflow).parameters.keys()
-    parser = read_config(files, {name: value for name, value in settings.items() if name not in arguments})
+    parser = read_config(
+        files, {name: value for name, value in settings.items() if name not in arguments}
+    )
     settings.setdefault("bundle_root", parser["bundle_root"])
     with plain_errors():
         return _initialized(files, {"workflow_type": "inference", **settings}).parser
@@ -144,7 +168,9 @@ def train(
     settings = {"dataset_dir": Path(mr_dir), "output_dir": Path(output_dir), **settings}
     if resume:
         if (checkpoint := newest_checkpoint(output_dir)) is None:
-            raise FileNotFoundError(f"expected a checkpoint in {output_dir}, found none; start without --resume")
+            raise FileNotFoundError(
+                f"expected a checkpoint in {output_dir}, found none; start without --resume"
+            )
         settings["resume_from"] = str(checkpoint)
     settings.setdefault("bundle_root", read_config(files, settings)["bundle_root"])
     run_training(files, settings)
@@ -240,7 +266,9 @@ def bundle_root() -> str:
 def _check_settings(parser: ConfigParser) -> None:
     """Compare the top-level entries with what the config refers to, and with the bundle's configs that it contains."""
     config = parser.get()
-    known = RESERVED | {ReferenceResolver.split_id(reference)[0] for reference in references(config)}
+    known = RESERVED | {
+        ReferenceResolver.split_id(reference)[0] for reference in references(config)
+    }
     for file in (Path(parser.get_parsed_content("bundle_root")) / "configs").glob("*.json"):
         own = ConfigParser.load_config_file(file)
         if "run" in own and own.keys() <= config.keys():
@@ -255,7 +283,9 @@ def _caller(kind: type[Kind]) -> Kind:
         if isinstance(owner := frame.f_locals.get("self"), kind):
             return owner
         frame = frame.f_back
-    raise LookupError(f"expected a {kind.__name__} among the callers, found none; call this from a config")
+    raise LookupError(
+        f"expected a {kind.__name__} among the callers, found none; call this from a config"
+    )
 
 
 @contextmanager

@@ -39,7 +39,9 @@ def check_values(settings: Mapping[str, Any]) -> None:
     """Raise ``ValueError`` for the first setting of a translation whose value is of another type or out of range."""
     for name, value in settings.items():
         if not (value is None and name in OPTIONAL) and (expected := _expected(name, value)):
-            raise ValueError(f"expected {name} to be {expected}, got {value!r}; pass another --{name}")
+            raise ValueError(
+                f"expected {name} to be {expected}, got {value!r}; pass another --{name}"
+            )
 
 
 def _expected(name: str, value: Any) -> str | None:
@@ -48,21 +50,36 @@ def _expected(name: str, value: Any) -> str | None:
         if name in limits:
             low, high = limits[name]
             fits = isinstance(value, kind) and not isinstance(value, bool) and low <= value <= high
-            return None if fits else f"a {'whole ' if kind is int else ''}number from {low} to {high}"
+            return (
+                None if fits else f"a {'whole ' if kind is int else ''}number from {low} to {high}"
+            )
     if name in FLAGS:
         return None if isinstance(value, bool) else "true or false"
     if name == "window_hu":
-        numbers = isinstance(value, (list, tuple)) and [isinstance(one, (int, float)) for one in value] == [True, True]
-        return None if numbers and -math.inf < value[0] < value[1] < math.inf else "two numbers, the lower one first"
+        numbers = isinstance(value, (list, tuple)) and [
+            isinstance(one, (int, float)) for one in value
+        ] == [True, True]
+        return (
+            None
+            if numbers and -math.inf < value[0] < value[1] < math.inf
+            else "two numbers, the lower one first"
+        )
     if name == "axcodes":
-        letters = isinstance(value, str) and sorted(next((a for a in AXES if c in a), c) for c in value) == sorted(AXES)
+        letters = isinstance(value, str) and sorted(
+            next((a for a in AXES if c in a), c) for c in value
+        ) == sorted(AXES)
         return None if letters else "a letter each of R or L, A or P, S or I"
     if name == "contrast":
         names = [value or ""] if isinstance(value, (str, type(None))) else value
         several = isinstance(names, (list, tuple)) and all(isinstance(one, str) for one in names)
         return None if several else "a name, or names with commas between them"
     if name == "case_suffix":
-        plain = isinstance(value, str) and value.isprintable() and "/" not in value and "\\" not in value
+        plain = (
+            isinstance(value, str)
+            and value.isprintable()
+            and "/" not in value
+            and "\\" not in value
+        )
         return None if plain else "a text without slashes"
     return None
 
@@ -75,7 +92,9 @@ def check_names(names: Iterable[str], known: Iterable[str]) -> None:
         if top in known or top.startswith(("_", COMMENT)):
             continue
         nearest = difflib.get_close_matches(top, known, n=1, cutoff=0.0)
-        raise ValueError(f"expected settings of the config, got {top!r}; did you mean {' or '.join(nearest)}?")
+        raise ValueError(
+            f"expected settings of the config, got {top!r}; did you mean {' or '.join(nearest)}?"
+        )
 
 
 def references(config: Any) -> Iterator[str]:
@@ -104,12 +123,16 @@ def plain_errors() -> Iterator[None]:
     try:
         yield
     except SyntaxError as error:
-        raise ValueError(f"expected Python after $ in the config, got: {error}; repair the expression") from error
+        raise ValueError(
+            f"expected Python after $ in the config, got: {error}; repair the expression"
+        ) from error
     except RuntimeError as error:
         cause = root_cause(error)
         if isinstance(cause, (ValueError, OSError, ImportError)):
             raise cause from None
         if str(error).startswith(("Failed to evaluate", "Failed to instantiate")):
             reason = " ".join(f"{type(cause).__name__}: {cause}".split())
-            raise ValueError(f"expected a config that can be built, got {reason}; repair its entry") from error
+            raise ValueError(
+                f"expected a config that can be built, got {reason}; repair its entry"
+            ) from error
         raise

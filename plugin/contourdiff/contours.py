@@ -31,7 +31,9 @@ def foreground_mask(
         threshold = float(threshold_multiotsu(image, classes=classes)[0])
     except ValueError:  # gaps in the histogram leave scikit-image too few values
         threshold = float(image.mean())
-    mask = binary_erosion(image > threshold, border_value=1)  # the border of the image is not one of the body
+    mask = binary_erosion(
+        image > threshold, border_value=1
+    )  # the border of the image is not one of the body
     mask = remove_small_objects(mask, max_size=max(round(min_object_px) - 1, 0))
     if not mask.any():  # a small slice without a body would be filled as one hole
         return np.zeros(image.shape, dtype=bool)
@@ -42,12 +44,18 @@ def background_filter(
     image: np.ndarray, *, classes: int = 2, min_object_px: float = 8000, max_hole_px: float = 3000
 ) -> np.ndarray:
     """Set everything outside [`foreground_mask`][] to 0: ``(H, W)`` gray levels -> the same shape."""
-    mask = foreground_mask(image, classes=classes, min_object_px=min_object_px, max_hole_px=max_hole_px)
+    mask = foreground_mask(
+        image, classes=classes, min_object_px=min_object_px, max_hole_px=max_hole_px
+    )
     return np.asarray(image) * mask
 
 
 def contour_of(
-    image: np.ndarray, *, sigma_px: float = 0.8, low_threshold: float = 60.0, high_threshold: float = 112.0
+    image: np.ndarray,
+    *,
+    sigma_px: float = 0.8,
+    low_threshold: float = 60.0,
+    high_threshold: float = 112.0,
 ) -> np.ndarray:
     """Canny contour of one slice, ``c = Canny(x0)`` in the paper: ``(H, W)`` float32, 1 on the contour and 0 elsewhere.
 
@@ -90,7 +98,9 @@ def contour_of(
     """
     image = checked_slice(image)
     if not 0 <= low_threshold <= high_threshold:
-        raise ValueError(f"expected 0 <= low_threshold <= high_threshold, got {low_threshold} and {high_threshold}")
+        raise ValueError(
+            f"expected 0 <= low_threshold <= high_threshold, got {low_threshold} and {high_threshold}"
+        )
     if min(image.shape) < 3 or np.ptp(image) == 0:
         return np.zeros(image.shape, dtype=np.float32)
     return canny(image, sigma_px, low_threshold, high_threshold).astype(np.float32)
@@ -100,7 +110,9 @@ def checked_slice(image: np.ndarray) -> np.ndarray:
     """The slice ``(H, W)`` as float64; ``ValueError`` if it is not two-dimensional or not finite."""
     image = np.asarray(image, dtype=np.float64)
     if image.ndim != 2:
-        raise ValueError(f"expected one slice (H, W), got an array of shape {image.shape}; pass volumes slice by slice")
+        raise ValueError(
+            f"expected one slice (H, W), got an array of shape {image.shape}; pass volumes slice by slice"
+        )
     if not np.isfinite(image).all():
         raise ValueError("expected finite gray levels, got NaN or infinity; repair the image first")
     return image

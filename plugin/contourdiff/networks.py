@@ -44,13 +44,17 @@ class ContourUNet(DiffusionModelUNet):
         **kwargs: Any,
     ) -> None:
         if spatial_dims != 2:
-            raise ValueError(f"ContourUNet works on slices: spatial_dims must be 2, got {spatial_dims}")
+            raise ValueError(
+                f"ContourUNet works on slices: spatial_dims must be 2, got {spatial_dims}"
+            )
         if patch_size < 1:
             raise ValueError(f"patch_size must be 1 or more, got {patch_size}")
         if contrasts:
             kwargs["num_class_embeds"] = len(contrasts)
         folded = patch_size**2
-        super().__init__(spatial_dims, in_channels * folded, out_channels * folded, channels=channels, **kwargs)
+        super().__init__(
+            spatial_dims, in_channels * folded, out_channels * folded, channels=channels, **kwargs
+        )
         self.patch_size = patch_size
         self.contrasts = tuple(contrasts)
         self.contrast = self.contrasts[0] if contrasts and contrast is None else contrast
@@ -98,7 +102,7 @@ class CascadeUNet(nn.Module):
 
     Both are given the full-resolution contour: the first has it folded into ``factor**2`` channels, the second beside
     the enlarged output of the first. See [`contourdiff.inference.denoiser.CascadeDenoiser`][] for the translation
-    and [`contourdiff.transforms.cascade`][] for what they are trained on.
+    and [`contourdiff.transforms.cascade_items`][] for what they are trained on.
 
     Args:
         coarse: ``in_channels`` is ``1 + factor**2``: noisy image and folded contour.
@@ -118,7 +122,9 @@ class CascadeUNet(nn.Module):
     @property
     def size_divisor(self) -> int:
         """Height and width of the contour must be multiples of this many pixels."""
-        coarse, refiner = (getattr(network, "size_divisor", 1) for network in (self.coarse, self.refiner))
+        coarse, refiner = (
+            getattr(network, "size_divisor", 1) for network in (self.coarse, self.refiner)
+        )
         return math.lcm(self.factor * coarse, refiner)
 
 

@@ -18,7 +18,16 @@ LABELS = {"L5": 27, "L4": 28, "L3": 29, "L2": 30, "L1": 31}
 SHAPE = (48, 112, 128)
 SPACING_MM = (4.0, 2.2, 2.2)
 NOISE_HU = 12.0
-AIR_HU, GAS_HU, FAT_HU, CSF_HU, BOWEL_HU, MUSCLE_HU, LIVER_HU, DISC_HU = -1000, -900, -100, 5, 35, 50, 65, 80
+AIR_HU, GAS_HU, FAT_HU, CSF_HU, BOWEL_HU, MUSCLE_HU, LIVER_HU, DISC_HU = (
+    -1000,
+    -900,
+    -100,
+    5,
+    35,
+    50,
+    65,
+    80,
+)
 MARROW_HU, ARCH_HU, CORTEX_HU = 180, 420, 550
 TABLE_CORE_HU, TABLE_SHELL_HU = -300, 100
 
@@ -53,13 +62,18 @@ def lumbar_phantom(
     Raises ``ValueError`` unless ``shape`` and ``spacing_mm`` are three positive numbers each.
     """
     if len(shape) != 3 or len(spacing_mm) != 3 or min(shape) < 1 or min(spacing_mm) <= 0:
-        raise ValueError(f"expected three positive sizes and spacings (R, A, S), got {shape} and {spacing_mm}")
+        raise ValueError(
+            f"expected three positive sizes and spacings (R, A, S), got {shape} and {spacing_mm}"
+        )
     rng = np.random.default_rng(seed)
     axes = [(np.arange(n) + 0.5) * step for n, step in zip(shape, spacing_mm, strict=True)]
     x, y, z = np.meshgrid(*axes, indexing="ij", sparse=True)
     extent = np.multiply(shape, spacing_mm)
     grid = _Grid(x - extent[0] / 2, y, z, extent)
-    volume, label = np.full(tuple(shape), AIR_HU, dtype=np.float64), np.zeros(tuple(shape), dtype=np.uint8)
+    volume, label = (
+        np.full(tuple(shape), AIR_HU, dtype=np.float64),
+        np.zeros(tuple(shape), dtype=np.uint8),
+    )
     _paint_table(volume, grid)
     _paint_soft_tissue(volume, grid, rng)
     _paint_sacrum_and_discs(volume, grid)
@@ -100,7 +114,9 @@ def oblique_affine(shape: Sequence[int], spacing_mm: Sequence[float]) -> np.ndar
     """``(4, 4)`` RAS+ affine in mm: turned by 12 degrees about x and 7 about z, its center off the origin."""
     about_x, about_z = np.deg2rad([12.0, 7.0])
     cx, sx, cz, sz = np.cos(about_x), np.sin(about_x), np.cos(about_z), np.sin(about_z)
-    turn = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]]) @ np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
+    turn = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]]) @ np.array(
+        [[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]]
+    )
     affine = np.eye(4)
     affine[:3, :3] = turn @ np.diag(spacing_mm)
     affine[:3, 3] = np.array([8.0, -30.0, -110.0]) - affine[:3, :3] @ ((np.asarray(shape) - 1) / 2)
@@ -124,7 +140,9 @@ def _paint_soft_tissue(volume: np.ndarray, grid: _Grid, rng: np.random.Generator
     volume[cavity] = FAT_HU
     volume[cavity & (((side - 38) / 17) ** 2 + ((front - 3) / 19) ** 2 < 1)] = MUSCLE_HU  # psoas
     volume[cavity & _ellipsoid(grid, (45, 165, 255), (52, 62, 62))] = LIVER_HU
-    volume[cavity & ((grid.x + 6) ** 2 + (front - 29) ** 2 < 9.5**2) & (grid.z > 85)] = MUSCLE_HU  # aorta
+    volume[cavity & ((grid.x + 6) ** 2 + (front - 29) ** 2 < 9.5**2) & (grid.z > 85)] = (
+        MUSCLE_HU  # aorta
+    )
     for height in np.linspace(20, 205, 14):
         x, y, z = (rng.uniform(-52, 52), rng.uniform(162, 195), height + rng.uniform(-8, 8))
         radii = rng.uniform(13, 22, size=3)
@@ -141,7 +159,9 @@ def _paint_sacrum_and_discs(volume: np.ndarray, grid: _Grid) -> None:
     down = -np.sin(_SACRUM_TILT) * y - np.cos(_SACRUM_TILT) * z
     front = np.cos(_SACRUM_TILT) * y - np.sin(_SACRUM_TILT) * z
     taper = np.clip(1 - down / 110.0, 0.3, 1.0)
-    inside = np.minimum(np.minimum(down, 16.0 * taper - np.abs(front)), 42.0 * taper - np.abs(grid.x))
+    inside = np.minimum(
+        np.minimum(down, 16.0 * taper - np.abs(front)), 42.0 * taper - np.abs(grid.x)
+    )
     volume[inside > 0] = CORTEX_HU
     volume[inside > _CORTEX_MM] = MARROW_HU
     for level in range(_LEVELS):
@@ -154,12 +174,16 @@ def _paint_vertebra(volume: np.ndarray, label: np.ndarray, grid: _Grid, level: i
     up, front, radius = _local(grid, _LOWEST_CENTER_MM + level * _PITCH_MM)
     side = np.abs(grid.x)
     waist = 1 - 0.08 * np.clip(1 - (up / _HALF_HEIGHT_MM) ** 2, 0, 1)
-    below_surface = np.minimum((1 - radius / waist) * _HALF_DEPTH_MM, _HALF_HEIGHT_MM - np.abs(up))  # in mm
+    below_surface = np.minimum(
+        (1 - radius / waist) * _HALF_DEPTH_MM, _HALF_HEIGHT_MM - np.abs(up)
+    )  # in mm
     body = below_surface > 0
     pedicle = (side > 8) & (side < 16) & (front < -10) & (front > -30) & (np.abs(up - 5) < 6)
     transverse = (side > 12) & (side < 40) & (np.abs(front + 24) < 4) & (np.abs(up - 4) < 5)
     lamina = _canal(grid, 17.0, 12.0) & (front < -22) & (np.abs(up + 2) < 9)
-    spinous = (side < 5) & (front < -33) & (front > -57) & (np.abs(up + 4 - 0.25 * (front + 33)) < 8)
+    spinous = (
+        (side < 5) & (front < -33) & (front > -57) & (np.abs(up + 4 - 0.25 * (front + 33)) < 8)
+    )
     arch = (pedicle | transverse | lamina | spinous) & ~body
     volume[arch] = ARCH_HU
     volume[body] = CORTEX_HU
@@ -173,7 +197,9 @@ def _outline(grid: _Grid, inset_mm: float) -> np.ndarray:
     x, y, z, extent = grid
     back = 26.0 + 9.0 * np.exp(-(((z - 135) / 60) ** 2))
     belly = 0.92 * extent[1] - 5.0 * ((z - 130) / 130) ** 2
-    half_width, half_depth = (np.maximum(half - inset_mm, 1e-3) for half in (0.46 * extent[0], (belly - back) / 2))
+    half_width, half_depth = (
+        np.maximum(half - inset_mm, 1e-3) for half in (0.46 * extent[0], (belly - back) / 2)
+    )
     radius = (np.abs(x) / half_width) ** 2.4 + (np.abs(y - (belly + back) / 2) / half_depth) ** 2.4
     return np.asarray((radius < 1) & (0.46 * extent[0] > inset_mm))
 
@@ -189,15 +215,23 @@ def _local(grid: _Grid, center_z: float) -> tuple[np.ndarray, np.ndarray, np.nda
     cos = 1 / np.hypot(1.0, slope)
     y, z = grid.y - _spine_y(center_z), grid.z - center_z
     front = cos * (y - slope * z)
-    radius = ((np.abs(grid.x) / _HALF_WIDTH_MM) ** 2.6 + (np.abs(front) / _HALF_DEPTH_MM) ** 2.6) ** (1 / 2.6)
+    radius = (
+        (np.abs(grid.x) / _HALF_WIDTH_MM) ** 2.6 + (np.abs(front) / _HALF_DEPTH_MM) ** 2.6
+    ) ** (1 / 2.6)
     return cos * (slope * y + z), front, radius
 
 
 def _canal(grid: _Grid, half_width_mm: float, half_depth_mm: float) -> np.ndarray:
     """Tube behind the vertebral bodies, above the sacrum's end."""
     behind = grid.y - (_spine_y(grid.z) - _HALF_DEPTH_MM - 10.0)
-    return np.asarray(((grid.x / half_width_mm) ** 2 + (behind / half_depth_mm) ** 2 < 1) & (grid.z > 28.0))
+    return np.asarray(
+        ((grid.x / half_width_mm) ** 2 + (behind / half_depth_mm) ** 2 < 1) & (grid.z > 28.0)
+    )
 
 
-def _ellipsoid(grid: _Grid, center: Sequence[float], radii: Sequence[float] | np.ndarray) -> np.ndarray:
-    return np.asarray(sum(((axis - c) / r) ** 2 for axis, c, r in zip(grid[:3], center, radii, strict=True)) < 1)
+def _ellipsoid(
+    grid: _Grid, center: Sequence[float], radii: Sequence[float] | np.ndarray
+) -> np.ndarray:
+    return np.asarray(
+        sum(((axis - c) / r) ** 2 for axis, c, r in zip(grid[:3], center, radii, strict=True)) < 1
+    )

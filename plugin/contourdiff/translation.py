@@ -17,12 +17,12 @@ from monai.data import MetaTensor
 from nibabel.spatialimages import SpatialImage
 
 from contourdiff import bundle as bundle_folder
-from contourdiff import cohort
+from contourdiff import parallel
 from contourdiff.data.cases import TranslationCases
 from contourdiff.data.inputs import is_url
 from contourdiff.data.nifti import OUTPUT_SUFFIXES
 from contourdiff.data.nifti_names import case_of, is_volume
-from contourdiff.installation import usable_device
+from contourdiff.info import usable_device
 
 DATALISTS = (".csv", ".json")
 
@@ -76,13 +76,24 @@ def translate(
     Example: ``mr = contourdiff.translate(sitk.ReadImage("ct.nrrd"), contrast="t2", fast=True)``.
     """
     given = isinstance(ct, (str, Path))
-    options = {"contrast": contrast, "anatomy": anatomy, "fast": fast, "device": device, "seed": seed, **settings}
+    options = {
+        "contrast": contrast,
+        "anatomy": anatomy,
+        "fast": fast,
+        "device": device,
+        "seed": seed,
+        **settings,
+    }
     with TemporaryDirectory() as folder:
         if not given:
-            label = None if label is None else _write(label, Path(folder) / "labels" / f"{case}.nii.gz")
+            label = (
+                None if label is None else _write(label, Path(folder) / "labels" / f"{case}.nii.gz")
+            )
             source = _write(ct, Path(folder) / f"{case}.nii.gz")
         target = Path(folder) / "mr" if output is None else output
-        results = translate_path(ct if given else source, target, label=label, **{"progress": False, **options})
+        results = translate_path(
+            ct if given else source, target, label=label, **{"progress": False, **options}
+        )
         if given and output is not None:
             images: list[Any] = [result.mr for result in results]
         else:
@@ -109,7 +120,7 @@ def translate_path(
 
     ``output`` is a folder, or, for a single case, a file (``.nii.gz``, ``.nii``, ``.nrrd``, ``.mha``): label, record
     and picture are then named after it. ``series`` and ``format`` among the settings stand for ``series_uid`` and
-    ``output_ext``; ``workers`` or ``scheduler`` share the cases as [`contourdiff.cohort.translate`][] does. Other
+    ``output_ext``; ``workers`` or ``scheduler`` share the cases as [`contourdiff.parallel.translate`][] does. Other
     arguments as in [`translate`][]; errors as in [`contourdiff.bundle.translate`][], which this calls, and
     ``ValueError`` if a file ``output`` exists and ``overwrite`` is not set.
     """
@@ -120,18 +131,26 @@ def translate_path(
     for short, name in (("series", "series_uid"), ("format", "output_ext"), ("bids", "bids_dir")):
         if short in settings:
             settings[name] = settings.pop(short)
-    settings |= {name: Path(settings[name]) for name in ("bids_dir", "stats", "mr_dir") if settings.get(name)}
+    settings |= {
+        name: Path(settings[name]) for name in ("bids_dir", "stats", "mr_dir") if settings.get(name)
+    }
     cases = TranslationCases(settings["dataset_dir"], output, settings.get("datalist"))
     settings["datalist"] = cases.entries()  # headers of DICOM files are read once
     overlays = [*([anatomy] if anatomy else []), *(["fast"] if fast else []), *overlays]
     output = Path(output)
-    suffix = next((suffix for suffix in OUTPUT_SUFFIXES if output.name.lower().endswith(suffix)), None)
+    suffix = next(
+        (suffix for suffix in OUTPUT_SUFFIXES if output.name.lower().endswith(suffix)), None
+    )
     if suffix is None:
         return _run(output, overlays, settings)
     if output.exists() and not settings.get("overwrite"):
-        raise ValueError(f"expected no file at {output}, found one; pass --overwrite or another name")
+        raise ValueError(
+            f"expected no file at {output}, found one; pass --overwrite or another name"
+        )
     if (count := len(settings["datalist"])) > 1:
-        raise ValueError(f"expected a single case for the file {output}, got {count}; pass a folder")
+        raise ValueError(
+            f"expected a single case for the file {output}, got {count}; pass a folder"
+        )
     output.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=output.parent, prefix=".contourdiff_") as folder:
         results = _run(Path(folder), overlays, {**settings, "output_ext": suffix})
@@ -140,7 +159,11 @@ def translate_path(
 
 def _run(folder: Path, overlays: Sequence[str], settings: dict[str, Any]) -> list[Translation]:
     """Translate to a folder, and list the files of the datalist's cases there."""
-    run = cohort.translate if "workers" in settings or "scheduler" in settings else bundle_folder.translate
+    run = (
+        parallel.translate
+        if "workers" in settings or "scheduler" in settings
+        else bundle_folder.translate
+    )
     run(output_dir=folder, overlays=overlays, **settings)
     contrasts, suffix = _contrasts(settings.get("contrast")), settings.get("output_ext", ".nii.gz")
     results = []
@@ -149,7 +172,11 @@ def _run(folder: Path, overlays: Sequence[str], settings: dict[str, Any]) -> lis
             base = f"{folder / case}{'' if contrast is None else f'_{contrast}'}"
             optional = (f"{base}_label{suffix}", f"{base}_mr.png", f"{folder}/ct/{case}.nii.gz")
             found = (Path(path) if Path(path).is_file() else None for path in optional)
-            results.append(Translation(case, contrast, Path(f"{base}_mr{suffix}"), Path(f"{base}_mr.json"), *found))
+            results.append(
+                Translation(
+                    case, contrast, Path(f"{base}_mr{suffix}"), Path(f"{base}_mr.json"), *found
+                )
+            )
     return results
 
 
@@ -162,9 +189,13 @@ def _selection(source: str | Path, label: str | Path | None) -> dict[str, Any]:
     source = Path(source)
     if url:
         file = url.lower().endswith(OUTPUT_SUFFIXES)
-        chosen: dict[str, Any] = {"dataset_dir": url.rsplit("/", 1)[0], "datalist": [{"image": url}]} if file else {}
+        chosen: dict[str, Any] = (
+            {"dataset_dir": url.rsplit("/", 1)[0], "datalist": [{"image": url}]} if file else {}
+        )
         if label is not None and not file:
-            raise ValueError(f"expected labels in {url}/labels, got a label beside the folder; leave out the label")
+            raise ValueError(
+                f"expected labels in {url}/labels, got a label beside the folder; leave out the label"
+            )
     elif source.is_file() and source.suffix.lower() in DATALISTS:
         chosen = {"dataset_dir": source.parent, "datalist": Path(source.name)}
     elif is_volume(source) or (source.is_dir() and label is not None):
@@ -178,9 +209,13 @@ def _selection(source: str | Path, label: str | Path | None) -> dict[str, Any]:
         )
     if label is not None:
         if source.suffix.lower() in DATALISTS:
-            raise ValueError("expected the labels in the datalist, got a label beside it; leave out the label")
+            raise ValueError(
+                "expected the labels in the datalist, got a label beside it; leave out the label"
+            )
         if not Path(label).is_file():
-            raise FileNotFoundError(f"expected a label at {label}, found none; pass another or leave it out")
+            raise FileNotFoundError(
+                f"expected a label at {label}, found none; pass another or leave it out"
+            )
         chosen["datalist"][0]["label"] = Path(label).resolve()
     return chosen
 
@@ -205,7 +240,9 @@ def _named_after(result: Translation, output: Path, suffix: str) -> Translation:
         result.label and move(result.label, f"_label{suffix}"),
         result.picture and move(result.picture, ".png"),
     )
-    ct = result.ct and Path(shutil.copy(result.ct, output.with_name(f"{output.name[: -len(suffix)]}_ct.nii.gz")))
+    ct = result.ct and Path(
+        shutil.copy(result.ct, output.with_name(f"{output.name[: -len(suffix)]}_ct.nii.gz"))
+    )
     record, mr = move(result.record, ".json"), move(result.mr, output.name[-len(suffix) :])
     return result._replace(mr=mr, record=record, label=label, picture=picture, ct=ct)
 
@@ -215,7 +252,9 @@ def _write(image: Any, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(image, MetaTensor):
         data = image.as_tensor().cpu().numpy()
-        image = nib.Nifti1Image(data[0] if data.ndim == 4 and len(data) == 1 else data, image.affine.cpu().numpy())
+        image = nib.Nifti1Image(
+            data[0] if data.ndim == 4 and len(data) == 1 else data, image.affine.cpu().numpy()
+        )
     if isinstance(image, SpatialImage):
         nib.save(nib.Nifti1Image(np.asanyarray(image.dataobj), image.affine), path)
     elif isinstance(image, sitk.Image):
@@ -225,7 +264,9 @@ def _write(image: Any, path: Path) -> Path:
 
         itk.imwrite(image, str(path))
     else:
-        raise TypeError(f"expected a path, a nibabel, SimpleITK or ITK image or a MetaTensor, got {type(image)}")
+        raise TypeError(
+            f"expected a path, a nibabel, SimpleITK or ITK image or a MetaTensor, got {type(image)}"
+        )
     return path
 
 

@@ -14,7 +14,13 @@ import torch
 from torch import Tensor, nn
 
 # Raised by torch.load for files with changed or missing bytes.
-DAMAGED: tuple[type[Exception], ...] = (pickle.UnpicklingError, struct.error, OSError, RuntimeError, EOFError)
+DAMAGED: tuple[type[Exception], ...] = (
+    pickle.UnpicklingError,
+    struct.error,
+    OSError,
+    RuntimeError,
+    EOFError,
+)
 DAMAGED += (ValueError, LookupError, TypeError, AttributeError, AssertionError)
 
 
@@ -23,7 +29,9 @@ def start_weights(network: nn.Module, path: str | Path | None) -> nn.Module:
     return load_weights(network, path).train() if path else network
 
 
-def load_weights(network: nn.Module, path: str | Path, device: torch.device | str | None = None) -> nn.Module:
+def load_weights(
+    network: nn.Module, path: str | Path, device: torch.device | str | None = None
+) -> nn.Module:
     """Load a state dict of tensors into ``network``, strictly, and return the network in evaluation mode.
 
     Half precision is cast to the network's. The network is moved to ``device``, if one is given. Errors are those of
@@ -47,19 +55,29 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"expected weights at {path}, found none; pass --ckpt_path or train a model first")
+        raise FileNotFoundError(
+            f"expected weights at {path}, found none; pass --ckpt_path or train a model first"
+        )
     safetensors = import_safetensors() if path.suffix == ".safetensors" else None
     damaged = DAMAGED if safetensors is None else (*DAMAGED, safetensors.SafetensorError)
     try:
-        state = safetensors.torch.load_file(path) if safetensors else torch.load(path, "cpu", weights_only=True)
+        state = (
+            safetensors.torch.load_file(path)
+            if safetensors
+            else torch.load(path, "cpu", weights_only=True)
+        )
     except damaged as error:
         first_line = str(error).strip().split("\n")[0][:200]
         raise ValueError(
             f"expected {path} to be an undamaged file of tensors (weights_only=True); reading it failed: {first_line}; "
             "copy or train it again"
         ) from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"expected a state dict of tensors in {path}, got something else; save network.state_dict()")
+    if not isinstance(state, dict) or not all(
+        isinstance(value, Tensor) for value in state.values()
+    ):
+        raise ValueError(
+            f"expected a state dict of tensors in {path}, got something else; save network.state_dict()"
+        )
     return state
 
 
@@ -68,10 +86,17 @@ def count_parameters(path: str | Path) -> int:
     return sum(value.numel() for value in read_weights(path).values())
 
 
-def check_keys(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], path: str | Path) -> None:
+def check_keys(
+    expected: Mapping[str, Tensor], state: Mapping[str, Tensor], path: str | Path
+) -> None:
     """Raise ``ValueError`` unless ``state``, read from ``path``, has the keys and shapes of ``expected``."""
-    missing, unknown = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
-    shapes = sorted(key for key in expected.keys() & state.keys() if expected[key].shape != state[key].shape)
+    missing, unknown = (
+        sorted(expected.keys() - state.keys()),
+        sorted(state.keys() - expected.keys()),
+    )
+    shapes = sorted(
+        key for key in expected.keys() & state.keys() if expected[key].shape != state[key].shape
+    )
     if missing or unknown or shapes:
         raise ValueError(
             f"the weights in {path} are of another network: {len(missing)} keys missing {missing[:2]}, "
@@ -86,7 +111,9 @@ def import_safetensors() -> ModuleType:
         import safetensors
         import safetensors.torch
     except ImportError as error:
-        raise ImportError("*.safetensors requires safetensors: pip install 'contourdiff[convert]'") from error
+        raise ImportError(
+            "*.safetensors requires safetensors: pip install 'contourdiff[convert]'"
+        ) from error
     return safetensors
 
 

@@ -32,10 +32,14 @@ class ContourdiffApp(MONAILabelApp):
     def infer(self, request: dict[str, Any], datastore: Any = None) -> dict[str, Any]:
         """Translate; an unknown model or image has status 404, any other error of the input 422, with its message."""
         if (model := request.get("model")) not in self._infers:
-            raise HTTPException(404, f"expected one of the models {sorted(self._infers)}, got {model!r}")
+            raise HTTPException(
+                404, f"expected one of the models {sorted(self._infers)}, got {model!r}"
+            )
         try:
             return super().infer(request, datastore)
         except Exception as error:
             if isinstance(cause := root_cause(error), (ValueError, FileNotFoundError)):
-                raise HTTPException(404 if isinstance(cause, FileNotFoundError) else 422, str(cause)) from error
+                raise HTTPException(
+                    404 if isinstance(cause, FileNotFoundError) else 422, str(cause)
+                ) from error
             raise

@@ -43,7 +43,13 @@ def run(settings: Settings, directory: Path) -> dict[str, Any]:
         rows, differing = _loops(name, contours, steps, settings.rounds)
         loops += rows
         failures += differing
-    told = {"matmul, TFLOP/s": rate, "curve": curve, "loops": loops, "contours": source, "slices": len(contours)}
+    told = {
+        "matmul, TFLOP/s": rate,
+        "curve": curve,
+        "loops": loops,
+        "contours": source,
+        "slices": len(contours),
+    }
     return {**told, "failures": failures}
 
 
@@ -79,13 +85,23 @@ def _curve(name: str, rate: float, rounds: int, batch_sizes: tqdm[int]) -> list[
 
         seconds = _seconds(forward, rounds)
         achieved = counter.get_total_flops() * batch / seconds / 1e12
-        row = {"network": name, "GFLOP an item": counter.get_total_flops() / 1e9, "batch size": batch}
-        row |= {"ms an item": 1000 * seconds / batch, "TFLOP/s": achieved, "% of matmul": 100 * achieved / rate}
+        row = {
+            "network": name,
+            "GFLOP an item": counter.get_total_flops() / 1e9,
+            "batch size": batch,
+        }
+        row |= {
+            "ms an item": 1000 * seconds / batch,
+            "TFLOP/s": achieved,
+            "% of matmul": 100 * achieved / rate,
+        }
         rows.append(row)
     return rows
 
 
-def _loops(name: str, contours: torch.Tensor, steps: int, rounds: int) -> tuple[list[dict[str, Any]], list[str]]:
+def _loops(
+    name: str, contours: torch.Tensor, steps: int, rounds: int
+) -> tuple[list[dict[str, Any]], list[str]]:
     """The paper's loop in float32; ours in float32 at its batch size, checked against it; ours as on a card."""
     plain, fused = make_network(name).cuda(), make_network(name, flash=True).cuda()
 
@@ -106,7 +122,9 @@ def _loops(name: str, contours: torch.Tensor, steps: int, rounds: int) -> tuple[
     largest = float((made[1].volume - made[0].volume).abs().max())
     failures = [f"{name} on the card: picks differ"] if made[1].picks != made[0].picks else []
     if not largest <= TOLERANCE:
-        failures.append(f"{name} on the card: {largest:.3g} gray levels apart, expected at most {TOLERANCE}")
+        failures.append(
+            f"{name} on the card: {largest:.3g} gray levels apart, expected at most {TOLERANCE}"
+        )
     seconds = {told: _seconds(way, rounds) for told, way in ways.items()}
     rows = [
         {"network": name, "steps": steps, "way": told, "calls": each.calls, "s": seconds[told],

@@ -29,7 +29,11 @@ from contourdiff.sampling.sampler import Sampler
 from contourdiff.sampling.selection import SelectionRules
 
 VARIANTS = ("paper", "expert", "ours")
-ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "2147483647", "MALLOC_TOP_PAD_": "536870912"}
+ALLOCATOR = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "2147483647",
+    "MALLOC_TOP_PAD_": "536870912",
+}
 TOLERANCE = 0.05
 """Gray levels by which translations of two variants may differ."""
 CANDIDATES = 4
@@ -46,10 +50,18 @@ def run(network: str, settings: Settings, directory: Path) -> dict[str, Any]:
     job, told = _job(network, settings, directory)
     workers = {variant: _start(variant, job) for variant in VARIANTS}
     try:
-        first = {variant: _ask(workers[variant]) for variant in tqdm(VARIANTS, f"{network}: warm-up", leave=False)}
+        first = {
+            variant: _ask(workers[variant])
+            for variant in tqdm(VARIANTS, f"{network}: warm-up", leave=False)
+        }
         failures = differences(first)
         seconds: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
-        for _ in tqdm(range(0 if failures else settings.rounds), f"{network}: rounds", unit="round", leave=False):
+        for _ in tqdm(
+            range(0 if failures else settings.rounds),
+            f"{network}: rounds",
+            unit="round",
+            leave=False,
+        ):
             for variant in VARIANTS:
                 seconds[variant].append(_ask(workers[variant])["seconds"])
     finally:
@@ -57,11 +69,17 @@ def run(network: str, settings: Settings, directory: Path) -> dict[str, Any]:
             worker.kill()
             worker.communicate()
     calls = {variant: answer["calls"] for variant, answer in first.items()}
-    told |= {"picks": first["ours"]["picks"], "calls": calls, "largest_difference": _largest_difference(first)}
+    told |= {
+        "picks": first["ours"]["picks"],
+        "calls": calls,
+        "largest_difference": _largest_difference(first),
+    }
     return {**told, "seconds": seconds, "failures": failures}
 
 
-def variant_of(name: str, network: str, contours: torch.Tensor, steps: int, rules: SelectionRules) -> Translate:
+def variant_of(
+    name: str, network: str, contours: torch.Tensor, steps: int, rules: SelectionRules
+) -> Translate:
     """Translation of ``contours (slices, H, W)`` by one of ``VARIANTS``, to be called without arguments."""
     scheduler = make_scheduler()
     if name == "ours":
@@ -90,7 +108,11 @@ def by_inferer(
 
     def translate() -> Translation:
         (result,) = inferer.translate(contours[None, None], model)
-        picks = [(each.slice_index, each.round, each.candidate) for each in result.choices if each is not None]
+        picks = [
+            (each.slice_index, each.round, each.candidate)
+            for each in result.choices
+            if each is not None
+        ]
         return Translation(result.gray_levels[0], picks, result.network_calls)
 
     return translate
@@ -102,9 +124,13 @@ def differences(answers: Mapping[str, Mapping[str, Any]]) -> list[str]:
     for variant in (name for name in answers if name != "paper"):
         largest = float(np.abs(_volume(answers[variant]) - _volume(answers["paper"])).max())
         if answers[variant]["picks"] != answers["paper"]["picks"]:
-            failures.append(f"{variant} picks {answers[variant]['picks']}, paper {answers['paper']['picks']}")
+            failures.append(
+                f"{variant} picks {answers[variant]['picks']}, paper {answers['paper']['picks']}"
+            )
         if not largest <= TOLERANCE:
-            failures.append(f"{variant} and paper differ by {largest:.3g} gray levels, expected at most {TOLERANCE}")
+            failures.append(
+                f"{variant} and paper differ by {largest:.3g} gray levels, expected at most {TOLERANCE}"
+            )
     return failures
 
 
@@ -128,12 +154,32 @@ def report(results: Sequence[Mapping[str, Any]]) -> str:
                 over = ratios(result["seconds"], variant)
                 spread = max(times) - min(times)
                 told = f"{median(over):.2f} ({min(over):.2f} to {max(over):.2f})"
-                rows.append((result["network"], variant, len(times), min(times), median(times), spread, told))
-    columns = ("network", "variant", "rounds", "min, s", "median, s", "max - min, s", "times ours: median (min to max)")
+                rows.append(
+                    (
+                        result["network"],
+                        variant,
+                        len(times),
+                        min(times),
+                        median(times),
+                        spread,
+                        told,
+                    )
+                )
+    columns = (
+        "network",
+        "variant",
+        "rounds",
+        "min, s",
+        "median, s",
+        "max - min, s",
+        "times ours: median (min to max)",
+    )
     return "\n".join([*sentences, "", table(columns, rows)])
 
 
-def _job(network: str, settings: Settings, directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def _job(
+    network: str, settings: Settings, directory: Path
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """What a worker is told, and what the result tells of it."""
     small = network == "paper"
     slices, steps, max_rounds = (1, 2, 1) if small else (settings.slices, settings.steps, 2)
@@ -152,9 +198,13 @@ def _job(network: str, settings: Settings, directory: Path) -> tuple[dict[str, A
 def _start(variant: str, job: Mapping[str, Any]) -> subprocess.Popen[str]:
     environment = {name: value for name, value in os.environ.items() if name not in ALLOCATOR}
     environment |= ALLOCATOR if variant == "expert" else {}
-    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), environment.get("PYTHONPATH", "")])
+    environment["PYTHONPATH"] = os.pathsep.join(
+        [str(Path(__file__).parents[1]), environment.get("PYTHONPATH", "")]
+    )
     command = [sys.executable, "-m", "benchmarks.loop", json.dumps({**job, "variant": variant})]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    )
 
 
 def _ask(worker: subprocess.Popen[str]) -> dict[str, Any]:
@@ -178,7 +228,12 @@ def _work(job: Mapping[str, Any]) -> None:
     for _ in sys.stdin:
         start = time.perf_counter()
         made = translate()
-        answer = {"seconds": time.perf_counter() - start, "picks": made.picks, "calls": made.calls, "volume": str(path)}
+        answer = {
+            "seconds": time.perf_counter() - start,
+            "picks": made.picks,
+            "calls": made.calls,
+            "volume": str(path),
+        }
         np.save(path, made.volume.numpy())
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()

@@ -42,7 +42,11 @@ def growth_mib(network: str, slices: int, batch_size: int, size_px: int) -> tupl
     paths = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-m", "benchmarks.memory", json.dumps(job)]
     done = subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": paths}, stdout=subprocess.PIPE, text=True, check=True
+        command,
+        env={**os.environ, "PYTHONPATH": paths},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
     )
     batch, growth = json.loads(done.stdout)
     return float(batch), float(growth)
@@ -100,7 +104,9 @@ def report(result: dict[str, Any]) -> str:
         "a network, so that a batch takes little; the other network tells what a batch takes."
     )
     columns = list(result["rows"][0])
-    return told + "\n\n" + table(columns, [[row[name] for name in columns] for row in result["rows"]])
+    return (
+        told + "\n\n" + table(columns, [[row[name] for name in columns] for row in result["rows"]])
+    )
 
 
 def _peak_mib() -> float:
@@ -116,7 +122,11 @@ def _peak_mib() -> float:
 def _present_mib() -> float:
     """Resident memory at present, where the system tells; else the peak."""
     pages = Path("/proc/self/statm")
-    return int(pages.read_text().split()[1]) * resource.getpagesize() / MIB if pages.is_file() else _peak_mib()
+    return (
+        int(pages.read_text().split()[1]) * resource.getpagesize() / MIB
+        if pages.is_file()
+        else _peak_mib()
+    )
 
 
 def _work(job: dict[str, Any]) -> None:

@@ -19,7 +19,9 @@ from contourdiff.sampling.selection import Choice, SelectionRules, choose
 PASS_RATES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 BATCH_SIZES = (4, 8, 64)
 OFFSET = 12.0  # gray levels between a candidate that passes and one that does not
-RULES = SelectionRules(candidates=4, max_rounds=5, mean_threshold=OFFSET / 4, distance_threshold=50.0)
+RULES = SelectionRules(
+    candidates=4, max_rounds=5, mean_threshold=OFFSET / 4, distance_threshold=50.0
+)
 
 Item = tuple[str, int, int, int]
 """(case, slice, round, candidate)"""
@@ -95,7 +97,9 @@ def run(settings: Settings, directory: Path) -> dict[str, Any]:
             counts = [in_batches(slices, batch_size, pass_rate, case) for case in cases]
             rows.append(_row(pass_rate, "in batches", batch_size, counts, slices))
             if [each.choices for each in counts] != [each.choices for each in plain]:
-                failures.append(f"pass rate {pass_rate}, batch size {batch_size}: choices differ from the sequence")
+                failures.append(
+                    f"pass rate {pass_rate}, batch size {batch_size}: choices differ from the sequence"
+                )
     return {"slices": slices, "volumes": volumes, "rows": rows, "failures": failures}
 
 
@@ -116,10 +120,14 @@ def report(result: dict[str, Any]) -> str:
         f"{RULES.candidates} candidates, up to {RULES.max_rounds} rounds. An item is one candidate of a batch; padding "
         "counts. Choices are the same for all ways."
     )
-    return told + "\n\n" + table(columns, [[row[name] for name in columns] for row in result["rows"]])
+    return (
+        told + "\n\n" + table(columns, [[row[name] for name in columns] for row in result["rows"]])
+    )
 
 
-def _row(pass_rate: float, way: str, batch_size: int, counts: Sequence[Counts], slices: int) -> dict[str, Any]:
+def _row(
+    pass_rate: float, way: str, batch_size: int, counts: Sequence[Counts], slices: int
+) -> dict[str, Any]:
     calls = fmean([each.calls for each in counts])
     accepted = fmean([sum(choice.accepted for choice in each.choices) for each in counts])
     return {
@@ -130,5 +138,6 @@ def _row(pass_rate: float, way: str, batch_size: int, counts: Sequence[Counts], 
         "calls a slice": calls / slices,
         "items a slice": calls * batch_size / slices,
         "calls an accepted slice": calls / accepted,
-        "share of items that were asked for": fmean([each.asked for each in counts]) / (calls * batch_size),
+        "share of items that were asked for": fmean([each.asked for each in counts])
+        / (calls * batch_size),
     }

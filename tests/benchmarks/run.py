@@ -55,7 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         bar.set_postfix_str(job)
         done[job] = kept_or_run(job, run, settings, output, parsed.redo)
         write_reports(done, output)
-    failures = [f"{job}: {failure}" for job, part in done.items() for failure in part["result"]["failures"]]
+    failures = [
+        f"{job}: {failure}" for job, part in done.items() for failure in part["result"]["failures"]
+    ]
     for failure in failures:
         logger.error("%s", failure)
     return 1 if failures else 0
@@ -65,14 +67,27 @@ def parser() -> argparse.ArgumentParser:
     """Options of the command."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("output_dir", help="folder of the reports; finished parts are kept in it")
-    options.add_argument("--only", type=_parts, default=list(TITLES), help=f"some of {','.join(TITLES)}")
-    options.add_argument("--rounds", type=int, default=5, help="counted rounds of timings; 0 compares outputs alone")
-    options.add_argument("--steps", type=int, default=10, help="DDIM steps with the bundle's network")
     options.add_argument(
-        "--slices", type=int, default=3, help="slices of the loops with the bundle's network, up to 16"
+        "--only", type=_parts, default=list(TITLES), help=f"some of {','.join(TITLES)}"
     )
-    options.add_argument("--ct", default=default_ct(), help="CT whose contours are translated; empty: a phantom")
-    options.add_argument("--quick", action="store_true", help="small, with tiny networks: no figures to be quoted")
+    options.add_argument(
+        "--rounds", type=int, default=5, help="counted rounds of timings; 0 compares outputs alone"
+    )
+    options.add_argument(
+        "--steps", type=int, default=10, help="DDIM steps with the bundle's network"
+    )
+    options.add_argument(
+        "--slices",
+        type=int,
+        default=3,
+        help="slices of the loops with the bundle's network, up to 16",
+    )
+    options.add_argument(
+        "--ct", default=default_ct(), help="CT whose contours are translated; empty: a phantom"
+    )
+    options.add_argument(
+        "--quick", action="store_true", help="small, with tiny networks: no figures to be quoted"
+    )
     options.add_argument("--redo", action="store_true", help="repeat parts that are finished")
     return options
 
@@ -80,8 +95,15 @@ def parser() -> argparse.ArgumentParser:
 def jobs_of(part: str, quick: bool) -> dict[str, Run]:
     """What a part consists of; each is kept by itself."""
     if part == "loop":
-        return {f"loop {name}": partial(loop.run, name) for name in (("tiny",) if quick else ("bundle", "paper"))}
-    return {part: {"rounds": rounds, "memory": memory, "share": share, "gpu": gpu, "scaling": scaling}[part].run}
+        return {
+            f"loop {name}": partial(loop.run, name)
+            for name in (("tiny",) if quick else ("bundle", "paper"))
+        }
+    return {
+        part: {"rounds": rounds, "memory": memory, "share": share, "gpu": gpu, "scaling": scaling}[
+            part
+        ].run
+    }
 
 
 def kept_or_run(job: str, run: Run, settings: Settings, output: Path, redo: bool) -> dict[str, Any]:
@@ -112,7 +134,11 @@ def write_reports(done: Mapping[str, Mapping[str, Any]], output: Path) -> None:
         parts = {job: part["result"] for job, part in done.items() if job.split()[0] == name}
         if parts:
             lines += [f"## {title}", "", _report(name, list(parts.values())), ""]
-            lines += [f"**Failed**: {failure}\n" for result in parts.values() for failure in result["failures"]]
+            lines += [
+                f"**Failed**: {failure}\n"
+                for result in parts.values()
+                for failure in result["failures"]
+            ]
     write_text(output / "performance.md", "\n".join(lines))
 
 
@@ -126,7 +152,9 @@ def _report(name: str, results: Sequence[dict[str, Any]]) -> str:
 def _parts(text: str) -> list[str]:
     parts = text.split(",")
     if unknown := [part for part in parts if part not in TITLES]:
-        raise argparse.ArgumentTypeError(f"expected some of {','.join(TITLES)}, got {','.join(unknown)}")
+        raise argparse.ArgumentTypeError(
+            f"expected some of {','.join(TITLES)}, got {','.join(unknown)}"
+        )
     return parts
 
 

@@ -49,7 +49,9 @@ def run(settings: Settings, directory: Path) -> dict[str, Any]:
         calls, seconds = network_calls(slices, network)
         rows.append({"slices": slices, "calls": calls, "ms a slice": 1000 * seconds / slices})
         if calls != expected_calls(slices):
-            failures.append(f"{slices} slices cost {calls} calls, expected {expected_calls(slices)}")
+            failures.append(
+                f"{slices} slices cost {calls} calls, expected {expected_calls(slices)}"
+            )
     return {"network": name, "rows": rows, "failures": failures}
 
 
@@ -60,4 +62,6 @@ def report(result: dict[str, Any]) -> str:
         f"Network: {result['network']}; slices of {SIZE_PX} x {SIZE_PX}, {CANDIDATES} candidates, one round, "
         f"batches of {BATCH_SIZE}, {STEPS} steps. Calls must be ceil(slices x {CANDIDATES} / {BATCH_SIZE})."
     )
-    return told + "\n\n" + table(columns, [[row[name] for name in columns] for row in result["rows"]])
+    return (
+        told + "\n\n" + table(columns, [[row[name] for name in columns] for row in result["rows"]])
+    )

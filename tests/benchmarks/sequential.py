@@ -58,26 +58,35 @@ class SequentialSampler:
         self.candidates = candidates
         self.layout = layout
         self.calls = 0
-        scheduler: Any = DDIMScheduler(num_train_timesteps=steps, prediction_type=str(training.prediction_type))
+        scheduler: Any = DDIMScheduler(
+            num_train_timesteps=steps, prediction_type=str(training.prediction_type)
+        )
         scheduler.alphas_cumprod = training.alphas_cumprod[self.timesteps[::-1]].float()
         scheduler.set_timesteps(steps)
         self.scheduler = scheduler
 
     def draw(self, contour: torch.Tensor, slice_index: int, round_: int) -> torch.Tensor:
         """Candidates of one round for ``contour (H, W)``: ``(candidates, H, W)`` gray levels."""
-        keys = [CandidateKey(0, "", slice_index, round_, candidate) for candidate in range(self.candidates)]
+        keys = [
+            CandidateKey(0, "", slice_index, round_, candidate)
+            for candidate in range(self.candidates)
+        ]
         x = NoiseStream(keys, (1, *contour.shape), contour.device).draw()
         contours = contour[None, None].repeat(self.candidates, 1, 1, 1)
         for entry, timestep in zip(self.scheduler.timesteps, self.timesteps, strict=True):
             inputs = torch.cat([x, contours], dim=1).contiguous(memory_format=self.layout)
             timesteps = torch.full((self.candidates,), timestep, dtype=torch.long, device=x.device)
             output = self.network(inputs, timesteps)
-            x = self.scheduler.step(output, int(entry), x, use_clipped_model_output=True).prev_sample
+            x = self.scheduler.step(
+                output, int(entry), x, use_clipped_model_output=True
+            ).prev_sample
         self.calls += 1
         return ((x[:, 0] + 1) * 127.5).clamp(0, 255)
 
 
-def translate_in_sequence(contours: torch.Tensor, sampler: SequentialSampler, rules: SelectionRules) -> Translation:
+def translate_in_sequence(
+    contours: torch.Tensor, sampler: SequentialSampler, rules: SelectionRules
+) -> Translation:
     """Translate ``contours (slices, H, W)``; slices without a contour stay 0."""
     volume, picks, calls_before = torch.zeros_like(contours), [], sampler.calls
     before: torch.Tensor | None = None
@@ -92,7 +101,11 @@ def translate_in_sequence(contours: torch.Tensor, sampler: SequentialSampler, ru
 
 
 def _select(
-    contour: torch.Tensor, index: int, before: torch.Tensor | None, sampler: SequentialSampler, rules: SelectionRules
+    contour: torch.Tensor,
+    index: int,
+    before: torch.Tensor | None,
+    sampler: SequentialSampler,
+    rules: SelectionRules,
 ) -> tuple[torch.Tensor, Pick]:
     """Without a slice ``before`` the first candidate of low mean, else the nearest of a round; or the best of all."""
     best_score, best_image, best = float("inf"), contour, (index, 0, 0)

@@ -88,7 +88,9 @@ def make_network(name: str, flash: bool = False) -> nn.Module:
     definition = {"paper": PAPER_NETWORK, "tiny": TINY_NETWORK, "bundle": bundle}[name]
     arguments = {key: value for key, value in definition.items() if key != "_target_"}
     network: Any = ContourUNet(**{**arguments, "use_flash_attention": flash})
-    torch.nn.init.normal_(network.out[2].conv.weight, std=0.02, generator=torch.Generator().manual_seed(1))
+    torch.nn.init.normal_(
+        network.out[2].conv.weight, std=0.02, generator=torch.Generator().manual_seed(1)
+    )
     made: nn.Module = network.eval()
     return made
 
@@ -100,7 +102,9 @@ def make_scheduler(prediction_type: str = "v_prediction") -> Scheduler:
     from the noise at the last timestep a clean image is 158 times the difference of two numbers, so that rounding
     alone would tell two correct loops apart.
     """
-    return DDPMScheduler(num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, prediction_type=prediction_type)
+    return DDPMScheduler(
+        num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, prediction_type=prediction_type
+    )
 
 
 def inference_config() -> ConfigParser:
@@ -117,7 +121,9 @@ def machine() -> dict[str, str | int]:
     if cpu_info.is_file():
         lines = cpu_info.read_text(encoding="utf-8").splitlines()
         models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     return {
         "processor": models[0] if models else platform.processor() or platform.machine(),
         "instructions": torch.backends.cpu.get_cpu_capability(),

@@ -61,7 +61,9 @@ def run(settings: Settings, directory: Path) -> dict[str, Any]:
         progress=False,
     )
     inputs = contours[None, None].to(device)
-    timed = [_once(inferer, inputs, network) for _ in tqdm(range(4), "share", unit="volume", leave=False)][1:]
+    timed = [
+        _once(inferer, inputs, network) for _ in tqdm(range(4), "share", unit="volume", leave=False)
+    ][1:]
     fastest = min(timed, key=lambda seconds: seconds["all"])
     told = {"network": name, "slices": len(contours), "contours": source, "steps": settings.steps}
     return {**told, "seconds": fastest, "failures": []}
@@ -78,7 +80,9 @@ def report(result: dict[str, Any]) -> str:
     return told + "\n\n" + table(("part", "s", "% of all"), rows)
 
 
-def _once(inferer: ContourTranslationInferer, inputs: torch.Tensor, network: torch.nn.Module) -> dict[str, float]:
+def _once(
+    inferer: ContourTranslationInferer, inputs: torch.Tensor, network: torch.nn.Module
+) -> dict[str, float]:
     clock = Clock()
     prepare = clock.timed("preparing", acceleration.Accelerator.__call__)
 
@@ -93,7 +97,11 @@ def _once(inferer: ContourTranslationInferer, inputs: torch.Tensor, network: tor
     ):
         clock.timed("all", inferer)(inputs, network)
     seconds = {name: clock.seconds[name] for name in ("network", "preparing", "noise")}
-    return {**seconds, "rest": clock.seconds["all"] - sum(seconds.values()), "all": clock.seconds["all"]}
+    return {
+        **seconds,
+        "rest": clock.seconds["all"] - sum(seconds.values()),
+        "all": clock.seconds["all"],
+    }
 
 
 def _wait() -> None:

@@ -17,11 +17,19 @@ CT = ball_ct((10, 30, 26))
 
 def dataset(root: Path) -> Path:
     """Two subjects, one with two sessions; one label beside its CT, one in a derivative, of run 1 and not of run 10."""
-    for name in ("sub-01/ct/sub-01_run-1_ct", "sub-01/ct/sub-01_run-10_ct", "sub-02/ses-a/ct/sub-02_ses-a_ct"):
+    for name in (
+        "sub-01/ct/sub-01_run-1_ct",
+        "sub-01/ct/sub-01_run-10_ct",
+        "sub-02/ses-a/ct/sub-02_ses-a_ct",
+    ):
         write_nifti(root / f"{name}.nii.gz", CT, OBLIQUE)
     label = (CT > 200).astype(np.uint8)
     write_nifti(root / "sub-02" / "ses-a" / "ct" / "sub-02_ses-a_dseg.nii.gz", label, OBLIQUE)
-    write_nifti(root / "derivatives" / "seg" / "sub-01" / "ct" / "sub-01_run-1_desc-bone_dseg.nii.gz", label, OBLIQUE)
+    write_nifti(
+        root / "derivatives" / "seg" / "sub-01" / "ct" / "sub-01_run-1_desc-bone_dseg.nii.gz",
+        label,
+        OBLIQUE,
+    )
     (root / "dataset_description.json").write_text('{"Name": "two", "BIDSVersion": "1.10.0"}')
     return root
 
@@ -36,34 +44,56 @@ def test_ct_and_labels_are_found_by_their_entities(tmp_path: Path) -> None:
     }
     other = tmp_path / "derivatives" / "other" / "sub-01" / "ct" / "sub-01_run-1_dseg.nii.gz"
     write_nifti(other, CT, OBLIQUE)
-    with pytest.raises(ValueError, match=r"expected one label of sub-01_run-1_ct.nii.gz, found \['derivatives/other/"):
+    with pytest.raises(
+        ValueError,
+        match=r"expected one label of sub-01_run-1_ct.nii.gz, found \['derivatives/other/",
+    ):
         bids_inputs(tmp_path)
 
 
 def test_translations_become_a_derivative_dataset(tiny_weights: Path, tmp_path: Path) -> None:
     root, bids_dir = dataset(tmp_path / "raw"), tmp_path / "raw" / "derivatives" / "contourdiff"
-    output_dir = run(root, tmp_path / "mr", tiny_weights, bids_dir=str(bids_dir), num_inference_steps=1)
-    names = sorted(path.relative_to(bids_dir).as_posix() for path in bids_dir.rglob("*") if path.is_file())
+    output_dir = run(
+        root, tmp_path / "mr", tiny_weights, bids_dir=str(bids_dir), num_inference_steps=1
+    )
+    names = sorted(
+        path.relative_to(bids_dir).as_posix() for path in bids_dir.rglob("*") if path.is_file()
+    )
     first, second = "sub-01/anat/sub-01_run-", "sub-02/ses-a/anat/sub-02_ses-a_desc-contourdiff_"
     assert names == [
         "README",
         "dataset_description.json",
-        *(f"{first}{end}" for end in ("10_desc-contourdiff_T1w.json", "10_desc-contourdiff_T1w.nii.gz")),
-        *(f"{first}1_desc-contourdiff_{end}" for end in ("T1w.json", "T1w.nii.gz", "dseg.json", "dseg.nii.gz")),
+        *(
+            f"{first}{end}"
+            for end in ("10_desc-contourdiff_T1w.json", "10_desc-contourdiff_T1w.nii.gz")
+        ),
+        *(
+            f"{first}1_desc-contourdiff_{end}"
+            for end in ("T1w.json", "T1w.nii.gz", "dseg.json", "dseg.nii.gz")
+        ),
         *(f"{second}{end}" for end in ("T1w.json", "T1w.nii.gz", "dseg.json", "dseg.nii.gz")),
     ]
     mr = voxels(output_dir / "sub-02_ses-a_ct_mr.nii.gz")
     np.testing.assert_array_equal(voxels(bids_dir / f"{second}T1w.nii.gz"), mr)
     sidecar = json.loads((bids_dir / f"{second}T1w.json").read_text())
     assert (sidecar["SkullStripped"], sidecar["Sources"]) == (False, ["sub-02_ses-a_ct.nii.gz"])
-    assert json.loads((bids_dir / "dataset_description.json").read_text())["DatasetType"] == "derivative"
+    assert (
+        json.loads((bids_dir / "dataset_description.json").read_text())["DatasetType"]
+        == "derivative"
+    )
     (bids_dir / "README").write_text("mine")
-    run(root, output_dir, tiny_weights, bids_dir=str(bids_dir))  # what was written is no second label of a CT
+    run(
+        root, output_dir, tiny_weights, bids_dir=str(bids_dir)
+    )  # what was written is no second label of a CT
     assert (bids_dir / "README").read_text() == "mine"
 
 
-def test_cases_without_a_subject_are_refused_before_any_work(tiny_weights: Path, tmp_path: Path) -> None:
+def test_cases_without_a_subject_are_refused_before_any_work(
+    tiny_weights: Path, tmp_path: Path
+) -> None:
     write_nifti(tmp_path / "ct" / "anna.nii.gz", CT, OBLIQUE)
-    with pytest.raises(ValueError, match=r"expected cases sub-<label>_..._ct for a BIDS dataset, got \['anna'\]"):
+    with pytest.raises(
+        ValueError, match=r"expected cases sub-<label>_..._ct for a BIDS dataset, got \['anna'\]"
+    ):
         run(tmp_path / "ct", tmp_path / "mr", tiny_weights, bids_dir=str(tmp_path / "bids"))
     assert not (tmp_path / "mr").exists()

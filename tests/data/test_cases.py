@@ -21,22 +21,36 @@ def volume(path: Path, value: int = 1, shape: tuple[int, int, int] = (3, 4, 5)) 
 
 def test_training_list_forms(tmp_path: Path) -> None:
     dataset_dir = make_mr(tmp_path / "mr")
-    assert [case_of(item["image"]) for item in training_cases(dataset_dir, "val", "index.csv")] == ["mr2", "mr5"]
-    (tmp_path / "list.json").write_text('{"training": ["mr0.nii.gz"], "validation": [{"image": "mr1.nii.gz"}]}')
-    assert [case_of(i["image"]) for i in training_cases(dataset_dir, "val", tmp_path / "list.json")] == ["mr1"]
+    assert [case_of(item["image"]) for item in training_cases(dataset_dir, "val", "index.csv")] == [
+        "mr2",
+        "mr5",
+    ]
+    (tmp_path / "list.json").write_text(
+        '{"training": ["mr0.nii.gz"], "validation": [{"image": "mr1.nii.gz"}]}'
+    )
+    assert [
+        case_of(i["image"]) for i in training_cases(dataset_dir, "val", tmp_path / "list.json")
+    ] == ["mr1"]
     with pytest.raises(ValueError, match=r"no image of split 'train' matches 't2/\*'"):
         training_cases(dataset_dir, "train", "index.csv", "t2/*")
-    with pytest.raises(FileNotFoundError, match=r"expected a folder of MR images at .*nowhere; pass --dataset_dir"):
+    with pytest.raises(
+        FileNotFoundError, match=r"expected a folder of MR images at .*nowhere; pass --dataset_dir"
+    ):
         training_cases(tmp_path / "nowhere", "train")
 
 
 @pytest.mark.parametrize("count", [2, 5, 10, 20, 31])
 @pytest.mark.parametrize("prefix", ["a", "b", "c"])
-def test_a_tenth_of_the_images_is_held_out_and_at_least_one(count: int, prefix: str, tmp_path: Path) -> None:
+def test_a_tenth_of_the_images_is_held_out_and_at_least_one(
+    count: int, prefix: str, tmp_path: Path
+) -> None:
     names = [f"{prefix}{number}.nii.gz" for number in range(count)]
     for name in names:
         (tmp_path / name).touch()
-    split = {part: {Path(item["image"]).name for item in training_cases(tmp_path, part)} for part in ("train", "val")}
+    split = {
+        part: {Path(item["image"]).name for item in training_cases(tmp_path, part)}
+        for part in ("train", "val")
+    }
     assert len(split["val"]) == max(count // 10, 1)
     assert not split["train"] & split["val"]
     assert split["train"] | split["val"] == set(names)
@@ -54,14 +68,20 @@ def test_both_splits_rank_names_in_one_way(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("split", "changes", "message"),
     [
-        ("val", {}, "no image of split 'val' matches .*: training requires two or more images, .* and 1 match"),
+        (
+            "val",
+            {},
+            "no image of split 'val' matches .*: training requires two or more images, .* and 1 match",
+        ),
         ("train", {"pattern": "t1/*"}, r"matches 't1/\*' .* and 0 match"),
         ("val", {"datalist": "list.csv"}, "list.csv lists none"),
         ("test", {}, r"split must be one of \('train', 'val'\), got 'test'"),
         ("val", {"val_fraction": 1.0}, r"val_fraction must lie in \[0, 1\), got 1.0"),
     ],
 )
-def test_an_empty_split_names_its_cause(split: str, changes: dict, message: str, tmp_path: Path) -> None:
+def test_an_empty_split_names_its_cause(
+    split: str, changes: dict, message: str, tmp_path: Path
+) -> None:
     (tmp_path / "only.nii.gz").touch()
     (tmp_path / "list.csv").write_text("file,split\nonly.nii.gz,train\n")
     with pytest.raises(ValueError, match=message):
@@ -81,19 +101,33 @@ def test_three_layouts(tmp_path: Path, image: str, label: str) -> None:
         volume(tmp_path / image.format(name))
         if name != "c":
             volume(tmp_path / label.format(name))
-    assert [Path(item["image"]) for item in labelled_cases(tmp_path)] == [tmp_path / image.format(n) for n in "ab"]
-    assert [Path(item["label"]) for item in labelled_cases(tmp_path)] == [tmp_path / label.format(n) for n in "ab"]
+    assert [Path(item["image"]) for item in labelled_cases(tmp_path)] == [
+        tmp_path / image.format(n) for n in "ab"
+    ]
+    assert [Path(item["label"]) for item in labelled_cases(tmp_path)] == [
+        tmp_path / label.format(n) for n in "ab"
+    ]
     assert len(labelled_cases(tmp_path, pattern="b*")) == 1
 
 
-def test_a_bad_case_is_named_and_the_others_stay(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_bad_case_is_named_and_the_others_stay(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     for name in ("good", "grid", "broken", "empty"):
         volume(tmp_path / f"{name}.nii.gz", 7)
-        volume(tmp_path / "labels" / f"{name}.nii.gz", 0 if name == "empty" else 1, (3, 4, 6 if name == "grid" else 5))
+        volume(
+            tmp_path / "labels" / f"{name}.nii.gz",
+            0 if name == "empty" else 1,
+            (3, 4, 6 if name == "grid" else 5),
+        )
     (tmp_path / "broken.nii.gz").write_bytes(b"no image")
     names = [Path(item["image"]).name for item in labelled_cases(tmp_path)]
     assert names == ["empty.nii.gz", "good.nii.gz"]
-    for text in ("grid is left out: expected label", "broken is left out", "empty: its label is empty"):
+    for text in (
+        "grid is left out: expected label",
+        "broken is left out",
+        "empty: its label is empty",
+    ):
         assert text in caplog.text
 
 
@@ -103,7 +137,10 @@ def test_split_is_by_patient_whole_and_stable(tmp_path: Path) -> None:
         volume(tmp_path / f"{name}.nii.gz")
         volume(tmp_path / "labels" / f"{name}.nii.gz")
     split = {
-        part: {Path(item["image"]).name[:3] for item in labelled_cases(tmp_path, part, "*", 0.3, "(p..)_")}
+        part: {
+            Path(item["image"]).name[:3]
+            for item in labelled_cases(tmp_path, part, "*", 0.3, "(p..)_")
+        }
         for part in ("train", "val")
     }
     assert len(split["val"]) == 3
@@ -117,7 +154,10 @@ def test_patients_are_chosen_before_any_is_held_out(tmp_path: Path) -> None:
         volume(tmp_path / f"{name}.nii.gz")
         volume(tmp_path / "labels" / f"{name}.nii.gz")
     parts = [
-        [Path(item["image"]).name[:3] for item in labelled_cases(tmp_path, part, "*", 0.5, "(p..)_", ["p01", "p03"])]
+        [
+            Path(item["image"]).name[:3]
+            for item in labelled_cases(tmp_path, part, "*", 0.5, "(p..)_", ["p01", "p03"])
+        ]
         for part in ("train", "val")
     ]
     assert sorted(parts) == [["p01", "p01"], ["p03"]]
@@ -132,7 +172,9 @@ def test_several_folders_are_one_list_and_one_patient(tmp_path: Path) -> None:
             volume(tmp_path / seed / f"{case}_label.nii.gz")
     folders = [tmp_path / "0", tmp_path / "1"]
     assert len(labelled_cases(folders)) == 4
-    assert {Path(item["image"]).name for item in labelled_cases(folders, "train", val_fraction=0.5)} in (
+    assert {
+        Path(item["image"]).name for item in labelled_cases(folders, "train", val_fraction=0.5)
+    } in (
         {"x_mr.nii.gz"},
         {"y_mr.nii.gz"},
     )
@@ -147,7 +189,9 @@ def test_several_folders_are_one_list_and_one_patient(tmp_path: Path) -> None:
         ({"patient_pattern": "a", "split": "train"}, ValueError, "put the patient in brackets"),
     ],
 )
-def test_arguments_that_make_no_sense(tmp_path: Path, arguments: dict, error: type, message: str) -> None:
+def test_arguments_that_make_no_sense(
+    tmp_path: Path, arguments: dict, error: type, message: str
+) -> None:
     volume(tmp_path / "a_mr.nii.gz")
     volume(tmp_path / "a_label.nii.gz")
     with pytest.raises(error, match=message):
@@ -168,7 +212,9 @@ def test_translation_cases_refuse_two_files_of_one_case(tmp_path: Path) -> None:
 
 def test_translation_cases_are_read_when_they_are_checked(tmp_path: Path) -> None:
     cases = TranslationCases(tmp_path / "ct", tmp_path / "mr")
-    with pytest.raises(FileNotFoundError, match=r"expected a folder of CT volumes at .*ct, found none"):
+    with pytest.raises(
+        FileNotFoundError, match=r"expected a folder of CT volumes at .*ct, found none"
+    ):
         cases.check()
     (tmp_path / "ct").mkdir()
     with pytest.raises(ValueError, match="expected volumes"):

@@ -42,7 +42,9 @@ def test_a_series_lies_where_its_tags_say(orientation: tuple[float, ...], tmp_pa
     for voxel in ((0, 0, 0), (23, 0, 0), (0, 19, 0), (0, 0, 5), (3, 4, 2)):
         lps = np.array((-20, -31, 12.5)) + row * 0.75 * voxel[0] + column * 1.5 * voxel[1]
         lps = lps + np.cross(row, column) * 2.5 * voxel[2]
-        np.testing.assert_allclose(image.affine @ [*voxel, 1], [-lps[0], -lps[1], lps[2], 1], atol=1e-3)
+        np.testing.assert_allclose(
+            image.affine @ [*voxel, 1], [-lps[0], -lps[1], lps[2], 1], atol=1e-3
+        )
 
 
 def voxel_of_world(image: nib.Nifti1Image, world: np.ndarray) -> Any:
@@ -53,17 +55,28 @@ def voxel_of_world(image: nib.Nifti1Image, world: np.ndarray) -> Any:
 @pytest.mark.skipif(DCM2NIIX is None, reason="dcm2niix is not installed")
 @pytest.mark.parametrize("series", ["real", "written"])
 def test_the_grid_is_that_of_dcm2niix_and_simpleitk(series: str, tmp_path: Path) -> None:
-    folder = REAL / "98892001" / "CT5N" if series == "real" else write_series(tmp_path / "a", VOLUME)
+    folder = (
+        REAL / "98892001" / "CT5N" if series == "real" else write_series(tmp_path / "a", VOLUME)
+    )
     image = nibabel_of(read_ct_series(folder))
     files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder))
     plain = nibabel_of(sitk.ReadImage(files))
     np.testing.assert_allclose(image.affine, plain.affine, atol=1e-3)
     np.testing.assert_array_equal(np.asarray(image.dataobj), np.asarray(plain.dataobj))
     (tmp_path / "out").mkdir()
-    subprocess.run([str(DCM2NIIX), "-f", "x", "-o", tmp_path / "out", folder], check=True, capture_output=True)
+    subprocess.run(
+        [str(DCM2NIIX), "-f", "x", "-o", tmp_path / "out", folder], check=True, capture_output=True
+    )
     other = nib.load(tmp_path / "out" / "x.nii")
     assert other.shape == image.shape
-    corners = np.array([[i, j, k, 1] for i in (0, image.shape[0] - 1) for j in (0, 1) for k in (0, image.shape[2] - 1)])
+    corners = np.array(
+        [
+            [i, j, k, 1]
+            for i in (0, image.shape[0] - 1)
+            for j in (0, 1)
+            for k in (0, image.shape[2] - 1)
+        ]
+    )
     for world in corners @ image.affine.T:
         voxel = np.linalg.inv(other.affine) @ world
         np.testing.assert_allclose(other.affine @ np.rint(voxel), world, atol=1e-3)
@@ -103,7 +116,10 @@ def magnetic(data: Any, number: int) -> None:
     [
         (tilted, r"gantry tilt of 9\.09 degrees"),
         (turned, "of one orientation, size and pixel spacing .* got a mixture"),
-        (irregular, r"equal distances .* got 2\.800 mm after slice 3 of 6 where others have 2\.500 mm"),
+        (
+            irregular,
+            r"equal distances .* got 2\.800 mm after slice 3 of 6 where others have 2\.500 mm",
+        ),
         (repeated, r"got 0\.000 mm after slice 5"),
         (mixed, "got a mixture"),
         (without_position, "expected position, orientation and spacing in every file"),
@@ -118,7 +134,9 @@ def test_what_is_no_regular_ct_stack_is_refused(
 
 
 def test_a_missing_slice_of_a_real_series_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"got 202\.500 mm after slice 1 of 4 where others have 1\.250 mm"):
+    with pytest.raises(
+        ValueError, match=r"got 202\.500 mm after slice 1 of 4 where others have 1\.250 mm"
+    ):
         read_ct_series(REAL / "77654033" / "CT2")
 
 

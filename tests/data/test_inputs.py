@@ -15,7 +15,11 @@ from contourdiff.data.inputs import is_url
 from contourdiff.translation import translate_path
 from helpers import TINY_NETWORK, make_dataset, voxels
 
-OPTIONS: dict[str, Any] = {"overlays": ("single",), "network_def": TINY_NETWORK, "num_inference_steps": 1}
+OPTIONS: dict[str, Any] = {
+    "overlays": ("single",),
+    "network_def": TINY_NETWORK,
+    "num_inference_steps": 1,
+}
 OPTIONS |= {"candidates": 1, "max_rounds": 1, "min_object_mm2": 100.0, "progress": False}
 
 
@@ -23,7 +27,9 @@ OPTIONS |= {"candidates": 1, "max_rounds": 1, "min_object_mm2": 100.0, "progress
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A server with the interface of S3 on this machine, and a file system of its bucket ``hospital``."""
     s3fs = pytest.importorskip("s3fs", reason="s3fs is not installed: pip install -e '.[s3]'")
-    server = pytest.importorskip("moto.server", reason="moto is not installed: pip install 'moto[server]'")
+    server = pytest.importorskip(
+        "moto.server", reason="moto is not installed: pip install 'moto[server]'"
+    )
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     running.start()
@@ -42,8 +48,13 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     s3fs.S3FileSystem.clear_instance_cache()
 
 
-def test_a_bucket_gives_what_the_folder_gives(bucket: Any, tiny_weights: Path, tmp_path: Path) -> None:
-    folder, options = make_dataset(tmp_path / "ct", ("a", "b")), {**OPTIONS, "weights": tiny_weights}
+def test_a_bucket_gives_what_the_folder_gives(
+    bucket: Any, tiny_weights: Path, tmp_path: Path
+) -> None:
+    folder, options = (
+        make_dataset(tmp_path / "ct", ("a", "b")),
+        {**OPTIONS, "weights": tiny_weights},
+    )
     bucket.put(str(folder), "hospital/ct", recursive=True)
     expected = translate_path(folder, tmp_path / "local", **options)
     results = translate_path("s3://hospital/ct", tmp_path / "remote", **options)
@@ -56,14 +67,18 @@ def test_a_bucket_gives_what_the_folder_gives(bucket: Any, tiny_weights: Path, t
     bucket.pipe("hospital/ct/c.nii.gz", b"no volume")
     with pytest.raises(ValueError, match=r"1 of 3 cases failed: c: expected a readable NIfTI file"):
         translate_path("s3://hospital/ct", tmp_path / "remote", **options)
-    with pytest.raises(ValueError, match=r"expected a readable file at s3://hospital/ct/d.nii.gz, got FileNotFound"):
+    with pytest.raises(
+        ValueError, match=r"expected a readable file at s3://hospital/ct/d.nii.gz, got FileNotFound"
+    ):
         translate_path("s3://hospital/ct/d.nii.gz", tmp_path / "none", **options)
 
 
 def test_a_url_begins_with_its_scheme() -> None:
     """Whatever else is no text for a config: a list may be of somebody else."""
     assert all(map(is_url, ("s3://bucket/a", "file:///a", "git+ssh://host/a")))
-    assert not any(map(is_url, ("$print('a://b')", "@seed://a", "%a://b", "a/b://c", "C://a", Path("s3://a"))))
+    assert not any(
+        map(is_url, ("$print('a://b')", "@seed://a", "%a://b", "a/b://c", "C://a", Path("s3://a")))
+    )
 
 
 def test_a_single_file_by_its_url(tiny_weights: Path, tmp_path: Path) -> None:

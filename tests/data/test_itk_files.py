@@ -46,7 +46,9 @@ def test_what_is_no_volume_is_refused(tmp_path: Path) -> None:
         CaseFolderLayout(tmp_path, "mr", output_ext=".mhd")
 
 
-def test_a_translation_is_the_same_from_and_to_any_format(tmp_path: Path, tiny_weights: Path) -> None:
+def test_a_translation_is_the_same_from_and_to_any_format(
+    tmp_path: Path, tiny_weights: Path
+) -> None:
     ct, label = ball_ct((10, 30, 26)), (ball_ct((10, 30, 26)) > 200).astype(np.uint8) * 30
     for suffix, folder in ((".nii.gz", "nifti"), (".nrrd", "nrrd"), (".mha", "mha")):
         (tmp_path / folder / "labels").mkdir(parents=True)
@@ -56,12 +58,16 @@ def test_a_translation_is_the_same_from_and_to_any_format(tmp_path: Path, tiny_w
     expected = run(tmp_path / "nifti", tmp_path / "out_nifti", tiny_weights)
     from_nrrd = run(tmp_path / "nrrd", tmp_path / "out_nrrd", tiny_weights)
     mr = voxels(expected / "a_mr.nii.gz")
-    np.testing.assert_allclose(voxels(from_nrrd / "a_mr.nii.gz"), mr, atol=0.01)  # affines are rounded otherwise
+    np.testing.assert_allclose(
+        voxels(from_nrrd / "a_mr.nii.gz"), mr, atol=0.01
+    )  # affines are rounded otherwise
     np.testing.assert_array_equal(voxels(from_nrrd / "a_label.nii.gz"), label)
     assert json.loads((from_nrrd / "a_mr.json").read_text())["image"] == "a.nrrd"
 
     to_nrrd = run(tmp_path / "mha", tmp_path / "out_mha", tiny_weights, output_ext=".nrrd")
-    own, own_label = (nibabel_of(sitk.ReadImage(str(to_nrrd / f"a_{name}.nrrd"))) for name in ("mr", "label"))
+    own, own_label = (
+        nibabel_of(sitk.ReadImage(str(to_nrrd / f"a_{name}.nrrd"))) for name in ("mr", "label")
+    )
     np.testing.assert_allclose(np.asarray(own.dataobj), mr, atol=0.01)
     np.testing.assert_array_equal(np.asarray(own_label.dataobj), label)
     np.testing.assert_allclose(own.affine, AFFINE, atol=1e-4)

@@ -15,7 +15,11 @@ from contourdiff.data.label_map import LabelMap
 from contourdiff.transforms import RemapLabels, RemapLabelsd
 from helpers import CONFIGS
 
-MAP = {"classes": ["femur", "hip"], "ct": {"femur": [75, "77-79"], "hip": 3}, "mr": {"femur": 1, "hip": "2"}}
+MAP = {
+    "classes": ["femur", "hip"],
+    "ct": {"femur": [75, "77-79"], "hip": 3},
+    "mr": {"femur": 1, "hip": "2"},
+}
 
 
 def write_map(folder: Path, **changes: object) -> Path:
@@ -69,4 +73,6 @@ def test_values_that_no_class_lists_become_background(tmp_path: Path) -> None:
     joined = RemapLabelsd("label", label_map=path, side="ct")({"label": label})["label"]
     assert isinstance(joined, MetaTensor)
     assert joined.tolist() == [[[0, 2, 1, 0, 1, 1, 0]]]
-    np.testing.assert_array_equal(RemapLabels(LabelMap(path), "mr")(np.array([[0, 1, 2, 3]])), [[0, 1, 2, 0]])
+    np.testing.assert_array_equal(
+        RemapLabels(LabelMap(path), "mr")(np.array([[0, 1, 2, 3]])), [[0, 1, 2, 0]]
+    )

@@ -19,13 +19,19 @@ NAMES = ("a.b.nii.gz", "a.b.nii", "a.b.NII.GZ", "a.b.NII", "a.b.nii.GZ")
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_file_is_named_after_its_case_in_any_spelling(name: str, tmp_path: Path) -> None:
-    lower = write_nifti(tmp_path / "ct" / name.lower(), np.ones((3, 4, 5), np.int16), oblique_affine((2.0, 3.0, 4.0)))
+    lower = write_nifti(
+        tmp_path / "ct" / name.lower(),
+        np.ones((3, 4, 5), np.int16),
+        oblique_affine((2.0, 3.0, 4.0)),
+    )
     source = lower.rename(tmp_path / "ct" / name)
     assert case_of(source) == "a.b"
     assert nifti_by_case(tmp_path / "ct") == {"a.b": source}
     image = LoadImage(image_only=True, ensure_channel_first=True)(source)
     layout = CaseFolderLayout(tmp_path / "mr", "mr")
-    SaveImage(folder_layout=layout, output_ext=".nii.gz", resample=False, writer=SourceGridWriter)(image)
+    SaveImage(folder_layout=layout, output_ext=".nii.gz", resample=False, writer=SourceGridWriter)(
+        image
+    )
     assert [path.name for path in (tmp_path / "mr").iterdir()] == ["a.b_mr.nii.gz"]
     assert_same_grid(nib.load(tmp_path / "mr" / "a.b_mr.nii.gz"), nib.load(source))
 

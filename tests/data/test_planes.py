@@ -29,7 +29,9 @@ def test_a_plane_is_the_slice_of_the_whole_volume_resampled(axis: int, tmp_path:
     volume = LoadImage(image_only=True, ensure_channel_first=True)(path)
     pixdim = [-1.0 if other == axis else 2.2 for other in range(3)]
     target = Spacingd("image", pixdim=pixdim)({"image": volume})["image"]
-    whole = ResampleToMatch(mode="bilinear", padding_mode="zeros")(((volume + 200) / 500).clamp(0, 1), target)
+    whole = ResampleToMatch(mode="bilinear", padding_mode="zeros")(
+        ((volume + 200) / 500).clamp(0, 1), target
+    )
     of_file, of_volume = (ResampledPlanes(source, window=(-200, 300)) for source in (path, volume))
     for position in range(target.shape[1 + axis]):
         plane = of_file.plane(target, axis, position, "bilinear")
@@ -39,13 +41,20 @@ def test_a_plane_is_the_slice_of_the_whole_volume_resampled(axis: int, tmp_path:
 
 @pytest.mark.parametrize("scaling", [(1, 0), (0.5, -10)])
 @pytest.mark.parametrize("name", ["case.nii", "case.nii.gz"])
-def test_a_file_in_slabs_is_the_file(name: str, scaling: tuple[float, float], tmp_path: Path) -> None:
+def test_a_file_in_slabs_is_the_file(
+    name: str, scaling: tuple[float, float], tmp_path: Path
+) -> None:
     """With more slices than are read at a time; scaled or not, compressed or not."""
-    stored = np.random.default_rng(0).integers(-999, 2000, (4, 5, 2 * SLAB_SLICES + 3)).astype(np.int16)
+    stored = (
+        np.random.default_rng(0).integers(-999, 2000, (4, 5, 2 * SLAB_SLICES + 3)).astype(np.int16)
+    )
     image = nib.Nifti1Image(stored, np.eye(4))
     image.header.set_slope_inter(*scaling)
     nib.save(image, tmp_path / name)
-    volume = MetaTensor(torch.as_tensor(nib.load(tmp_path / name).get_fdata(dtype=np.float32))[None], affine=np.eye(4))
+    volume = MetaTensor(
+        torch.as_tensor(nib.load(tmp_path / name).get_fdata(dtype=np.float32))[None],
+        affine=np.eye(4),
+    )
     planes = ResampledPlanes(tmp_path / name)
     for position in range(stored.shape[2]):
         plane = planes.plane(volume, 2, position, "nearest")

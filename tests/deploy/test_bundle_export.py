@@ -22,7 +22,13 @@ from helpers import CONFIGS, REPOSITORY, voxels
 Elsewhere = Callable[..., str]
 
 NAME = "contourdiff_ct2mr"
-QUICK = {"num_inference_steps": 2, "num_refinement_steps": 1, "candidates": 1, "max_rounds": 1, "contrast": "t2"}
+QUICK = {
+    "num_inference_steps": 2,
+    "num_refinement_steps": 1,
+    "candidates": 1,
+    "max_rounds": 1,
+    "contrast": "t2",
+}
 WITHOUT_PACKAGE = """
 import sys
 
@@ -96,7 +102,11 @@ def elsewhere(exported: Path, tmp_path: Path) -> Elsewhere:
         (tmp_path / "path" / "sitecustomize.py").write_text(WITHOUT_PACKAGE)
         environment = os.environ | {"PYTHONPATH": str(tmp_path / "path")}
         done = subprocess.run(
-            [sys.executable, *map(str, arguments)], cwd=cwd, env=environment, capture_output=True, text=True
+            [sys.executable, *map(str, arguments)],
+            cwd=cwd,
+            env=environment,
+            capture_output=True,
+            text=True,
         )
         return "" if done.returncode == 0 else done.stderr[-3000:]
 
@@ -113,15 +123,32 @@ def test_the_same_mr_without_the_package_from_another_directory(
     write_phantom(tmp_path / "ct", shape=(5, 112, 128), spacing_mm=(38.0, 2.2, 2.2))
     here = translate(tmp_path / "ct", tmp_path / "here", **QUICK, device="$torch.device('cpu')")
     root = os.path.relpath(exported, tmp_path)
-    command = ["-m", "monai.bundle", "run", "--config_file", f"{root}/configs/inference.json", "--bundle_root", root]
-    settings = {"dataset_dir": "ct", "output_dir": "there", "report": True, "device": "$torch.device('cpu')", **QUICK}
+    command = [
+        "-m",
+        "monai.bundle",
+        "run",
+        "--config_file",
+        f"{root}/configs/inference.json",
+        "--bundle_root",
+        root,
+    ]
+    settings = {
+        "dataset_dir": "ct",
+        "output_dir": "there",
+        "report": True,
+        "device": "$torch.device('cpu')",
+        **QUICK,
+    }
     command += [text for name, value in settings.items() for text in (f"--{name}", str(value))]
     assert elsewhere(*command, cwd=tmp_path) == ""
     mr = voxels(tmp_path / "there" / "phantom_mr.nii.gz")
     assert mr.std() > 10
     np.testing.assert_array_equal(mr, voxels(here / "phantom_mr.nii.gz"))
     assert "phantom" in (tmp_path / "there" / "index.html").read_text()
-    records = [json.loads((tmp_path / folder / "phantom_mr.json").read_text()) for folder in ("here", "there")]
+    records = [
+        json.loads((tmp_path / folder / "phantom_mr.json").read_text())
+        for folder in ("here", "there")
+    ]
     assert records[0]["weights"] == records[1]["weights"]
 
 
@@ -148,13 +175,19 @@ def test_the_checks_of_the_model_zoo(exported: Path, elsewhere: Elsewhere, tmp_p
 
 def test_files_are_as_the_model_zoo_wants_them(exported: Path) -> None:
     for path in exported.rglob("*.json"):
-        assert path.read_text() == json.dumps(json.loads(path.read_text()), indent=4) + "\n", path.name
+        assert path.read_text() == json.dumps(json.loads(path.read_text()), indent=4) + "\n", (
+            path.name
+        )
     for name in ("LICENSE", "docs/README.md", "docs/data_license.txt", "configs/logging.conf"):
         assert (exported / name).is_file()
     metadata = json.loads((exported / "configs" / "metadata.json").read_text())
     assert metadata["version"] in metadata["changelog"]
     required = metadata["required_packages_version"]
-    pins = dict(line.split("==") for line in (REPOSITORY / "constraints.txt").read_text().split() if "==" in line)
+    pins = dict(
+        line.split("==")
+        for line in (REPOSITORY / "constraints.txt").read_text().split()
+        if "==" in line
+    )
     assert "contourdiff" not in required
     assert required == {name: pins[name] for name in required}
     assert all(path.stat().st_size <= 25e6 for path in exported.rglob("*"))
@@ -164,7 +197,10 @@ def test_files_are_as_the_model_zoo_wants_them(exported: Path) -> None:
 
 def test_a_folder_with_content_and_one_in_the_bundle_are_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(SystemExit, match=r"error: expected a new or an empty folder to write to at .*, got one with"):
+    with pytest.raises(
+        SystemExit,
+        match=r"error: expected a new or an empty folder to write to at .*, got one with",
+    ):
         cli.main(["export-bundle", str(tmp_path)])
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
     with pytest.raises(ValueError, match="expected a folder outside the bundle"):
@@ -172,7 +208,9 @@ def test_a_folder_with_content_and_one_in_the_bundle_are_refused(tmp_path: Path)
     assert not (CONFIGS.parent / "copy").exists()
 
 
-def test_an_export_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_export_that_fails_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object) -> None:
         raise OSError("no space left")
 

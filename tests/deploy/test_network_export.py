@@ -17,13 +17,19 @@ from torch import Tensor
 from contourdiff import cli
 from contourdiff.bundle import config_files, read_config, translate
 from contourdiff.deploy.network_export import export_networks
-from contourdiff.inference.onnx_network import OnnxNetwork
+from contourdiff.deploy.onnx_network import OnnxNetwork
 from contourdiff.phantom import write_phantom
 from helpers import voxels
 
 CPU = "$torch.device('cpu')"
 PARTS = {"model": ("coarse_network", 5), "refiner": ("refiner", 3)}
-QUICK = {"num_inference_steps": 3, "num_refinement_steps": 2, "candidates": 1, "max_rounds": 1, "contrast": "t2"}
+QUICK = {
+    "num_inference_steps": 3,
+    "num_refinement_steps": 2,
+    "candidates": 1,
+    "max_rounds": 1,
+    "contrast": "t2",
+}
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +78,9 @@ def test_onnx_differs_by_rounding(name: str, onnx_dir: Path) -> None:
 def test_onnx_paints_the_contrast_it_is_built_with(onnx_dir: Path) -> None:
     x, timesteps = torch.randn(2, 5, 32, 24), torch.tensor([3, 700])
     first, second = (OnnxNetwork(onnx_dir / "model.onnx", contrast) for contrast in (None, "t2"))
-    torch.testing.assert_close(second(x, timesteps), first(x, timesteps, torch.tensor([1, 1])), rtol=0, atol=0)
+    torch.testing.assert_close(
+        second(x, timesteps), first(x, timesteps, torch.tensor([1, 1])), rtol=0, atol=0
+    )
     assert (second(x, timesteps) - first(x, timesteps)).abs().max() > 0.01
     assert second.size_divisor == 8
     assert second._session.get_session_options().intra_op_num_threads == torch.get_num_threads()
@@ -81,9 +89,14 @@ def test_onnx_paints_the_contrast_it_is_built_with(onnx_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("acceleration", [None, "lean"])
-def test_the_bundle_translates_from_onnx_files(acceleration: str | None, onnx_dir: Path, tmp_path: Path) -> None:
+def test_the_bundle_translates_from_onnx_files(
+    acceleration: str | None, onnx_dir: Path, tmp_path: Path
+) -> None:
     write_phantom(tmp_path / "ct", shape=(3, 112, 128), spacing_mm=(60.0, 2.2, 2.2))
-    files = {"ckpt_path": str(onnx_dir / "model.onnx"), "refiner_path": str(onnx_dir / "refiner.onnx")}
+    files = {
+        "ckpt_path": str(onnx_dir / "model.onnx"),
+        "refiner_path": str(onnx_dir / "refiner.onnx"),
+    }
     settings = {**QUICK, "acceleration": acceleration, "logging_file": False}
     eager = translate(tmp_path / "ct", tmp_path / "eager", device=CPU, **settings)
     run = translate(tmp_path / "ct", tmp_path / "onnx", overlays=["onnx"], **files, **settings)
@@ -97,7 +110,9 @@ def test_the_bundle_translates_from_onnx_files(acceleration: str | None, onnx_di
 def test_files_that_cannot_be_run_are_refused(onnx_dir: Path, tmp_path: Path) -> None:
     import onnx
 
-    with pytest.raises(FileNotFoundError, match=r"expected an ONNX file at .*absent.onnx, found none"):
+    with pytest.raises(
+        FileNotFoundError, match=r"expected an ONNX file at .*absent.onnx, found none"
+    ):
         OnnxNetwork(tmp_path / "absent.onnx")
     (tmp_path / "damaged.onnx").write_bytes((onnx_dir / "model.onnx").read_bytes()[:10_000])
     with pytest.raises(ValueError, match=r"damaged.onnx to be an ONNX file; reading it failed"):
@@ -107,26 +122,44 @@ def test_files_that_cannot_be_run_are_refused(onnx_dir: Path, tmp_path: Path) ->
     onnx.save(model, tmp_path / "foreign.onnx")
     with pytest.raises(ValueError, match="to name its size_divisor and contrasts"):
         OnnxNetwork(tmp_path / "foreign.onnx")
-    files = {"ckpt_path": str(onnx_dir / "model.onnx"), "refiner_path": str(onnx_dir / "refiner.onnx")}
-    with pytest.raises(ValueError, match=r"got \['OnnxNetwork', 'OnnxNetwork'\]; leave out the overlay onnx"):
+    files = {
+        "ckpt_path": str(onnx_dir / "model.onnx"),
+        "refiner_path": str(onnx_dir / "refiner.onnx"),
+    }
+    with pytest.raises(
+        ValueError, match=r"got \['OnnxNetwork', 'OnnxNetwork'\]; leave out the overlay onnx"
+    ):
         export_networks(tmp_path, overlays=["onnx"], **files)
 
 
-def test_a_file_that_differs_and_bad_input_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match=r"file_format must be one of \['torchscript', 'onnx'\], got 'tensorrt'"):
+def test_a_file_that_differs_and_bad_input_leave_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(
+        ValueError, match=r"file_format must be one of \['torchscript', 'onnx'\], got 'tensorrt'"
+    ):
         export_networks(tmp_path, "tensorrt")
     with pytest.raises(FileNotFoundError, match=r"expected weights at nowhere.pt"):
         export_networks(tmp_path, "torchscript", ckpt_path="nowhere.pt")
-    monkeypatch.setattr("contourdiff.deploy.network_export.largest_difference", lambda *_: float("nan"))
-    with pytest.raises(ValueError, match=r"expected model.ts to differ from its network by at most 0.0, got nan"):
+    monkeypatch.setattr(
+        "contourdiff.deploy.network_export.largest_difference", lambda *_: float("nan")
+    )
+    with pytest.raises(
+        ValueError, match=r"expected model.ts to differ from its network by at most 0.0, got nan"
+    ):
         export_networks(tmp_path, "torchscript")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_onnxruntime_the_error_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_onnxruntime_the_error_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(SystemExit, match=r"error: ONNX files are written with onnx; pip install 'contourdiff\[onnx\]'"):
+    with pytest.raises(
+        SystemExit,
+        match=r"error: ONNX files are written with onnx; pip install 'contourdiff\[onnx\]'",
+    ):
         cli.main(["export", str(tmp_path / "out")])
     write_phantom(tmp_path / "ct", shape=(1, 40, 40))
     with pytest.raises(SystemExit, match=r"error: ONNX files are run by onnxruntime; pip install"):

@@ -31,9 +31,14 @@ def test_the_folder_is_what_nnunet_reads(translations: Path, tmp_path: Path) -> 
         "file_ending": ".nii.gz",
     }
     for name in NAMES:
-        image, label = target / "imagesTr" / f"{name}_0000.nii.gz", target / "labelsTr" / f"{name}.nii.gz"
+        image, label = (
+            target / "imagesTr" / f"{name}_0000.nii.gz",
+            target / "labelsTr" / f"{name}.nii.gz",
+        )
         assert image.read_bytes() == (translations / f"{name}_mr.nii.gz").read_bytes()
-        np.testing.assert_array_equal(voxels(label), voxels(translations / f"{name}_label.nii.gz") > 0)
+        np.testing.assert_array_equal(
+            voxels(label), voxels(translations / f"{name}_label.nii.gz") > 0
+        )
         assert nib.load(label).get_data_dtype() == np.uint8
         assert_same_grid(nib.load(label), nib.load(translations / f"{name}_label.nii.gz"))
     with pytest.raises(SystemExit, match="expected a new or an empty folder"):
@@ -49,7 +54,11 @@ def test_the_folder_is_what_nnunet_reads(translations: Path, tmp_path: Path) -> 
     ],
 )
 def test_what_nnunet_would_not_read_is_refused(
-    translations: Path, arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    translations: Path,
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mr").symlink_to(translations)

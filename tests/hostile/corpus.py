@@ -52,7 +52,9 @@ def _register(case: str | None, refusal: str | None) -> Callable[[Build], Build]
     return register
 
 
-def volume(folder: Path, name: str, data: np.ndarray = CT, affine: np.ndarray = OBLIQUE, **header: Any) -> Path:
+def volume(
+    folder: Path, name: str, data: np.ndarray = CT, affine: np.ndarray = OBLIQUE, **header: Any
+) -> Path:
     """Write ``<name>.nii``, with raw values of header fields, past all checks of nibabel."""
     path = folder / f"{name}.nii"
     image = nib.Nifti1Image(data, affine, dtype=data.dtype)
@@ -136,7 +138,9 @@ def zipped_nothing(folder: Path, name: str) -> None:
     (folder / f"{name}.nii.gz").write_bytes(gzip.compress(b""))
 
 
-@refused("expected a whole file, but claims_too_much.nii.gz of [0-9]+ bytes claims 21600000000 bytes")
+@refused(
+    "expected a whole file, but claims_too_much.nii.gz of [0-9]+ bytes claims 21600000000 bytes"
+)
 def claims_too_much(folder: Path, name: str) -> None:
     header = nib.Nifti1Header()
     header.set_data_dtype(np.int16)
@@ -144,7 +148,9 @@ def claims_too_much(folder: Path, name: str) -> None:
     (folder / f"{name}.nii.gz").write_bytes(gzip.compress(header.binaryblock + bytes(4)))
 
 
-@refused("expected a volume that fits into memory, got larger_than_memory.nii of shape .* GB or more of")
+@refused(
+    "expected a volume that fits into memory, got larger_than_memory.nii of shape .* GB or more of"
+)
 def larger_than_memory(folder: Path, name: str) -> None:
     path = volume(
         folder,
@@ -204,7 +210,9 @@ def broken_nrrd(folder: Path, name: str) -> None:
 @refused("expected a readable volume at ", "voxels")
 def metaimage_without_voxels(folder: Path, name: str) -> None:
     lines = ("ObjectType = Image", "NDims = 3", "DimSize = 6 20 18", "ElementType = MET_SHORT")
-    (folder / "voxels.mhd").write_text("\n".join([*lines, "ElementDataFile = ../../../nowhere.raw"]))
+    (folder / "voxels.mhd").write_text(
+        "\n".join([*lines, "ElementDataFile = ../../../nowhere.raw"])
+    )
 
 
 def named(case: str, refusal: str | None = None) -> None:
@@ -306,7 +314,9 @@ def typed(dtype: str) -> None:
 
     def build(folder: Path, name: str) -> None:
         data = CT if np.can_cast(np.int16, dtype) else np.clip(CT, 0, 120)
-        image = nib.Nifti1Image(data.astype(dtype), OBLIQUE, dtype=np.dtype(dtype).newbyteorder("="))
+        image = nib.Nifti1Image(
+            data.astype(dtype), OBLIQUE, dtype=np.dtype(dtype).newbyteorder("=")
+        )
         if dtype.startswith(">"):
             image = nib.Nifti1Image(image.dataobj, OBLIQUE, nib.Nifti1Header(endianness=">"))
             image.set_data_dtype(dtype)
@@ -500,7 +510,9 @@ def secret_header(folder: Path, name: str) -> None:
         image = nib.Nifti1Image(CT if path.parent == folder else LABEL, OBLIQUE)
         for field in ("descrip", "aux_file", "intent_name", "db_name", "data_type"):
             image.header[field] = b"SECRET"
-        image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"SECRET^ANNA born 1970"))
+        image.header.extensions.append(
+            nib.nifti1.Nifti1Extension("comment", b"SECRET^ANNA born 1970")
+        )
         nib.save(image, path)
 
 
@@ -517,14 +529,28 @@ valued("constant_zero", np.zeros(SHAPE, np.uint8))
 valued("huge_values", np.where(CT > 400, 1e30, CT).astype(np.float32))
 valued("beyond_float32", np.where(CT > 400, 1e300, CT).astype(np.float64))
 valued("tiny_values", (CT * 1e-40).astype(np.float32))
-valued("nan_values", np.where(CT > 400, np.nan, CT).astype(np.float32), "expected finite voxels in nan_values.nii, got")
-valued("infinite_values", np.where(CT > 400, np.inf, CT).astype(np.float32), "expected finite voxels")
+valued(
+    "nan_values",
+    np.where(CT > 400, np.nan, CT).astype(np.float32),
+    "expected finite voxels in nan_values.nii, got",
+)
+valued(
+    "infinite_values", np.where(CT > 400, np.inf, CT).astype(np.float32), "expected finite voxels"
+)
 valued("already_0_to_1", ((CT + 1000) / 2000).astype(np.float32))
 valued("offset_1024", (CT + 1024).astype(np.int16))
 valued("an_mr", np.clip(CT + 100, 0, 255).astype(np.uint8))
 valued("padded_3024", np.where(CT < -900, -3024, CT).astype(np.int16))
 valued("noise", np.random.default_rng(3).integers(-1000, 2000, SHAPE).astype(np.int16))
-WARNED = ("bone_only", "constant_zero", "tiny_values", "already_0_to_1", "offset_1024", "an_mr", "one_voxel")
+WARNED = (
+    "bone_only",
+    "constant_zero",
+    "tiny_values",
+    "already_0_to_1",
+    "offset_1024",
+    "an_mr",
+    "one_voxel",
+)
 """Kinds that are hardly CT."""
 
 
@@ -533,7 +559,9 @@ WARNED = ("bone_only", "constant_zero", "tiny_values", "already_0_to_1", "offset
 OTHER_GRID = "on the image's grid"
 
 
-def labelled(name: str, data: np.ndarray, refusal: str | None = None, affine: np.ndarray = OBLIQUE) -> None:
+def labelled(
+    name: str, data: np.ndarray, refusal: str | None = None, affine: np.ndarray = OBLIQUE
+) -> None:
     KINDS[name] = Kind(lambda folder, name: label(folder, name, data, affine), name, refusal)
 
 
@@ -556,7 +584,9 @@ labelled("label_full", np.ones(SHAPE, np.uint8))
 labelled("label_of_many_values", np.arange(CT.size, dtype=np.int32).reshape(SHAPE))
 labelled("label_one_hot", np.stack([LABEL == 0, LABEL > 0], axis=-1).astype(np.uint8), "got shape")
 labelled("label_nan", np.where(LABEL > 0, np.nan, 0).astype(np.float32), "expected finite voxels")
-labelled("label_infinite", np.where(LABEL > 0, np.inf, 0).astype(np.float32), "expected finite voxels")
+labelled(
+    "label_infinite", np.where(LABEL > 0, np.inf, 0).astype(np.float32), "expected finite voxels"
+)
 
 
 @refused(UNREADABLE)

@@ -54,7 +54,13 @@ def translated(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) -> 
     before, level = set(folder.rglob("*")), logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
-    short = {"num_inference_steps": 1, "candidates": 1, "max_rounds": 1, "progress": False, "preview#columns": 1}
+    short = {
+        "num_inference_steps": 1,
+        "candidates": 1,
+        "max_rounds": 1,
+        "progress": False,
+        "preview#columns": 1,
+    }
     with pytest.raises(ValueError, match="cases failed") as failed:
         run(source, folder / "mr", tiny_weights, **short)
     logger.removeHandler(handler)
@@ -63,14 +69,19 @@ def translated(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) -> 
 
 
 def source_of(folder: Path, case: str) -> Path | None:
-    found = [path for path in folder.iterdir() if not path.name.startswith(".") and case_of(path) == case]
+    found = [
+        path for path in folder.iterdir() if not path.name.startswith(".") and case_of(path) == case
+    ]
     return found[0] if found else None
 
 
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_what_is_accepted_keeps_its_grid_and_its_label(name: str, translated: Run) -> None:
     case = KINDS[name].case
-    source, label = source_of(translated.source, case), source_of(translated.source / "labels", case)
+    source, label = (
+        source_of(translated.source, case),
+        source_of(translated.source / "labels", case),
+    )
     assert source is not None
     ct, mr = nib.load(source), nib.load(translated.output / f"{case}_mr.nii.gz")
     assert mr.shape == ct.shape
@@ -116,7 +127,9 @@ def test_every_other_case_is_done_and_the_run_says_so(translated: Run) -> None:
 
 
 def test_no_traceback_and_no_line_break_is_logged(translated: Run) -> None:
-    assert [line for line in translated.lines if "Traceback" in line or "\n" in line or "\x1b" in line] == []
+    assert [
+        line for line in translated.lines if "Traceback" in line or "\n" in line or "\x1b" in line
+    ] == []
 
 
 def test_nothing_is_written_elsewhere_and_nothing_is_left_half(translated: Run) -> None:
@@ -125,16 +138,24 @@ def test_nothing_is_written_elsewhere_and_nothing_is_left_half(translated: Run) 
     assert after == translated.before
     cases = {KINDS[name].case for name in ACCEPTED}
     written = {path.name for path in translated.output.rglob("*") if path.is_file()} - {"run.json"}
-    assert {name for name in written if not any(name == f"{case}{end}" for case in cases for end in ENDS)} == set()
+    assert {
+        name
+        for name in written
+        if not any(name == f"{case}{end}" for case in cases for end in ENDS)
+    } == set()
 
 
 def test_no_text_of_a_header_is_carried_into_the_outputs(translated: Run) -> None:
     """Neither of the CT's nor of the label's; the files are searched after decompression."""
     for end in ("mr.nii.gz", "label.nii.gz"):
         image = nib.load(translated.output / f"secret_header_{end}")
-        raw = image.header.binaryblock + b"".join(one.get_content() for one in image.header.extensions)
+        raw = image.header.binaryblock + b"".join(
+            one.get_content() for one in image.header.extensions
+        )
         assert b"SECRET" not in raw
         assert not image.header.extensions
-    others = b"".join((translated.output / f"secret_header_mr.{end}").read_bytes() for end in ("json", "png"))
+    others = b"".join(
+        (translated.output / f"secret_header_mr.{end}").read_bytes() for end in ("json", "png")
+    )
     assert b"SECRET" not in others
     assert b"SECRET" in (translated.source / "secret_header.nii").read_bytes()

@@ -24,9 +24,23 @@ from contourdiff.data.checks import check_output_dir
 from contourdiff.inference.inferer import ContourTranslationInferer
 from contourdiff.translation import translate_path
 from contourdiff.weights import load_weights
-from helpers import CONFIGS, OBLIQUE, TINY_NETWORK, ball_ct, make_dataset, make_tiny_network, run, write_nifti
+from helpers import (
+    CONFIGS,
+    OBLIQUE,
+    TINY_NETWORK,
+    ball_ct,
+    make_dataset,
+    make_tiny_network,
+    run,
+    write_nifti,
+)
 
-SHORT: dict[str, Any] = {"num_inference_steps": 1, "candidates": 1, "max_rounds": 1, "progress": False}
+SHORT: dict[str, Any] = {
+    "num_inference_steps": 1,
+    "candidates": 1,
+    "max_rounds": 1,
+    "progress": False,
+}
 CT = ball_ct((4, 20, 18))
 
 
@@ -63,11 +77,20 @@ WEIGHTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty": (lambda path: path.touch(), "undamaged file of tensors"),
     "text": (lambda path: path.write_text("weights"), "undamaged file of tensors"),
     "truncated": (damaged(cut), "undamaged file of tensors"),
-    "code": (lambda path: torch.save({"a": Code(path.parent / "ran")}, path), "undamaged file of tensors"),
+    "code": (
+        lambda path: torch.save({"a": Code(path.parent / "ran")}, path),
+        "undamaged file of tensors",
+    ),
     "a list": (lambda path: torch.save([torch.zeros(2)], path), "expected a state dict of tensors"),
     "numbers": (lambda path: torch.save({"a": 5}, path), "expected a state dict of tensors"),
-    "other keys": (damaged(lambda s, p: torch.save({f"x.{k}": v for k, v in s.items()}, p)), "of another network"),
-    "other shapes": (damaged(lambda s, p: torch.save({k: v[..., :1] for k, v in s.items()}, p)), "of another shape"),
+    "other keys": (
+        damaged(lambda s, p: torch.save({f"x.{k}": v for k, v in s.items()}, p)),
+        "of another network",
+    ),
+    "other shapes": (
+        damaged(lambda s, p: torch.save({k: v[..., :1] for k, v in s.items()}, p)),
+        "of another shape",
+    ),
     "NaN": (damaged(nan_in), "expected finite weights in .*, got NaN or infinity in"),
 }
 
@@ -85,13 +108,25 @@ def test_bad_weights_are_refused_and_run_no_code(name: str, tmp_path: Path) -> N
 
 INVALID: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("seed", "margin_px", "num_workers"), (-1, 1.5, "abc", True, None)),
-    **dict.fromkeys(("num_inference_steps", "num_refinement_steps", "candidates", "max_rounds"), (0, 1.5, "a", None)),
+    **dict.fromkeys(
+        ("num_inference_steps", "num_refinement_steps", "candidates", "max_rounds"),
+        (0, 1.5, "a", None),
+    ),
     **dict.fromkeys(("batch_size", "cases_at_once"), (0, -1, "a", 2.5)),
-    **dict.fromkeys(("min_object_mm2", "max_hole_mm2", "noise_length_mm", "contour_sigma_px"), (-1, "a", float("nan"))),
+    **dict.fromkeys(
+        ("min_object_mm2", "max_hole_mm2", "noise_length_mm", "contour_sigma_px"),
+        (-1, "a", float("nan")),
+    ),
     **dict.fromkeys(("contour_low_threshold", "contour_high_threshold"), (-1, 256, "a", None)),
     **dict.fromkeys(("eta", "fidelity_limit"), (-0.1, 1.1, "a", None)),
-    **dict.fromkeys(("mean_threshold", "distance_threshold", "fidelity_tolerance_mm"), (-1, float("nan"), "a", None)),
-    **dict.fromkeys(("overwrite", "unconditional", "save_fidelity_map", "save_uncertainty_map"), (1, "yes", None)),
+    **dict.fromkeys(
+        ("mean_threshold", "distance_threshold", "fidelity_tolerance_mm"),
+        (-1, float("nan"), "a", None),
+    ),
+    **dict.fromkeys(
+        ("overwrite", "unconditional", "save_fidelity_map", "save_uncertainty_map"),
+        (1, "yes", None),
+    ),
     **dict.fromkeys(("amp", "retain_heap", "progress", "report"), ("no", 0, None)),
     "refinement_guidance": (-0.1, 101, "a", None),
     "slice_axis": (3, -1, "x"),
@@ -109,7 +144,10 @@ OWN_CHECKS: dict[str, tuple[Any, ...]] = {
     "output_dtype": ("float99", 5, None),
     "output_ext": (".dcm", "nii", None),
     "contrast": ("t3", "t1,t3"),
-    "network_def": ({"_target_": "contourdiff.networks.NoNetwork"}, {**TINY_NETWORK, "patch_sice": 2}),
+    "network_def": (
+        {"_target_": "contourdiff.networks.NoNetwork"},
+        {**TINY_NETWORK, "patch_sice": 2},
+    ),
     "device": ("$torch.devise('cpu')", "$1/0", "$(", "abacus"),
     "candidates": ("$undefined",),
 }
@@ -119,13 +157,19 @@ def test_every_setting_is_tried() -> None:
     assert set(INVALID) == set(SETTINGS)
     names = list(json.loads((CONFIGS / "inference.json").read_text()))
     start = names.index("// settings") + 1
-    section = names[start : next(at for at in range(start, len(names)) if names[at].startswith("//"))]
+    section = names[
+        start : next(at for at in range(start, len(names)) if names[at].startswith("//"))
+    ]
     assert set(section) - {*INVALID, *OWN_CHECKS} == {"contrasts"}
 
 
-@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in INVALID.items() for value in values])
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in INVALID.items() for value in values]
+)
 def test_a_value_out_of_range_or_of_another_type_is_named(name: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=f"^expected {name} to be .*, got .*; pass another --{name}") as error:
+    with pytest.raises(
+        ValueError, match=f"^expected {name} to be .*, got .*; pass another --{name}"
+    ) as error:
         check_values({name: value})
     assert "\n" not in str(error.value)
 
@@ -135,18 +179,25 @@ def test_the_values_of_all_configs_are_in_range() -> None:
         config = json.loads(path.read_text())
         if path.stem.startswith(("train", "segmentation", "evaluate")):
             continue
-        check_values({k: v for k, v in config.items() if k in SETTINGS and not str(v).startswith(("$", "@"))})
+        check_values(
+            {k: v for k, v in config.items() if k in SETTINGS and not str(v).startswith(("$", "@"))}
+        )
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *((name, INVALID[name][0]) for name in ("spacing_mm", "case_suffix", "window_hu", "contrast")),
+        *(
+            (name, INVALID[name][0])
+            for name in ("spacing_mm", "case_suffix", "window_hu", "contrast")
+        ),
         *((name, value) for name, values in OWN_CHECKS.items() for value in values),
         ("spacing_m", 1.1),
     ],
 )
-def test_a_bad_setting_stops_the_run_before_any_work(name: str, value: Any, tiny_weights: Path, tmp_path: Path) -> None:
+def test_a_bad_setting_stops_the_run_before_any_work(
+    name: str, value: Any, tiny_weights: Path, tmp_path: Path
+) -> None:
     write_nifti(tmp_path / "ct" / "a.nii.gz", CT, OBLIQUE)
     options = {"contrasts": ["t1", "t2"]} if name == "contrast" else {}
     with pytest.raises((ValueError, ImportError)) as error:
@@ -159,7 +210,12 @@ def test_a_broken_overlay_is_named(tiny_weights: Path, tmp_path: Path) -> None:
     make_dataset(tmp_path / "ct", ("a",))
     (tmp_path / "o.json").write_text('{"seed": 1,')
     with pytest.raises(ValueError, match=r"o\.json"):
-        run(tmp_path / "ct", tmp_path / "mr", tiny_weights, overlays=("single", str(tmp_path / "o.json")))
+        run(
+            tmp_path / "ct",
+            tmp_path / "mr",
+            tiny_weights,
+            overlays=("single", str(tmp_path / "o.json")),
+        )
 
 
 # Lists
@@ -173,11 +229,20 @@ LISTS: dict[str, tuple[str, str]] = {
     "no section": ('{"training": []}', "expected the list 'testing'"),
     "empty": ('{"testing": []}', "expected volumes"),
     "no list": ('{"testing": "a.nii.gz"}', "expected a list of cases, got str"),
-    "a number": ('{"testing": [5]}', 'expected {"image": path, "label": path} for each case, got 5'),
+    "a number": (
+        '{"testing": [5]}',
+        'expected {"image": path, "label": path} for each case, got 5',
+    ),
     "no image": ('{"testing": [{"label": "a.nii.gz"}]}', 'expected {"image": path'),
     "null": ('{"testing": [null]}', 'expected {"image": path'),
-    "a label of numbers": ('{"testing": [{"image": "a.nii.gz", "label": 5}]}', 'expected {"image": path'),
-    "twice": ('{"testing": ["a.nii.gz", "sub/../a.nii.gz"]}', r"expected one file a case, got twice: \['a'\]"),
+    "a label of numbers": (
+        '{"testing": [{"image": "a.nii.gz", "label": 5}]}',
+        'expected {"image": path',
+    ),
+    "twice": (
+        '{"testing": ["a.nii.gz", "sub/../a.nii.gz"]}',
+        r"expected one file a case, got twice: \['a'\]",
+    ),
 }
 
 
@@ -206,35 +271,57 @@ def test_entries_of_a_list_may_lie_anywhere_and_each_bad_one_is_named(tmp_path: 
         "notes.txt",
         "/dev/zero",
     ]
-    cases = TranslationCases(inside, tmp_path / "mr", [*entries, {"image": "d.nii.gz", "label": "/dev/stdin"}])
+    cases = TranslationCases(
+        inside, tmp_path / "mr", [*entries, {"image": "d.nii.gz", "label": "/dev/stdin"}]
+    )
     (inside / "notes.txt").touch()
     write_nifti(inside / "d.nii.gz", CT, OBLIQUE)
     cases.check()
-    assert [Path(item["image"]).name for item in cases.items] == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
+    assert [Path(item["image"]).name for item in cases.items] == [
+        "a.nii.gz",
+        "b.nii.gz",
+        "c.nii.gz",
+    ]
     assert cases.failures.keys() == {"gone", "..", "notes.txt", "zero", "d"}
-    assert all(reason.startswith("expected ") and "got" in reason for reason in cases.failures.values())
+    assert all(
+        reason.startswith("expected ") and "got" in reason for reason in cases.failures.values()
+    )
 
 
 # Names
 
 
-@pytest.mark.parametrize("case", ["$open('ran', 'w').close()", "a#1", "@seed", "%x", "x@##y", "-rf", "UP"])
+@pytest.mark.parametrize(
+    "case", ["$open('ran', 'w').close()", "a#1", "@seed", "%x", "x@##y", "-rf", "UP"]
+)
 def test_a_name_is_a_name_and_never_an_expression(
     case: str, tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     end = ".NII.GZ" if case == "UP" else ".nii.gz"
     write_nifti(Path("tmp.nii.gz"), CT, OBLIQUE).rename(f"{case}{end}")
-    options = {"overlays": ["single"], "network_def": TINY_NETWORK, "min_object_mm2": 100.0, **SHORT}
+    options = {
+        "overlays": ["single"],
+        "network_def": TINY_NETWORK,
+        "min_object_mm2": 100.0,
+        **SHORT,
+    }
     translation = translate_path(f"{case}{end}", "mr", weights=tiny_weights, **options)[0]
     assert (translation.case, translation.mr) == (case, Path("mr") / f"{case}_mr.nii.gz")
     assert translation.mr.is_file()
     assert {path.name for path in tmp_path.iterdir()} == {f"{case}{end}", "mr"}
 
 
-def test_a_file_in_upper_case_is_written_as_it_was_asked_for(tiny_weights: Path, tmp_path: Path) -> None:
+def test_a_file_in_upper_case_is_written_as_it_was_asked_for(
+    tiny_weights: Path, tmp_path: Path
+) -> None:
     source = write_nifti(tmp_path / "a.nii.gz", CT, OBLIQUE)
-    options = {"overlays": ["single"], "network_def": TINY_NETWORK, "min_object_mm2": 100.0, **SHORT}
+    options = {
+        "overlays": ["single"],
+        "network_def": TINY_NETWORK,
+        "min_object_mm2": 100.0,
+        **SHORT,
+    }
     translated = translate_path(source, tmp_path / "MR.NII.GZ", weights=tiny_weights, **options)[0]
     assert translated.mr == tmp_path / "MR.NII.GZ"
     assert nib.load(translated.mr).shape == CT.shape
@@ -249,8 +336,14 @@ def test_outputs_go_to_a_folder_of_their_own_that_can_be_written(tmp_path: Path)
     write_nifti(tmp_path / "ct" / "a.nii.gz", CT, OBLIQUE)
     with pytest.raises(ValueError, match="expected an output folder other than the input"):
         TranslationCases(tmp_path / "ct", tmp_path / "ct").check()
-    for path in (tmp_path / "ct" / "a.nii.gz", tmp_path / "ct" / "a.nii.gz" / "below", Path("/proc/contourdiff")):
-        with pytest.raises(ValueError, match=f"expected a folder to write to at {path}, got: .*pass another"):
+    for path in (
+        tmp_path / "ct" / "a.nii.gz",
+        tmp_path / "ct" / "a.nii.gz" / "below",
+        Path("/proc/contourdiff"),
+    ):
+        with pytest.raises(
+            ValueError, match=f"expected a folder to write to at {path}, got: .*pass another"
+        ):
             check_output_dir(path)
 
 
@@ -270,12 +363,18 @@ main(["translate", "ct", "mr", "--overlays", "single", "--weights", {weights!r},
 def program(before: str, weights: Path, folder: Path) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own, with some code before it, on the cases ``a`` (large) and ``b`` (small)."""
     noise = np.random.default_rng(0).normal(0, 30, (6, 60, 56))
-    write_nifti(folder / "ct" / "a.nii.gz", (ball_ct((6, 60, 56)) + noise).astype(np.int16), OBLIQUE)
+    write_nifti(
+        folder / "ct" / "a.nii.gz", (ball_ct((6, 60, 56)) + noise).astype(np.int16), OBLIQUE
+    )
     write_nifti(folder / "ct" / "b.nii.gz", CT, OBLIQUE)
     network = json.dumps(TINY_NETWORK).replace('"', '\\"')
     path = [str(Path(__file__).parents[1]), *sys.path]
-    text = PROGRAM.format(path=path, before=textwrap.dedent(before), weights=str(weights), network=network)
-    return subprocess.run([sys.executable, "-c", text], cwd=folder, capture_output=True, text=True, timeout=300)
+    text = PROGRAM.format(
+        path=path, before=textwrap.dedent(before), weights=str(weights), network=network
+    )
+    return subprocess.run(
+        [sys.executable, "-c", text], cwd=folder, capture_output=True, text=True, timeout=300
+    )
 
 
 LIMIT = "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))"
@@ -299,10 +398,17 @@ def test_a_full_disk_fails_the_case_alone(tiny_weights: Path, tmp_path: Path) ->
     assert "a: failed, OSError: [Errno 27] File too large" in done.stderr
     assert "1 translated, 0 kept, 1 failed" in done.stderr
     assert "Traceback" not in done.stderr
-    assert {path.name for path in (tmp_path / "mr").iterdir()} == {"b_mr.nii.gz", "b_mr.json", "b_mr.png", "run.json"}
+    assert {path.name for path in (tmp_path / "mr").iterdir()} == {
+        "b_mr.nii.gz",
+        "b_mr.json",
+        "b_mr.png",
+        "run.json",
+    }
 
 
-@pytest.mark.parametrize(("first", "second", "status"), [("SIGINT", "SIGINT", 130), ("SIGTERM", "SIGINT", 143)])
+@pytest.mark.parametrize(
+    ("first", "second", "status"), [("SIGINT", "SIGINT", 130), ("SIGTERM", "SIGINT", 143)]
+)
 def test_a_signal_ends_the_run_cleanly_and_a_second_one_too(
     first: str, second: str, status: int, tiny_weights: Path, tmp_path: Path
 ) -> None:
@@ -311,14 +417,21 @@ def test_a_signal_ends_the_run_cleanly_and_a_second_one_too(
     assert done.stderr.strip().splitlines()[-1] == "interrupted"
     assert "Traceback" not in done.stderr
     assert (tmp_path / "unwound").exists()
-    assert {path.name for path in (tmp_path / "mr").iterdir()} == {"a_mr.nii.gz", "a_mr.json", "a_mr.png"}
+    assert {path.name for path in (tmp_path / "mr").iterdir()} == {
+        "a_mr.nii.gz",
+        "a_mr.json",
+        "a_mr.png",
+    }
 
 
 # Faults while it runs
 
 
 def test_a_file_that_vanishes_or_memory_that_ends_fails_its_case_alone(
-    tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tiny_weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     for name in "abc":
         write_nifti(tmp_path / "ct" / f"{name}.nii.gz", CT, OBLIQUE)
@@ -340,9 +453,17 @@ def test_a_file_that_vanishes_or_memory_that_ends_fails_its_case_alone(
         run(tmp_path / "ct", tmp_path / "mr", tiny_weights, **SHORT)
     lines = [record.getMessage() for record in caplog.records]
     assert any(line.startswith("a: failed, ") and "a.nii.gz" in line for line in lines)
-    assert "b: failed, expected enough memory for the case, got a MemoryError; crop the volume" in "\n".join(lines)
+    assert (
+        "b: failed, expected enough memory for the case, got a MemoryError; crop the volume"
+        in "\n".join(lines)
+    )
     assert not any("Traceback" in line for line in lines)
-    assert {path.name for path in (tmp_path / "mr").iterdir()} == {"c_mr.nii.gz", "c_mr.json", "c_mr.png", "run.json"}
+    assert {path.name for path in (tmp_path / "mr").iterdir()} == {
+        "c_mr.nii.gz",
+        "c_mr.json",
+        "c_mr.png",
+        "run.json",
+    }
 
 
 def test_the_command_line_ends_with_one_line_for_bad_input(tmp_path: Path) -> None:

@@ -17,7 +17,13 @@ from helpers import ball_ct, run, voxels
 hypothesis = pytest.importorskip("hypothesis")
 st = pytest.importorskip("hypothesis.strategies")
 
-SHORT = {"num_inference_steps": 1, "candidates": 1, "max_rounds": 1, "progress": False, "preview": None}
+SHORT = {
+    "num_inference_steps": 1,
+    "candidates": 1,
+    "max_rounds": 1,
+    "progress": False,
+    "preview": None,
+}
 DTYPES = ("i2", "i4", "f4", "f8")
 LABELS = ("u1", "i2", "u2", "i4", "i8", "f4")
 
@@ -47,7 +53,10 @@ def write(folder: Path, case: str, drawn: dict) -> None:
     turn = Rotation.from_euler("xyz", drawn["angles"], degrees=True).as_matrix()
     affine[:3, :3] = turn @ np.diag(np.multiply(drawn["spacing"], drawn["flips"])) @ shear
     affine[:3, 3] = drawn["origin"]
-    for path, data in ((folder / case, ct.astype(drawn["dtype"])), (folder / "labels" / case, label)):
+    for path, data in (
+        (folder / case, ct.astype(drawn["dtype"])),
+        (folder / "labels" / case, label),
+    ):
         path.parent.mkdir(parents=True, exist_ok=True)
         image = nib.Nifti1Image(data, affine, dtype=data.dtype)
         image.set_qform(affine, int(drawn["form"] in ("qform", "both")))
@@ -56,7 +65,11 @@ def write(folder: Path, case: str, drawn: dict) -> None:
 
 
 @hypothesis.settings(
-    max_examples=4, deadline=None, derandomize=True, suppress_health_check=list(hypothesis.HealthCheck), database=None
+    max_examples=4,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=list(hypothesis.HealthCheck),
+    database=None,
 )
 @hypothesis.given(drawn=st.lists(volumes, min_size=4, max_size=6))
 def test_any_volume_keeps_its_grid_and_its_label(tiny_weights: Path, drawn: list[dict]) -> None:

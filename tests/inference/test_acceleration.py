@@ -28,13 +28,25 @@ from contourdiff.inference.acceleration import (
 from contourdiff.inference.denoiser import Denoiser
 from contourdiff.networks import ContourUNet
 from contourdiff.sampling import Sampler
-from helpers import SCHEDULER, as_case, contours, inferer, make_attention_network, make_seeded, translate_contours
+from helpers import (
+    SCHEDULER,
+    as_case,
+    contours,
+    inferer,
+    make_attention_network,
+    make_seeded,
+    translate_contours,
+)
 
 
 def small_unet(channels: int = MIN_CHANNELS) -> ContourUNet:
     torch.manual_seed(0)
     network = ContourUNet(
-        patch_size=2, channels=[32, channels], attention_levels=[False, True], num_res_blocks=1, num_head_channels=16
+        patch_size=2,
+        channels=[32, channels],
+        attention_levels=[False, True],
+        num_res_blocks=1,
+        num_head_channels=16,
     )
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.05)
@@ -54,7 +66,9 @@ def test_pairs_of_rows_are_the_convolution(size: tuple[int, int], bias: bool) ->
     convolution = nn.Conv2d(6, 10, 3, padding=1, bias=bias).double()
     x = torch.randn(3, 6, *size, dtype=torch.float64)
     with torch.inference_mode():
-        torch.testing.assert_close(RowPairConv2d(convolution)(x), convolution(x), atol=1e-12, rtol=0)
+        torch.testing.assert_close(
+            RowPairConv2d(convolution)(x), convolution(x), atol=1e-12, rtol=0
+        )
 
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 9), (1, 1)])
@@ -80,7 +94,9 @@ def test_a_network_gives_the_same_with_a_quarter_fewer_operations() -> None:
     torch.testing.assert_close(got, expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
     assert fewer.get_total_flops() < 0.75 * plain.get_total_flops()
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
-    assert not any(isinstance(module, RowPairConv2d | UpsampledConv2d) for module in network.modules())
+    assert not any(
+        isinstance(module, RowPairConv2d | UpsampledConv2d) for module in network.modules()
+    )
 
 
 def test_all_other_weights_are_shared() -> None:
@@ -88,7 +104,8 @@ def test_all_other_weights_are_shared() -> None:
     replaced = sum(isinstance(module, RowPairConv2d | UpsampledConv2d)
                    for module in with_fewer_multiplications(network).modules())  # fmt: skip
     own, theirs = (
-        {id(parameter) for parameter in each.parameters()} for each in (network, with_fewer_multiplications(network))
+        {id(parameter) for parameter in each.parameters()}
+        for each in (network, with_fewer_multiplications(network))
     )
     assert theirs < own
     assert len(own - theirs) == 2 * replaced > 0  # a weight and a bias each
@@ -114,7 +131,9 @@ def test_narrow_convolutions_stay() -> None:
 def test_other_convolutions_stay(other: dict) -> None:
     convolution = nn.Conv2d(MIN_CHANNELS, MIN_CHANNELS, 3, **other)
     assert type(with_fewer_multiplications(nn.Sequential(convolution))[0]) is nn.Conv2d  # type: ignore[index]
-    parametrized = nn.utils.parametrizations.weight_norm(nn.Conv2d(MIN_CHANNELS, MIN_CHANNELS, 3, padding=1))
+    parametrized = nn.utils.parametrizations.weight_norm(
+        nn.Conv2d(MIN_CHANNELS, MIN_CHANNELS, 3, padding=1)
+    )
     assert not isinstance(with_fewer_multiplications(parametrized), RowPairConv2d)
 
 
@@ -139,7 +158,9 @@ ITEMS = [("a", 1, 0, number) for number in range(4)]
 def denoised(
     network: torch.nn.Module, given: torch.Tensor, acceleration: str | None, amp: bool = False
 ) -> torch.Tensor:
-    return Denoiser(network, SAMPLER, batch_size=4, amp=amp, accelerator=Accelerator(acceleration))(given, ITEMS)
+    return Denoiser(network, SAMPLER, batch_size=4, amp=amp, accelerator=Accelerator(acceleration))(
+        given, ITEMS
+    )
 
 
 def choices_of(**settings: object) -> list[tuple[int, int, int]]:
@@ -149,26 +170,41 @@ def choices_of(**settings: object) -> list[tuple[int, int, int]]:
 
 def small_network() -> ContourUNet:
     torch.manual_seed(0)
-    network = ContourUNet(patch_size=2, channels=[8], attention_levels=[False], num_res_blocks=1, norm_num_groups=4)
+    network = ContourUNet(
+        patch_size=2, channels=[8], attention_levels=[False], num_res_blocks=1, norm_num_groups=4
+    )
     torch.nn.init.normal_(network.out[2].conv.weight, std=0.05)
     return network.eval()
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile requires a C++ compiler, and g++ is not there")
-def test_compiled_network_gives_the_same_picture(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.skipif(
+    shutil.which("g++") is None,
+    reason="torch.compile requires a C++ compiler, and g++ is not there",
+)
+def test_compiled_network_gives_the_same_picture(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     network = small_network()
     given = (torch.rand(4, 1, 32, 24, generator=torch.Generator().manual_seed(1)) > 0.8).float()
-    torch.testing.assert_close(denoised(network, given, "compile"), denoised(network, given, None), atol=0.02, rtol=0)
+    torch.testing.assert_close(
+        denoised(network, given, "compile"), denoised(network, given, None), atol=0.02, rtol=0
+    )
 
 
 def test_compiled_whole_and_for_few_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Volumes differ in size: the second one makes the sizes variables, and from then on nothing is compiled anew."""
     counter = CompileCounter()
     compile_stock = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda network, mode: compile_stock(network, backend=counter, fullgraph=True))
+    monkeypatch.setattr(
+        torch,
+        "compile",
+        lambda network, mode: compile_stock(network, backend=counter, fullgraph=True),
+    )
     torch._dynamo.reset()
-    denoiser = Denoiser(make_attention_network(), SAMPLER, batch_size=4, accelerator=Accelerator("compile"))
+    denoiser = Denoiser(
+        make_attention_network(), SAMPLER, batch_size=4, accelerator=Accelerator("compile")
+    )
     for size in ((32, 24), (24, 40), (48, 32), (40, 56)):
         denoiser(torch.zeros(4, 1, *size), ITEMS)
     assert counter.frame_count == 2
@@ -182,7 +218,9 @@ def test_network_that_cannot_be_compiled_is_called_as_it_is(
 
     monkeypatch.setattr(torch, "compile", lambda network, mode: no_compiler)
     network, given = small_network(), torch.ones(4, 1, 16, 16)
-    torch.testing.assert_close(denoised(network, given, "compile"), denoised(network, given, None), atol=0.02, rtol=0)
+    torch.testing.assert_close(
+        denoised(network, given, "compile"), denoised(network, given, None), atol=0.02, rtol=0
+    )
     assert "the network is not compiled: no compiler" in caplog.messages
 
 
@@ -191,12 +229,16 @@ def test_acceleration_changes_no_choice() -> None:
 
 
 @pytest.mark.parametrize(("amp", "expected"), [(False, 1), (True, 0)])
-def test_fewer_multiplications_are_for_float32(amp: bool, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fewer_multiplications_are_for_float32(
+    amp: bool, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In bfloat16 sums of rows would lose digits."""
     converted: list[torch.nn.Module] = []
     convert = acceleration.with_fewer_multiplications
     monkeypatch.setattr(
-        acceleration, "with_fewer_multiplications", lambda network: converted.append(network) or convert(network)
+        acceleration,
+        "with_fewer_multiplications",
+        lambda network: converted.append(network) or convert(network),
     )
     given = (torch.rand(4, 1, 32, 32, generator=torch.Generator().manual_seed(1)) > 0.8).float()
     lean = denoised(make_attention_network(), given, "lean", amp)
@@ -242,14 +284,18 @@ def test_a_network_moved_to_another_type_is_converted_anew() -> None:
     assert accelerate(network, inputs, timesteps) is not first
     network.to(torch.float64)
     converted = accelerate(network, inputs.double(), timesteps)
-    torch.testing.assert_close(converted(inputs.double(), timesteps), network(inputs.double(), timesteps))
+    torch.testing.assert_close(
+        converted(inputs.double(), timesteps), network(inputs.double(), timesteps)
+    )
 
 
 def test_a_network_is_converted_once_for_many_volumes(monkeypatch: pytest.MonkeyPatch) -> None:
     converted: list[object] = []
     convert = acceleration.with_fewer_multiplications
     monkeypatch.setattr(
-        acceleration, "with_fewer_multiplications", lambda network: converted.append(network) or convert(network)
+        acceleration,
+        "with_fewer_multiplications",
+        lambda network: converted.append(network) or convert(network),
     )
     translation, network = inferer(acceleration="lean"), make_seeded()
     for number in range(3):
@@ -261,8 +307,12 @@ def test_a_network_is_converted_once_for_many_volumes(monkeypatch: pytest.Monkey
 
 def in_a_process(code: str) -> list[str]:
     """Lines that a program prints in a process of its own, for the heap's settings are the process's."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
@@ -280,7 +330,9 @@ def test_a_retained_heap_changes_no_bit_and_no_setting_of_the_user() -> None:
     assert in_a_process(code) == [f"{sys.platform.startswith('linux')} False False"]
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the memory of a process is read from /proc")
+@pytest.mark.skipif(
+    not Path("/proc/self/status").is_file(), reason="the memory of a process is read from /proc"
+)
 def test_a_retained_heap_is_released_when_the_outermost_context_ends() -> None:
     """Freed blocks between others stay in the process, go back to the kernel at the end, and are not kept any more."""
     code = (

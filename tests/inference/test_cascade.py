@@ -15,7 +15,13 @@ from monai.networks.schedulers import DDPMScheduler
 from torch.nn.functional import avg_pool2d, pixel_unshuffle
 
 from contourdiff.bundle import config_files, translate
-from contourdiff.inference import CascadeDenoiser, ContourTranslationInferer, Denoiser, Execution, denoiser_of
+from contourdiff.inference import (
+    CascadeDenoiser,
+    ContourTranslationInferer,
+    Denoiser,
+    Execution,
+    denoiser_of,
+)
 from contourdiff.inference.summary import read_run
 from contourdiff.networks import CascadeUNet, ContourUNet, GuidedUNet, enlarge
 from contourdiff.sampling import Sampler, SelectionRules
@@ -45,11 +51,15 @@ def contours() -> torch.Tensor:
     return (torch.rand(3, 1, 32, 24, generator=torch.Generator().manual_seed(1)) < 0.1).float()
 
 
-SAMPLER = Sampler(DDPMScheduler(prediction_type="v_prediction"), num_inference_steps=3, num_refinement_steps=2)
+SAMPLER = Sampler(
+    DDPMScheduler(prediction_type="v_prediction"), num_inference_steps=3, num_refinement_steps=2
+)
 ITEMS = [("case", index, 0, 0) for index in range(3)]
 
 
-def test_the_second_network_refines_the_first_ones_image(cascade: CascadeUNet, contours: torch.Tensor) -> None:
+def test_the_second_network_refines_the_first_ones_image(
+    cascade: CascadeUNet, contours: torch.Tensor
+) -> None:
     denoise = denoiser_of(cascade, SAMPLER, batch_size=3)
     assert isinstance(denoise, CascadeDenoiser)
     image = denoise(contours, ITEMS)
@@ -63,13 +73,17 @@ def test_the_second_network_refines_the_first_ones_image(cascade: CascadeUNet, c
     assert denoise.calls == 2
 
 
-def test_a_candidate_depends_on_nothing_else_in_its_batch(cascade: CascadeUNet, contours: torch.Tensor) -> None:
+def test_a_candidate_depends_on_nothing_else_in_its_batch(
+    cascade: CascadeUNet, contours: torch.Tensor
+) -> None:
     together = denoiser_of(cascade, SAMPLER, batch_size=4)(contours, ITEMS)
     alone = denoiser_of(cascade, SAMPLER, batch_size=4)(contours[2:], ITEMS[2:])
     assert torch.equal(together[2:], alone)
 
 
-def test_a_smaller_batch_counts_for_both_networks(cascade: CascadeUNet, contours: torch.Tensor) -> None:
+def test_a_smaller_batch_counts_for_both_networks(
+    cascade: CascadeUNet, contours: torch.Tensor
+) -> None:
     denoise = denoiser_of(cascade, SAMPLER, batch_size=3)
     assert not denoise.halved
     denoise.batch_size = 1
@@ -87,7 +101,9 @@ def test_a_volume_of_any_size_is_translated_and_cut_to_it(cascade: CascadeUNet) 
         "execution": Execution(batch_size=2),
         "margin_px": 4,
     }
-    (result,) = ContourTranslationInferer(SAMPLER, progress=False, **options).translate(volume, cascade)  # type: ignore[arg-type]
+    (result,) = ContourTranslationInferer(SAMPLER, progress=False, **options).translate(
+        volume, cascade
+    )  # type: ignore[arg-type]
     assert cascade.size_divisor == 8
     assert result.gray_levels.shape == (1, 3, 37, 29)
     assert result.choices[0] is None
@@ -113,11 +129,21 @@ def ct(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cascade") / "ct"
     volume = ball_ct((4, 40, 36))
     write_nifti(folder / "a.nii.gz", volume, np.diag([4.0, 2.0, 2.0, 1.0]))
-    write_nifti(folder / "labels" / "a.nii.gz", (volume > 200).astype(np.uint8), np.diag([4.0, 2.0, 2.0, 1.0]))
+    write_nifti(
+        folder / "labels" / "a.nii.gz",
+        (volume > 200).astype(np.uint8),
+        np.diag([4.0, 2.0, 2.0, 1.0]),
+    )
     return folder
 
 
-QUICK = {"num_inference_steps": 2, "num_refinement_steps": 1, "candidates": 1, "max_rounds": 1, "min_object_mm2": 100.0}
+QUICK = {
+    "num_inference_steps": 2,
+    "num_refinement_steps": 1,
+    "candidates": 1,
+    "max_rounds": 1,
+    "min_object_mm2": 100.0,
+}
 
 
 def test_several_contrasts_are_those_of_separate_runs(ct: Path, tmp_path: Path) -> None:
@@ -130,7 +156,9 @@ def test_several_contrasts_are_those_of_separate_runs(ct: Path, tmp_path: Path) 
     for contrast in ("t1", "t2"):
         alone = translate(ct, tmp_path / contrast, contrast=contrast, logging_file=False, **QUICK)
         images.append(np.asarray(nib.load(both / f"a_{contrast}_mr.nii.gz").dataobj))
-        np.testing.assert_array_equal(images[-1], np.asarray(nib.load(alone / "a_mr.nii.gz").dataobj))
+        np.testing.assert_array_equal(
+            images[-1], np.asarray(nib.load(alone / "a_mr.nii.gz").dataobj)
+        )
         record = json.loads((both / f"a_{contrast}_mr.json").read_text())
         assert record["settings"]["contrast"] == contrast
         assert record["weights"]["refiner"]["sha256"] == sha256_of(MODELS / "refiner.pt")
@@ -138,11 +166,16 @@ def test_several_contrasts_are_those_of_separate_runs(ct: Path, tmp_path: Path) 
     times = [(both / name).stat().st_mtime_ns for name in written]
     translate(ct, both, contrast="t1,t2", logging_file=False, **QUICK)
     assert [(both / name).stat().st_mtime_ns for name in written] == times
-    assert [(row["case"], row["status"]) for row in read_run(both)["cases"]] == [("a_t1", "kept"), ("a_t2", "kept")]
+    assert [(row["case"], row["status"]) for row in read_run(both)["cases"]] == [
+        ("a_t1", "kept"),
+        ("a_t2", "kept"),
+    ]
 
 
 @pytest.mark.parametrize("contrast", ["pd", "t1,pd"])
-def test_an_unknown_contrast_is_refused_before_any_work(contrast: str, ct: Path, tmp_path: Path) -> None:
+def test_an_unknown_contrast_is_refused_before_any_work(
+    contrast: str, ct: Path, tmp_path: Path
+) -> None:
     with pytest.raises((ValueError, RuntimeError), match=r"contrast must be|instantiating"):
         translate(ct, tmp_path / "mr", contrast=contrast, logging_file=False)
     assert not list(tmp_path.glob("mr/*"))
@@ -157,9 +190,24 @@ def test_each_network_of_the_cascade_can_be_trained(overlay: str | None, tmp_pat
     network = {**TINY_NETWORK, "in_channels": channels, "contrasts": list(contrasts)}
     monai.bundle.run(
         config_file=config_files(base="train", overlays=overlays),
-        **{"dataset_dir": str(make_mr(tmp_path / "mr")), "datalist": "index.csv", "output_dir": str(tmp_path / "out")},
-        **{"network_def": network, "contrasts": contrasts, "image_size_px": [32, 32], "min_object_mm2": 100.0},
-        **{"batch_size": 2, "epoch_length": 2, "max_epochs": 2, "warmup_steps": 1, "val_interval": 1},
+        **{
+            "dataset_dir": str(make_mr(tmp_path / "mr")),
+            "datalist": "index.csv",
+            "output_dir": str(tmp_path / "out"),
+        },
+        **{
+            "network_def": network,
+            "contrasts": contrasts,
+            "image_size_px": [32, 32],
+            "min_object_mm2": 100.0,
+        },
+        **{
+            "batch_size": 2,
+            "epoch_length": 2,
+            "max_epochs": 2,
+            "warmup_steps": 1,
+            "val_interval": 1,
+        },
         **{"picture_interval": 2, "logging_file": False},
     )
     assert (tmp_path / "out" / "translations_00002.png").stat().st_size > 1000
@@ -184,8 +232,12 @@ def test_guidance_moves_the_output_away_from_that_without_contour() -> None:
 def test_guidance_is_a_setting(ct: Path, tmp_path: Path) -> None:
     images = []
     for scale in (1.0, 2.0):
-        out = translate(ct, tmp_path / str(scale), refinement_guidance=scale, logging_file=False, **QUICK)
-        assert json.loads((out / "a_mr.json").read_text())["settings"]["refinement_guidance"] == scale
+        out = translate(
+            ct, tmp_path / str(scale), refinement_guidance=scale, logging_file=False, **QUICK
+        )
+        assert (
+            json.loads((out / "a_mr.json").read_text())["settings"]["refinement_guidance"] == scale
+        )
         images.append(np.asarray(nib.load(out / "a_mr.nii.gz").dataobj))
     assert np.abs(images[0] - images[1]).mean() > 0.1
 
@@ -194,4 +246,6 @@ def test_grids_of_both_networks_are_aligned() -> None:
     """A ramp that is averaged over squares and enlarged is the same ramp, but for the rim."""
     rows, columns = torch.meshgrid(torch.arange(12.0), torch.arange(16.0), indexing="ij")
     ramp = (2 * rows - 3 * columns)[None, None]
-    torch.testing.assert_close(enlarge(avg_pool2d(ramp, 2), 2)[..., 1:-1, 1:-1], ramp[..., 1:-1, 1:-1])
+    torch.testing.assert_close(
+        enlarge(avg_pool2d(ramp, 2), 2)[..., 1:-1, 1:-1], ramp[..., 1:-1, 1:-1]
+    )

@@ -11,7 +11,15 @@ import torch
 from contourdiff.inference.acceleration import Accelerator
 from contourdiff.inference.denoiser import Denoiser, fitting_batch_size
 from contourdiff.sampling import Sampler
-from helpers import SCHEDULER, as_case, contours, inferer, make_attention_network, make_seeded, translate_contours
+from helpers import (
+    SCHEDULER,
+    as_case,
+    contours,
+    inferer,
+    make_attention_network,
+    make_seeded,
+    translate_contours,
+)
 
 SAMPLER = Sampler(SCHEDULER, num_inference_steps=4)
 ITEMS = [("a", 1, 0, number) for number in range(4)]
@@ -21,7 +29,9 @@ def test_mixed_precision_is_near() -> None:
     network = make_attention_network()
     given = (torch.rand(4, 1, 32, 32, generator=torch.Generator().manual_seed(1)) > 0.8).float()
     exact, mixed, lean = (
-        Denoiser(network, SAMPLER, batch_size=4, amp=amp, accelerator=Accelerator(acceleration))(given, ITEMS)
+        Denoiser(network, SAMPLER, batch_size=4, amp=amp, accelerator=Accelerator(acceleration))(
+            given, ITEMS
+        )
         for amp, acceleration in ((False, None), (True, None), (True, "lean"))
     )
     assert 0 < (mixed - exact).abs().mean() < 1
@@ -29,7 +39,9 @@ def test_mixed_precision_is_near() -> None:
 
 
 @pytest.mark.parametrize("limit", [1, 3])
-def test_out_of_memory_halves_the_batch_and_loses_nothing(limit: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_out_of_memory_halves_the_batch_and_loses_nothing(
+    limit: int, caplog: pytest.LogCaptureFixture
+) -> None:
     network = make_seeded()
     sizes: list[int] = []
 
@@ -52,7 +64,14 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(limit: int, caplog: py
 
 @pytest.mark.parametrize(
     ("fixed", "item", "free", "expected"),
-    [(100, 10, 1000, 64), (100, 10, 500, 16), (0, 10, 100, 8), (0, 10, 5, 1), (1000, 10, 10, 1), (0, 0, 9, 8)],
+    [
+        (100, 10, 1000, 64),
+        (100, 10, 500, 16),
+        (0, 10, 100, 8),
+        (0, 10, 5, 1),
+        (1000, 10, 10, 1),
+        (0, 0, 9, 8),
+    ],
 )
 def test_batch_size_from_free_memory(fixed: int, item: int, free: int, expected: int) -> None:
     assert fitting_batch_size(lambda items: fixed + item * items, free) == expected
@@ -61,14 +80,18 @@ def test_batch_size_from_free_memory(fixed: int, item: int, free: int, expected:
 def test_without_a_batch_size_a_cpu_takes_eight() -> None:
     (result,) = inferer(batch_size=None).translate(as_case([contours()], ["a"]), make_seeded())
     assert result.batch_size == 8
-    assert torch.equal(result.gray_levels[0].as_tensor(), translate_contours(contours(), batch_size=8))
+    assert torch.equal(
+        result.gray_levels[0].as_tensor(), translate_contours(contours(), batch_size=8)
+    )
 
 
 def test_not_even_one_slice_fits() -> None:
     def no_memory(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         raise torch.OutOfMemoryError
 
-    with pytest.raises(MemoryError, match="one slice does not fit into the device's memory; expected memory"):
+    with pytest.raises(
+        MemoryError, match="one slice does not fit into the device's memory; expected memory"
+    ):
         inferer()(as_case([contours()], ["a"]), no_memory)
 
 

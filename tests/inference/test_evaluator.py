@@ -57,7 +57,9 @@ ENDS = ("label.nii.gz", "mr.json", "mr.nii.gz", "mr.png")
 def watch(monkeypatch: pytest.MonkeyPatch, before: Callable[[list[str]], None]) -> None:
     """Call ``before`` with the names of the cases whenever the inferer translates some."""
 
-    def watched(self: ContourTranslationInferer, inputs: Sequence[MetaTensor], network: torch.nn.Module) -> Any:
+    def watched(
+        self: ContourTranslationInferer, inputs: Sequence[MetaTensor], network: torch.nn.Module
+    ) -> Any:
         before([case_of(volume.meta["filename_or_obj"]) for volume in inputs])
         return TRANSLATE(self, inputs, network)
 
@@ -69,14 +71,19 @@ def contents(folder: Path) -> dict[str, bytes]:
     files = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".json"}
     records = {path.name: json.loads(path.read_text()) for path in folder.glob("*_mr.json")}
     return files | {
-        name: json.dumps([record["slices"], record["flicker"]]).encode() for name, record in records.items()
+        name: json.dumps([record["slices"], record["flicker"]]).encode()
+        for name, record in records.items()
     }
 
 
 def make_sizes(folder: Path) -> Path:
     """Three cases of different sizes."""
     for number, name in enumerate(NAMES):
-        write_nifti(folder / f"{name}.nii.gz", ball_ct((8 + number, 30 - number, 26 + number), seed=number), OBLIQUE)
+        write_nifti(
+            folder / f"{name}.nii.gz",
+            ball_ct((8 + number, 30 - number, 26 + number), seed=number),
+            OBLIQUE,
+        )
     return folder
 
 
@@ -102,7 +109,11 @@ class Volumes(torch.utils.data.Dataset):
 
 def evaluator(names: Sequence[str], cases_at_once: int = 1, **options: Any) -> CaseEvaluator:
     loader = DataLoader(Volumes(names), batch_size=cases_at_once, collate_fn=no_collation)
-    settings = {"device": torch.device("cpu"), "network": make_seeded(), "inferer": inferer(num_inference_steps=1)}
+    settings = {
+        "device": torch.device("cpu"),
+        "network": make_seeded(),
+        "inferer": inferer(num_inference_steps=1),
+    }
     return CaseEvaluator(val_data_loader=loader, **{**settings, **options})
 
 
@@ -121,7 +132,9 @@ def test_everything_runs_in_the_main_thread(
     threads: list[threading.Thread] = []
     watch(monkeypatch, lambda _: threads.append(threading.current_thread()))
     before = set(threading.enumerate())
-    run(make_dataset(tmp_path / "ct"), tmp_path / "mr", tiny_weights, progress=False)  # tqdm has a thread of its own
+    run(
+        make_dataset(tmp_path / "ct"), tmp_path / "mr", tiny_weights, progress=False
+    )  # tqdm has a thread of its own
     assert threads == [threading.main_thread()] * len(NAMES)
     assert set(threading.enumerate()) <= before
 
@@ -153,7 +166,12 @@ def test_a_case_that_fails_does_not_lose_the_others(
         monkeypatch.setattr(outputs, "save_like", wrapped)
     caplog.set_level("INFO")
     with pytest.raises(ValueError, match="1 of 3 cases failed: b: RuntimeError: a fault in b"):
-        run(make_dataset(tmp_path / "ct"), tmp_path / "mr", tiny_weights, cases_at_once=cases_at_once)
+        run(
+            make_dataset(tmp_path / "ct"),
+            tmp_path / "mr",
+            tiny_weights,
+            cases_at_once=cases_at_once,
+        )
     assert {path.name[0] for path in (tmp_path / "mr").glob("*_mr.json")} == {"a", "c"}
     lines = [record.getMessage() for record in caplog.records]
     assert any(line.startswith("b: failed, ") and "a fault in b" in line for line in lines)
@@ -167,7 +185,9 @@ def test_a_case_that_cannot_be_read_passes_a_process_boundary_as_text(tmp_path: 
     cases.check()
     assert len(dataset) == 1
     unread = dataset[0]
-    assert pickle.loads(pickle.dumps(unread)) == UnreadCase("a", "ZeroDivisionError: division by zero")
+    assert pickle.loads(pickle.dumps(unread)) == UnreadCase(
+        "a", "ZeroDivisionError: division by zero"
+    )
     assert not isinstance(CaseDataset(cases, Identity())[0], UnreadCase)
 
 
@@ -181,18 +201,23 @@ def test_metrics_and_handlers_of_completed_iterations_see_the_cases(cases_at_onc
     def fail(engine: Engine) -> None:
         if "bad" in engine.state.batch[0]["image"].meta["filename_or_obj"]:
             raise RuntimeError("it is bad")
-        gray_levels[case_of(engine.state.batch[0]["image"].meta["filename_or_obj"])] = engine.state.output[0]["pred"]
+        gray_levels[case_of(engine.state.batch[0]["image"].meta["filename_or_obj"])] = (
+            engine.state.output[0]["pred"]
+        )
 
     engine = evaluator(
         names,
         cases_at_once,
         postprocessing=Lambdad("pred", func=lambda pred: pred + 1),
         key_val_metric={"mae": MeanAbsoluteError(output_transform=from_engine(["pred", "target"]))},
-        additional_metrics={"mean": Average(output_transform=lambda output: output[0]["pred"].mean().item())},
+        additional_metrics={
+            "mean": Average(output_transform=lambda output: output[0]["pred"].mean().item())
+        },
     )
     engine.add_event_handler(IterationEvents.MODEL_COMPLETED, fail)
     engine.add_event_handler(
-        Events.ITERATION_COMPLETED, lambda engine: seen.append([item["result"].case for item in engine.state.output])
+        Events.ITERATION_COMPLETED,
+        lambda engine: seen.append([item["result"].case for item in engine.state.output]),
     )
     engine.run()
     assert list(engine.completed) == ["a", "b", "c"]
@@ -238,7 +263,9 @@ def test_a_stop_by_the_user_ends_the_run_and_leaves_whole_cases(
     watch(monkeypatch, stop)
     with pytest.raises(KeyboardInterrupt):
         run(make_dataset(tmp_path / "ct"), tmp_path / "mr", tiny_weights)
-    assert {path.name for path in (tmp_path / "mr").iterdir()} == {f"{name}_{end}" for name in "ab" for end in ENDS}
+    assert {path.name for path in (tmp_path / "mr").iterdir()} == {
+        f"{name}_{end}" for name in "ab" for end in ENDS
+    }
 
 
 CHILD = """
@@ -252,7 +279,9 @@ translate(dataset_dir, output_dir, **settings)
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_one_interrupt_ends_the_process_at_once(num_workers: int, tiny_weights: Path, tmp_path: Path) -> None:
+def test_one_interrupt_ends_the_process_at_once(
+    num_workers: int, tiny_weights: Path, tmp_path: Path
+) -> None:
     """SIGINT to the whole process group, as a terminal sends it, once the first case is written."""
     settings = {
         "overlays": ["single"], "network_def": TINY_NETWORK,
@@ -260,7 +289,9 @@ def test_one_interrupt_ends_the_process_at_once(num_workers: int, tiny_weights: 
         "max_rounds": 1, "min_object_mm2": 100.0, "logging_file": False, "num_workers": num_workers,
     }  # fmt: skip
     names = tuple("abcdef")
-    arguments = json.dumps([str(make_dataset(tmp_path / "ct", names)), str(tmp_path / "mr"), settings])
+    arguments = json.dumps(
+        [str(make_dataset(tmp_path / "ct", names)), str(tmp_path / "mr"), settings]
+    )
     child = subprocess.Popen(
         [sys.executable, "-c", CHILD, arguments], stderr=subprocess.PIPE, text=True, start_new_session=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -277,7 +308,11 @@ def test_one_interrupt_ends_the_process_at_once(num_workers: int, tiny_weights: 
     assert child.returncode != 0
     assert "KeyboardInterrupt" in error
     written = {path.name for path in (tmp_path / "mr").iterdir()}
-    assert {f"a_{end}" for end in ENDS} <= written <= {f"{name}_{end}" for name in names for end in ENDS}
+    assert (
+        {f"a_{end}" for end in ENDS}
+        <= written
+        <= {f"{name}_{end}" for name in names for end in ENDS}
+    )
     assert "f_mr.json" not in written
 
 
@@ -298,13 +333,16 @@ def test_neighbor_guided_cases_share_their_batches(tmp_path: Path) -> None:
     assert len(set(calls[3])) == 1  # of all of them together
     starts = len(NAMES)
     assert calls[3][0] - starts <= (sum(calls[1]) - starts) / 2
-    assert all((alone == beside).all() for alone, beside in zip(volumes[1], volumes[3], strict=True))
+    assert all(
+        (alone == beside).all() for alone, beside in zip(volumes[1], volumes[3], strict=True)
+    )
 
 
 def test_a_sequence_of_volumes_of_different_sizes() -> None:
     given = [contours(0), contours(1, (5, 18, 25))]
     volumes = [
-        MetaTensor(each[None], meta={"filename_or_obj": f"{name}.nii"}) for name, each in zip("ab", given, strict=True)
+        MetaTensor(each[None], meta={"filename_or_obj": f"{name}.nii"})
+        for name, each in zip("ab", given, strict=True)
     ]
     results = inferer()(volumes, make_seeded())
     assert isinstance(results, list)
@@ -312,5 +350,7 @@ def test_a_sequence_of_volumes_of_different_sizes() -> None:
         assert isinstance(result, MetaTensor)
         assert case_of(result.meta["filename_or_obj"]) == name
         assert torch.equal(torch.as_tensor(result[0]), translate_contours(volume, name))
-    with pytest.raises(ValueError, match=r"each volume must be \(1, H, W, D\), got \(7, 21, 18\); add Ensure"):
+    with pytest.raises(
+        ValueError, match=r"each volume must be \(1, H, W, D\), got \(7, 21, 18\); add Ensure"
+    ):
         inferer()(given, make_seeded())

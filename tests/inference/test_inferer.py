@@ -53,7 +53,10 @@ def test_case_and_seed_matter() -> None:
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 16])
 def test_another_batch_size_differs_by_rounding_only(batch_size: int) -> None:
     torch.testing.assert_close(
-        translate_contours(contours()), translate_contours(contours(), batch_size=batch_size), atol=1e-2, rtol=0
+        translate_contours(contours()),
+        translate_contours(contours(), batch_size=batch_size),
+        atol=1e-2,
+        rtol=0,
     )
 
 
@@ -61,7 +64,11 @@ def test_another_batch_size_differs_by_rounding_only(batch_size: int) -> None:
 def test_batched_selection_equals_a_plain_sequential_loop(solver: str) -> None:
     """Slice after slice, candidate after candidate, each in a batch of its own, padded to the same size."""
     volume, network = contours(shape=(5, 12, 8)), make_seeded()
-    scheduler = SCHEDULER if solver == "ddim" else DDPMScheduler(num_train_timesteps=4, prediction_type="v_prediction")
+    scheduler = (
+        SCHEDULER
+        if solver == "ddim"
+        else DDPMScheduler(num_train_timesteps=4, prediction_type="v_prediction")
+    )
     translation = inferer(scheduler=scheduler, margin_px=99, solver=solver)
     batched = torch.as_tensor(translation(as_case([volume], ["a"]), network)[0, 0])
 
@@ -69,7 +76,9 @@ def test_batched_selection_equals_a_plain_sequential_loop(solver: str) -> None:
         images = []
         for candidate in range(RULES.candidates):
             contour = volume[index][None, None].expand(4, -1, -1, -1)
-            images.append(translation.denoiser(network)(contour, [("a", index, round_, candidate)] * 4)[0])
+            images.append(
+                translation.denoiser(network)(contour, [("a", index, round_, candidate)] * 4)[0]
+            )
         return torch.stack(images)
 
     with torch.no_grad():
@@ -117,7 +126,9 @@ def test_slice_axis(axis: int) -> None:
 
 
 def test_wrong_shape_is_explained() -> None:
-    with pytest.raises(ValueError, match=r"inputs must be \(B, 1, H, W, D\), got \(1, 4, 10, 10\); add Ensure"):
+    with pytest.raises(
+        ValueError, match=r"inputs must be \(B, 1, H, W, D\), got \(1, 4, 10, 10\); add Ensure"
+    ):
         inferer()(torch.zeros(1, 4, 10, 10), make_seeded())
 
 
@@ -125,9 +136,15 @@ def test_the_result_has_the_metadata_of_its_input() -> None:
     batch = as_case([contours(), contours(1)], ["a", "b"])
     results = inferer().translate(batch, make_seeded())
     assert [result.case for result in results] == ["a", "b"]
-    assert [result.gray_levels.meta["filename_or_obj"] for result in results] == ["folder/a.nii.gz", "folder/b.nii.gz"]
+    assert [result.gray_levels.meta["filename_or_obj"] for result in results] == [
+        "folder/a.nii.gz",
+        "folder/b.nii.gz",
+    ]
     stacked = inferer()(batch, make_seeded())
-    assert all(torch.equal(result.gray_levels, volume) for result, volume in zip(results, stacked, strict=True))
+    assert all(
+        torch.equal(result.gray_levels, volume)
+        for result, volume in zip(results, stacked, strict=True)
+    )
 
 
 def test_a_halved_batch_stays_for_the_volumes_that_follow() -> None:
@@ -157,7 +174,10 @@ def test_a_halved_batch_stays_for_the_volumes_that_follow() -> None:
         ({"batch_size": 0}, "batch_size must be 1 or more"),
         ({"acceleration": "trace"}, "acceleration must be one of"),
         ({"noise_length_mm": -1.0}, "length_mm must be 0"),
-        ({"keep_spread": True, "rules": SelectionRules(1, 1)}, "an uncertainty map requires 2 candidates"),
+        (
+            {"keep_spread": True, "rules": SelectionRules(1, 1)},
+            "an uncertainty map requires 2 candidates",
+        ),
     ],
 )
 def test_arguments_are_validated_before_any_work(settings: dict[str, object], message: str) -> None:

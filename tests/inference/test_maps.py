@@ -45,14 +45,25 @@ def test_maps_lie_on_the_grid_of_an_oblique_ct_of_odd_orientation(
     affine = oblique_affine((3.0, 2.2, 2.2))
     upright = nib.Nifti1Image(ball_ct((9, 26, 22)), affine)
     turned = upright.as_reoriented(
-        nib.orientations.ornt_transform(nib.io_orientation(affine), nib.orientations.axcodes2ornt(tuple(axcodes)))
+        nib.orientations.ornt_transform(
+            nib.io_orientation(affine), nib.orientations.axcodes2ornt(tuple(axcodes))
+        )
     )
     path = write_nifti(tmp_path / "ct" / "a.nii.gz", np.asarray(turned.dataobj), turned.affine)
-    run(tmp_path, tiny_weights, save_fidelity_map=True, save_uncertainty_map=True, fidelity_limit=1.0)
+    run(
+        tmp_path,
+        tiny_weights,
+        save_fidelity_map=True,
+        save_uncertainty_map=True,
+        fidelity_limit=1.0,
+    )
     record = json.loads((tmp_path / "mr" / "a_mr.json").read_text())
     source, codes, spread = (
         nib.load(file)
-        for file in (path, *(tmp_path / "mr" / f"a_{name}.nii.gz" for name in ("fidelity", "uncertainty")))
+        for file in (
+            path,
+            *(tmp_path / "mr" / f"a_{name}.nii.gz" for name in ("fidelity", "uncertainty")),
+        )
     )
     for image, dtype in ((codes, np.uint8), (spread, np.float32)):
         assert_same_grid(image, source)
@@ -64,7 +75,9 @@ def test_maps_lie_on_the_grid_of_an_oblique_ct_of_odd_orientation(
     assert len(checked) >= 5
     for entry in checked:
         given = np.isin(data[entry["slice"]], (1, 3))
-        assert (data[entry["slice"]] == 3).sum() / given.sum() == pytest.approx(entry["lost"], abs=1e-6)
+        assert (data[entry["slice"]] == 3).sum() / given.sum() == pytest.approx(
+            entry["lost"], abs=1e-6
+        )
         assert entry["suspect"] == (entry["fidelity"] < 1.0)
     assert all("invented" not in entry for entry in record["slices"] if entry["skipped"])
     assert record["fidelity"]["checked"] == len(checked)
@@ -83,7 +96,11 @@ def test_codes_stay_codes_on_a_finer_and_a_coarser_grid(
     inference_parser: Callable[..., ConfigParser], tiny_weights: Path, tmp_path: Path
 ) -> None:
     for number, size_mm in enumerate((1.3, 3.7)):
-        write_nifti(tmp_path / "ct" / f"{number}.nii.gz", ball_ct((6, 40, 36)), oblique_affine((3.0, size_mm, size_mm)))
+        write_nifti(
+            tmp_path / "ct" / f"{number}.nii.gz",
+            ball_ct((6, 40, 36)),
+            oblique_affine((3.0, size_mm, size_mm)),
+        )
     run(tmp_path, tiny_weights, save_fidelity_map=True)
     for number in range(2):
         codes = nib.load(tmp_path / "mr" / f"{number}_fidelity.nii.gz")
@@ -92,8 +109,13 @@ def test_codes_stay_codes_on_a_finer_and_a_coarser_grid(
         assert not (tmp_path / "mr" / f"{number}_uncertainty.nii.gz").exists()
 
 
-def test_an_uncertainty_map_of_single_candidates_ends_before_any_work(tiny_weights: Path, tmp_path: Path) -> None:
+def test_an_uncertainty_map_of_single_candidates_ends_before_any_work(
+    tiny_weights: Path, tmp_path: Path
+) -> None:
     write_nifti(tmp_path / "ct" / "a.nii.gz", ball_ct((6, 26, 22)), oblique_affine((3.0, 2.2, 2.2)))
-    with pytest.raises(ValueError, match="an uncertainty map requires 2 candidates a slice or more, got candidates 1"):
+    with pytest.raises(
+        ValueError,
+        match="an uncertainty map requires 2 candidates a slice or more, got candidates 1",
+    ):
         run(tmp_path, tiny_weights, save_uncertainty_map=True, candidates=1, max_rounds=1)
     assert list((tmp_path / "mr").glob("*")) == []

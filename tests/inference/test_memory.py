@@ -53,12 +53,16 @@ def peak_mb(folder: Path, weights: Path) -> float:
     }
     job = json.dumps([str(folder / "ct"), str(folder / "mr"), settings])
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", CHILD, job], capture_output=True, text=True, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, job], capture_output=True, text=True, env=environment
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return int(done.stdout.rsplit("peak in kB:", 1)[1]) / 1000
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the peak of a process is read from /proc")
+@pytest.mark.skipif(
+    not Path("/proc/self/status").is_file(), reason="the peak of a process is read from /proc"
+)
 def test_memory_is_a_few_copies_of_the_volume(tiny_weights: Path, tmp_path: Path) -> None:
     """Beyond a smaller volume, whose run holds code, network and batch, memory grows with the volume alone."""
     volumes = [slices * PLANE[0] * PLANE[1] * 4 / 1e6 for slices in SLICES]

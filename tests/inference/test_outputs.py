@@ -18,7 +18,16 @@ from contourdiff.data.planes import ResampledPlanes
 from contourdiff.inference import outputs
 from contourdiff.inference.outputs import Maps, TranslationOutputs
 from contourdiff.inference.preview import Preview, filled_slices
-from helpers import GUIDED_NETWORK, NAMES, OBLIQUE, ball_ct, make_dataset, make_guided_network, run, write_nifti
+from helpers import (
+    GUIDED_NETWORK,
+    NAMES,
+    OBLIQUE,
+    ball_ct,
+    make_dataset,
+    make_guided_network,
+    run,
+    write_nifti,
+)
 
 
 def test_weights_are_hashed_once_for_all_cases(
@@ -26,7 +35,9 @@ def test_weights_are_hashed_once_for_all_cases(
 ) -> None:
     hashed: list[str] = []
     sha256_of = outputs.sha256_of
-    monkeypatch.setattr(outputs, "sha256_of", lambda path: hashed.append(str(path)) or sha256_of(path))
+    monkeypatch.setattr(
+        outputs, "sha256_of", lambda path: hashed.append(str(path)) or sha256_of(path)
+    )
     run(make_dataset(tmp_path / "ct"), tmp_path / "mr", tiny_weights)
     assert hashed == [str(tiny_weights)]
     assert len(list((tmp_path / "mr").glob("*_mr.json"))) == len(NAMES)
@@ -45,12 +56,16 @@ def test_only_planes_that_are_shown_are_resampled(
     planes: list[str] = []
     plane = ResampledPlanes.plane
 
-    def counted(self: ResampledPlanes, target: MetaTensor, axis: int, position: int, mode: str) -> np.ndarray:
+    def counted(
+        self: ResampledPlanes, target: MetaTensor, axis: int, position: int, mode: str
+    ) -> np.ndarray:
         planes.append(mode)
         return plane(self, target, axis, position, mode)
 
     monkeypatch.setattr(ResampledPlanes, "plane", counted)
-    Preview(columns=columns).save(tmp_path / "a.png", source, label, contours.float(), contours.float() * 100)
+    Preview(columns=columns).save(
+        tmp_path / "a.png", source, label, contours.float(), contours.float() * 100
+    )
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     assert planes.count("bilinear") == 2 * columns
     assert planes.count("nearest") == columns
@@ -58,17 +73,23 @@ def test_only_planes_that_are_shown_are_resampled(
 
 @pytest.mark.parametrize("axcodes", ["RAS", "LPS", "SAL", "IRP"])
 @pytest.mark.parametrize("axis", [0, 1, 2])
-def test_filled_slices_are_those_of_the_label_resampled_to_the_target(axcodes: str, axis: int, tmp_path: Path) -> None:
+def test_filled_slices_are_those_of_the_label_resampled_to_the_target(
+    axcodes: str, axis: int, tmp_path: Path
+) -> None:
     """Counted on the label's own grid, whatever its orientation."""
     voxels = np.zeros((9, 10, 11), np.uint8)
     voxels[2:5, 3:8, 9] = voxels[7, 4, 1] = 3
     upright = nib.Nifti1Image(voxels, OBLIQUE)
-    turn = nib.orientations.ornt_transform(nib.io_orientation(OBLIQUE), nib.orientations.axcodes2ornt(tuple(axcodes)))
+    turn = nib.orientations.ornt_transform(
+        nib.io_orientation(OBLIQUE), nib.orientations.axcodes2ornt(tuple(axcodes))
+    )
     turned = upright.as_reoriented(turn)
     path = write_nifti(tmp_path / "label.nii.gz", np.asarray(turned.dataobj), turned.affine)
     target = MetaTensor(torch.zeros(1, *voxels.shape), affine=torch.as_tensor(OBLIQUE))
     planes = ResampledPlanes(path)
-    expected = [i for i in range(voxels.shape[axis]) if planes.plane(target, axis, i, "nearest").any()]
+    expected = [
+        i for i in range(voxels.shape[axis]) if planes.plane(target, axis, i, "nearest").any()
+    ]
     assert filled_slices(path, target, axis).tolist() == expected
 
 
@@ -89,17 +110,25 @@ def test_all_files_of_a_case_have_one_name(name: str, tiny_weights: Path, tmp_pa
     output_dir = run(dataset_dir, tmp_path / "mr", tiny_weights, save_fidelity_map=True)
     case = name.split(".")[0]
     ends = ("fidelity.nii.gz", "mr.json", "mr.nii.gz", "mr.png")
-    assert {path.name for path in output_dir.iterdir()} == {"run.json", *(f"{case}_{end}" for end in ends)}
+    assert {path.name for path in output_dir.iterdir()} == {
+        "run.json",
+        *(f"{case}_{end}" for end in ends),
+    }
 
 
 def test_a_map_requires_what_it_is_computed_from(tmp_path: Path) -> None:
-    arguments: dict[str, Any] = {"cases": TranslationCases(tmp_path, tmp_path), "output_dir": tmp_path}
+    arguments: dict[str, Any] = {
+        "cases": TranslationCases(tmp_path, tmp_path),
+        "output_dir": tmp_path,
+    }
     arguments |= {"ckpt_path": tmp_path / "model.pt", "settings": {}}
     with pytest.raises(ValueError, match="the fidelity map requires a check, got None"):
         TranslationOutputs(**arguments, maps=Maps(Compose([]), fidelity=True))
     weights = tmp_path / "guided.pt"
     torch.save(make_guided_network().state_dict(), weights)
-    with pytest.raises(ValueError, match="requires an inferer with keep_spread=True, got NeighborGuidedInferer"):
+    with pytest.raises(
+        ValueError, match="requires an inferer with keep_spread=True, got NeighborGuidedInferer"
+    ):
         run(
             make_dataset(tmp_path / "ct", ("a",)), tmp_path / "mr", weights, network_def=GUIDED_NETWORK,
             overlays=("neighbor_guided",), save_uncertainty_map=True,

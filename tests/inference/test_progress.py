@@ -17,7 +17,15 @@ from contourdiff.inference import progress as module
 from contourdiff.inference.inferer import ContourTranslationInferer
 from contourdiff.inference.progress import run_progress, slice_count
 from contourdiff.networks import ContourUNet
-from helpers import GUIDED_NETWORK, OBLIQUE, TINY_NETWORK, make_dataset, make_guided_network, run, write_nifti
+from helpers import (
+    GUIDED_NETWORK,
+    OBLIQUE,
+    TINY_NETWORK,
+    make_dataset,
+    make_guided_network,
+    run,
+    write_nifti,
+)
 
 TRANSLATE = ContourTranslationInferer.translate
 
@@ -41,7 +49,9 @@ def counts(lines: str) -> list[tuple[str, int, int]]:
 
 @pytest.mark.parametrize("axcodes", ["RAS", "SLP", "AIR"])
 @pytest.mark.parametrize("slice_axis", [0, 1, 2])
-def test_slices_are_counted_as_the_orientation_leaves_them(axcodes: str, slice_axis: int, tmp_path: Path) -> None:
+def test_slices_are_counted_as_the_orientation_leaves_them(
+    axcodes: str, slice_axis: int, tmp_path: Path
+) -> None:
     turned = OBLIQUE @ np.array([[0, 1, 0, 0], [0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 1]])
     path = write_nifti(tmp_path / "ct.nii.gz", np.zeros((4, 5, 6), dtype=np.int16), turned)
     oriented = Orientation(axcodes=axcodes, labels=None)(LoadImage(ensure_channel_first=True)(path))
@@ -49,7 +59,9 @@ def test_slices_are_counted_as_the_orientation_leaves_them(axcodes: str, slice_a
 
 
 @pytest.mark.usefixtures("every_slice")
-def test_a_line_counts_slices_and_the_total_loses_those_without_work(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_line_counts_slices_and_the_total_loses_those_without_work(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     with run_progress({"a": 10, "unread": 20, "b": 30, "c": 40}) as progress:
         progress.begin(["a"], 8)
         for _ in range(8):
@@ -65,7 +77,9 @@ def test_a_line_counts_slices_and_the_total_loses_those_without_work(capsys: pyt
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_control_characters_are_for_terminals(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_control_characters_are_for_terminals(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "stderr", stream := Terminal() if terminal else io.StringIO())
     with run_progress({"a": 3, "b": 2}) as progress:
         for case, slices in (("a", 3), ("b", 2)):
@@ -133,22 +147,42 @@ def test_two_contrasts_are_one_line(
     network = {**TINY_NETWORK, "contrasts": "@contrasts", "contrast": "@contrast"}
     built = {key: value for key, value in network.items() if key != "_target_"}
     weights = tmp_path / "two.pt"
-    torch.save(ContourUNet(**{**built, "contrasts": ["t1", "t2"], "contrast": "t1"}).state_dict(), weights)
+    torch.save(
+        ContourUNet(**{**built, "contrasts": ["t1", "t2"], "contrast": "t1"}).state_dict(), weights
+    )
     ct = make_dataset(tmp_path / "ct", ("a", "b"))
     common = {"network_def": network, "contrasts": ["t1", "t2"], "progress": True}
     run(ct, tmp_path / "mr", weights, contrast="t1,t2", **common)
     lines = counts(capsys.readouterr().err)
     assert lines[0] == ("translate", 0, 40)
     names = list(dict.fromkeys(name for name, *_ in lines))
-    assert names == ["translate", "a_t1 (1 of 4)", "b_t1 (2 of 4)", "a_t2 (3 of 4)", "b_t2 (4 of 4)"]
+    assert names == [
+        "translate",
+        "a_t1 (1 of 4)",
+        "b_t1 (2 of 4)",
+        "a_t2 (3 of 4)",
+        "b_t2 (4 of 4)",
+    ]
     assert lines[-1] == ("b_t2 (4 of 4)", 32, 32)
 
 
 @pytest.mark.usefixtures("every_slice")
-def test_volumes_side_by_side_are_named_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_volumes_side_by_side_are_named_together(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     torch.save(make_guided_network().state_dict(), tmp_path / "guided.pt")
-    changes = {"overlays": ("single", "neighbor_guided"), "network_def": GUIDED_NETWORK, "cases_at_once": 3}
-    run(make_dataset(tmp_path / "ct"), tmp_path / "mr", tmp_path / "guided.pt", progress=True, **changes)
+    changes = {
+        "overlays": ("single", "neighbor_guided"),
+        "network_def": GUIDED_NETWORK,
+        "cases_at_once": 3,
+    }
+    run(
+        make_dataset(tmp_path / "ct"),
+        tmp_path / "mr",
+        tmp_path / "guided.pt",
+        progress=True,
+        **changes,
+    )
     lines = counts(capsys.readouterr().err)
     assert lines[1] == ("a, b, c (3 of 3)", 0, 24)
     assert lines[-1] == ("a, b, c (3 of 3)", 24, 24)

@@ -25,7 +25,9 @@ BOTH = {"network_def": NETWORK, "contrasts": ["t1", "t2"], "contrast": "t1,t2", 
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "two.pt"
     built = {key: value for key, value in NETWORK.items() if key != "_target_"}
-    torch.save(ContourUNet(**{**built, "contrasts": ["t1", "t2"], "contrast": "t1"}).state_dict(), path)
+    torch.save(
+        ContourUNet(**{**built, "contrasts": ["t1", "t2"], "contrast": "t1"}).state_dict(), path
+    )
     return path
 
 
@@ -35,15 +37,21 @@ def checked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     check = module.check_case
     monkeypatch.setattr(
-        module, "check_case", lambda image, label: names.append(Path(image).name) or check(image, label)
+        module,
+        "check_case",
+        lambda image, label: names.append(Path(image).name) or check(image, label),
     )
     return names
 
 
-def test_a_case_is_checked_once_for_two_contrasts(tmp_path: Path, weights: Path, checked: list[str]) -> None:
+def test_a_case_is_checked_once_for_two_contrasts(
+    tmp_path: Path, weights: Path, checked: list[str]
+) -> None:
     ct = make_dataset(tmp_path / "ct", ("a", "b"))
     (ct / "c.nii.gz").write_bytes(b"no image")
-    with pytest.raises(ValueError, match=r"^t1: 1 of 3 cases failed: c: .*; t2: 1 of 3 cases failed: c: "):
+    with pytest.raises(
+        ValueError, match=r"^t1: 1 of 3 cases failed: c: .*; t2: 1 of 3 cases failed: c: "
+    ):
         run(ct, tmp_path / "mr", weights, **BOTH)
     assert checked == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
     assert sorted(path.name for path in (tmp_path / "mr").glob("*_mr.json")) == [
@@ -57,8 +65,15 @@ def test_weights_are_loaded_once_for_each_contrast(
 ) -> None:
     loaded: list[object] = []
     load = contourdiff.weights.load_weights
-    monkeypatch.setattr("contourdiff.weights.load_weights", lambda **given: loaded.append(given) or load(**given))
-    run(make_dataset(tmp_path / "ct", ("a",)), tmp_path / "mr", weights, **{**BOTH, "contrast": contrast})
+    monkeypatch.setattr(
+        "contourdiff.weights.load_weights", lambda **given: loaded.append(given) or load(**given)
+    )
+    run(
+        make_dataset(tmp_path / "ct", ("a",)),
+        tmp_path / "mr",
+        weights,
+        **{**BOTH, "contrast": contrast},
+    )
     assert len(loaded) == contrast.count("t")
 
 
@@ -81,11 +96,15 @@ def test_a_record_keeps_a_case_for_its_contrast(
     assert json.loads((mr / "b_t2_mr.json").read_text())["settings"]["contrast"] == "t2"
 
 
-def test_a_dicom_folder_is_listed_once(tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dicom_folder_is_listed_once(
+    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_series(tmp_path / "dicom", ball_ct((6, 40, 36)))
     listed: list[Path] = []
     has_series = inputs.has_ct_series
-    monkeypatch.setattr(inputs, "has_ct_series", lambda folder: listed.append(folder) or has_series(folder))
+    monkeypatch.setattr(
+        inputs, "has_ct_series", lambda folder: listed.append(folder) or has_series(folder)
+    )
     monkeypatch.chdir(tmp_path)
     short = {"num_inference_steps": 2, "candidates": 1, "max_rounds": 1, "min_object_mm2": 100.0}
     (one, other) = translate_path(".", "mr", weights=weights, overlays=["single"], **BOTH, **short)

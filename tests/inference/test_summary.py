@@ -12,7 +12,7 @@ import pytest
 
 from contourdiff.inference.summary import read_run, write_run
 from contourdiff.report import write_report
-from contourdiff.report.cohort import read_cohort
+from contourdiff.report.cases import read_cohort
 from helpers import make_dataset, run
 
 COLUMNS = ("case", "status", "shape", "spacing_mm", "slices", "warnings")
@@ -30,12 +30,23 @@ def test_a_line_for_each_case(tiny_weights: Path, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="1 of 3 cases failed"):
             run(dataset_dir, tmp_path / "mr", tiny_weights, stats=str(table))
         rows = rows_of(table)
-        assert [(row["case"], row["status"]) for row in rows] == [("a", status), ("b", status), ("c", "failed")]
+        assert [(row["case"], row["status"]) for row in rows] == [
+            ("a", status),
+            ("b", status),
+            ("c", "failed"),
+        ]
     assert "expected a readable NIfTI file" in rows[2]["error"]
     assert not any(rows[2][name] for name in rows[2] if name not in ("case", "status", "error"))
     record = json.loads((tmp_path / "mr" / "a_mr.json").read_text())
     drawn = [item for item in record["slices"] if not item["skipped"]]
-    assert [rows[0][name] for name in COLUMNS] == ["a", "kept", "10x30x26", "3.00666x2.50998x4.00125", "10", ""]
+    assert [rows[0][name] for name in COLUMNS] == [
+        "a",
+        "kept",
+        "10x30x26",
+        "3.00666x2.50998x4.00125",
+        "10",
+        "",
+    ]
     assert float(rows[0]["accepted_share"]) == sum(item["accepted"] for item in drawn) / len(drawn)
     assert float(rows[0]["flicker"]) == record["flicker"]["flicker"]
     assert float(rows[0]["fidelity"]) == record["fidelity"]["fidelity_median"]
@@ -44,7 +55,13 @@ def test_a_line_for_each_case(tiny_weights: Path, tmp_path: Path) -> None:
 def test_both_formats_hold_the_same(tiny_weights: Path, tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
     dataset_dir = make_dataset(tmp_path / "ct", ("a",))
-    run(dataset_dir, tmp_path / "mr", tiny_weights, stats=str(tmp_path / "one.csv"), num_inference_steps=1)
+    run(
+        dataset_dir,
+        tmp_path / "mr",
+        tiny_weights,
+        stats=str(tmp_path / "one.csv"),
+        num_inference_steps=1,
+    )
     run(dataset_dir, tmp_path / "mr", tiny_weights, stats=str(tmp_path / "two.parquet"))
     (row,) = rows_of(tmp_path / "one.csv")
     (other,) = parquet.read_table(tmp_path / "two.parquet").to_pylist()
@@ -54,9 +71,15 @@ def test_both_formats_hold_the_same(tiny_weights: Path, tmp_path: Path) -> None:
 
 def test_another_suffix_is_refused_before_any_work(tiny_weights: Path, tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"expected a file \*.csv or \*.parquet for the table of cases, got .*cohort.xls"
+        ValueError,
+        match=r"expected a file \*.csv or \*.parquet for the table of cases, got .*cohort.xls",
     ):
-        run(make_dataset(tmp_path / "ct", ("a",)), tmp_path / "mr", tiny_weights, stats=str(tmp_path / "cohort.xls"))
+        run(
+            make_dataset(tmp_path / "ct", ("a",)),
+            tmp_path / "mr",
+            tiny_weights,
+            stats=str(tmp_path / "cohort.xls"),
+        )
     assert not (tmp_path / "mr").exists()
 
 
@@ -85,12 +108,20 @@ def test_a_run_leaves_its_times_and_failures(tiny_weights: Path, tmp_path: Path)
         "broken": "failed",
         "c": "translated",
     }
-    assert [after[name].seconds for name in ("a", "b")] == [before[name].seconds for name in ("a", "b")]
+    assert [after[name].seconds for name in ("a", "b")] == [
+        before[name].seconds for name in ("a", "b")
+    ]
 
 
 def test_a_file_that_is_no_run_is_none(tmp_path: Path) -> None:
     rows = [{"case": "a", "status": "failed", "seconds": None, "error": "no volume"}]
-    for content in ("", "[]", "{}", '{"finished": "x", "cases": [{"case": "a"}]}', '{"finished": "x", "cases": [1]}'):
+    for content in (
+        "",
+        "[]",
+        "{}",
+        '{"finished": "x", "cases": [{"case": "a"}]}',
+        '{"finished": "x", "cases": [1]}',
+    ):
         (tmp_path / "run.json").write_text(content)
         assert read_run(tmp_path) == {}
         write_run(tmp_path, rows)

@@ -55,7 +55,10 @@ def test_the_result_holds_contours_translation_and_box(axis: int) -> None:
 
 def test_spread_is_the_deviation_over_every_candidate_of_every_round() -> None:
     """Candidates drawn one by one, each in a batch of its own, padded to the same size."""
-    volume, rules = contours(shape=(5, 12, 8)), SelectionRules(candidates=3, max_rounds=2, distance_threshold=0.0)
+    volume, rules = (
+        contours(shape=(5, 12, 8)),
+        SelectionRules(candidates=3, max_rounds=2, distance_threshold=0.0),
+    )
     record = recorded(volume, rules=rules, keep_spread=True, margin_px=99)
     assert record.spread is not None
     plain, network = inferer(rules=rules, margin_px=99), make_seeded()
@@ -63,7 +66,9 @@ def test_spread_is_the_deviation_over_every_candidate_of_every_round() -> None:
         choice = record.choices[index]
         assert choice is not None
         contour = volume[index][None, None].expand(4, -1, -1, -1)
-        keys = [("a", index, round_, number) for round_ in range(choice.rounds) for number in range(3)]
+        keys = [
+            ("a", index, round_, number) for round_ in range(choice.rounds) for number in range(3)
+        ]
         images = torch.stack([plain.denoiser(network)(contour, [key] * 4)[0] for key in keys])
         torch.testing.assert_close(record.spread[index], images.std(dim=0))
     assert not record.spread[[0, 3]].any()

@@ -21,18 +21,26 @@ def share_near(points: np.ndarray, others: np.ndarray, tolerance_px: float) -> f
     return near / total
 
 
-def oracle(contour: np.ndarray, reference: np.ndarray, tolerance_px: float) -> tuple[float, float, float]:
+def oracle(
+    contour: np.ndarray, reference: np.ndarray, tolerance_px: float
+) -> tuple[float, float, float]:
     if not contour.any() and not reference.any():
         return 1.0, 1.0, 1.0
     if not contour.any() or not reference.any():
         return 0.0, 0.0, 0.0
     precision = share_near(contour, reference, tolerance_px)
     recall = share_near(reference, contour, tolerance_px)
-    return precision, recall, 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+    return (
+        precision,
+        recall,
+        2 * precision * recall / (precision + recall) if precision + recall else 0.0,
+    )
 
 
 @pytest.mark.parametrize("tolerance_px", [0, 1, 2, 2.5])
-@pytest.mark.parametrize(("share", "other_share"), [(0.1, 0.1), (0.02, 0.3), (0, 0.1), (0.1, 0), (0, 0), (1, 0.05)])
+@pytest.mark.parametrize(
+    ("share", "other_share"), [(0.1, 0.1), (0.02, 0.3), (0, 0.1), (0.1, 0), (0, 0), (1, 0.05)]
+)
 def test_equals_plain_loops(share: float, other_share: float, tolerance_px: float) -> None:
     for seed in range(5):
         contour, reference = random_contour(seed, share), random_contour(100 + seed, other_share)
@@ -71,7 +79,9 @@ def test_flipping_both_changes_nothing(axes: tuple[int, ...]) -> None:
 
 
 def test_a_larger_tolerance_never_agrees_less() -> None:
-    agreements = [contour_agreement(random_contour(5), random_contour(6), t).f1 for t in (0, 1, 2, 3, 20)]
+    agreements = [
+        contour_agreement(random_contour(5), random_contour(6), t).f1 for t in (0, 1, 2, 3, 20)
+    ]
     assert agreements == sorted(agreements)
     assert agreements[-1] == 1
 
@@ -85,9 +95,14 @@ def test_errors_say_what_was_expected() -> None:
         contour_agreement(np.zeros((4, 4)), np.zeros((4, 4)), -1)
 
 
-def share_within(points: np.ndarray, others: np.ndarray, tolerance_mm: float, spacing: tuple[float, float]) -> float:
+def share_within(
+    points: np.ndarray, others: np.ndarray, tolerance_mm: float, spacing: tuple[float, float]
+) -> float:
     places, targets = np.argwhere(points) * spacing, np.argwhere(others) * spacing
-    near = [min(float(np.hypot(*(place - target))) for target in targets) <= tolerance_mm for place in places]
+    near = [
+        min(float(np.hypot(*(place - target))) for target in targets) <= tolerance_mm
+        for place in places
+    ]
     return sum(near) / len(near)
 
 

@@ -44,7 +44,9 @@ def boxes(offset: int = 0) -> torch.Tensor:
 
 
 def check(limit: float = 0.7, axis: int = 0) -> ContourFidelityCheck:
-    return ContourFidelityCheck(Contour(axis, sigma_px=1.0, low_threshold=20, high_threshold=40), 2.2, limit, axis)
+    return ContourFidelityCheck(
+        Contour(axis, sigma_px=1.0, low_threshold=20, high_threshold=40), 2.2, limit, axis
+    )
 
 
 @pytest.mark.parametrize("spacing_mm", [(1.0, 1.0), (2.2, 2.2), (0.7, 1.9)])
@@ -87,7 +89,9 @@ def test_what_follows_its_contour_passes_and_what_is_moved_does_not() -> None:
     assert moved.summary()["checked"] == 3
     assert moved.summary()["suspects"] == [1, 2, 3]
     assert moved.summary()["invented_median"] == moved.slices[1].invented > 0.2  # type: ignore[union-attr]
-    assert moved.warning() == "3 of 3 slices below the fidelity limit (slices 1, 2, 3): look at them"
+    assert (
+        moved.warning() == "3 of 3 slices below the fidelity limit (slices 1, 2, 3): look at them"
+    )
     assert moved.warning(most=2).endswith("(slices 1, 2, ...): look at them")
     assert check(limit=0.0)(given, boxes(offset=5)).suspects == []
 
@@ -120,7 +124,10 @@ def test_nothing_to_check() -> None:
 
 @pytest.mark.parametrize(("tolerance_mm", "limit"), [(-1.0, 0.5), (2.2, 1.5), (float("nan"), 0.5)])
 def test_settings_out_of_range_are_explained(tolerance_mm: float, limit: float) -> None:
-    with pytest.raises(ValueError, match=r"expected fidelity_tolerance_mm of 0 or more and fidelity_limit in \[0, 1\]"):
+    with pytest.raises(
+        ValueError,
+        match=r"expected fidelity_tolerance_mm of 0 or more and fidelity_limit in \[0, 1\]",
+    ):
         ContourFidelityCheck(Contour(), tolerance_mm, limit)
 
 
@@ -129,7 +136,9 @@ def test_rates_and_the_limit_that_separates_best() -> None:
     assert flag_rates(own, swapped, 0.6) == (0.75, 1.0)
     assert flag_rates(own, swapped, 0.3) == (1.0, 0.5)
     assert best_limit(own, swapped) == pytest.approx(0.6)
-    with pytest.raises(ValueError, match="expected scores of own and of swapped slices, got 4 and 0"):
+    with pytest.raises(
+        ValueError, match="expected scores of own and of swapped slices, got 4 and 0"
+    ):
         flag_rates(own, [], 0.5)
 
 
@@ -161,23 +170,34 @@ def test_swapped_slices_are_flagged_and_untouched_ones_pass(
 ) -> None:
     """Slices of two real CT volumes at the limit that ships, against their own contours and the other patient's."""
     parser = inference_parser(bundle_root=str(CONFIGS.parent), device="$torch.device('cpu')")
-    network, preprocessing = (parser.get_parsed_content(name) for name in ("network", "preprocessing"))
+    network, preprocessing = (
+        parser.get_parsed_content(name) for name in ("network", "preprocessing")
+    )
     check = parser.get_parsed_content("fidelity")
     records: list[VolumeResult] = []
     sampler = Sampler(parser.get_parsed_content("scheduler"), num_inference_steps=8)
-    translator = ContourTranslationInferer(sampler, SelectionRules(candidates=1, max_rounds=1), progress=False)
+    translator = ContourTranslationInferer(
+        sampler, SelectionRules(candidates=1, max_rounds=1), progress=False
+    )
     for name in ("torso_ct", "thorax_ct"):
         volume = preprocessing({"image": str(real_data / "ct" / f"{name}.nii.gz")})["image"]
         given = torch.zeros_like(volume)
         for share in (0.3, 0.4, 0.5, 0.6):
             given[:, int(share * volume.shape[1])] = volume[:, int(share * volume.shape[1])]
-        records += translator.translate(as_case([MetaTensor(given[0]).as_tensor()], [name]), network.eval())
+        records += translator.translate(
+            as_case([MetaTensor(given[0]).as_tensor()], [name]), network.eval()
+        )
     own, swapped = [], []
     for record, other in (records, records[::-1]):
-        filled = [torch.nonzero(item.contours.any(dim=2).any(dim=1)).flatten().tolist() for item in (record, other)]
+        filled = [
+            torch.nonzero(item.contours.any(dim=2).any(dim=1)).flatten().tolist()
+            for item in (record, other)
+        ]
         exchanged = torch.zeros_like(record.contours)
         for index, partner in zip(*filled, strict=True):
-            exchanged[index] = torch.as_tensor(centered_on(other.contours[partner], record.contours[index]))
+            exchanged[index] = torch.as_tensor(
+                centered_on(other.contours[partner], record.contours[index])
+            )
         for scores, contour in ((own, record.contours), (swapped, exchanged)):
             verdicts = check(contour, record.gray_levels[0], (1.0, 1.1, 1.1), record.box).slices
             scores.extend(verdict.fidelity for verdict in verdicts if verdict is not None)

@@ -35,7 +35,10 @@ def test_figures_by_hand() -> None:
     assert record["to_single_candidates"] == 0.5
     assert record["to_contour_change"] == pytest.approx(300)
     assert record["to_reference"] == 2
-    assert flicker_line(record) == "flicker 100 gray levels^2, 0.50 of single candidates', 2.00 of the reference's"
+    assert (
+        flicker_line(record)
+        == "flicker 100 gray levels^2, 0.50 of single candidates', 2.00 of the reference's"
+    )
 
 
 @pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])
@@ -48,7 +51,9 @@ def test_the_box_has_a_margin_within_the_slice(kind: type) -> None:
 
 def test_without_adjacent_slices_nothing_is_measured() -> None:
     images, edges = by_hand()
-    record = flicker_record(flicker(images[::2], edges[::2][::-1] * [[[1]], [[0]]], (slice(None), slice(None))))
+    record = flicker_record(
+        flicker(images[::2], edges[::2][::-1] * [[[1]], [[0]]], (slice(None), slice(None)))
+    )
     assert record.pop("pairs") == 0
     assert set(record.values()) == {None}
     assert flicker_line(record) == "flicker unknown, no two adjacent slices"

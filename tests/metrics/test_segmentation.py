@@ -17,7 +17,13 @@ from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
 from monai.transforms import AsDiscreted, Compose, EnsureChannelFirstd, LoadImaged
 
-from contourdiff.metrics.segmentation import MEASURES, SegmentationScores, score_case, summarize_scores, write_scores
+from contourdiff.metrics.segmentation import (
+    MEASURES,
+    SegmentationScores,
+    score_case,
+    summarize_scores,
+    write_scores,
+)
 
 ONE = {1: "femur"}
 (PERFECT,) = score_case(np.eye(4, dtype=int), np.eye(4, dtype=int), ONE, (1, 1), "a")
@@ -30,19 +36,33 @@ def random_mask(seed: int, shape: tuple[int, ...], share: float = 0.3) -> np.nda
 def surface_points_mm(mask: np.ndarray, spacing: tuple[float, ...]) -> list[tuple[float, ...]]:
     """Places of the pixels of ``mask`` with a neighbor along an axis that is outside of it or of the image."""
     inside = {tuple(int(i) for i in place) for place in np.argwhere(mask)}
-    steps = [tuple(sign * int(i == axis) for i in range(mask.ndim)) for axis in range(mask.ndim) for sign in (-1, 1)]
-    surface = [p for p in inside if any(tuple(map(sum, zip(p, step, strict=True))) not in inside for step in steps)]
+    steps = [
+        tuple(sign * int(i == axis) for i in range(mask.ndim))
+        for axis in range(mask.ndim)
+        for sign in (-1, 1)
+    ]
+    surface = [
+        p
+        for p in inside
+        if any(tuple(map(sum, zip(p, step, strict=True))) not in inside for step in steps)
+    ]
     return [tuple(i * size for i, size in zip(place, spacing, strict=True)) for place in surface]
 
 
-def oracle(pred: np.ndarray, label: np.ndarray, spacing: tuple[float, ...]) -> tuple[float, float, float]:
+def oracle(
+    pred: np.ndarray, label: np.ndarray, spacing: tuple[float, ...]
+) -> tuple[float, float, float]:
     """Dice, ASSD and HD95 of two masks that are not empty: every pair of surface points is visited."""
     one, other = surface_points_mm(pred, spacing), surface_points_mm(label, spacing)
     there = [min(math.dist(point, target) for target in other) for point in one]
     back = [min(math.dist(point, target) for target in one) for point in other]
     both = sum(bool(p) and bool(q) for p, q in zip(pred.ravel(), label.ravel(), strict=True))
     dice = 2 * both / (int((pred != 0).sum()) + int((label != 0).sum()))
-    return dice, sum(there + back) / len(there + back), max(percentile_95(there), percentile_95(back))
+    return (
+        dice,
+        sum(there + back) / len(there + back),
+        max(percentile_95(there), percentile_95(back)),
+    )
 
 
 def percentile_95(distances: list[float]) -> float:
@@ -55,7 +75,9 @@ def percentile_95(distances: list[float]) -> float:
 
 def ball(shape: tuple[int, ...], center: tuple[float, ...], radius: float) -> np.ndarray:
     grids = np.meshgrid(*(np.arange(size) for size in shape), indexing="ij")
-    return (sum((grid - c) ** 2 for grid, c in zip(grids, center, strict=True)) <= radius**2).astype(np.uint8)
+    return (
+        sum((grid - c) ** 2 for grid, c in zip(grids, center, strict=True)) <= radius**2
+    ).astype(np.uint8)
 
 
 @pytest.mark.parametrize(
@@ -76,8 +98,13 @@ def test_scores_equal_every_pair_of_surface_points(
         pred, label = random_mask(seed, shape, share), random_mask(100 + seed, shape, 0.3)
         pred.flat[seed] = label.flat[-1 - seed] = 1  # none is empty
         (row,) = score_case(pred, label, ONE, spacing, "a")
-        assert (row["dice"], row["assd_mm"], row["hd95_mm"]) == pytest.approx(oracle(pred, label, spacing), rel=1e-5)
-        assert (row["assd_penalized_mm"], row["hd95_penalized_mm"]) == (row["assd_mm"], row["hd95_mm"])
+        assert (row["dice"], row["assd_mm"], row["hd95_mm"]) == pytest.approx(
+            oracle(pred, label, spacing), rel=1e-5
+        )
+        assert (row["assd_penalized_mm"], row["hd95_penalized_mm"]) == (
+            row["assd_mm"],
+            row["hd95_mm"],
+        )
         assert (row["pred_voxels"], row["label_voxels"]) == (pred.sum(), label.sum())
 
 
@@ -86,7 +113,9 @@ def test_the_mean_is_over_the_points_of_both_surfaces_not_of_two_means() -> None
     pred[5, 5] = 1
     label[5, 5:16] = 1
     (row,) = score_case(pred, label, ONE, (1, 1), "a")
-    assert row["assd_mm"] == pytest.approx(55 / 12)  # 0 there, 0 to 10 back; the mean of the two means is 2.5
+    assert row["assd_mm"] == pytest.approx(
+        55 / 12
+    )  # 0 there, 0 to 10 back; the mean of the two means is 2.5
 
 
 def test_a_shift_by_one_pixel_is_its_size_in_mm() -> None:
@@ -103,7 +132,9 @@ def test_a_volume_of_one_slice_is_scored_as_a_slice(axis: int) -> None:
     (flat,) = score_case(pred, label, ONE, (0.8, 1.3), "a")
     spacing = [0.8, 1.3]
     spacing.insert(axis, 40.0)
-    (volume,) = score_case(np.expand_dims(pred, axis), np.expand_dims(label, axis), ONE, spacing, "a")
+    (volume,) = score_case(
+        np.expand_dims(pred, axis), np.expand_dims(label, axis), ONE, spacing, "a"
+    )
     assert volume == flat
     assert flat["assd_mm"] == pytest.approx(oracle(pred, label, (0.8, 1.3))[1], rel=1e-5)
 
@@ -116,7 +147,9 @@ def test_equal_segmentations_have_dice_1_and_no_distance() -> None:
 
 def test_swapping_the_two_changes_no_score() -> None:
     pred, label = random_mask(1, (9, 8, 5)), random_mask(2, (9, 8, 5), 0.5)
-    (there,), (back,) = (score_case(a, b, ONE, (1, 2, 3), "a") for a, b in ((pred, label), (label, pred)))
+    (there,), (back,) = (
+        score_case(a, b, ONE, (1, 2, 3), "a") for a, b in ((pred, label), (label, pred))
+    )
     assert [there[key] for key in MEASURES] == pytest.approx([back[key] for key in MEASURES])
 
 
@@ -135,7 +168,9 @@ def test_a_missed_structure_costs_the_diagonal() -> None:
     assert math.isnan(row["assd_mm"])
     assert math.isnan(row["hd95_mm"])
     assert row["assd_penalized_mm"] == row["hd95_penalized_mm"] == pytest.approx(math.hypot(60, 20))
-    (volume,) = score_case(np.zeros_like(label)[..., None], label[..., None], ONE, (2.0, 0.5, 99.0), "a")
+    (volume,) = score_case(
+        np.zeros_like(label)[..., None], label[..., None], ONE, (2.0, 0.5, 99.0), "a"
+    )
     assert volume["assd_penalized_mm"] == row["assd_penalized_mm"]
 
 
@@ -151,16 +186,43 @@ def test_what_the_label_lacks_is_not_averaged(invented: bool) -> None:
 @pytest.mark.parametrize(
     ("pred", "label", "spacing", "text"),
     [
-        (np.zeros((4, 4)), np.zeros((4, 5)), (1, 1), r"expected prediction and label of one shape, got \(4, 4\) and"),
-        (np.zeros((4, 4)), np.zeros((4, 4)), (1, 1, 1), r"expected 2 positive spacings in mm.*got \[1.0, 1.0, 1.0\]"),
+        (
+            np.zeros((4, 4)),
+            np.zeros((4, 5)),
+            (1, 1),
+            r"expected prediction and label of one shape, got \(4, 4\) and",
+        ),
+        (
+            np.zeros((4, 4)),
+            np.zeros((4, 4)),
+            (1, 1, 1),
+            r"expected 2 positive spacings in mm.*got \[1.0, 1.0, 1.0\]",
+        ),
         (np.zeros((4, 4)), np.zeros((4, 4)), (1, 0), "expected 2 positive spacings"),
-        (np.zeros((4, 1)), np.zeros((4, 1)), (1, 1), r"expected a slice or a volume, got shape \(4, 1\)"),
+        (
+            np.zeros((4, 1)),
+            np.zeros((4, 1)),
+            (1, 1),
+            r"expected a slice or a volume, got shape \(4, 1\)",
+        ),
         (np.zeros((2, 4, 4, 4)), np.zeros((2, 4, 4, 4)), (1,) * 4, "separate the channels"),
-        (np.full((4, 4), 0.5), np.zeros((4, 4)), (1, 1), "a: expected integer classes in the prediction.*argmax"),
-        (np.zeros((4, 4)), np.full((4, 4), np.nan), (1, 1), "expected integer classes in the label"),
+        (
+            np.full((4, 4), 0.5),
+            np.zeros((4, 4)),
+            (1, 1),
+            "a: expected integer classes in the prediction.*argmax",
+        ),
+        (
+            np.zeros((4, 4)),
+            np.full((4, 4), np.nan),
+            (1, 1),
+            "expected integer classes in the label",
+        ),
     ],
 )
-def test_errors_say_what_to_do(pred: np.ndarray, label: np.ndarray, spacing: tuple[float, ...], text: str) -> None:
+def test_errors_say_what_to_do(
+    pred: np.ndarray, label: np.ndarray, spacing: tuple[float, ...], text: str
+) -> None:
     with pytest.raises(ValueError, match=text):
         score_case(pred, label, ONE, spacing, "a")
 
@@ -182,18 +244,32 @@ def cohort() -> list[dict]:
         "invented": (label, femur),
     }
     classes = {1: "femur", 2: "pelvis"}
-    return [row for case, (pred, ref) in pairs.items() for row in score_case(pred, ref, classes, (1.5, 1.0), case)]
+    return [
+        row
+        for case, (pred, ref) in pairs.items()
+        for row in score_case(pred, ref, classes, (1.5, 1.0), case)
+    ]
 
 
 def test_a_missed_structure_lowers_dice_and_stands_beside_the_distances() -> None:
     rows = cohort()
     femur, pelvis, everything = summarize_scores(rows)
     shifted = next(row for row in rows if row["case"] == "shifted" and row["class"] == "femur")
-    assert (femur["cases"], femur["structures"], femur["found"], femur["missed"], femur["invented"]) == (4, 4, 3, 1, 0)
+    assert (
+        femur["cases"],
+        femur["structures"],
+        femur["found"],
+        femur["missed"],
+        femur["invented"],
+    ) == (4, 4, 3, 1, 0)
     assert femur["dice"] == pytest.approx((1 + shifted["dice"] + 0 + 1) / 4)
     assert femur["assd_mm"] == pytest.approx(shifted["assd_mm"] / 3)
-    assert femur["assd_penalized_mm"] == pytest.approx((shifted["assd_mm"] + math.hypot(60, 40)) / 4)
-    assert femur["hd95_penalized_mm"] == pytest.approx((shifted["hd95_mm"] + math.hypot(60, 40)) / 4)
+    assert femur["assd_penalized_mm"] == pytest.approx(
+        (shifted["assd_mm"] + math.hypot(60, 40)) / 4
+    )
+    assert femur["hd95_penalized_mm"] == pytest.approx(
+        (shifted["hd95_mm"] + math.hypot(60, 40)) / 4
+    )
     assert (pelvis["cases"], pelvis["missed"], pelvis["invented"]) == (3, 0, 1)
     assert (everything["class"], everything["cases"], everything["structures"]) == ("all", 4, 7)
     assert (everything["missed"], everything["invented"]) == (1, 1)
@@ -204,7 +280,11 @@ def test_pooled_dice_is_of_all_cases_laid_side_by_side() -> None:
     label, other = ball((30, 30), (12, 12), 8), ball((30, 30), (20, 20), 3)
     nothing = np.zeros_like(label)
     pairs = {"a": (np.roll(label, 3, 0), label), "b": (nothing, other), "c": (other, nothing)}
-    rows = [row for case, (pred, ref) in pairs.items() for row in score_case(pred, ref, ONE, (1, 1), case)]
+    rows = [
+        row
+        for case, (pred, ref) in pairs.items()
+        for row in score_case(pred, ref, ONE, (1, 1), case)
+    ]
     beside = [np.concatenate([pair[i] for pair in pairs.values()]) for i in (0, 1)]
     (whole,) = score_case(beside[0], beside[1], ONE, (1, 1), "d")
     assert summarize_scores(rows)[0]["dice_pooled"] == pytest.approx(whole["dice"])
@@ -224,7 +304,11 @@ def row_of(case: str, name: str, dice: float) -> dict:
 
 def test_the_bootstrap_is_deterministic_and_depends_on_its_seed() -> None:
     rows = [row_of(f"c{i}", "femur", value) for i, value in enumerate(np.linspace(0.2, 0.9, 12))]
-    first, again, other = summarize_scores(rows), summarize_scores(rows), summarize_scores(rows, seed=1)
+    first, again, other = (
+        summarize_scores(rows),
+        summarize_scores(rows),
+        summarize_scores(rows, seed=1),
+    )
     assert first == again
     assert first[0]["dice_low"] != other[0]["dice_low"]
     assert 0.2 < first[0]["dice_low"] < first[0]["dice"] < first[0]["dice_high"] < 0.9
@@ -235,7 +319,9 @@ def test_the_interval_is_that_of_all_resamples() -> None:
     rows = [row_of(f"c{i}", "femur", value) for i, value in enumerate(values)]
     means = [float(np.mean(draw)) for draw in itertools.product(values, repeat=len(values))]
     row = summarize_scores(rows, n_bootstrap=20000)[0]
-    assert (row["dice_low"], row["dice_high"]) == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])), abs=0.011)
+    assert (row["dice_low"], row["dice_high"]) == pytest.approx(
+        tuple(np.percentile(means, [2.5, 97.5])), abs=0.011
+    )
 
 
 def test_the_interval_covers_the_true_mean_about_as_often_as_it_says() -> None:
@@ -253,7 +339,9 @@ def test_all_draws_a_case_with_its_classes() -> None:
     values = np.linspace(0.3, 0.9, 8)
     rows = [row_of(f"c{i}", name, value) for i, value in enumerate(values) for name in "abcd"]
     one, *_, everything = summarize_scores(rows)
-    assert (everything["dice_low"], everything["dice_high"]) == pytest.approx((one["dice_low"], one["dice_high"]))
+    assert (everything["dice_low"], everything["dice_high"]) == pytest.approx(
+        (one["dice_low"], one["dice_high"])
+    )
 
 
 def test_one_case_has_no_interval_and_a_case_stands_once() -> None:
@@ -281,10 +369,17 @@ def test_files_report_what_was_missed(tmp_path: Path) -> None:
         lines = list(csv.DictReader(file))
     assert len(lines) == 8
     missed = next(line for line in lines if line["missed"] == "True")
-    assert (missed["case"], missed["class"], missed["dice"], missed["assd_mm"]) == ("missed", "femur", "0.0", "")
+    assert (missed["case"], missed["class"], missed["dice"], missed["assd_mm"]) == (
+        "missed",
+        "femur",
+        "0.0",
+        "",
+    )
 
 
-def test_json_comes_last_and_only_after_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_json_comes_last_and_only_after_success(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fails(*_: object) -> None:
         raise RuntimeError("disk full")
 
@@ -307,7 +402,9 @@ def save(path: Path, array: np.ndarray, affine: np.ndarray) -> str:
     return str(path)
 
 
-def evaluator_of(items: list[dict], handler: SegmentationScores, **options: object) -> SupervisedEvaluator:
+def evaluator_of(
+    items: list[dict], handler: SegmentationScores, **options: object
+) -> SupervisedEvaluator:
     loading = Compose([LoadImaged(["image", "label"]), EnsureChannelFirstd(["image", "label"])])
     evaluator = SupervisedEvaluator(
         device=torch.device("cpu"),
@@ -322,12 +419,16 @@ def evaluator_of(items: list[dict], handler: SegmentationScores, **options: obje
 
 @pytest.mark.parametrize("shape", [(20, 18, 6), (20, 18, 1), (20, 18)])
 def test_handler_scores_files_as_score_case_does(tmp_path: Path, shape: tuple[int, ...]) -> None:
-    affine = np.array([[0, 0, 3.0, 5], [0.8, 0, 0, -7], [0, 1.4, 0, 9], [0, 0, 0, 1]])  # sagittal: H and W are A and S
+    affine = np.array(
+        [[0, 0, 3.0, 5], [0.8, 0, 0, -7], [0, 1.4, 0, 9], [0, 0, 0, 1]]
+    )  # sagittal: H and W are A and S
     spacing, items, expected = (0.8, 1.4, 3.0)[: len(shape)], [], []
     for i in range(3):
         label, pred = random_mask(i, shape, 0.4), random_mask(10 + i, shape, 0.0 if i == 1 else 0.4)
         image = save(tmp_path / "images" / f"case{i}_0000.nii.gz", pred.astype(np.float32), affine)
-        items.append({"image": image, "label": save(tmp_path / "labels" / f"case{i}.nii.gz", label, affine)})
+        items.append(
+            {"image": image, "label": save(tmp_path / "labels" / f"case{i}.nii.gz", label, affine)}
+        )
         rows = score_case(pred, label, ONE, spacing, f"case{i}")
         expected += [row | {"patient": f"case{i}"} for row in rows]
     handler = SegmentationScores({"1": "femur"}, tmp_path / "out", {"weights": "none"})  # type: ignore[dict-item]
@@ -335,9 +436,14 @@ def test_handler_scores_files_as_score_case_does(tmp_path: Path, shape: tuple[in
     for _ in range(2):  # a second run starts anew
         evaluator.run()
         for row, plain in zip(handler.rows, expected, strict=True):
-            texts = [{key: each[key] for key in each if isinstance(each[key], str)} for each in (row, plain)]
+            texts = [
+                {key: each[key] for key in each if isinstance(each[key], str)}
+                for each in (row, plain)
+            ]
             assert texts[0] == texts[1]
-            numbers = [{key: each[key] for key in each if key not in texts[0]} for each in (row, plain)]
+            numbers = [
+                {key: each[key] for key in each if key not in texts[0]} for each in (row, plain)
+            ]
             assert numbers[0] == pytest.approx(numbers[1], nan_ok=True)
     content = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert [row["missed"] for row in content["summary"]] == [1, 1]
@@ -353,7 +459,9 @@ def test_a_handler_explains_what_it_requires(tmp_path: Path) -> None:
     handler = SegmentationScores(ONE, tmp_path / "out")
     evaluator = evaluator_of(items, handler)
     evaluator.state.output = [{"pred": torch.zeros(2, 8, 8), "label": torch.zeros(1, 8, 8)}]
-    with pytest.raises(ValueError, match=r"expected pred and label \(1, \*spatial\).*got \(2, 8, 8\).*AsDiscreted"):
+    with pytest.raises(
+        ValueError, match=r"expected pred and label \(1, \*spatial\).*got \(2, 8, 8\).*AsDiscreted"
+    ):
         handler(evaluator)
     evaluator.state.output = [{"pred": torch.zeros(1, 8, 8), "label": torch.zeros(1, 8, 8)}]
     with pytest.raises(ValueError, match=r"a label that knows its file.*load it with LoadImaged"):

@@ -21,13 +21,15 @@ from PIL import Image
 
 from contourdiff.data.bids import write_derivatives
 from contourdiff.report import write_report
-from contourdiff.report.cohort import read_cohort
+from contourdiff.report.cases import read_cohort
 from contourdiff.report.pages import write_index, write_markdown_page
 from contourdiff.report.server import server_of
 from helpers import HOSTILE_NAME, REPOSITORY, large_cohort
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 FLAGS = [
     "--no-sandbox",
@@ -80,12 +82,16 @@ def page(browser: Any) -> Iterator[Any]:
 
 
 def shown(page: Any) -> list[str]:
-    return [card.get_attribute("data-name") for card in page.locator(".card").all() if card.is_visible()]
+    return [
+        card.get_attribute("data-name") for card in page.locator(".card").all() if card.is_visible()
+    ]
 
 
 def pixels(page: Any) -> np.ndarray:
     page.wait_for_timeout(100)
-    return np.asarray(Image.open(io.BytesIO(page.locator("#canvas").screenshot())).convert("RGB"), dtype=int)
+    return np.asarray(
+        Image.open(io.BytesIO(page.locator("#canvas").screenshot())).convert("RGB"), dtype=int
+    )
 
 
 def test_cards_sort_and_filter(page: Any, address: str, reported: Path) -> None:
@@ -118,7 +124,9 @@ def test_a_case_is_marked_in_the_distributions_by_keyboard(page: Any, address: s
     page.focus(".card[data-name=a] a")
     assert page.inner_text("#marked") == "Marked: a"
     assert page.locator(".mark").count() == page.locator(".distribution").count() == 4
-    for box, line in zip(page.locator(".distribution").all(), page.locator(".mark").all(), strict=True):
+    for box, line in zip(
+        page.locator(".distribution").all(), page.locator(".mark").all(), strict=True
+    ):
         outer, inner = box.bounding_box(), line.bounding_box()
         assert outer["x"] < inner["x"] < outer["x"] + outer["width"]
     page.keyboard.press("Enter")
@@ -174,17 +182,25 @@ def test_a_file_shows_pictures_and_how_to_serve(page: Any, reported: Path) -> No
     assert page.is_visible("#note")
     assert f"contourdiff report {reported} --serve" in page.inner_text("#note")
     assert not page.is_visible("#viewer")
-    assert page.inner_text("#note").endswith("opened as a file. The picture below shows some slices.")
+    assert page.inner_text("#note").endswith(
+        "opened as a file. The picture below shows some slices."
+    )
     assert page.evaluate("document.querySelector('.picture').naturalWidth") > 0
 
 
 def test_a_derivative_dataset_is_shown(page: Any, reported: Path, tmp_path: Path) -> None:
     """Its volumes with the CT around it, without a picture."""
     raw, case = tmp_path / "raw", "sub-1_ct"
-    for source, target in (("ct/a.nii.gz", f"raw/sub-1/ct/{case}.nii.gz"), ("mr/a_mr.nii.gz", f"mr/{case}_mr.nii.gz")):
+    for source, target in (
+        ("ct/a.nii.gz", f"raw/sub-1/ct/{case}.nii.gz"),
+        ("mr/a_mr.nii.gz", f"mr/{case}_mr.nii.gz"),
+    ):
         (tmp_path / target).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(reported.parent / source, tmp_path / target)
-    record = json.loads((reported / "a_mr.json").read_text()) | {"case": case, "image": f"{case}.nii.gz"}
+    record = json.loads((reported / "a_mr.json").read_text()) | {
+        "case": case,
+        "image": f"{case}.nii.gz",
+    }
     (tmp_path / "mr" / f"{case}_mr.json").write_text(json.dumps(record))
     folder = raw / "derivatives" / "contourdiff"
     write_derivatives([tmp_path / "mr" / f"{case}_mr.json"], folder)
@@ -205,7 +221,9 @@ def test_a_model_card_shows_its_pictures(page: Any, tmp_path: Path) -> None:
         (tmp_path / file).resolve().parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(REPOSITORY / file, (tmp_path / file).resolve())
     page.goto(write_markdown_page(tmp_path / card).as_uri())
-    widths = page.evaluate("Promise.all([...document.images].map((image) => image.decode().then(() => image.width)))")
+    widths = page.evaluate(
+        "Promise.all([...document.images].map((image) => image.decode().then(() => image.width)))"
+    )
     assert len(widths) == len(pictures) > 0
     assert all(0 < width <= 800 for width in widths)
     assert page.evaluate("document.documentElement.scrollWidth") <= 800

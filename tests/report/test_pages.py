@@ -13,7 +13,7 @@ from urllib.parse import unquote
 import pytest
 
 from contourdiff.report import run_report, write_markdown_page, write_report
-from contourdiff.report.cohort import read_cohort
+from contourdiff.report.cases import read_cohort
 from contourdiff.report.pages import ASSETS, VIEWER, VIEWER_VERSION, write_index
 from contourdiff.weights import sha256_of
 from helpers import HOSTILE_NAME, REPOSITORY, large_cohort, make_dataset, run
@@ -38,7 +38,12 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         assert len(dict(attributes)) == len(attributes)
-        self.elements.append((tag, {name: value or "" for name, value in attributes} | {"within": " ".join(self.open)}))
+        self.elements.append(
+            (
+                tag,
+                {name: value or "" for name, value in attributes} | {"within": " ".join(self.open)},
+            )
+        )
         if tag not in VOID:
             self.open.append(tag)
 
@@ -58,7 +63,10 @@ class Page(HTMLParser):
 
 
 def pages_of(folder: Path) -> dict[Path, Page]:
-    return {path: Page(path) for path in (folder / "index.html", *sorted((folder / "report").glob("*.html")))}
+    return {
+        path: Page(path)
+        for path in (folder / "index.html", *sorted((folder / "report").glob("*.html")))
+    }
 
 
 def test_pages_are_well_formed_and_complete(reported: Path) -> None:
@@ -68,7 +76,11 @@ def test_pages_are_well_formed_and_complete(reported: Path) -> None:
         ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
         assert len(ids) == len(set(ids))
         assert all(image["alt"] for image in page.all("img"))
-        assert all("label" in control["within"].split() for name in ("input", "select") for control in page.all(name))
+        assert all(
+            "label" in control["within"].split()
+            for name in ("input", "select")
+            for control in page.all(name)
+        )
 
 
 def test_nothing_is_from_elsewhere_and_every_link_leads_somewhere(reported: Path) -> None:
@@ -76,7 +88,10 @@ def test_nothing_is_from_elsewhere_and_every_link_leads_somewhere(reported: Path
         for tag, attributes in page.elements:
             for target in (attributes[name] for name in ADDRESSES if name in attributes):
                 if target.startswith("https://"):
-                    assert (tag, attributes["within"].split()[-2:]) == ("a", ["ol", "li"])  # of the references
+                    assert (tag, attributes["within"].split()[-2:]) == (
+                        "a",
+                        ["ol", "li"],
+                    )  # of the references
                 elif not target.startswith(("#", "data:,")):
                     assert (path.parent / unquote(target.partition("#")[0])).is_file(), target
         assert len(page.all("style")) == 1
@@ -89,7 +104,9 @@ def test_names_are_text(reported: Path) -> None:
     for path, page in pages.items():
         assert len(page.all("script")) == own[path.stem]
         assert not page.all("b") or path.stem == "index"
-        assert all(not name.startswith("on") for _, attributes in page.elements for name in attributes)
+        assert all(
+            not name.startswith("on") for _, attributes in page.elements for name in attributes
+        )
     index = pages[reported / "index.html"]
     assert all("header" in bold["within"] for bold in index.all("b"))
     assert HOSTILE_NAME in index.text
@@ -115,7 +132,9 @@ def test_the_report_shows_real_mr_and_the_ct(reported: Path, tmp_path: Path) -> 
     page = (folder / "report" / "a.html").read_text()
     assert "real MR" in page
     assert '"url": "ct/a.nii.gz"' in page
-    assert (folder / "report" / "ct" / "a.nii.gz").read_bytes() == (reported.parent / "ct" / "a.nii.gz").read_bytes()
+    assert (folder / "report" / "ct" / "a.nii.gz").read_bytes() == (
+        reported.parent / "ct" / "a.nii.gz"
+    ).read_bytes()
     with pytest.raises(ValueError, match="expected NIfTI files of real MR in"):
         write_report(folder, mr_dir=tmp_path)
 
@@ -136,11 +155,17 @@ def test_a_thousand_cases_are_one_small_page(reported: Path, tmp_path: Path) -> 
 
 
 def test_markdown_is_a_page_and_its_html_is_text(tmp_path: Path) -> None:
-    text = "# Rows & `more`\n\n| row | Dice |\n|---|---|\n| <b>x</b> | `a < 'b'` |\n\n![p](p.png)\n\n"
+    text = (
+        "# Rows & `more`\n\n| row | Dice |\n|---|---|\n| <b>x</b> | `a < 'b'` |\n\n![p](p.png)\n\n"
+    )
     text += "```bash\necho '<i>'\n```\n"
-    (tmp_path / "table.md").write_text(text + "\n<script>alert(1)</script>\n\n<div>\n\n- <img src=x>\n")
+    (tmp_path / "table.md").write_text(
+        text + "\n<script>alert(1)</script>\n\n<div>\n\n- <img src=x>\n"
+    )
     page = Page(write_markdown_page(tmp_path / "table.md"))
-    assert [len(page.all(tag)) for tag in ("h1", "table", "img", "pre", "b", "i", "script", "div")] == [1] * 4 + [0] * 4
+    assert [
+        len(page.all(tag)) for tag in ("h1", "table", "img", "pre", "b", "i", "script", "div")
+    ] == [1] * 4 + [0] * 4
     for shown in ("<b>x</b>", "a < 'b'", "echo '<i>'", "<script>alert(1)</script>", "<img src=x>"):
         assert shown in page.text
     assert "<title>Rows &amp; more</title>" in (tmp_path / "table.html").read_text()
@@ -153,7 +178,9 @@ def test_the_model_card_is_a_page(name: str, tmp_path: Path) -> None:
     path.parent.mkdir(parents=True)
     shutil.copy(REPOSITORY / name, path)
     page, lines = Page(write_markdown_page(path)), path.read_text().splitlines()
-    assert len(page.all("tr")) == sum(line.startswith("|") and not line.startswith("|---") for line in lines)
+    assert len(page.all("tr")) == sum(
+        line.startswith("|") and not line.startswith("|---") for line in lines
+    )
     assert len(page.all("img")) == sum(line.startswith("![") for line in lines) > 0
     ids = {attributes.get("id") for _, attributes in page.elements}
     for tag, attributes in page.elements:
@@ -161,7 +188,9 @@ def test_the_model_card_is_a_page(name: str, tmp_path: Path) -> None:
             if target.startswith("#"):
                 assert target[1:] in ids, target
             elif not target.startswith(("https://", "data:,")):
-                assert (REPOSITORY / path.parent.relative_to(tmp_path) / target.partition("#")[0]).is_file(), (
+                assert (
+                    REPOSITORY / path.parent.relative_to(tmp_path) / target.partition("#")[0]
+                ).is_file(), (
                     tag,
                     target,
                 )
@@ -176,18 +205,26 @@ def test_real_mr_is_looked_for_before_the_run(tiny_weights: Path, tmp_path: Path
 
 def test_a_run_shows_real_mr_and_the_ct_of_its_datalist(reported: Path, tmp_path: Path) -> None:
     folder, ct = shutil.copytree(reported, tmp_path / "mr"), reported.parent / "ct"
-    write = run_report(folder, ct_dir=tmp_path, datalist=[{"image": ct / "a.nii.gz"}], mr_dir=ct / "labels")
+    write = run_report(
+        folder, ct_dir=tmp_path, datalist=[{"image": ct / "a.nii.gz"}], mr_dir=ct / "labels"
+    )
     page = (write().parent / "report" / "a.html").read_text()
     assert "real MR" in page
     assert '"url": "ct/a.nii.gz"' in page
     assert "is not beside the translations" not in page
-    assert "is not beside the translations" in (folder / "report" / f"{HOSTILE_NAME}.html").read_text()
+    assert (
+        "is not beside the translations" in (folder / "report" / f"{HOSTILE_NAME}.html").read_text()
+    )
 
 
 def test_the_command_can_be_copied(tmp_path: Path) -> None:
     (tmp_path / "tool").mkdir()
-    (tmp_path / "tool" / "__main__.py").write_text("from contourdiff.report import command_line\nprint(command_line())")
+    (tmp_path / "tool" / "__main__.py").write_text(
+        "from contourdiff.report import command_line\nprint(command_line())"
+    )
     for start, shown in ((["-m", "tool"], "python -m tool"), (["tool/__main__.py"], "__main__.py")):
         command = [sys.executable, *start, "a b"]
-        printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+        printed = subprocess.run(
+            command, capture_output=True, text=True, check=True, cwd=tmp_path
+        ).stdout
         assert printed == f"{shown} 'a b'\n"

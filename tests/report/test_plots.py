@@ -10,13 +10,17 @@ import numpy as np
 import pytest
 
 from contourdiff.report import plots
-from contourdiff.report.cohort import Case, read_cohort
+from contourdiff.report.cases import Case, read_cohort
 from helpers import write_nifti
 
 
 def test_plots_of_a_case_share_a_page(reported: Path) -> None:
     case = next(case for case in read_cohort(reported) if case.name == "a")
-    drawn = [plots.fidelity_by_slice(case), plots.neighbor_distances(case), plots.gray_levels(case, np.ones(64))]
+    drawn = [
+        plots.fidelity_by_slice(case),
+        plots.neighbor_distances(case),
+        plots.gray_levels(case, np.ones(64)),
+    ]
     drawn += [plots.distribution(name, [1.0, 2.0], name).svg for name in ("one", "two")]
     ids = re.findall(r'\bid="([^"]*)"', "".join(drawn))
     assert len(ids) == len(set(ids))
@@ -47,5 +51,7 @@ def test_real_mr_is_scaled_by_its_percentiles(tmp_path: Path) -> None:
     paths = [write_nifti(tmp_path / f"{n}.nii.gz", ramp * (n + 1), np.eye(4)) for n in range(2)]
     histogram = plots.real_histogram(paths)
     assert histogram.sum() == pytest.approx(100)
-    np.testing.assert_allclose(histogram[:-1], 94 / 99 * 100 / 64, rtol=0.05)  # flat, up to the brightest 5 %
+    np.testing.assert_allclose(
+        histogram[:-1], 94 / 99 * 100 / 64, rtol=0.05
+    )  # flat, up to the brightest 5 %
     np.testing.assert_allclose(plots.real_histogram(paths[:1]), histogram, atol=0.1)

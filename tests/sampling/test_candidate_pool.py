@@ -31,7 +31,9 @@ def test_work_ahead_changes_no_choice_and_is_bounded(batch_size: int, threshold:
         batches.append(len(contours))
         seen.extend(index for _, index, _, _ in items)
         assert max(seen) <= current[0] + 2 + -(-2 * batch_size // 4) + 1
-        return torch.stack([levels[index, round_, candidate].expand(2, 2) for _, index, round_, candidate in items])
+        return torch.stack(
+            [levels[index, round_, candidate].expand(2, 2) for _, index, round_, candidate in items]
+        )
 
     pool = CandidatePool(denoise, torch.ones(20, 2, 2), "a", indices, rules, batch_size)
     got, requested = [], 0
@@ -45,7 +47,9 @@ def test_work_ahead_changes_no_choice_and_is_bounded(batch_size: int, threshold:
     plain = [
         choice
         for choice, _ in choose(
-            lambda index, round_: levels[index, round_][:, None, None].expand(4, 2, 2), indices, rules
+            lambda index, round_: levels[index, round_][:, None, None].expand(4, 2, 2),
+            indices,
+            rules,
         )
     ]
     assert got == plain
@@ -58,6 +62,8 @@ def test_a_low_pass_rate_wastes_no_full_batch() -> None:
     calls = {}
     for batch_size in (4, 8):
         rules = SelectionRules(4, 4, mean_threshold=0.0, distance_threshold=-1.0)
-        (result,) = inferer(rules=rules, batch_size=batch_size).translate(as_case([contours()], ["a"]), make_seeded())
+        (result,) = inferer(rules=rules, batch_size=batch_size).translate(
+            as_case([contours()], ["a"]), make_seeded()
+        )
         calls[batch_size] = result.network_calls
     assert calls == {4: 5 * 4, 8: 5 * 4 // 2}

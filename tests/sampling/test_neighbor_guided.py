@@ -15,7 +15,12 @@ from monai.networks.schedulers import DDPMScheduler
 
 from contourdiff.inference import ContourTranslationInferer, NeighborGuidedInferer
 from contourdiff.sampling import Sampler, SelectionRules
-from contourdiff.sampling.neighbor_guided import EMPTY, GuidedVolume, first_condition, translate_guided
+from contourdiff.sampling.neighbor_guided import (
+    EMPTY,
+    GuidedVolume,
+    first_condition,
+    translate_guided,
+)
 from contourdiff.training.inferer import ContourPrepareBatch
 from contourdiff.training.slice_dataset import SliceDataset
 from contourdiff.weights import load_weights
@@ -31,7 +36,9 @@ from helpers import (
     write_nifti,
 )
 
-GUIDED_CONFIGS = [str(CONFIGS / f"{name}.json") for name in ("train", "cpu", "train_neighbor_guided")]
+GUIDED_CONFIGS = [
+    str(CONFIGS / f"{name}.json") for name in ("train", "cpu", "train_neighbor_guided")
+]
 RULES = SelectionRules(candidates=3, max_rounds=2, mean_threshold=120.0, distance_threshold=900.0)
 
 
@@ -75,13 +82,19 @@ def test_slices_start_from_independent_noise() -> None:
 
     def watching(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         for item in x:
-            (index,) = (number for number, contour in enumerate(volume) if torch.equal(contour, item[1]))
+            (index,) = (
+                number for number, contour in enumerate(volume) if torch.equal(contour, item[1])
+            )
             noise.setdefault(index, item[0].clone())  # of the first candidate
         return network(x, t)
 
     guided(num_inference_steps=1).translate(as_case([volume], ["a"]), watching)
     assert len(noise) == 22
-    pairs = [torch.stack([noise[index], noise[index + 1]]).flatten(1) for index in noise if index + 1 in noise]
+    pairs = [
+        torch.stack([noise[index], noise[index + 1]]).flatten(1)
+        for index in noise
+        if index + 1 in noise
+    ]
     correlations = [float(torch.corrcoef(pair)[0, 1]) for pair in pairs]
     assert len(correlations) == 20
     assert abs(np.mean(correlations)) < 5 / (20 * 32 * 32) ** 0.5
@@ -103,7 +116,9 @@ def test_cases_run_side_by_side_and_do_not_depend_on_each_other() -> None:
     for position, name in enumerate(names):
         (alone,) = guided().translate(as_case([volumes[position]], [name]), make_guided_network())
         alone_calls += alone.network_calls
-        assert torch.equal(together[position].gray_levels.as_tensor(), alone.gray_levels.as_tensor())
+        assert torch.equal(
+            together[position].gray_levels.as_tensor(), alone.gray_levels.as_tensor()
+        )
     assert together[0].network_calls < alone_calls
 
 
@@ -114,7 +129,10 @@ def test_frames_of_different_sizes_do_not_share_a_batch() -> None:
         sizes.append(tuple(conditions.shape))
         return torch.zeros(len(conditions), *conditions.shape[2:])
 
-    volumes = [GuidedVolume("a", torch.ones(3, 4, 4), [0, 1, 2]), GuidedVolume("b", torch.ones(3, 6, 4), [0, 1, 2])]
+    volumes = [
+        GuidedVolume("a", torch.ones(3, 4, 4), [0, 1, 2]),
+        GuidedVolume("b", torch.ones(3, 6, 4), [0, 1, 2]),
+    ]
     steps = list(translate_guided(volumes, denoise, 8, SelectionRules(candidates=2)))
     assert [(number, choice.slice_index) for number, choice, _ in steps] == [
         (0, 0),
@@ -130,7 +148,8 @@ def test_frames_of_different_sizes_do_not_share_a_batch() -> None:
 def test_dataset_gives_adjacent_slices() -> None:
     volume = {"image": torch.arange(1.0, 6.0).view(1, 5, 1, 1).expand(1, 5, 8, 8)}
     pairs = [
-        (item["image"].mean().item(), item["neighbor"].mean().item()) for item in SliceDataset([volume], neighbors=True)
+        (item["image"].mean().item(), item["neighbor"].mean().item())
+        for item in SliceDataset([volume], neighbors=True)
     ]  # type: ignore[attr-defined]
     assert [here for here, _ in pairs] == [1, 2, 3, 4, 5]
     assert all(abs(here - beside) == 1 for here, beside in pairs)
@@ -141,16 +160,25 @@ def test_single_slices_are_refused_before_training(tmp_path: Path) -> None:
     make_mr(tmp_path / "mr")
     with pytest.raises(RuntimeError) as raised:
         monai.bundle.run(
-            **settings(tmp_path / "mr", tmp_path / "out", config_file=GUIDED_CONFIGS, network_def=GUIDED_NETWORK)
+            **settings(
+                tmp_path / "mr",
+                tmp_path / "out",
+                config_file=GUIDED_CONFIGS,
+                network_def=GUIDED_NETWORK,
+            )
         )
-    assert "got 2 single slices among 4 images; pass volumes, or set neighbors" in str(raised.value.__cause__)
+    assert "got 2 single slices among 4 images; pass volumes, or set neighbors" in str(
+        raised.value.__cause__
+    )
     assert not (tmp_path / "out" / "model.pt").exists()
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.2, 1.0])
 def test_neighbors_are_given_with_their_probability(probability: float) -> None:
     torch.manual_seed(0)
-    prepare = ContourPrepareBatch(DDPMScheduler(num_train_timesteps=10), neighbor_probability=probability)
+    prepare = ContourPrepareBatch(
+        DDPMScheduler(num_train_timesteps=10), neighbor_probability=probability
+    )
     batch = {key: torch.full((2000, 1, 2, 2), 0.5) for key in ("image", "contour", "neighbor")}
     condition = prepare(batch)[3]["condition"]
     assert condition.shape == (2000, 2, 2, 2)
@@ -166,7 +194,9 @@ def test_first_condition_has_an_empty_neighbor() -> None:
     assert torch.equal(condition, torch.cat([contour, torch.full_like(contour, EMPTY)]))
 
 
-def test_trained_and_translated_end_to_end_it_flickers_less(real_data: Path, tmp_path: Path) -> None:
+def test_trained_and_translated_end_to_end_it_flickers_less(
+    real_data: Path, tmp_path: Path
+) -> None:
     """Real adjacent slices: the true ones of two volumes to train on, of a third to translate."""
     import nibabel as nib
 
@@ -175,9 +205,13 @@ def test_trained_and_translated_end_to_end_it_flickers_less(real_data: Path, tmp
         canonical = nib.as_closest_canonical(image)
         affine = canonical.affine @ np.diag([4.0, 1, 1, 1])
         write_nifti(
-            tmp_path / "mr" / f"v{number}.nii.gz", np.asanyarray(canonical.dataobj)[::4].astype(np.float32), affine
+            tmp_path / "mr" / f"v{number}.nii.gz",
+            np.asanyarray(canonical.dataobj)[::4].astype(np.float32),
+            affine,
         )
-    (tmp_path / "mr" / "index.csv").write_text("file,split\nv1.nii.gz,train\nv2.nii.gz,train\nv3.nii.gz,val\n")
+    (tmp_path / "mr" / "index.csv").write_text(
+        "file,split\nv1.nii.gz,train\nv2.nii.gz,train\nv3.nii.gz,val\n"
+    )
     changes = {
         "config_file": GUIDED_CONFIGS,
         "neighbor_probability": 0.5,
@@ -198,7 +232,11 @@ def test_trained_and_translated_end_to_end_it_flickers_less(real_data: Path, tmp
     parser = ConfigParser()
     parser.read_config(GUIDED_CONFIGS)
     parser.update(
-        {name: value for name, value in (common | changes).items() if name not in ("config_file", "logging_file")}
+        {
+            name: value
+            for name, value in (common | changes).items()
+            if name not in ("config_file", "logging_file")
+        }
     )
     volume = parser.get_parsed_content("validate#volumes")[0]
     contour = parser.get_parsed_content("contour").transform
@@ -210,10 +248,20 @@ def test_trained_and_translated_end_to_end_it_flickers_less(real_data: Path, tmp
 
     def flicker(kind: type, network: Any) -> float:
         (result,) = kind(sampler, rules, progress=False).translate(given[None].float(), network)
-        return float(np.mean([c.neighbor_distance for c in result.choices if c and c.neighbor_distance is not None]))
+        return float(
+            np.mean(
+                [
+                    c.neighbor_distance
+                    for c in result.choices
+                    if c and c.neighbor_distance is not None
+                ]
+            )
+        )
 
     def without_neighbor(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return network(torch.cat([x, torch.full_like(x[:, :1], EMPTY)], 1), t)
 
     without_neighbor.size_divisor = 32  # type: ignore[attr-defined]  # the same frame as that of guided translation
-    assert flicker(NeighborGuidedInferer, network) < flicker(ContourTranslationInferer, without_neighbor)
+    assert flicker(NeighborGuidedInferer, network) < flicker(
+        ContourTranslationInferer, without_neighbor
+    )

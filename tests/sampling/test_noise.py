@@ -10,7 +10,12 @@ import pytest
 import torch
 
 from contourdiff.sampling import noise
-from contourdiff.sampling.noise import CandidateKey, NoiseStream, candidate_generator, correlation_weights
+from contourdiff.sampling.noise import (
+    CandidateKey,
+    NoiseStream,
+    candidate_generator,
+    correlation_weights,
+)
 from contourdiff.sampling.selection import SelectionRules
 from helpers import as_case, contours, inferer, make_seeded, translate_contours
 
@@ -19,7 +24,9 @@ SHAPE = (1, 8, 8)
 PINNED_SEED = 7508212956132590821  # of the key (0, "case", 0, 0, 0): translations stay reproducible
 
 
-def draws(keys: list[CandidateKey], count: int = 3, weights: Sequence[float] = (1.0,)) -> torch.Tensor:
+def draws(
+    keys: list[CandidateKey], count: int = 3, weights: Sequence[float] = (1.0,)
+) -> torch.Tensor:
     """Noise of ``keys``, ``(B, count, 1, 8, 8)``."""
     stream = NoiseStream(keys, SHAPE, weights=weights)
     return torch.stack([stream.draw() for _ in range(count)], dim=1)
@@ -72,7 +79,9 @@ def test_draws_of_one_stream_differ() -> None:
 
 
 def test_noise_is_standard_normal() -> None:
-    noise = torch.cat([NoiseStream([KEY._replace(candidate=c)], (1, 100, 100)).draw() for c in range(10)])
+    noise = torch.cat(
+        [NoiseStream([KEY._replace(candidate=c)], (1, 100, 100)).draw() for c in range(10)]
+    )
     count = noise.numel()
     assert noise.shape == (10, 1, 100, 100)
     assert noise.dtype == torch.float32
@@ -81,7 +90,10 @@ def test_noise_is_standard_normal() -> None:
 
 
 def test_generator_is_pinned_to_its_key_across_versions() -> None:
-    assert candidate_generator(KEY).initial_seed() == candidate_generator(CandidateKey(*KEY)).initial_seed()
+    assert (
+        candidate_generator(KEY).initial_seed()
+        == candidate_generator(CandidateKey(*KEY)).initial_seed()
+    )
     assert candidate_generator(CandidateKey(0, "case", 0, 0, 0)).initial_seed() == PINNED_SEED
 
 
@@ -92,7 +104,11 @@ SPREAD = 5 / 200  # five standard errors of a correlation over the pixels of one
 
 def correlated(keys: list[CandidateKey]) -> torch.Tensor:
     """Noise of ``keys``, ``(B, 40000)``."""
-    return NoiseStream(keys, LARGE, weights=correlation_weights(LENGTH_MM, SPACING_MM)).draw().flatten(1)
+    return (
+        NoiseStream(keys, LARGE, weights=correlation_weights(LENGTH_MM, SPACING_MM))
+        .draw()
+        .flatten(1)
+    )
 
 
 @pytest.mark.parametrize("slice_spacing_mm", [0.5, 4.0])
@@ -103,7 +119,9 @@ def test_length_zero_leaves_the_noise_as_it_was(slice_spacing_mm: float) -> None
     generators = [candidate_generator(key) for key in keys]
     stream = NoiseStream(keys, SHAPE, weights=weights)
     for _ in range(3):
-        assert torch.equal(stream.draw(), torch.stack([torch.randn(SHAPE, generator=each) for each in generators]))
+        assert torch.equal(
+            stream.draw(), torch.stack([torch.randn(SHAPE, generator=each) for each in generators])
+        )
 
 
 def test_a_length_far_below_the_spacing_is_length_zero() -> None:
@@ -111,15 +129,21 @@ def test_a_length_far_below_the_spacing_is_length_zero() -> None:
         assert torch.equal(draws([KEY], weights=correlation_weights(length_mm, 4.0)), draws([KEY]))
 
 
-@pytest.mark.parametrize(("length_mm", "slice_spacing_mm"), [(1, 1), (1.5, 1), (6, 4), (10, 4), (20, 0.5)])
-def test_weights_make_the_correlation_that_their_length_says(length_mm: float, slice_spacing_mm: float) -> None:
+@pytest.mark.parametrize(
+    ("length_mm", "slice_spacing_mm"), [(1, 1), (1.5, 1), (6, 4), (10, 4), (20, 0.5)]
+)
+def test_weights_make_the_correlation_that_their_length_says(
+    length_mm: float, slice_spacing_mm: float
+) -> None:
     weights = correlation_weights(length_mm, slice_spacing_mm)
     assert len(weights) % 2 == 1
     assert weights == weights[::-1]
     for distance in range(len(weights)):
         overlap = math.fsum(a * b for a, b in zip(weights, weights[distance:], strict=False))
         expected = math.exp(-((distance * slice_spacing_mm / length_mm) ** 2) / 2)
-        assert overlap == pytest.approx(expected, abs=0.02 if length_mm == slice_spacing_mm else 1e-4)
+        assert overlap == pytest.approx(
+            expected, abs=0.02 if length_mm == slice_spacing_mm else 1e-4
+        )
 
 
 def test_slices_are_standard_normal_and_correlated_by_their_distance_from_the_first_on() -> None:
@@ -135,8 +159,12 @@ def test_slices_are_standard_normal_and_correlated_by_their_distance_from_the_fi
                 assert abs(float((noise[index] * noise[other]).mean()) - expected) < 2**0.5 * SPREAD
 
 
-@pytest.mark.parametrize("other", [{"seed": 8}, {"case": "b"}, {"round": 1}, {"candidate": 4}], ids=str)
-def test_correlation_along_slices_does_not_reach_what_differs_elsewhere(other: dict[str, int | str]) -> None:
+@pytest.mark.parametrize(
+    "other", [{"seed": 8}, {"case": "b"}, {"round": 1}, {"candidate": 4}], ids=str
+)
+def test_correlation_along_slices_does_not_reach_what_differs_elsewhere(
+    other: dict[str, int | str],
+) -> None:
     noise = correlated([KEY, KEY._replace(**other), KEY._replace(slice_index=13, **other)])
     correlation = torch.corrcoef(noise)[0, 1:]
     assert float(correlation.abs().max()) < SPREAD
@@ -152,13 +180,19 @@ def test_pixels_and_draws_stay_independent() -> None:
 
 def test_impossible_kernels_are_refused() -> None:
     for length_mm in (-1.0, math.nan, math.inf):
-        with pytest.raises(ValueError, match=rf"length_mm must be 0 \(independent slices\) or .* got {length_mm}"):
+        with pytest.raises(
+            ValueError, match=rf"length_mm must be 0 \(independent slices\) or .* got {length_mm}"
+        ):
             correlation_weights(length_mm, 4.0)
     for spacing in (0.0, -4.0, math.nan, math.inf):
-        with pytest.raises(ValueError, match=rf"slice_spacing_mm must be positive and finite, got {spacing}"):
+        with pytest.raises(
+            ValueError, match=rf"slice_spacing_mm must be positive and finite, got {spacing}"
+        ):
             correlation_weights(6.0, spacing)
     for weights in ((), (0.6, 0.8), (0.5, 0.5, 0.5), (math.nan,)):
-        with pytest.raises(ValueError, match="weights must be odd in number and their squares sum to 1"):
+        with pytest.raises(
+            ValueError, match="weights must be odd in number and their squares sum to 1"
+        ):
             NoiseStream([KEY], SHAPE, weights=weights)
 
 
@@ -171,7 +205,9 @@ def test_known_noise_changes_nothing_and_is_not_drawn_again(
     known = NoiseStream(keys[:4], SHAPE, weights=weights)
     known.draw()
     drawn: list[CandidateKey] = []
-    monkeypatch.setattr(noise, "candidate_generator", lambda key: drawn.append(key) or candidate_generator(key))
+    monkeypatch.setattr(
+        noise, "candidate_generator", lambda key: drawn.append(key) or candidate_generator(key)
+    )
     stream = NoiseStream(keys[2:], SHAPE, weights=weights, known=known.first)
     assert torch.equal(stream.draw(), expected[:, 0])
     assert {key.slice_index for key in drawn} == ({4, 5} if len(weights) == 1 else {5, 6})
@@ -183,7 +219,9 @@ def test_white_noise_that_slices_share_is_drawn_once(monkeypatch: pytest.MonkeyP
     """Fewer draws than a quarter of those that every batch would make by itself."""
     drawn: list[object] = []
     generator = noise.candidate_generator
-    monkeypatch.setattr(noise, "candidate_generator", lambda key: drawn.append(key) or generator(key))
+    monkeypatch.setattr(
+        noise, "candidate_generator", lambda key: drawn.append(key) or generator(key)
+    )
     volume = as_case([contours(shape=(24, 16, 16))], ["a"])
     rules = SelectionRules(candidates=2, max_rounds=1)
     settings = {"rules": rules, "noise_length_mm": 3.0, "batch_size": 4, "num_inference_steps": 1}
@@ -205,7 +243,9 @@ def test_noise_of_later_steps_is_each_candidates_own(
     stream.draw()
     draws: list[object] = []
     randn = torch.randn
-    monkeypatch.setattr(torch, "randn", lambda *args, **named: draws.append(args) or randn(*args, **named))
+    monkeypatch.setattr(
+        torch, "randn", lambda *args, **named: draws.append(args) or randn(*args, **named)
+    )
     third = stream.draw()
     assert len(draws) == len(keys)
     alone = NoiseStream(keys[1:], (1, 6, 5))
@@ -217,12 +257,18 @@ def test_correlated_noise_calms_a_volume_and_zero_length_changes_nothing() -> No
     same = contours()[1].expand(7, -1, -1).clone()
     assert torch.equal(translate_contours(same, noise_length_mm=0.0), translate_contours(same))
     changes = {
-        length: float((translate_contours(same, rules=one, noise_length_mm=length).diff(dim=0)).square().mean())
+        length: float(
+            (translate_contours(same, rules=one, noise_length_mm=length).diff(dim=0))
+            .square()
+            .mean()
+        )
         for length in (0.0, 1.0, 3.0)
     }
     assert changes[3.0] < 0.5 * changes[1.0] < 0.5 * changes[0.0]
 
 
 def test_correlated_noise_requires_the_distance_of_slices() -> None:
-    with pytest.raises(ValueError, match="noise_length_mm requires the slices' distance; expected a MetaTensor"):
+    with pytest.raises(
+        ValueError, match="noise_length_mm requires the slices' distance; expected a MetaTensor"
+    ):
         inferer(noise_length_mm=2.0)(contours()[None, None], make_seeded())

@@ -10,7 +10,15 @@ import torch
 from monai.networks.schedulers import DDPMScheduler
 
 from contourdiff.sampling import Sampler
-from contourdiff.sampling.solvers import NoiseLevel, clean_image, ddim, ddpm, dpm_solver, even_schedule, karras_schedule
+from contourdiff.sampling.solvers import (
+    NoiseLevel,
+    clean_image,
+    ddim,
+    ddpm,
+    dpm_solver,
+    even_schedule,
+    karras_schedule,
+)
 
 SHAPE = (2, 1, 4, 4)
 STEPS = 5

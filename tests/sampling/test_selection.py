@@ -6,7 +6,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from contourdiff.sampling.selection import SelectionRules, choose, neighbor_distances, runs_of, slice_order
+from contourdiff.sampling.selection import (
+    SelectionRules,
+    choose,
+    neighbor_distances,
+    runs_of,
+    slice_order,
+)
 
 
 def candidates_of(slice_index: int, round_: int, count: int = 4) -> torch.Tensor:
@@ -25,7 +31,9 @@ def plain_selection(indices: list[int], rules: SelectionRules) -> list[tuple[int
         for round_ in range(rules.max_rounds):
             for number, image in enumerate(candidates_of(index, round_, rules.candidates)):
                 score = (
-                    image.double().mean() if neighbor is None else ((image.double() - neighbor.double()) ** 2).mean()
+                    image.double().mean()
+                    if neighbor is None
+                    else ((image.double() - neighbor.double()) ** 2).mean()
                 )
                 seen.append((float(score), round_, number, image))
             this_round = [item for item in seen if item[1] == round_]
@@ -49,7 +57,9 @@ def test_choice_equals_the_selection_written_out(distance: float, mean: float) -
     rules = SelectionRules(4, 5, mean_threshold=mean, distance_threshold=distance)
     indices = [0, 1, 2, 5, 6, 9]
     choices = [choice for choice, _ in choose(candidates_of, indices, rules)]
-    got = [(choice.slice_index, choice.round, choice.candidate, choice.accepted) for choice in choices]
+    got = [
+        (choice.slice_index, choice.round, choice.candidate, choice.accepted) for choice in choices
+    ]
     assert got == plain_selection(indices, rules)
 
 
@@ -75,7 +85,10 @@ def test_nearest_of_all_rounds_when_none_passes() -> None:
 
 
 def test_after_a_gap_the_mean_rule_applies_again() -> None:
-    choices = [choice for choice, _ in choose(candidates_of, [3, 4, 7], SelectionRules(distance_threshold=1e9))]
+    choices = [
+        choice
+        for choice, _ in choose(candidates_of, [3, 4, 7], SelectionRules(distance_threshold=1e9))
+    ]
     assert [choice.neighbor_distance is None for choice in choices] == [True, False, True]
 
 

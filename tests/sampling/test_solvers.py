@@ -34,7 +34,9 @@ def denoiser(predict: Predict, prediction_type: str, clip_sample: bool) -> solve
     return denoise
 
 
-def adapted(solver: Callable[..., torch.Tensor], schedule: Callable[..., solvers.Schedule]) -> Callable[..., Any]:
+def adapted(
+    solver: Callable[..., torch.Tensor], schedule: Callable[..., solvers.Schedule]
+) -> Callable[..., Any]:
     """The solver of a network's predictions; without a number of steps it takes every training timestep."""
 
     def solve(
@@ -102,7 +104,11 @@ def test_each_ddim_step_lands_where_the_next_begins(steps: int, prediction_type:
     def predict(x: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         seen.append((x.clone(), timesteps.clone()))
         alpha_bar = ALPHA_BARS[timesteps].reshape(-1, 1, 1, 1)
-        return epsilon if prediction_type == "epsilon" else alpha_bar.sqrt() * epsilon - (1 - alpha_bar).sqrt() * x0
+        return (
+            epsilon
+            if prediction_type == "epsilon"
+            else alpha_bar.sqrt() * epsilon - (1 - alpha_bar).sqrt() * x0
+        )
 
     start = on_path(torch.full((3,), TOTAL - 1))
     result = ddim(
@@ -113,14 +119,17 @@ def test_each_ddim_step_lands_where_the_next_begins(steps: int, prediction_type:
         prediction_type=prediction_type,
         clip_sample=False,
     )
-    assert [timesteps.tolist() for _, timesteps in seen] == [[t] * 3 for t in spaced_timesteps(TOTAL, steps)]
+    assert [timesteps.tolist() for _, timesteps in seen] == [
+        [t] * 3 for t in spaced_timesteps(TOTAL, steps)
+    ]
     for x, timesteps in seen:
         torch.testing.assert_close(x, on_path(timesteps), rtol=0, atol=1e-9)
     torch.testing.assert_close(result, x0, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize(
-    ("eta", "steps", "tolerance"), [(0.0, 50, 0.1), (1.0, 50, 0.15), (0.0, 400, 0.02), (1.0, 400, 0.025)]
+    ("eta", "steps", "tolerance"),
+    [(0.0, 50, 0.1), (1.0, 50, 0.15), (0.0, 400, 0.02), (1.0, 400, 0.025)],
 )
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_ddim_reaches_the_distribution_that_the_network_knows(
@@ -162,15 +171,24 @@ def nonlinear(prediction_type: str) -> Callable[[torch.Tensor, torch.Tensor], to
     def predict(x: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         alpha_bar = ALPHA_BARS.float()[timesteps].reshape(-1, 1, 1, 1)
         time = timesteps.reshape(-1, 1, 1, 1) / TOTAL
-        v = torch.tanh(torch.nn.functional.conv2d(x, kernel, padding=1) + torch.sin(7 * time)) - 0.3 * time * x
-        return v if prediction_type == "v_prediction" else alpha_bar.sqrt() * v + (1 - alpha_bar).sqrt() * x
+        v = (
+            torch.tanh(torch.nn.functional.conv2d(x, kernel, padding=1) + torch.sin(7 * time))
+            - 0.3 * time * x
+        )
+        return (
+            v
+            if prediction_type == "v_prediction"
+            else alpha_bar.sqrt() * v + (1 - alpha_bar).sqrt() * x
+        )
 
     return predict
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 10, 14, 15, 20, 25, 100])
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers, for NumPy 2
+@pytest.mark.filterwarnings(
+    "ignore:__array__ implementation:DeprecationWarning"
+)  # of diffusers, for NumPy 2
 def test_dpm_solver_is_that_of_diffusers(steps: int, prediction_type: str) -> None:
     scheduler = DPMSolverMultistepScheduler(
         num_train_timesteps=TOTAL,
@@ -191,8 +209,14 @@ def test_dpm_solver_is_that_of_diffusers(steps: int, prediction_type: str) -> No
     start = drawer(0, (3, 1, 16, 16))().float()
     expected, predict = start, nonlinear(prediction_type)
     for timestep in scheduler.timesteps:
-        expected = scheduler.step(predict(expected, timestep.expand(3)), timestep, expected).prev_sample
-    kwargs = {"num_inference_steps": steps, "prediction_type": prediction_type, "clip_sample": False}
+        expected = scheduler.step(
+            predict(expected, timestep.expand(3)), timestep, expected
+        ).prev_sample
+    kwargs = {
+        "num_inference_steps": steps,
+        "prediction_type": prediction_type,
+        "clip_sample": False,
+    }
     result = dpm_solver(predict, start, alphas_cumprod=scheduler.alphas_cumprod, **kwargs)
     # epsilon at the noisiest timestep loses two digits of float32, which three steps or fewer do not forget
     torch.testing.assert_close(result, expected, rtol=0, atol=1e-5 if steps >= 10 else 1e-4)
@@ -233,7 +257,9 @@ def test_ddpm_reaches_the_distribution_that_the_network_knows(prediction_type: s
 def test_epsilon_and_v_of_one_model_give_one_image(solver: str, clip_sample: bool) -> None:
     shape = (4, 1, 6, 6)
     alpha_bars = ALPHA_BARS.clone()
-    if solver == "dpm_solver":  # its levels lie up to half a timestep off: the model knows them as they are
+    if (
+        solver == "dpm_solver"
+    ):  # its levels lie up to half a timestep off: the model knows them as they are
         timesteps, sigmas = karras_spacing(ALPHA_BARS, 20)
         alpha_bars[timesteps] = 1 / (1 + torch.tensor(sigmas, dtype=torch.float64) ** 2)
 
@@ -244,7 +270,14 @@ def test_epsilon_and_v_of_one_model_give_one_image(solver: str, clip_sample: boo
             return ddpm(predict, start, draw=draw, **kwargs)
         if solver == "dpm_solver":
             return dpm_solver(predict, start, num_inference_steps=20, **kwargs)
-        return ddim(predict, start, num_inference_steps=20, eta=0.5 * (solver != "ddim"), draw=draw, **kwargs)
+        return ddim(
+            predict,
+            start,
+            num_inference_steps=20,
+            eta=0.5 * (solver != "ddim"),
+            draw=draw,
+            **kwargs,
+        )
 
     torch.testing.assert_close(sample("epsilon"), sample("v_prediction"), rtol=0, atol=1e-8)
 
@@ -263,7 +296,9 @@ def test_ddim_with_every_step_and_eta_one_is_ddpm_with_the_posterior_variance() 
         draw=lambda: zeros,
         clip_sample=False,
     )
-    by_ddpm = ddpm(ideal("epsilon"), start, alphas_cumprod=ALPHA_BARS, draw=lambda: zeros, clip_sample=False)
+    by_ddpm = ddpm(
+        ideal("epsilon"), start, alphas_cumprod=ALPHA_BARS, draw=lambda: zeros, clip_sample=False
+    )
     torch.testing.assert_close(by_ddim, by_ddpm, rtol=0, atol=1e-9)
 
 
@@ -311,7 +346,14 @@ def test_noise_is_drawn_only_where_it_is_used() -> None:
     start = drawer(0, shape)()
     for eta, expected in ((0.0, 0), (1.0, 9)):
         count[0] = 0
-        ddim(ideal("epsilon"), start, alphas_cumprod=ALPHA_BARS, num_inference_steps=10, eta=eta, draw=draw)
+        ddim(
+            ideal("epsilon"),
+            start,
+            alphas_cumprod=ALPHA_BARS,
+            num_inference_steps=10,
+            eta=eta,
+            draw=draw,
+        )
         assert count[0] == expected
     count[0] = 0
     ddpm(ideal("epsilon"), start, alphas_cumprod=ALPHA_BARS, draw=draw)
@@ -322,7 +364,14 @@ def test_samplers_leave_their_input_alone() -> None:
     shape = (1, 1, 2, 2)
     start = drawer(0, shape)()
     before = start.clone()
-    ddim(ideal("epsilon"), start, alphas_cumprod=ALPHA_BARS, num_inference_steps=5, eta=1.0, draw=drawer(1, shape))
+    ddim(
+        ideal("epsilon"),
+        start,
+        alphas_cumprod=ALPHA_BARS,
+        num_inference_steps=5,
+        eta=1.0,
+        draw=drawer(1, shape),
+    )
     ddpm(ideal("epsilon"), start, alphas_cumprod=ALPHA_BARS, draw=drawer(1, shape))
     dpm_solver(ideal("epsilon"), start, alphas_cumprod=ALPHA_BARS, num_inference_steps=5)
     assert torch.equal(start, before)
@@ -331,33 +380,56 @@ def test_samplers_leave_their_input_alone() -> None:
 def test_impossible_settings_are_refused() -> None:
     x = torch.zeros(1, 1, 2, 2)
     kwargs = {"alphas_cumprod": ALPHA_BARS, "num_inference_steps": 5}
-    with pytest.raises(ValueError, match=r"eta must be 0, or above 0 with noise to draw; got eta=0\.5, draw=None"):
+    with pytest.raises(
+        ValueError, match=r"eta must be 0, or above 0 with noise to draw; got eta=0\.5, draw=None"
+    ):
         ddim(ideal("epsilon"), x, eta=0.5, **kwargs)
-    with pytest.raises(ValueError, match=r"eta must be 0, or above 0 with noise to draw; got eta=-1"):
+    with pytest.raises(
+        ValueError, match=r"eta must be 0, or above 0 with noise to draw; got eta=-1"
+    ):
         ddim(ideal("epsilon"), x, eta=-1, draw=lambda: x, **kwargs)
-    with pytest.raises(ValueError, match=r"prediction_type must be one of .*'epsilon', 'v_prediction'.* got 'sample'"):
+    with pytest.raises(
+        ValueError,
+        match=r"prediction_type must be one of .*'epsilon', 'v_prediction'.* got 'sample'",
+    ):
         ddim(ideal("epsilon"), x, prediction_type="sample", **kwargs)
     with pytest.raises(ValueError, match="prediction_type must be one of"):
-        ddpm(ideal("epsilon"), x, alphas_cumprod=ALPHA_BARS, draw=lambda: x, prediction_type="sample")
+        ddpm(
+            ideal("epsilon"), x, alphas_cumprod=ALPHA_BARS, draw=lambda: x, prediction_type="sample"
+        )
     with pytest.raises(ValueError, match="num_inference_steps must lie in"):
         ddim(ideal("epsilon"), x, alphas_cumprod=ALPHA_BARS, num_inference_steps=TOTAL + 1)
     for steps in (-1, 0, TOTAL + 1):
-        with pytest.raises(ValueError, match=rf"num_inference_steps must lie in 1\.\.{TOTAL} .* got {steps}"):
+        with pytest.raises(
+            ValueError, match=rf"num_inference_steps must lie in 1\.\.{TOTAL} .* got {steps}"
+        ):
             dpm_solver(ideal("epsilon"), x, alphas_cumprod=ALPHA_BARS, num_inference_steps=steps)
     with pytest.raises(ValueError, match="prediction_type must be one of"):
         dpm_solver(ideal("epsilon"), x, prediction_type="sample", **kwargs)
     for schedule in ([0.9, 0.5, 0.0], [1.0, 0.5, 0.1], [0.9, 0.9, 0.1], [0.1, 0.5, 0.9]):
-        with pytest.raises(ValueError, match=r"alphas_cumprod must fall strictly and lie between 0 and 1, got .* ddim"):
-            dpm_solver(ideal("epsilon"), x, alphas_cumprod=torch.tensor(schedule), num_inference_steps=2)
+        with pytest.raises(
+            ValueError,
+            match=r"alphas_cumprod must fall strictly and lie between 0 and 1, got .* ddim",
+        ):
+            dpm_solver(
+                ideal("epsilon"), x, alphas_cumprod=torch.tensor(schedule), num_inference_steps=2
+            )
 
 
 @pytest.mark.parametrize("solver", [solvers.ddim, solvers.dpm_solver])
 @pytest.mark.parametrize("schedule", [even_schedule, karras_schedule])
-def test_any_solver_takes_any_schedule(solver: Callable[..., torch.Tensor], schedule: Callable[..., Any]) -> None:
+def test_any_solver_takes_any_schedule(
+    solver: Callable[..., torch.Tensor], schedule: Callable[..., Any]
+) -> None:
     """Where the network knows the clean image, every one ends there; each step reports its clean image."""
     clean, steps = torch.full((2, 1, 3, 3), 0.25), []
     levels = schedule(ALPHA_BARS, 7)
-    result = solver(lambda x, level: clean, torch.randn(2, 1, 3, 3), levels, on_step=lambda *step: steps.append(step))
+    result = solver(
+        lambda x, level: clean,
+        torch.randn(2, 1, 3, 3),
+        levels,
+        on_step=lambda *step: steps.append(step),
+    )
     torch.testing.assert_close(result, clean)
     assert [number for number, _ in steps] == list(range(7))
     assert all(torch.equal(x0, clean) for _, x0 in steps)

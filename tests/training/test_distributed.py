@@ -21,22 +21,38 @@ from monai.data import DataLoader
 from monai.transforms import RandGaussianNoised
 from torch.utils.data import RandomSampler
 
-from contourdiff.evaluation.loss_curve import read_scalars
 from contourdiff.training import ContourPrepareBatch, SliceDataset
 from contourdiff.training.distributed import RankBatches, SeededItems, join_processes
+from contourdiff.training.loss_curve import read_scalars
 from helpers import CONFIGS, REPOSITORY, SCHEDULER, TINY_NETWORK, settings, write_nifti
 
 OVERLAY = str(CONFIGS / "multi_gpu_train.json")
 CPU = "$torch.device('cpu')"
-PLAN = {"batch_size": 4, "epoch_length": 5, "max_epochs": 4, "val_interval": 2, "picture_interval": 4, "device": CPU}
+PLAN = {
+    "batch_size": 4,
+    "epoch_length": 5,
+    "max_epochs": 4,
+    "val_interval": 2,
+    "picture_interval": 4,
+    "device": CPU,
+}
 
 
 def torchrun(processes: int, module: str, *arguments: str) -> None:
     """Run a module in several processes on this machine; its output is shown if it fails."""
-    launch = ["torch.distributed.run", "--standalone", "--local_addr", "127.0.0.1", "--nproc_per_node", str(processes)]
+    launch = [
+        "torch.distributed.run",
+        "--standalone",
+        "--local_addr",
+        "127.0.0.1",
+        "--nproc_per_node",
+        str(processes),
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY / "plugin")}
     command = [sys.executable, "-m", *launch, "-m", module, *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -50,7 +66,13 @@ def alone() -> Iterator[None]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    given = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    given = {
+        "RANK": 0,
+        "LOCAL_RANK": 0,
+        "WORLD_SIZE": 1,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
     with pytest.MonkeyPatch.context() as patch:
         for name, value in given.items():
             patch.setenv(name, str(value))
@@ -100,7 +122,18 @@ def trained(mr: Path, alone: None) -> tuple[Path, Path]:
     names = ("image_size_px", "min_object_mm2", "network_def", "warmup_steps", *PLAN)
     pairs = [f"{name}={changes[name]}" for name in names if name != "device"]
     overlays = ["--overlays", "train_single", "cpu", "multi_gpu_train", "--device", "cpu"]
-    torchrun(2, "contourdiff", "train", str(mr), str(two), "--datalist", "index.csv", *overlays, "--settings", *pairs)
+    torchrun(
+        2,
+        "contourdiff",
+        "train",
+        str(mr),
+        str(two),
+        "--datalist",
+        "index.csv",
+        *overlays,
+        "--settings",
+        *pairs,
+    )
     return one, two
 
 
@@ -114,9 +147,14 @@ def assert_same_training(output_dir: Path, other: Path) -> None:
 
 
 def assert_same_weights(output_dir: Path, other: Path, epoch: int, largest: float) -> None:
-    states = [torch.load(f / f"checkpoint_epoch={epoch}.pt", weights_only=True) for f in (output_dir, other)]
+    states = [
+        torch.load(f / f"checkpoint_epoch={epoch}.pt", weights_only=True)
+        for f in (output_dir, other)
+    ]
     for part in states[0].keys() & {"network", "ema"}:
-        first, second = (torch.cat([value.flatten() for value in state[part].values()]) for state in states)
+        first, second = (
+            torch.cat([value.flatten() for value in state[part].values()]) for state in states
+        )
         difference = (first - second).abs()
         assert difference.mean() < 1e-6
         assert difference.max() < largest
@@ -130,7 +168,12 @@ def test_files_are_written_once(trained: tuple[Path, Path]) -> None:
     """By the first process: an event file for training and one for validation, weights, checkpoint and picture."""
     for output_dir in trained:
         names = sorted(path.name for path in output_dir.iterdir() if "tfevents" not in path.name)
-        assert names == ["checkpoint_epoch=4.pt", "model.pt", "settings.json", "translations_00004.png"]
+        assert names == [
+            "checkpoint_epoch=4.pt",
+            "model.pt",
+            "settings.json",
+            "translations_00004.png",
+        ]
         assert len(list(output_dir.glob("*tfevents*"))) == 2
     weights = [torch.load(output_dir / "model.pt", weights_only=True) for output_dir in trained]
     assert weights[0].keys() == weights[1].keys()
@@ -156,7 +199,9 @@ def test_two_processes_train_a_segmentation_as_one_does(alone: None, tmp_path: P
         classes[:, 20:45, 15 + 2 * number : 40 + 2 * number] = 30
         gray = (classes > 0) * 150.0 + 60 + random.normal(0, 5, classes.shape)
         for name, data in (("mr", gray.astype(np.float32)), ("label", classes)):
-            write_nifti(tmp_path / "mr" / f"p{number}_{name}.nii.gz", data, np.diag([4.0, 2.0, 2.0, 1.0]))
+            write_nifti(
+                tmp_path / "mr" / f"p{number}_{name}.nii.gz", data, np.diag([4.0, 2.0, 2.0, 1.0])
+            )
     plan: dict[str, object] = {
         "config_file": [str(CONFIGS / "segmentation_train.json"), OVERLAY], "dataset_dir": str(tmp_path / "mr"),
         "label_map": str(CONFIGS.parent / "label_maps" / "vertebrae.json"), "output_dir": str(tmp_path / "one"),
@@ -187,11 +232,16 @@ def test_shares_of_a_batch_are_those_of_one_process(
         share = RankBatches(RandomSampler(slices, num_samples=20), batch_size=6)
         loader = DataLoader(SeededItems(slices), num_workers=num_workers, batch_sampler=share)
         assert len(loader) == 3
-        prepared = [ContourPrepareBatch(SCHEDULER, timestep_draws=2, contour_dropout=0.5)(batch) for batch in loader]
+        prepared = [
+            ContourPrepareBatch(SCHEDULER, timestep_draws=2, contour_dropout=0.5)(batch)
+            for batch in loader
+        ]
         return [[images, target, *list(extra.values())] for images, target, _, extra in prepared]
 
     volume = {"image": torch.rand(1, 7, 8, 8) + 0.1, "contour": torch.ones(1, 7, 8, 8)}
-    slices = SliceDataset([volume], ("image", "contour"), transform=RandGaussianNoised("image", prob=1.0))
+    slices = SliceDataset(
+        [volume], ("image", "contour"), transform=RandGaussianNoised("image", prob=1.0)
+    )
     whole = batches(0, 1, 0)
     shares = [batches(rank, processes, num_workers) for rank in range(processes)]
     for number, batch in enumerate(whole):
@@ -202,7 +252,9 @@ def test_shares_of_a_batch_are_those_of_one_process(
 
 
 def test_unequal_shares_and_a_missing_launcher_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match=r"expected batch_size \(8\) slices or more, got 7; reduce batch_size"):
+    with pytest.raises(
+        ValueError, match=r"expected batch_size \(8\) slices or more, got 7; reduce batch_size"
+    ):
         RankBatches(RandomSampler(range(7)), batch_size=8)
     of_process(monkeypatch, 1, 3)
     with pytest.raises(ValueError, match="expected a multiple of their number, 3, got 4"):
@@ -215,8 +267,12 @@ def test_unequal_shares_and_a_missing_launcher_are_refused(monkeypatch: pytest.M
         join_processes("cpu")
 
 
-def test_without_torchrun_the_overlay_ends_with_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_torchrun_the_overlay_ends_with_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     workflow = ConfigWorkflow(workflow_type="train", **plan_of(tmp_path, tmp_path / "out"))  # type: ignore[arg-type]
-    with pytest.raises(SystemExit, match=r"^error: expected one process for each GPU, started by torchrun"):
+    with pytest.raises(
+        SystemExit, match=r"^error: expected one process for each GPU, started by torchrun"
+    ):
         workflow.initialize()

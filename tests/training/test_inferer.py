@@ -38,6 +38,9 @@ def test_fixed_seed_gives_the_same_noise_and_spread_timesteps() -> None:
 def test_more_draws_put_weight_on_high_noise() -> None:
     torch.manual_seed(0)
     images = torch.zeros(4000, 1, 1, 1)
-    means = [ContourPrepareBatch(SCHEDULER, timestep_draws=n).get_timesteps(images).float().mean() for n in (1, 2)]
+    means = [
+        ContourPrepareBatch(SCHEDULER, timestep_draws=n).get_timesteps(images).float().mean()
+        for n in (1, 2)
+    ]
     assert means[0] == pytest.approx(499.5, abs=25)
     assert means[1] == pytest.approx(666, abs=25)

@@ -37,7 +37,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(5):
         write_case(root / "mr", "{}_mr.nii.gz", "{}_label.nii.gz", f"p{number}", 30, number)
     monai.bundle.run(
-        config_file=TRAIN, dataset_dir=str(root / "mr"), output_dir=str(root / "out"), max_epochs=20, val_interval=4
+        config_file=TRAIN,
+        dataset_dir=str(root / "mr"),
+        output_dir=str(root / "out"),
+        max_epochs=20,
+        val_interval=4,
     )
     return root
 
@@ -46,7 +50,9 @@ def test_held_out_patients_choose_the_weights(trained: Path) -> None:
     parser = ConfigParser()
     parser.read_config(TRAIN)
     parser.update({"dataset_dir": str(trained / "mr"), "label_map": LABEL_MAP})
-    train, validation = (parser.get_parsed_content(f"{part}#cases") for part in ("train", "validate"))
+    train, validation = (
+        parser.get_parsed_content(f"{part}#cases") for part in ("train", "validate")
+    )
     assert (len(train), len(validation)) == (4, 1)
     assert not {case["image"] for case in train} & {case["image"] for case in validation}
     weights = torch.load(trained / "out" / "model.pt", weights_only=True)
@@ -71,7 +77,8 @@ def test_predictions_lie_on_the_files_grid_and_are_scored_there(trained: Path) -
     dice = []
     for number in range(2):
         prediction, label = (
-            nib.load(path) for path in (output / f"t{number}_pred.nii.gz", test / f"labels/t{number}.nii.gz")
+            nib.load(path)
+            for path in (output / f"t{number}_pred.nii.gz", test / f"labels/t{number}.nii.gz")
         )
         np.testing.assert_array_equal(prediction.affine, label.affine)
         found, wanted = (np.asarray(image.dataobj) > 0 for image in (prediction, label))
@@ -89,9 +96,15 @@ def test_an_unknown_architecture_is_refused(trained: Path) -> None:
         parser.get_parsed_content("network")
 
 
-def test_without_held_out_patients_the_last_weights_are_saved(trained: Path, tmp_path: Path) -> None:
+def test_without_held_out_patients_the_last_weights_are_saved(
+    trained: Path, tmp_path: Path
+) -> None:
     monai.bundle.run(
-        config_file=TRAIN, dataset_dir=str(trained / "mr"), output_dir=str(tmp_path), max_epochs=2, val_fraction=0.0
+        config_file=TRAIN,
+        dataset_dir=str(trained / "mr"),
+        output_dir=str(tmp_path),
+        max_epochs=2,
+        val_fraction=0.0,
     )
     weights = torch.load(tmp_path / "model.pt", weights_only=True)
     parser = ConfigParser()

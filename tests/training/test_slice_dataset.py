@@ -25,10 +25,16 @@ def test_slices_of_volumes_along_each_axis() -> None:
 
 def test_slice_dataset_seeds_its_transform() -> None:
     dataset = SliceDataset(
-        [{"image": torch.rand(1, 1, 8, 8) + 0.1}], transform=RandFlipd("image", prob=0.5, spatial_axis=0)
+        [{"image": torch.rand(1, 1, 8, 8) + 0.1}],
+        transform=RandFlipd("image", prob=0.5, spatial_axis=0),
     )
     draws = []
     for seed in (1, 1, 2):
         dataset.set_random_state(seed)
-        draws.append([bool(torch.equal(dataset[0]["image"], dataset.volumes[0]["image"][:, 0])) for _ in range(20)])
+        draws.append(
+            [
+                bool(torch.equal(dataset[0]["image"], dataset.volumes[0]["image"][:, 0]))
+                for _ in range(20)
+            ]
+        )
     assert draws[0] == draws[1] != draws[2]

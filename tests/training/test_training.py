@@ -23,7 +23,11 @@ from helpers import CONFIGS, TINY_NETWORK, make_mr, settings
 
 def tensors(path: Path) -> dict[str, torch.Tensor]:
     checkpoint = torch.load(path, weights_only=True)
-    return {f"{part}.{key}": value for part in ("network", "ema") for key, value in checkpoint[part].items()}
+    return {
+        f"{part}.{key}": value
+        for part in ("network", "ema")
+        for key, value in checkpoint[part].items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +50,10 @@ def test_resume_equals_no_stop(trained: tuple[Path, Path], tmp_path: Path) -> No
     checkpoint = tmp_path / "checkpoint_epoch=2.pt"
     torch.manual_seed(12345)
     monai.bundle.run(**settings(dataset_dir, tmp_path, resume_from=str(checkpoint)))  # type: ignore[arg-type]
-    expected, got = tensors(whole / "checkpoint_epoch=4.pt"), tensors(tmp_path / "checkpoint_epoch=4.pt")
+    expected, got = (
+        tensors(whole / "checkpoint_epoch=4.pt"),
+        tensors(tmp_path / "checkpoint_epoch=4.pt"),
+    )
     assert expected.keys() == got.keys()
     for key, value in expected.items():
         assert torch.equal(value, got[key]), key
@@ -54,9 +61,15 @@ def test_resume_equals_no_stop(trained: tuple[Path, Path], tmp_path: Path) -> No
 
 def test_saved_model_is_the_moving_average_and_loads_strictly(trained: tuple[Path, Path]) -> None:
     _, whole = trained
-    network = ContourUNet(**{key: value for key, value in TINY_NETWORK.items() if key != "_target_"})
+    network = ContourUNet(
+        **{key: value for key, value in TINY_NETWORK.items() if key != "_target_"}
+    )
     load_weights(network, whole / "model.pt")
-    ema = {key[4:]: value for key, value in tensors(whole / "checkpoint_epoch=4.pt").items() if key.startswith("ema.")}
+    ema = {
+        key[4:]: value
+        for key, value in tensors(whole / "checkpoint_epoch=4.pt").items()
+        if key.startswith("ema.")
+    }
     raw = tensors(whole / "checkpoint_epoch=4.pt")
     for key, value in network.state_dict().items():
         assert torch.equal(value, ema[key])
@@ -83,21 +96,32 @@ def test_one_line_counts_the_images_of_the_whole_training(
         lines = capsys.readouterr().err.splitlines()
         assert lines[0].startswith(f"train: {8 * done} of 80 images, ")
         found = [
-            re.match(r"epoch (\d) of 2: (\d+) of 80 images, .* left, +[0-9.]+image/s$", line) for line in lines[1:]
+            re.match(r"epoch (\d) of 2: (\d+) of 80 images, .* left, +[0-9.]+image/s$", line)
+            for line in lines[1:]
         ]
-        counted = dict.fromkeys((int(match[1]), int(match[2])) for match in found if match)  # the last line is repeated
+        counted = dict.fromkeys(
+            (int(match[1]), int(match[2])) for match in found if match
+        )  # the last line is repeated
         assert list(counted) == [(1 + step // 5, 8 * step + 8) for step in range(done, 10)]
 
 
 def test_loss_falls(trained: tuple[Path, Path], tmp_path: Path) -> None:
     """With fixed noise and timesteps the validation loss can be compared between epochs."""
     dataset_dir, _ = trained
-    changes = {"max_epochs": 6, "epoch_length": 40, "val_interval": 2, "picture_interval": 100, "ema_momentum": 0.1}
+    changes = {
+        "max_epochs": 6,
+        "epoch_length": 40,
+        "val_interval": 2,
+        "picture_interval": 100,
+        "ema_momentum": 0.1,
+    }
     workflow = ConfigWorkflow(workflow_type="train", **settings(dataset_dir, tmp_path, **changes))  # type: ignore[arg-type]
     workflow.initialize()
     losses: list[float] = []
     evaluator = workflow.parser.get_parsed_content("validate#evaluator")
-    evaluator.add_event_handler(Events.COMPLETED, lambda engine: losses.append(engine.state.metrics["val_loss"]))
+    evaluator.add_event_handler(
+        Events.COMPLETED, lambda engine: losses.append(engine.state.metrics["val_loss"])
+    )
     workflow.run()
     assert len(losses) == 3
     assert losses[-1] < 0.9 * losses[0]
@@ -107,7 +131,13 @@ def losses_of(dataset_dir: Path, output_dir: Path, **changes: object) -> list[fl
     """Losses of every step; the state of the generators before the run is arbitrary."""
     torch.manual_seed(int.from_bytes(output_dir.name.encode()[-4:], "big"))
     np.random.seed(len(output_dir.name))  # what MONAI's transforms start from
-    plan = {"max_epochs": 2, "epoch_length": 25, "val_interval": 2, "picture_interval": 100, **changes}
+    plan = {
+        "max_epochs": 2,
+        "epoch_length": 25,
+        "val_interval": 2,
+        "picture_interval": 100,
+        **changes,
+    }
     workflow = ConfigWorkflow(workflow_type="train", **settings(dataset_dir, output_dir, **plan))  # type: ignore[arg-type]
     workflow.initialize()
     losses: list[float] = []
@@ -147,9 +177,16 @@ def test_an_unknown_setting_is_refused(trained: tuple[Path, Path], tmp_path: Pat
 def test_the_neighbor_guided_overlay_trains(trained: tuple[Path, Path], tmp_path: Path) -> None:
     """Single slices have no neighbor, so that volumes alone are listed."""
     dataset_dir, _ = trained
-    (tmp_path / "volumes.csv").write_text("file,split\nmr0.nii.gz,train\nmr1.nii.gz,train\nmr2.nii.gz,val\n")
-    changes = {"network_def": {**TINY_NETWORK, "in_channels": 3}, "datalist": str(tmp_path / "volumes.csv")}
+    (tmp_path / "volumes.csv").write_text(
+        "file,split\nmr0.nii.gz,train\nmr1.nii.gz,train\nmr2.nii.gz,val\n"
+    )
+    changes = {
+        "network_def": {**TINY_NETWORK, "in_channels": 3},
+        "datalist": str(tmp_path / "volumes.csv"),
+    }
     plan = settings(dataset_dir, tmp_path / "out", max_epochs=2, picture_interval=2, **changes)
     plan["config_file"] = [*plan["config_file"], str(CONFIGS / "train_neighbor_guided.json")]  # type: ignore[misc]
     monai.bundle.run(**plan)  # type: ignore[arg-type]
-    assert {"model.pt", "translations_00002.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"model.pt", "translations_00002.png"} <= {
+        path.name for path in (tmp_path / "out").iterdir()
+    }

@@ -41,9 +41,14 @@ def test_chunks_change_no_bit_there_and_back(
     torch.testing.assert_close(result.as_tensor(), expected.as_tensor(), rtol=0, atol=0)
     assert torch.equal(result.affine, expected.affine)
     stock_trace, trace = (image.applied_operations[-1] for image in (expected, result))
-    assert {**trace["extra_info"], "src_affine": 0} == {**stock_trace["extra_info"], "src_affine": 0}
+    assert {**trace["extra_info"], "src_affine": 0} == {
+        **stock_trace["extra_info"],
+        "src_affine": 0,
+    }
     assert trace["orig_size"] == stock_trace["orig_size"]
-    back, home = (transform.inverse(image) for transform, image in ((stock, expected), (chunked, result)))
+    back, home = (
+        transform.inverse(image) for transform, image in ((stock, expected), (chunked, result))
+    )
     torch.testing.assert_close(home.as_tensor(), back.as_tensor(), rtol=0, atol=0)
     assert home.applied_operations == []
 
@@ -51,6 +56,7 @@ def test_chunks_change_no_bit_there_and_back(
 def test_a_result_that_exceeds_the_memory_is_refused_before_it_is_allocated() -> None:
     image = MetaTensor(torch.zeros(1, 2, 2, 2), affine=torch.eye(4))
     with pytest.raises(
-        ValueError, match=r"fits into memory, got one that is resampled to .* crop it, or check its voxel"
+        ValueError,
+        match=r"fits into memory, got one that is resampled to .* crop it, or check its voxel",
     ):
         ChunkedResample()(image, torch.eye(4) / 1000, (10**5, 10**5, 10**4))

@@ -32,14 +32,21 @@ def stripes() -> np.ndarray:
 def draws(image: np.ndarray, count: int = 200) -> np.ndarray:
     contour = contour_of(image, **CONTOUR)
     settings = {"sigma_px": 1.5, "high_threshold": 40.0}
-    return np.stack([ct_like_contour(contour, image, np.random.default_rng(seed), **settings) for seed in range(count)])
+    return np.stack(
+        [
+            ct_like_contour(contour, image, np.random.default_rng(seed), **settings)
+            for seed in range(count)
+        ]
+    )
 
 
 def test_weak_lines_are_lost_more_often_than_strong_ones() -> None:
     image = stripes()
     contour = contour_of(image, **CONTOUR) > 0
     rate = draws(image).mean(0)
-    strong, weak = (rate[:, part][contour[:, part]].mean() for part in (slice(15, 40), slice(55, 80)))
+    strong, weak = (
+        rate[:, part][contour[:, part]].mean() for part in (slice(15, 40), slice(55, 80))
+    )
     assert strong > 0.8
     assert 0.3 < weak < strong - 0.15
 
@@ -81,7 +88,9 @@ def test_the_random_contour_draws_it_with_the_given_probability() -> None:
     settings = {"sigma_px": (1.5, 1.5), "high_threshold": (40.0, 40.0)}
     plain = np.asarray(RandContour(**settings)(image))
     changed = [
-        not np.array_equal(np.asarray(RandContour(**settings, ct_like=0.5).set_random_state(seed)(image)), plain)
+        not np.array_equal(
+            np.asarray(RandContour(**settings, ct_like=0.5).set_random_state(seed)(image)), plain
+        )
         for seed in range(120)
     ]
     assert 0.25 < np.mean(changed) < 0.5  # half are drawn, and some of these change nothing

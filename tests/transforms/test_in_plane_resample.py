@@ -15,19 +15,25 @@ from contourdiff.transforms import InPlaneResampled
 from contourdiff.transforms.in_plane_resample import InPlaneSmooth
 from helpers import oblique_affine
 
-VOLUME = np.stack([np.roll(camera()[::8, ::8], 5 * k, axis=0) for k in range(4)])[None].astype(np.float32)
+VOLUME = np.stack([np.roll(camera()[::8, ::8], 5 * k, axis=0) for k in range(4)])[None].astype(
+    np.float32
+)
 SPACING_MM = 2.2
 
 
 def oblique() -> MetaTensor:
     values = torch.rand(1, 9, 23, 31, generator=torch.Generator().manual_seed(0)) * 255
-    return MetaTensor(values, affine=oblique_affine((3.1, 1.3, 1.1)), meta={"filename_or_obj": "a.nii.gz"})
+    return MetaTensor(
+        values, affine=oblique_affine((3.1, 1.3, 1.1)), meta={"filename_or_obj": "a.nii.gz"}
+    )
 
 
 def test_smoothing_is_that_of_a_resize_and_leaves_the_slice_axis_alone() -> None:
     image = MetaTensor(torch.as_tensor(VOLUME), affine=np.diag([4, 1, 1, 1]))
     smooth = InPlaneSmooth(spacing_mm=2.0)(image)
-    expected = resize(VOLUME[0, 2], (32, 32), order=1, anti_aliasing=True, mode="edge", preserve_range=True)
+    expected = resize(
+        VOLUME[0, 2], (32, 32), order=1, anti_aliasing=True, mode="edge", preserve_range=True
+    )
     halved = np.asarray(smooth)[0, 2].reshape(32, 2, 32, 2).mean(axis=(1, 3))
     assert np.abs(halved - expected)[2:-2, 2:-2].max() < 2
     alone = InPlaneSmooth(spacing_mm=2.0)(image[:, 2:3])
@@ -50,7 +56,9 @@ def test_it_equals_smoothing_and_then_monai(axis: int, padding_mode: str, dtype:
         assert torch.equal(result[key].as_tensor(), expected[key].as_tensor())
         assert torch.equal(result[key].affine, expected[key].affine)
     spacing = [float(size) for size in result["image"].pixdim]
-    assert spacing == pytest.approx([float(image.pixdim[axis]) if other == axis else 2.2 for other in range(3)])
+    assert spacing == pytest.approx(
+        [float(image.pixdim[axis]) if other == axis else 2.2 for other in range(3)]
+    )
     assert torch.equal(image.as_tensor(), oblique().as_tensor())
 
 
@@ -68,5 +76,7 @@ def test_the_inverse_is_on_the_original_grid(axis: int) -> None:
 def test_axes_and_volumes_are_validated() -> None:
     with pytest.raises(ValueError, match="slice_axis must be 0, 1 or 2, got 3"):
         InPlaneResampled("image", SPACING_MM, slice_axis=3)
-    with pytest.raises(ValueError, match=r"expected a MetaTensor \(C, H, W, D\), got Tensor of \(1, 4, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"expected a MetaTensor \(C, H, W, D\), got Tensor of \(1, 4, 4\)"
+    ):
         InPlaneResampled("image", SPACING_MM)({"image": torch.zeros(1, 4, 4)})

@@ -23,7 +23,9 @@ ORIENTATIONS = [
 ]
 
 
-def there_and_back(parser: ConfigParser, path: Path, output_dir: Path) -> tuple[MetaTensor, nib.Nifti1Image]:
+def there_and_back(
+    parser: ConfigParser, path: Path, output_dir: Path
+) -> tuple[MetaTensor, nib.Nifti1Image]:
     preprocessing = parser.get_parsed_content("preprocessing")
     postprocessing = parser.get_parsed_content("postprocessing")
     data = preprocessing({"image": str(path)})
@@ -40,10 +42,14 @@ def test_every_orientation_returns_exactly(
     affine = oblique_affine((2.5, 2.0, 3.1))
     upright = nib.Nifti1Image(ball_ct((16, 26, 22)), affine)
     turned = upright.as_reoriented(
-        nib.orientations.ornt_transform(nib.io_orientation(affine), nib.orientations.axcodes2ornt(tuple(axcodes)))
+        nib.orientations.ornt_transform(
+            nib.io_orientation(affine), nib.orientations.axcodes2ornt(tuple(axcodes))
+        )
     )
     path = write_nifti(tmp_path / "case.nii.gz", np.asarray(turned.dataobj), turned.affine)
-    parser = inference_parser(output_dir=str(tmp_path), bundle_root=str(tmp_path), min_object_mm2=100.0)
+    parser = inference_parser(
+        output_dir=str(tmp_path), bundle_root=str(tmp_path), min_object_mm2=100.0
+    )
     contour, result = there_and_back(parser, path, tmp_path)
     assert nib.aff2axcodes(nib.load(path).affine) == tuple(axcodes)
     assert_same_grid(result, nib.load(path))
@@ -53,11 +59,15 @@ def test_every_orientation_returns_exactly(
     assert (np.diff(data.mean(axis=(0, 2))) > 0).all()
 
 
-def test_a_gantry_tilt_returns_exactly(inference_parser: Callable[..., ConfigParser], tmp_path: Path) -> None:
+def test_a_gantry_tilt_returns_exactly(
+    inference_parser: Callable[..., ConfigParser], tmp_path: Path
+) -> None:
     affine = oblique_affine((2.5, 2.0, 3.1))
     affine[:3, 2] += 0.3 * affine[:3, 1]
     path = write_nifti(tmp_path / "case.nii.gz", ball_ct((16, 26, 22)), affine)
-    parser = inference_parser(output_dir=str(tmp_path), bundle_root=str(tmp_path), min_object_mm2=100.0)
+    parser = inference_parser(
+        output_dir=str(tmp_path), bundle_root=str(tmp_path), min_object_mm2=100.0
+    )
     assert_same_grid(there_and_back(parser, path, tmp_path)[1], nib.load(path))
 
 
@@ -67,7 +77,9 @@ def test_anatomy_overlays_slice_along_their_axis(
 ) -> None:
     affine = np.diag([3.0, 2.5, 5.0, 1.0])
     path = write_nifti(tmp_path / "case.nii.gz", ball_ct((20, 24, 12)), affine)
-    parser = inference_parser(overlay, output_dir=str(tmp_path), bundle_root=str(tmp_path), min_object_mm2=100.0)
+    parser = inference_parser(
+        overlay, output_dir=str(tmp_path), bundle_root=str(tmp_path), min_object_mm2=100.0
+    )
     contour, result = there_and_back(parser, path, tmp_path)
     axis = parser.get_parsed_content("slice_axis")
     assert contour.shape[1 + axis] == (20, 24, 12)[axis]
@@ -76,8 +88,12 @@ def test_anatomy_overlays_slice_along_their_axis(
     assert_same_grid(result, nib.load(path))
 
 
-def test_a_result_on_another_grid_is_not_saved(inference_parser: Callable[..., ConfigParser], tmp_path: Path) -> None:
-    path = write_nifti(tmp_path / "case.nii.gz", ball_ct((16, 26, 22)), np.diag([3.0, 3.0, 3.0, 1.0]))
+def test_a_result_on_another_grid_is_not_saved(
+    inference_parser: Callable[..., ConfigParser], tmp_path: Path
+) -> None:
+    path = write_nifti(
+        tmp_path / "case.nii.gz", ball_ct((16, 26, 22)), np.diag([3.0, 3.0, 3.0, 1.0])
+    )
     parser = inference_parser(output_dir=str(tmp_path), bundle_root=str(tmp_path))
     save = parser.get_parsed_content("postprocessing").transforms[-1]
     moved = MetaTensor(torch.zeros(1, 16, 26, 22), affine=np.diag([3.0, 3.0, 4.0, 1.0]))

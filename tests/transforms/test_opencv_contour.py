@@ -32,7 +32,9 @@ def levels() -> np.ndarray:
 
 def test_it_is_the_contour_of_the_papers_code(cv2: Any, levels: np.ndarray) -> None:
     rounded = np.rint(levels).astype(np.uint8)
-    expected = np.stack([cv2.Canny(cv2.GaussianBlur(image, (3, 3), 0), 80, 150) > 50 for image in rounded])
+    expected = np.stack(
+        [cv2.Canny(cv2.GaussianBlur(image, (3, 3), 0), 80, 150) > 50 for image in rounded]
+    )
     assert 0.001 < expected.mean() < 0.2
     for axis in range(3):
         image = np.moveaxis(levels, 0, axis)[None]
@@ -60,7 +62,10 @@ def test_empty_and_tiny_slices_have_no_contour(cv2: Any) -> None:
 
 @pytest.mark.parametrize(
     ("given", "message"),
-    [({"low_threshold": 160}, "low_threshold <= high_threshold, got 160"), ({"kernel_px": 2}, "must be odd")],
+    [
+        ({"low_threshold": 160}, "low_threshold <= high_threshold, got 160"),
+        ({"kernel_px": 2}, "must be odd"),
+    ],
 )
 def test_impossible_settings_are_refused(cv2: Any, given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -21,8 +21,14 @@ def test_equal_levels_stay_equal_and_air_stays_air() -> None:
 
 
 def test_the_order_of_tissues_is_sometimes_turned() -> None:
-    image, remap = torch.tensor([[[0.3, 0.8]]]), RandRemap(1.0, share=(0.9, 0.9)).set_random_state(0)
-    turned = [bool(remapped[0, 0, 0] > remapped[0, 0, 1]) for remapped in (remap(image) for _ in range(200))]
+    image, remap = (
+        torch.tensor([[[0.3, 0.8]]]),
+        RandRemap(1.0, share=(0.9, 0.9)).set_random_state(0),
+    )
+    turned = [
+        bool(remapped[0, 0, 0] > remapped[0, 0, 1])
+        for remapped in (remap(image) for _ in range(200))
+    ]
     assert 0.2 < np.mean(turned) < 0.6
 
 
@@ -30,7 +36,9 @@ def test_probability_seed_and_other_keys() -> None:
     image = torch.rand(1, 8, 8, generator=torch.Generator().manual_seed(0))
     item = {"image": image, "label": image > 0.5}
     assert torch.equal(RandRemapd("image", probability=0.0)(item)["image"], image)
-    draws = [RandRemapd("image", probability=1.0).set_random_state(seed)(item) for seed in (1, 2, 1)]
+    draws = [
+        RandRemapd("image", probability=1.0).set_random_state(seed)(item) for seed in (1, 2, 1)
+    ]
     assert torch.equal(draws[0]["image"], draws[2]["image"])
     assert not torch.equal(draws[0]["image"], draws[1]["image"])
     assert torch.equal(draws[0]["label"], item["label"])

@@ -21,7 +21,9 @@ from contourdiff.transforms import (
     Slicewised,
 )
 
-VOLUME = np.stack([np.roll(camera()[::8, ::8], 5 * k, axis=0) for k in range(4)])[None].astype(np.float32)
+VOLUME = np.stack([np.roll(camera()[::8, ::8], 5 * k, axis=0) for k in range(4)])[None].astype(
+    np.float32
+)
 AFFINE = np.array([[3.0, 0, 0, 5], [0, 2, 0, -7], [0, 0, 1.5, 11], [0, 0, 0, 1]])
 
 
@@ -35,13 +37,19 @@ def test_volume_equals_its_slices(axis: int) -> None:
         expected = contour_of(source, sigma_px=1, low_threshold=20, high_threshold=40)
         np.testing.assert_array_equal(np.take(contour[0], index, axis), expected)
         expected = background_filter(source, classes=2, min_object_px=50, max_hole_px=30)
-        np.testing.assert_array_equal(np.take(filtered[0], index, axis), expected.astype(np.float32))
+        np.testing.assert_array_equal(
+            np.take(filtered[0], index, axis), expected.astype(np.float32)
+        )
 
 
 def test_metatensor_keeps_affine_meta_and_history() -> None:
-    image = MetaTensor(torch.as_tensor(VOLUME), affine=AFFINE, meta={"filename_or_obj": "case.nii.gz"})
+    image = MetaTensor(
+        torch.as_tensor(VOLUME), affine=AFFINE, meta={"filename_or_obj": "case.nii.gz"}
+    )
     image.push_applied_operation({"class": "Something"})
-    data = Contourd("image", output_keys="contour")(BackgroundFilterd("image", min_object_mm2=10)({"image": image}))
+    data = Contourd("image", output_keys="contour")(
+        BackgroundFilterd("image", min_object_mm2=10)({"image": image})
+    )
     for key in ("image", "contour"):
         assert isinstance(data[key], MetaTensor)
         np.testing.assert_array_equal(data[key].affine, AFFINE)
@@ -59,7 +67,9 @@ def test_filter_sizes_are_physical() -> None:
         image[..., : size // 2, : size // 2] = 200
         image[..., -size // 8 :, -size // 8 :] = 180
         affine = np.diag([4, spacing, spacing, 1])
-        mask = BackgroundFilter(min_object_mm2=1000, max_hole_mm2=0)(MetaTensor(torch.as_tensor(image), affine=affine))
+        mask = BackgroundFilter(min_object_mm2=1000, max_hole_mm2=0)(
+            MetaTensor(torch.as_tensor(image), affine=affine)
+        )
         calls.append((bool(mask[..., 10, 10].all()), bool(mask[..., -4, -4].any())))
     assert calls == [(True, False)] * 2
 
@@ -72,7 +82,9 @@ def test_two_dimensional_image_is_one_slice() -> None:
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_slicewise_changes_no_bit_of_the_windowing(axis: int) -> None:
     """Of MONAI's transform of the whole volume, that is."""
-    hu = torch.as_tensor(np.random.default_rng(0).uniform(-1100, 2000, (1, 9, 8, 7)).astype(np.float32))
+    hu = torch.as_tensor(
+        np.random.default_rng(0).uniform(-1100, 2000, (1, 9, 8, 7)).astype(np.float32)
+    )
     volume = MetaTensor(hu, affine=torch.diag(torch.tensor([3.0, 2.0, 1.0, 1.0])))
     window = ScaleIntensityRange(a_min=-200, a_max=300, b_min=0, b_max=255, clip=True)
     whole = window(volume)
@@ -84,7 +96,9 @@ def test_slicewise_changes_no_bit_of_the_windowing(axis: int) -> None:
 
 
 def test_wrong_dimensions_are_explained() -> None:
-    with pytest.raises(ValueError, match=r"expected \(C, H, W\) or \(C, H, W, D\), got shape \(4, 4\); add Ensure"):
+    with pytest.raises(
+        ValueError, match=r"expected \(C, H, W\) or \(C, H, W, D\), got shape \(4, 4\); add Ensure"
+    ):
         Contour()(np.zeros((4, 4)))
 
 

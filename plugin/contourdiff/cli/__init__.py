@@ -3,116 +3,17 @@
 
 from __future__ import annotations
 
-import argparse
-import logging
-import signal
-import sys
-import threading
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
 
-import shtab
-from tqdm.contrib.logging import logging_redirect_tqdm
-
-from contourdiff import __version__
-from contourdiff.cli import deployment, evaluation, report, translation
-from contourdiff.cli.commands import BUNDLE, COMMANDS, parse_settings, parse_value
-from contourdiff.logs import LIBRARIES
-
-EXIT_CODES = """exit status:
-  0   all was done
-  1   an input was refused, or a case failed (the others are done)
-  2   the command line is wrong
-  130 interrupted (143: terminated); the same command goes on where it stopped"""
+from contourdiff.cli import (  # which register their commands
+    deployment,
+    report,
+    training,
+    translation,
+)
+from contourdiff.cli.program import PROGRAM
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse the command line and run; an error of the input ends with one line and status 1."""
-    values = vars(parser().parse_args(arguments))
-    del values["print_completion"]
-    run = COMMANDS[values.pop("command")].run
-    try:
-        with _logging(values.pop("verbose"), values.pop("quiet")), logging_redirect_tqdm(), _one_signal():
-            _check_trust(values)
-            run(**values)
-    except (ValueError, OSError, ImportError) as error:
-        logging.getLogger(__name__).debug("traceback of the error below", exc_info=error)
-        raise SystemExit(f"error: {error}") from error
-    except KeyboardInterrupt as error:
-        sys.stderr.write("interrupted\n")
-        raise SystemExit(128 + int(error.args[0] if error.args else signal.SIGINT)) from error
-
-
-def _check_trust(values: dict[str, Any]) -> None:
-    """Take ``trust_config`` from the values of a command, and refuse other configs than the installed and accepted."""
-    accepted, bundle, overlays = values.pop("trust_config", None), values.get("bundle"), values.get("overlays") or ()
-    if bundle is not None or any(name.endswith(".json") for name in overlays):
-        from contourdiff.cli.trust import check_trust
-
-        check_trust(bundle, overlays, accepted)
-
-
-@contextmanager
-def _one_signal() -> Iterator[None]:
-    """Let Ctrl-C or SIGTERM unwind the run, so that no half-written file stays; further ones are ignored."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    received: list[int] = []
-
-    def stop(number: int, frame: object) -> None:
-        if not received:
-            received.append(number)
-            raise KeyboardInterrupt(number)
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_IGN if received else handler)
-
-
-@contextmanager
-def _logging(verbose: bool, quiet: bool) -> Iterator[None]:
-    """Short lines on standard error; with ``verbose`` the libraries' lines and all details, too."""
-    template = "%(asctime)s - %(name)s - %(levelname)s - %(message)s" if verbose else "%(message)s"
-    logging.basicConfig(format=template, stream=sys.stderr)
-    levels = dict.fromkeys(LIBRARIES, logging.INFO if verbose else logging.ERROR)
-    levels["contourdiff"] = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
-    before = {name: logging.getLogger(name).level for name in levels}
-    for name, level in levels.items():
-        logging.getLogger(name).setLevel(level)
-    with warnings.catch_warnings():
-        logging.captureWarnings(True)
-        try:
-            yield
-        finally:
-            logging.captureWarnings(False)
-            for name, level in before.items():
-                logging.getLogger(name).setLevel(level)
-
-
-def parser() -> argparse.ArgumentParser:
-    """Parser of all commands."""
-    style = argparse.RawDescriptionHelpFormatter
-    root = argparse.ArgumentParser(
-        prog="contourdiff", description="Translate labelled CT into MR.", epilog=EXIT_CODES, formatter_class=style
-    )
-    root.add_argument("--version", action="version", version=f"contourdiff {__version__}")
-    shtab.add_argument_to(root, help="print the completion script of a shell")
-    commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (_, text, arguments, examples) in COMMANDS.items():
-        command = commands.add_parser(
-            name, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=examples, formatter_class=style
-        )
-        for argument, options in arguments:
-            command.add_argument(argument, **options)
-        if BUNDLE in arguments:
-            text = "accept configs that are not of the installed bundle, by the digest that the error names"
-            command.add_argument("--trust-config", help=text, metavar="SHA256")
-        command.add_argument("--quiet", "-q", help="print warnings and errors alone", action="store_true")
-        command.add_argument("--verbose", "-v", help="print all that the libraries log, too", action="store_true")
-    return root
+    """Run the command line; see [`contourdiff.cli.program.Program.main`][]."""
+    PROGRAM.main(arguments)

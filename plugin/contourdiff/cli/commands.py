@@ -22,21 +22,6 @@ class Command(NamedTuple):
     examples: str = ""
 
 
-COMMANDS: dict[str, Command] = {}
-
-
-def command(
-    name: str, text: str, *arguments: Argument, examples: str = ""
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Register a function as a command; its parameters are the names of the arguments."""
-
-    def register(function: Callable[..., None]) -> Callable[..., None]:
-        COMMANDS[name] = Command(function, text, arguments, examples)
-        return function
-
-    return register
-
-
 def argument(name: str, text: str | None = None, **options: Any) -> Argument:
     """An argument with its help and the options of ``argparse``."""
     return name, {"help": text, **options}
@@ -54,7 +39,9 @@ def several(name: str, text: str, metavar: str = "NAME=VALUE") -> Argument:
 
 OUTPUT = argument("output_dir", "folder to write to")
 BUNDLE = argument("--bundle", "folder of the bundle, if not beside this package")
-OVERLAYS = several("overlays", "overlays of inference.json, such as fast, or paths of others", "NAME")
+OVERLAYS = several(
+    "overlays", "overlays of inference.json, such as fast, or paths of others", "NAME"
+)
 INFERENCE = several("settings", "settings of inference.json, such as seed=1")
 TRAIN = several("settings", "settings of train.json, such as dataset_dir=mr")
 
@@ -86,7 +73,11 @@ def pairs_of(pairs: Sequence[str]) -> dict[str, str]:
 
 def given(options: dict[str, Any]) -> dict[str, Any]:
     """The options that are on the command line: without ``None``, flags that are off and empty lists."""
-    return {name: value for name, value in options.items() if value is not None and value is not False and value != []}
+    return {
+        name: value
+        for name, value in options.items()
+        if value is not None and value is not False and value != []
+    }
 
 
 def print_values(values: dict[str, Any]) -> None:

@@ -13,17 +13,19 @@ from contourdiff.cli.commands import (
     OUTPUT,
     OVERLAYS,
     argument,
-    command,
     flag,
     parse_settings,
     print_values,
 )
+from contourdiff.cli.program import PROGRAM
 
 
-@command(
+@PROGRAM.command(
     "convert",
     "convert weights of diffusers or monai-generative, and write an overlay that uses them",
-    argument("source", "folder of a UNet2DModel or its pipeline, or a state dict of a DiffusionModelUNet"),
+    argument(
+        "source", "folder of a UNet2DModel or its pipeline, or a state dict of a DiffusionModelUNet"
+    ),
     argument("output", "weights to write, *.pt or *.safetensors; the overlay is *.json beside it"),
     argument("--network_def", "JSON file with the arguments of the network of a state dict"),
     flag("half", "write float16"),
@@ -31,23 +33,27 @@ from contourdiff.cli.commands import (
     argument("--spacing_mm", "pixel size that the network was trained on", type=float),
 )
 def _convert(source: str, output: str, **options: Any) -> None:
-    from contourdiff.checkpoints import convert_checkpoint
     from contourdiff.cli.trust import config_digest
+    from contourdiff.deploy.convert import convert_checkpoint
 
     overlay = convert_checkpoint(source, output, **options)
     scheduler = json.loads(overlay.read_text(encoding="utf-8"))["scheduler"]
     use = f"--overlays {overlay} --trust-config {config_digest([overlay])}"
-    print_values({"weights": output, "overlay": overlay, "trained with": scheduler, "translate with": use})
+    print_values(
+        {"weights": output, "overlay": overlay, "trained with": scheduler, "translate with": use}
+    )
 
 
-@command("export-bundle", "write a stand-alone bundle, for the model zoo or a zip", OUTPUT, BUNDLE)
+@PROGRAM.command(
+    "export-bundle", "write a stand-alone bundle, for the model zoo or a zip", OUTPUT, BUNDLE
+)
 def _export_bundle(output_dir: str, bundle: str | None) -> None:
     from contourdiff.deploy.bundle_export import export_bundle
 
     sys.stdout.write(f"{export_bundle(output_dir, bundle)}\n")
 
 
-@command(
+@PROGRAM.command(
     "export",
     "write the networks as TorchScript or ONNX files",
     OUTPUT,
@@ -59,12 +65,14 @@ def _export_bundle(output_dir: str, bundle: str | None) -> None:
 def _export(output_dir: str, settings: list[str], **options: Any) -> None:
     from contourdiff.deploy.network_export import export_networks
 
-    differences = export_networks(output_dir, options.pop("format"), **options, **parse_settings(settings))
+    differences = export_networks(
+        output_dir, options.pop("format"), **options, **parse_settings(settings)
+    )
     for path, difference in differences.items():
         sys.stdout.write(f"{path}: differs from the network by at most {difference:.1e}\n")
 
 
-@command(
+@PROGRAM.command(
     "to-nnunet",
     "write translations as training data of nnU-Net",
     argument("dataset_dir", "folders of translations with labels", nargs="+"),
@@ -72,7 +80,9 @@ def _export(output_dir: str, settings: list[str], **options: Any) -> None:
     argument("--label_map", "JSON file of the classes; default: vertebrae"),
     BUNDLE,
 )
-def _to_nnunet(dataset_dir: list[str], output_dir: str, label_map: str | None, bundle: str | None) -> None:
+def _to_nnunet(
+    dataset_dir: list[str], output_dir: str, label_map: str | None, bundle: str | None
+) -> None:
     from contourdiff.bundle import find_bundle
     from contourdiff.deploy.nnunet import write_nnunet
 

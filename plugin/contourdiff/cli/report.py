@@ -6,15 +6,20 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from contourdiff.cli.commands import argument, command, flag
+from contourdiff.cli.commands import argument, flag
+from contourdiff.cli.program import PROGRAM
 
 
-@command(
+@PROGRAM.command(
     "report",
     "write pages that show a folder of translations: cohort, cases, volumes, plots; or a training",
-    argument("output_dir", "folder of translations, folder of a training, or a Markdown file such as a model card"),
     argument(
-        "--ct_dir", "the CT that were translated, for the viewer: <case>.nii.gz or BIDS; they are linked or copied"
+        "output_dir",
+        "folder of translations, folder of a training, or a Markdown file such as a model card",
+    ),
+    argument(
+        "--ct_dir",
+        "the CT that were translated, for the viewer: <case>.nii.gz or BIDS; they are linked or copied",
     ),
     argument("--mr_dir", "real MR, whose gray levels are drawn beside those of the translations"),
     argument(
@@ -30,17 +35,26 @@ from contourdiff.cli.commands import argument, command, flag
   contourdiff report weights                             a training: loss, pictures, settings
   contourdiff report results/table.md                    a table or a model card""",
 )
-def _report(output_dir: str, ct_dir: str | None, mr_dir: str | None, stats: str | None, serve: bool, port: int) -> None:
-    from contourdiff.evaluation.training_report import write_training_report
+def _report(
+    output_dir: str,
+    ct_dir: str | None,
+    mr_dir: str | None,
+    stats: str | None,
+    serve: bool,
+    port: int,
+) -> None:
     from contourdiff.report import command_line, write_markdown_page, write_report
     from contourdiff.report import serve as serve_folder
+    from contourdiff.training.training_report import write_training_report
 
     if Path(output_dir).suffix == ".md":
         path = write_markdown_page(output_dir)
     elif any(Path(output_dir).glob("events.out.tfevents.*")):
         path = write_training_report(output_dir)
     else:
-        path = write_report(output_dir, ct_dir=ct_dir, mr_dir=mr_dir, stats=stats, command=command_line())
+        path = write_report(
+            output_dir, ct_dir=ct_dir, mr_dir=mr_dir, stats=stats, command=command_line()
+        )
     sys.stdout.write(f"{path}\n")
     if serve:
         sys.stdout.flush()

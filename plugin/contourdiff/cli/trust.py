@@ -27,10 +27,14 @@ def check_trust(bundle: str | Path | None, overlays: Sequence[str], accepted: st
     if bundle is not None:
         files += sorted((find_bundle(bundle) / "configs").glob("*.json"))
     own = {path.read_bytes() for path in (find_bundle() / "configs").glob("*.json")}
-    foreign = [path for path in files if path.is_file() and path.read_bytes() not in own and _can_run(path)]
+    foreign = [
+        path for path in files if path.is_file() and path.read_bytes() not in own and _can_run(path)
+    ]
     digest = config_digest(foreign)
     if foreign and digest != accepted:
-        names = ", ".join(map(str, foreign[:3])) + (f" and {len(foreign) - 3} more" if len(foreign) > 3 else "")
+        names = ", ".join(map(str, foreign[:3])) + (
+            f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
+        )
         raise ValueError(
             f"expected configs of the installed bundle, got {names}, which can run any code; read them, and if you "
             f"trust them add --trust-config {digest}"

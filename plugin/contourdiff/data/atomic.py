@@ -42,7 +42,9 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path).resolve()
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise ValueError(f"expected a new or an empty folder to write to at {path}, got one with content; name another")
+        raise ValueError(
+            f"expected a new or an empty folder to write to at {path}, got one with content; name another"
+        )
     aside = path.with_name(f".{path.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -88,14 +90,18 @@ def save_figure(figure: Any, path: str | Path, **options: Any) -> None:
         figure.savefig(aside, format="png", **options)
 
 
-def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> None:
+def write_csv(
+    path: str | Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None
+) -> None:
     """Write a CSV file, a line for each row, whole or not at all.
 
     ``columns`` are the keys to write of each row. ``None`` takes all keys of the first row, which must exist, and the
     other rows must have the same.
     """
     with atomic_write(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns or list(rows[0]), extrasaction="ignore" if columns else "raise")
+        writer = csv.DictWriter(
+            file, columns or list(rows[0]), extrasaction="ignore" if columns else "raise"
+        )
         writer.writeheader()
         writer.writerows(rows)
 

@@ -36,7 +36,11 @@ def bids_inputs(root: Path) -> list[tuple[Path, Path | None]]:
 
 def bids_images(root: Path) -> list[Path]:
     """CT of a BIDS dataset, without a look for labels."""
-    found = [path for pattern in ("sub-*/ct/*_ct.*", "sub-*/ses-*/ct/*_ct.*") for path in root.glob(pattern)]
+    found = [
+        path
+        for pattern in ("sub-*/ct/*_ct.*", "sub-*/ses-*/ct/*_ct.*")
+        for path in root.glob(pattern)
+    ]
     return sorted(filter(is_nifti, found))
 
 
@@ -49,14 +53,18 @@ def _label_of(image: Path, root: Path) -> Path | None:
     labels = [path for path in files if name.fullmatch(path.name) and OURS not in path.name]
     if len(labels) > 1:
         names = [path.relative_to(root).as_posix() for path in labels]
-        raise ValueError(f"expected one label of {image.name}, found {names}; name the right ones in a datalist")
+        raise ValueError(
+            f"expected one label of {image.name}, found {names}; name the right ones in a datalist"
+        )
     return labels[0] if labels else None
 
 
 def check_subjects(cases: Iterable[str]) -> None:
     """Raise ``ValueError`` for a case without a subject, which a derivative dataset has no place for."""
     if wrong := [case for case in cases if not re.match(r"sub-[a-zA-Z0-9]+_", case)]:
-        raise ValueError(f"expected cases sub-<label>_..._ct for a BIDS dataset, got {wrong[:3]}; leave out --bids")
+        raise ValueError(
+            f"expected cases sub-<label>_..._ct for a BIDS dataset, got {wrong[:3]}; leave out --bids"
+        )
 
 
 def write_derivatives(records: Iterable[Path], bids_dir: str | Path) -> None:
@@ -68,7 +76,10 @@ def write_derivatives(records: Iterable[Path], bids_dir: str | Path) -> None:
     """
     target = Path(bids_dir)
     for path in records:
-        record, name = json.loads(path.read_text(encoding="utf-8")), path.name.removesuffix("_mr.json")
+        record, name = (
+            json.loads(path.read_text(encoding="utf-8")),
+            path.name.removesuffix("_mr.json"),
+        )
         entities = record["case"].removesuffix("_ct")
         folder = target.joinpath(*re.findall(r"(?:sub|ses)-[a-zA-Z0-9]+", entities), "anat")
         stem = f"{entities}{OURS}"
@@ -76,10 +87,20 @@ def write_derivatives(records: Iterable[Path], bids_dir: str | Path) -> None:
         for postfix, new in (("_mr", mr), ("_label", f"{stem}_dseg")):
             for source in path.parent.glob(f"{name}{postfix}.nii*"):
                 link_file(source, folder / source.name.replace(f"{name}{postfix}", new))
-        sidecar = {"Description": "MR translated from CT", "SkullStripped": False, "Sources": [record["image"]]}
-        write_text(folder / f"{mr}.json", json.dumps({**sidecar, "contourdiff": record}, indent=2) + "\n")
+        sidecar = {
+            "Description": "MR translated from CT",
+            "SkullStripped": False,
+            "Sources": [record["image"]],
+        }
+        write_text(
+            folder / f"{mr}.json", json.dumps({**sidecar, "contourdiff": record}, indent=2) + "\n"
+        )
         if record["label"]:
-            sidecar = {"Description": "Label of the CT", "SpatialReference": "orig", "Sources": [record["label"]]}
+            sidecar = {
+                "Description": "Label of the CT",
+                "SpatialReference": "orig",
+                "Sources": [record["label"]],
+            }
             write_text(folder / f"{stem}_dseg.json", json.dumps(sidecar, indent=2) + "\n")
     description = _description()
     write_text(target / "dataset_description.json", json.dumps(description, indent=2) + "\n")

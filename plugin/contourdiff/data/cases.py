@@ -68,7 +68,9 @@ class TranslationCases:
     warnings: dict[str, list[str]] = field(default_factory=dict, init=False)
     failures: dict[str, str] = field(default_factory=dict, init=False)
     kept: list[str] = field(default_factory=list, init=False)
-    _checked: dict[str, dict[str, str] | str | None] = field(default_factory=dict, init=False)  # an item, or a failure
+    _checked: dict[str, dict[str, str] | str | None] = field(
+        default_factory=dict, init=False
+    )  # an item, or a failure
 
     def __post_init__(self) -> None:
         self.output_dir = Path(self.output_dir)
@@ -93,8 +95,12 @@ class TranslationCases:
         """Set ``items``, ``failures`` and ``kept`` to those of the translations ``<case><suffix>_mr.json``."""
         self.kept = [case for case in self._checked if self.has_record(case, suffix)]
         ahead = {case: item for case, item in self._checked.items() if case not in self.kept}
-        self.items[:] = [item for item in ahead.values() if isinstance(item, dict)]  # a dataset holds this list
-        self.failures = {_printable(case): reason for case, reason in ahead.items() if isinstance(reason, str)}
+        self.items[:] = [
+            item for item in ahead.values() if isinstance(item, dict)
+        ]  # a dataset holds this list
+        self.failures = {
+            _printable(case): reason for case, reason in ahead.items() if isinstance(reason, str)
+        }
 
     def has_record(self, case: str, suffix: str) -> bool:
         """Whether a translation is to be kept."""
@@ -108,20 +114,29 @@ class TranslationCases:
         """
         found = find_inputs(self.dataset_dir, self.datalist, self.section)
         if not found:
-            known = f"({', '.join(NIFTI_SUFFIXES + ITK_SUFFIXES)}) or CT in DICOM in {self.dataset_dir}"
+            known = (
+                f"({', '.join(NIFTI_SUFFIXES + ITK_SUFFIXES)}) or CT in DICOM in {self.dataset_dir}"
+            )
             raise ValueError(f"expected volumes {known}, found none; pass another --dataset_dir")
         if len(ids := [case_of(image) for image, _ in found]) != len(set(ids)):
-            raise ValueError(f"expected one file a case, got twice: {sorted({i for i in ids if ids.count(i) > 1})}")
+            raise ValueError(
+                f"expected one file a case, got twice: {sorted({i for i in ids if ids.count(i) > 1})}"
+            )
         if not self.datalist and not is_url(self.dataset_dir):
             root = Path(self.dataset_dir)
             if root.resolve() == Path(self.output_dir).resolve():
-                raise ValueError(f"expected an output folder other than the input, got {root} twice; pass another")
+                raise ValueError(
+                    f"expected an output folder other than the input, got {root} twice; pass another"
+                )
         return dict(zip(ids, found, strict=True))
 
     def entries(self) -> list[dict[str, Source]]:
         """All inputs as a datalist of absolute paths and URLs, before any check; errors as [`pairs`][]."""
         named = (zip(("image", "label"), pair, strict=True) for pair in self.pairs().values())
-        return [{key: path if is_url(path) else Path(path).absolute() for key, path in pair if path} for pair in named]
+        return [
+            {key: path if is_url(path) else Path(path).absolute() for key, path in pair if path}
+            for pair in named
+        ]
 
     def _check_case(self, case: str, image: Source, label: Source | None) -> dict[str, str] | str:
         """Item of a case, or why it cannot be translated."""
@@ -177,14 +192,18 @@ def training_cases(
     if not root.is_dir():
         raise FileNotFoundError(f"expected a folder of MR images at {root}; pass --dataset_dir")
     if datalist:
-        files = [file for file in read_split(root / datalist, split) if fnmatch.fnmatch(file, pattern)]
+        files = [
+            file for file in read_split(root / datalist, split) if fnmatch.fnmatch(file, pattern)
+        ]
         reason = f"{datalist} lists none"
     else:
         names = [path.relative_to(root).as_posix() for path in root.rglob("*") if is_nifti(path)]
         names = [name for name in names if fnmatch.fnmatch(name, pattern)]
         held_out = _held_out(set(names), val_fraction, at_least=1)
         files = [name for name in names if (name in held_out) == (split == "val")]
-        reason = f"training requires two or more images, one of them held out, and {len(names)} match"
+        reason = (
+            f"training requires two or more images, one of them held out, and {len(names)} match"
+        )
     if not files:
         raise ValueError(f"no image of split {split!r} matches {pattern!r} in {root}: {reason}")
     return [{"image": str(root / file), **_contrast_of(file, contrasts)} for file in sorted(files)]
@@ -193,9 +212,15 @@ def training_cases(
 def _contrast_of(file: str, contrasts: Mapping[str, str] | None) -> dict[str, int]:
     if not contrasts:
         return {}
-    matching = [position for position, pattern in enumerate(contrasts.values()) if fnmatch.fnmatch(file, pattern)]
+    matching = [
+        position
+        for position, pattern in enumerate(contrasts.values())
+        if fnmatch.fnmatch(file, pattern)
+    ]
     if not matching:
-        raise ValueError(f"expected every image to match one of the contrasts {dict(contrasts)}, got {file}")
+        raise ValueError(
+            f"expected every image to match one of the contrasts {dict(contrasts)}, got {file}"
+        )
     return {"contrast": matching[0]}
 
 
@@ -234,8 +259,16 @@ def labelled_cases(
     owners = {name: patient_of(name, patient_pattern) for name, _, _ in named}
     named = [item for item in named if patients is None or owners[item[0]] in patients]
     held_out = _held_out({owners[name] for name, _, _ in named}, val_fraction)
-    chosen = [item for item in named if split == "all" or (owners[item[0]] in held_out) == (split == "val")]
-    items = [{"image": str(image), "label": str(label)} for name, image, label in chosen if _valid(name, image, label)]
+    chosen = [
+        item
+        for item in named
+        if split == "all" or (owners[item[0]] in held_out) == (split == "val")
+    ]
+    items = [
+        {"image": str(image), "label": str(label)}
+        for name, image, label in chosen
+        if _valid(name, image, label)
+    ]
     if not items and split != "val":
         raise ValueError(
             f"no labelled case of split {split!r} matches {pattern!r} in {dataset_dir}; expected <case>_mr.nii.gz "
@@ -246,14 +279,22 @@ def labelled_cases(
 
 def _labelled_pairs(root: Path) -> list[tuple[Path, Path]]:
     if not root.is_dir():
-        raise FileNotFoundError(f"expected a folder of images and labels at {root}, found none; pass --dataset_dir")
+        raise FileNotFoundError(
+            f"expected a folder of images and labels at {root}, found none; pass --dataset_dir"
+        )
     if (root / "labels").is_dir():
         images = nifti_by_case(root / "images" if (root / "images").is_dir() else root)
         labels = nifti_by_case(root / "labels")
     else:
         files = nifti_by_case(root)
-        labels = {case.removesuffix("_label"): path for case, path in files.items() if case.endswith("_label")}
-        images = {case.removesuffix("_mr"): path for case, path in files.items() if case.endswith("_mr")}
+        labels = {
+            case.removesuffix("_label"): path
+            for case, path in files.items()
+            if case.endswith("_label")
+        }
+        images = {
+            case.removesuffix("_mr"): path for case, path in files.items() if case.endswith("_mr")
+        }
     return [(images[case], labels[case]) for case in sorted(images.keys() & labels.keys())]
 
 
@@ -261,7 +302,9 @@ def patient_of(name: str, patient_pattern: str) -> str:
     """Patient of a case id: the first group of ``patient_pattern``, matched at its start; ``ValueError`` without."""
     match = re.match(patient_pattern, name)
     if match is None or not match.groups():
-        raise ValueError(f"patient_pattern {patient_pattern!r} finds no group in {name!r}; put the patient in brackets")
+        raise ValueError(
+            f"patient_pattern {patient_pattern!r} finds no group in {name!r}; put the patient in brackets"
+        )
     return str(match.group(1))
 
 

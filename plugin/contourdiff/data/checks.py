@@ -35,11 +35,17 @@ def check_volume(path: str | Path) -> np.ndarray:
         raise _unreadable(path, "no such file")
     try:
         image = nib.load(path)
-        shape, dtype, units = image.shape, image.get_data_dtype(), int(image.header["xyzt_units"]) & 7
+        shape, dtype, units = (
+            image.shape,
+            image.get_data_dtype(),
+            int(image.header["xyzt_units"]) & 7,
+        )
     except Exception as error:  # of a parser, on any bytes
         raise _unreadable(path, error) from error
     if len(shape) != 3 or min(shape) < 1:
-        raise ValueError(f"expected a volume (H, W, D) in {path.name}, got shape {shape}; save one 3-D volume a file")
+        raise ValueError(
+            f"expected a volume (H, W, D) in {path.name}, got shape {shape}; save one 3-D volume a file"
+        )
     if dtype.kind not in "iuf":
         got = f"{path.name}, got {image.header.get_value_label('datatype')}"
         raise ValueError(f"expected one number a voxel in {got}; save gray levels or label values")
@@ -53,22 +59,30 @@ def check_volume(path: str | Path) -> np.ndarray:
                 while file.read(2**20):  # to its end, where the checksum is
                     pass
     except MemoryError as error:
-        raise ValueError(f"expected a volume that fits into memory, got {shape} in {path.name}; crop it") from error
+        raise ValueError(
+            f"expected a volume that fits into memory, got {shape} in {path.name}; crop it"
+        ) from error
     except Exception as error:  # of a parser, on any bytes
         raise _unreadable(path, error) from error
     if voxels.dtype.kind not in "iu" and not np.isfinite(voxels).all():
         count = int(np.size(voxels) - np.isfinite(voxels).sum())
-        raise ValueError(f"expected finite voxels in {path.name}, got {count} that are NaN or infinite; replace them")
+        raise ValueError(
+            f"expected finite voxels in {path.name}, got {count} that are NaN or infinite; replace them"
+        )
     return voxels
 
 
 def check_name(path: Path) -> None:
     """Raise ``ValueError`` unless a path is a folder, or named as a volume, with characters that can be printed."""
     if not path.name.isprintable():
-        raise ValueError(f"expected a name without control characters, got {path.name!a}; rename the file")
+        raise ValueError(
+            f"expected a name without control characters, got {path.name!a}; rename the file"
+        )
     suffixes = NIFTI_SUFFIXES + ITK_SUFFIXES
     if not path.is_dir() and not path.name.lower().endswith(suffixes):
-        raise ValueError(f"expected a volume ({', '.join(suffixes)}) or a DICOM folder, got {path.name}; convert it")
+        raise ValueError(
+            f"expected a volume ({', '.join(suffixes)}) or a DICOM folder, got {path.name}; convert it"
+        )
 
 
 def check_memory(size: int, what: str) -> None:
@@ -78,26 +92,38 @@ def check_memory(size: int, what: str) -> None:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if size > memory > 0:
         got = f"{what}, which takes {size / 1e9:.1f} GB or more of {memory / 1e9:.1f} GB"
-        raise ValueError(f"expected a volume that fits into memory, got {got}; crop it, or check its voxel size")
+        raise ValueError(
+            f"expected a volume that fits into memory, got {got}; crop it, or check its voxel size"
+        )
 
 
 def _unreadable(path: Path, error: object) -> ValueError:
     reason = " ".join(str(error).split()) or type(error).__name__
-    return ValueError(f"expected a readable NIfTI file at {path}, got: {reason[:200]}; copy or convert it again")
+    return ValueError(
+        f"expected a readable NIfTI file at {path}, got: {reason[:200]}; copy or convert it again"
+    )
 
 
 def _check_affine(path: Path, affine: np.ndarray, shape: tuple[int, ...], units: int) -> None:
     sizes = np.linalg.norm(affine[:3, :3], axis=0)
-    flat = not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6 * np.prod(sizes)
+    flat = not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6 * np.prod(
+        sizes
+    )
     if flat or not sizes.all():
-        raise ValueError(f"expected an invertible affine in {path.name}, got {affine.tolist()}; repair it")
+        raise ValueError(
+            f"expected an invertible affine in {path.name}, got {affine.tolist()}; repair it"
+        )
     if units in (1, 3):
         unit = "meters" if units == 1 else "microns"
-        raise ValueError(f"expected a grid in mm in {path.name}, got {unit}; scale the affine and set the unit")
+        raise ValueError(
+            f"expected a grid in mm in {path.name}, got {unit}; scale the affine and set the unit"
+        )
     extent = float((sizes * shape).max())
     if extent > MAX_EXTENT_MM:
         got = f"{extent / 1000:.4g} m in {path.name}"
-        raise ValueError(f"expected a volume of {MAX_EXTENT_MM / 1000:g} m or less, got {got}; repair the voxel size")
+        raise ValueError(
+            f"expected a volume of {MAX_EXTENT_MM / 1000:g} m or less, got {got}; repair the voxel size"
+        )
 
 
 def _check_size(path: Path, claimed: int) -> None:
@@ -127,7 +153,9 @@ def check_label(image: str | Path, label: str | Path) -> np.ndarray:
     """
     voxels = check_volume(label)
     own, other = nib.load(label), nib.load(image)
-    corners = np.array([[*corner, 1] for corner in product(*((0, size - 1) for size in other.shape))])
+    corners = np.array(
+        [[*corner, 1] for corner in product(*((0, size - 1) for size in other.shape))]
+    )
     apart = np.linalg.norm(corners @ (own.affine - other.affine).T, axis=1).max()
     if own.shape != other.shape or apart > GRID_TOLERANCE_MM:
         raise ValueError(
@@ -144,4 +172,6 @@ def check_output_dir(path: str | Path) -> None:
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        raise ValueError(f"expected a folder to write to at {path}, got: {error}; pass another --output_dir") from error
+        raise ValueError(
+            f"expected a folder to write to at {path}, got: {error}; pass another --output_dir"
+        ) from error

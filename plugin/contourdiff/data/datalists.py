@@ -27,16 +27,24 @@ def read_cases(path: Path, section: str) -> Any:
     """
     if path.suffix.lower() == ".csv":
         try:
-            rows = csv.DictReader(io.StringIO(_existing(path).read_text(encoding="utf-8-sig")), strict=True)
+            rows = csv.DictReader(
+                io.StringIO(_existing(path).read_text(encoding="utf-8-sig")), strict=True
+            )
             names, entries = rows.fieldnames or [], list(rows)
         except (csv.Error, UnicodeDecodeError) as error:
-            raise ValueError(f"expected CSV in the datalist {path}, got: {error}; save it as CSV in UTF-8") from error
+            raise ValueError(
+                f"expected CSV in the datalist {path}, got: {error}; save it as CSV in UTF-8"
+            ) from error
         if "image" not in names:
-            raise ValueError(f"expected a column 'image' in {path}, got {names}; name the column so")
+            raise ValueError(
+                f"expected a column 'image' in {path}, got {names}; name the column so"
+            )
         return entries
     content = read_json(path)
     if section not in content:
-        raise ValueError(f"expected the list {section!r} in {path}, got {sorted(content)}; name the list so")
+        raise ValueError(
+            f"expected the list {section!r} in {path}, got {sorted(content)}; name the list so"
+        )
     return content[section]
 
 
@@ -53,5 +61,7 @@ def read_json(path: Path) -> dict:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"expected JSON in the datalist {path}, got: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"expected a JSON object with lists of cases in {path}, got {type(content).__name__}")
+        raise ValueError(
+            f"expected a JSON object with lists of cases in {path}, got {type(content).__name__}"
+        )
     return content

@@ -82,11 +82,17 @@ def _read(slices: dict[str, dict[str, str]], where: str) -> Any:
 def _stack(headers: Sequence[dict[str, str]], where: str) -> tuple[list[int], float]:
     """Order of the slices along their normal, and their distance in mm; ``ValueError`` for an irregular stack."""
     if len(headers) < 2:
-        raise ValueError(f"expected a stack of slices in {where}, got {len(headers)}; pass a volume")
+        raise ValueError(
+            f"expected a stack of slices in {where}, got {len(headers)}; pass a volume"
+        )
     if any(int(header.get(FRAMES) or 1) > 1 for header in headers):
-        raise ValueError(f"expected one slice a file in {where}, got multi-frame files; convert them with dcm2niix")
+        raise ValueError(
+            f"expected one slice a file in {where}, got multi-frame files; convert them with dcm2niix"
+        )
     if any(not header.get(tag) for header in headers for tag in (POSITION, ORIENTATION, SPACING)):
-        raise ValueError(f"expected position, orientation and spacing in every file of {where}; export them again")
+        raise ValueError(
+            f"expected position, orientation and spacing in every file of {where}; export them again"
+        )
     shapes = {(header["size"], header[SPACING]) for header in headers}
     orientations = np.array([_numbers(header[ORIENTATION]) for header in headers])
     if len(shapes) > 1 or not np.allclose(orientations, orientations[0], atol=1e-3):
@@ -121,12 +127,16 @@ def _stack(headers: Sequence[dict[str, str]], where: str) -> tuple[list[int], fl
 def _series_of(folder: str | Path) -> list[Series]:
     """All series of a folder and its subfolders, sorted by UID."""
     if not Path(folder).is_dir():
-        raise ValueError(f"expected a DICOM folder at {folder}, found none; pass the folder of the series")
+        raise ValueError(
+            f"expected a DICOM folder at {folder}, found none; pass the folder of the series"
+        )
     files: dict[str, list[str]] = {}
     for parent, _, names in sorted(os.walk(folder)):
         if any(is_dicom(Path(parent) / name) for name in names):
             for uid in sitk.ImageSeriesReader.GetGDCMSeriesIDs(parent):
-                files.setdefault(uid, []).extend(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(parent, uid))
+                files.setdefault(uid, []).extend(
+                    sitk.ImageSeriesReader.GetGDCMSeriesFileNames(parent, uid)
+                )
     return [_series(uid, files[uid]) for uid in sorted(files)]
 
 
@@ -134,7 +144,11 @@ def _series(uid: str, files: Sequence[str]) -> Series:
     headers = {file: _header(file) for file in files}
     images = {file: header for file, header in headers.items() if header}
     first = next(iter(images.values()), {})
-    slices = {file: header for file, header in images.items() if "LOCALIZER" not in header.get(IMAGE_TYPE, "").upper()}
+    slices = {
+        file: header
+        for file, header in images.items()
+        if "LOCALIZER" not in header.get(IMAGE_TYPE, "").upper()
+    }
     return Series(uid, first.get(DESCRIPTION, "").strip(), first.get(MODALITY, "?").strip(), slices)
 
 

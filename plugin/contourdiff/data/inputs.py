@@ -13,7 +13,13 @@ from contourdiff.data.bids import bids_inputs
 from contourdiff.data.datalists import read_cases
 from contourdiff.data.dicom import has_ct_series, is_dicom
 from contourdiff.data.itk_files import convert_to_nifti
-from contourdiff.data.nifti_names import ITK_SUFFIXES, NIFTI_SUFFIXES, case_of, is_volume, volumes_by_case
+from contourdiff.data.nifti_names import (
+    ITK_SUFFIXES,
+    NIFTI_SUFFIXES,
+    case_of,
+    is_volume,
+    volumes_by_case,
+)
 
 Source = str | Path
 """A path, or a URL as a string."""
@@ -27,17 +33,25 @@ def is_url(source: Any) -> bool:
 
 
 def find_inputs(
-    dataset_dir: Source, datalist: str | Path | Sequence[Any] | None = None, section: str = "testing"
+    dataset_dir: Source,
+    datalist: str | Path | Sequence[Any] | None = None,
+    section: str = "testing",
 ) -> list[Pair]:
     """Image and label of every case; arguments and errors as in [`contourdiff.data.cases.TranslationCases`][]."""
     if not is_url(dataset_dir) and not Path(dataset_dir).is_dir():
-        raise FileNotFoundError(f"expected a folder of CT volumes at {dataset_dir}, found none; pass --dataset_dir")
+        raise FileNotFoundError(
+            f"expected a folder of CT volumes at {dataset_dir}, found none; pass --dataset_dir"
+        )
     if datalist:
         entries: Any = datalist
         if isinstance(datalist, (str, Path)):
-            entries = read_cases(Path(datalist) if is_url(dataset_dir) else Path(dataset_dir) / datalist, section)
+            entries = read_cases(
+                Path(datalist) if is_url(dataset_dir) else Path(dataset_dir) / datalist, section
+            )
         if not isinstance(entries, (list, tuple)):
-            raise ValueError(f"expected a list of cases, got {type(entries).__name__}; list one entry a case")
+            raise ValueError(
+                f"expected a list of cases, got {type(entries).__name__}; list one entry a case"
+            )
         return [_pair_of(dataset_dir, entry) for entry in entries]
     if is_url(dataset_dir):
         return _remote_inputs(str(dataset_dir).rstrip("/"))
@@ -75,8 +89,14 @@ def _pair_of(root: Source, entry: Any) -> Pair:
     """Image and label of an entry of a datalist, a path or ``{"image": path, "label": path}``, relative to ``root``."""
     named = entry if isinstance(entry, dict) else {"image": entry}
     image, label = named.get("image"), named.get("label")
-    if not isinstance(image, (str, Path)) or not str(image) or not isinstance(label, (str, Path, type(None))):
-        raise ValueError(f'expected {{"image": path, "label": path}} for each case, got {entry!r}; name the files')
+    if (
+        not isinstance(image, (str, Path))
+        or not str(image)
+        or not isinstance(label, (str, Path, type(None)))
+    ):
+        raise ValueError(
+            f'expected {{"image": path, "label": path}} for each case, got {entry!r}; name the files'
+        )
     return _joined(root, image), _joined(root, label) if label else None
 
 
@@ -100,9 +120,15 @@ def _remote_inputs(url: str) -> list[Pair]:
     def volumes(folder: str) -> list[str]:
         names = system.ls(folder, detail=False) if system.isdir(folder) else []
         suffixes = NIFTI_SUFFIXES + ITK_SUFFIXES[:-1]  # *.mhd is two files
-        return [name for name in sorted(names) if name.lower().endswith(suffixes) and Path(name).name[0] != "."]
+        return [
+            name
+            for name in sorted(names)
+            if name.lower().endswith(suffixes) and Path(name).name[0] != "."
+        ]
 
-    labels = {case_of(name): str(system.unstrip_protocol(name)) for name in volumes(f"{root}/labels")}
+    labels = {
+        case_of(name): str(system.unstrip_protocol(name)) for name in volumes(f"{root}/labels")
+    }
     return [(system.unstrip_protocol(name), labels.get(case_of(name))) for name in volumes(root)]
 
 
@@ -117,4 +143,6 @@ def _fetch(url: str, path: Path) -> None:
         raise
     except Exception as error:  # each file system has errors of its own
         reason = f"{type(error).__name__}: {error}"
-        raise ValueError(f"expected a readable file at {url}, got {reason}; check address and access") from error
+        raise ValueError(
+            f"expected a readable file at {url}, got {reason}; check address and access"
+        ) from error

@@ -29,10 +29,14 @@ def convert_to_nifti(source: str | Path, path: str | Path, series_uid: str | Non
             image = sitk.ReadImage(str(source))
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
-            raise ValueError(f"expected a readable volume at {source}, got: {reason}; convert it again") from error
+            raise ValueError(
+                f"expected a readable volume at {source}, got: {reason}; convert it again"
+            ) from error
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
         got = f"{image.GetDimension()} dimensions, {image.GetNumberOfComponentsPerPixel()} channels"
-        raise ValueError(f"expected a volume of one channel at {source}, got {got}; save one 3-D volume a file")
+        raise ValueError(
+            f"expected a volume of one channel at {source}, got {got}; save one 3-D volume a file"
+        )
     for key in image.GetMetaDataKeys():
         image.EraseMetaData(key)  # texts may name a patient
     with atomic_write(path) as aside:

@@ -49,10 +49,15 @@ class LabelMap:
 def _values_of(side: dict, names: Sequence[str]) -> dict[str, list[int]]:
     if set(side) != set(names):
         raise ValueError(f"classes {sorted(names)} but values for {sorted(side)}")
-    values = {name: [value for entry in ensure_tuple(side[name]) for value in _range(entry)] for name in names}
+    values = {
+        name: [value for entry in ensure_tuple(side[name]) for value in _range(entry)]
+        for name in names
+    }
     every = [value for listed in values.values() for value in listed]
     if len(set(every)) != len(every):
-        raise ValueError(f"values listed twice: {sorted({value for value in every if every.count(value) > 1})}")
+        raise ValueError(
+            f"values listed twice: {sorted({value for value in every if every.count(value) > 1})}"
+        )
     return values
 
 

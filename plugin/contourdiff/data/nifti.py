@@ -20,7 +20,15 @@ from contourdiff.data.itk_files import write_itk
 from contourdiff.data.nifti_names import ITK_SUFFIXES, case_of
 
 OUTPUT_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
-GRID_FIELDS = ["pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"]
+GRID_FIELDS = [
+    "pixdim",
+    "xyzt_units",
+    "qform_code",
+    "sform_code",
+    "quatern_b",
+    "quatern_c",
+    "quatern_d",
+]
 GRID_FIELDS += ["qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"]
 """What is taken over from the header of a source; its texts and extensions may name a patient."""
 
@@ -33,7 +41,9 @@ def save_like(data: np.ndarray, source: str | Path, path: str | Path) -> None:
     """
     image = nib.load(source)
     if data.shape != image.shape:
-        raise ValueError(f"expected shape {image.shape} of {source}, got {data.shape}; invert every transform first")
+        raise ValueError(
+            f"expected shape {image.shape} of {source}, got {data.shape}; invert every transform first"
+        )
     if Path(path).suffix.lower() in ITK_SUFFIXES:
         write_itk(data, image.affine, path)
         return
@@ -67,7 +77,9 @@ class SourceGridWriter(NibabelWriter):
         """Store a volume of one channel; a last axis of one slice stays, unlike in MONAI's writer."""
         super().set_data_array(data_array, *args, **{**options, "squeeze_end_dims": False})
 
-    def set_metadata(self, meta_dict: Mapping | None = None, resample: bool = True, **options: Any) -> None:
+    def set_metadata(
+        self, meta_dict: Mapping | None = None, resample: bool = True, **options: Any
+    ) -> None:
         """Store the path of the source and the geometry of the data."""
         meta = {} if meta_dict is None else meta_dict
         self._source = Path(str(meta.get("filename_or_obj", "")))
@@ -80,7 +92,9 @@ class SourceGridWriter(NibabelWriter):
         self.data_obj = None  # SaveImage keeps its writer until the next case; the volume is freed
         expected = nib.load(self._source).affine
         if self._own_affine is None or not np.allclose(self._own_affine, expected, atol=1e-2):
-            raise ValueError(f"the result is not on the grid of {self._source}; put Invertd before SaveImaged")
+            raise ValueError(
+                f"the result is not on the grid of {self._source}; put Invertd before SaveImaged"
+            )
         save_like(data, self._source, Path(filename))
 
 
@@ -99,8 +113,13 @@ class CaseFolderLayout(FolderLayoutBase):
 
     def __post_init__(self) -> None:
         if self.output_ext not in OUTPUT_SUFFIXES:
-            raise ValueError(f"output_ext must be one of {list(OUTPUT_SUFFIXES)}, got {self.output_ext!r}")
+            raise ValueError(
+                f"output_ext must be one of {list(OUTPUT_SUFFIXES)}, got {self.output_ext!r}"
+            )
 
     def filename(self, subject: str | Path = "subject", **kwargs: Any) -> Path:
         """Path for an image that was read from ``subject``."""
-        return Path(self.output_dir) / f"{case_of(subject)}{self.case_suffix}_{self.postfix}{self.output_ext}"
+        return (
+            Path(self.output_dir)
+            / f"{case_of(subject)}{self.case_suffix}_{self.postfix}{self.output_ext}"
+        )

@@ -29,7 +29,9 @@ def case_of(path: str | Path) -> str:
         ('A', 'b')
     """
     name, suffixes = Path(path).name, NIFTI_SUFFIXES + ITK_SUFFIXES
-    return next((name[: -len(suffix)] for suffix in suffixes if name.lower().endswith(suffix)), name)
+    return next(
+        (name[: -len(suffix)] for suffix in suffixes if name.lower().endswith(suffix)), name
+    )
 
 
 def case_name(image: str | Path) -> str:
@@ -42,6 +44,8 @@ def nifti_by_case(folder: Path) -> dict[str, Path]:
     return volumes_by_case(folder, NIFTI_SUFFIXES)
 
 
-def volumes_by_case(folder: Path, suffixes: tuple[str, ...] = NIFTI_SUFFIXES + ITK_SUFFIXES) -> dict[str, Path]:
+def volumes_by_case(
+    folder: Path, suffixes: tuple[str, ...] = NIFTI_SUFFIXES + ITK_SUFFIXES
+) -> dict[str, Path]:
     """Volume files directly in a folder by case id; empty if the folder does not exist."""
     return {case_of(path): path for path in sorted(folder.glob("*")) if is_volume(path, suffixes)}

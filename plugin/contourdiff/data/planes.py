@@ -26,7 +26,9 @@ class ResampledPlanes:
     clipped, before resampling; ``None`` does not scale.
     """
 
-    def __init__(self, source: str | Path | MetaTensor, window: tuple[float, float] | None = None) -> None:
+    def __init__(
+        self, source: str | Path | MetaTensor, window: tuple[float, float] | None = None
+    ) -> None:
         self.window = window
         self._scaling: tuple[float, float] = 1.0, 0.0
         if isinstance(source, MetaTensor):
@@ -51,13 +53,19 @@ class ResampledPlanes:
         begin[:3, 3] = [along.start for along in part]
         stored = self.voxels[part]
         if not stored.size:
-            return np.zeros([size for other, size in enumerate(shape) if other != axis], dtype=np.float32)
-        values = torch.as_tensor(np.asarray(apply_read_scaling(stored, *self._scaling)).astype(np.float32))
+            return np.zeros(
+                [size for other, size in enumerate(shape) if other != axis], dtype=np.float32
+            )
+        values = torch.as_tensor(
+            np.asarray(apply_read_scaling(stored, *self._scaling)).astype(np.float32)
+        )
         if self.window is not None:
             low, high = self.window
             values = ((values - low) / (high - low)).clamp(0, 1)
         own = MetaTensor(values[None], affine=torch.as_tensor(self.affine @ begin))
-        plane = SpatialResample(mode=mode, padding_mode="zeros")(own, torch.as_tensor(affine), shape)
+        plane = SpatialResample(mode=mode, padding_mode="zeros")(
+            own, torch.as_tensor(affine), shape
+        )
         return np.asarray(plane)[0].take(0, axis=axis)
 
     def _part(self, to_own: np.ndarray, shape: list[int], axis: int) -> tuple[slice, ...]:

@@ -53,7 +53,9 @@ def export_bundle(output_dir: str | Path, bundle: str | Path | None = None) -> P
     """
     root, output_dir = find_bundle(bundle).resolve(), Path(output_dir).resolve()
     if output_dir.is_relative_to(root):
-        raise ValueError(f"expected a folder outside the bundle {root}, got {output_dir}; choose another")
+        raise ValueError(
+            f"expected a folder outside the bundle {root}, got {output_dir}; choose another"
+        )
     with atomic_folder(output_dir) as aside:
         ignored = shutil.ignore_patterns("eval", "__pycache__", ".*")
         shutil.copytree(root, aside, ignore=ignored, dirs_exist_ok=True)
@@ -65,7 +67,10 @@ def export_bundle(output_dir: str | Path, bundle: str | Path | None = None) -> P
             _rewrite_config(path)
         _rewrite_card(aside / "docs" / "README.md", root.parent.parent)
         for path in (path for path in aside.rglob("*") if path.stat().st_size > MAX_FILE_BYTES):
-            logger.warning("%s exceeds 25 MB; the model zoo takes a link in large_files.yml", path.relative_to(aside))
+            logger.warning(
+                "%s exceeds 25 MB; the model zoo takes a link in large_files.yml",
+                path.relative_to(aside),
+            )
     return output_dir
 
 
@@ -77,7 +82,9 @@ def _modules(names: Iterable[str]) -> dict[str, Path]:
     for name in sorted(names):
         finder.import_hook(name)
     files = {name: module.__file__ for name, module in finder.modules.items()}  # type: ignore[attr-defined]
-    return {name: Path(file) for name, file in files.items() if name.split(".")[0] == PACKAGE and file}
+    return {
+        name: Path(file) for name, file in files.items() if name.split(".")[0] == PACKAGE and file
+    }
 
 
 def _write_module(code: Path, name: str, source: Path) -> None:
@@ -95,8 +102,12 @@ def _rewrite_config(path: Path) -> None:
     if path.name == "metadata.json":
         config["required_packages_version"].pop(PACKAGE, None)
         if config["version"] not in config["changelog"]:
-            raise ValueError(f"expected version {config['version']} in the changelog of {path.name}; describe it there")
-    if "_target_" in (root := config.get("bundle_root", "")) and root["_target_"].startswith(f"{CODE}."):
+            raise ValueError(
+                f"expected version {config['version']} in the changelog of {path.name}; describe it there"
+            )
+    if "_target_" in (root := config.get("bundle_root", "")) and root["_target_"].startswith(
+        f"{CODE}."
+    ):
         config["initialize"] = [SEARCH_PATH, *config.get("initialize", [])]
     path.write_text(json.dumps(config, indent=4) + "\n", encoding="utf-8")
 

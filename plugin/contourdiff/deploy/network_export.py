@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from contourdiff.bundle import config_files, read_config
 from contourdiff.config_checks import plain_errors
 from contourdiff.data.atomic import atomic_write
-from contourdiff.inference.onnx_network import OnnxNetwork
+from contourdiff.deploy.onnx_network import OnnxNetwork
 from contourdiff.networks import CascadeUNet, ContourUNet
 
 TIMESTEPS = (0, 17, 500, 999)
@@ -56,19 +56,30 @@ def export_networks(
     if file_format not in FORMATS:
         raise ValueError(f"file_format must be one of {list(FORMATS)}, got {file_format!r}")
     suffix, write, load, tolerance = FORMATS[file_format]
-    parser = read_config(config_files(bundle, overlays), {"device": "$torch.device('cpu')", **settings})
+    parser = read_config(
+        config_files(bundle, overlays), {"device": "$torch.device('cpu')", **settings}
+    )
     with plain_errors():
         network = parser.get_parsed_content("network")
     parts = {"model": network}
     if isinstance(network, CascadeUNet):
-        parts = {"model": network.coarse, "refiner": parser.get_parsed_content("refiner")}  # without guidance
-    if unfit := [type(part).__name__ for part in parts.values() if not isinstance(part, ContourUNet)]:
-        raise ValueError(f"expected networks of the class ContourUNet, got {unfit}; leave out the overlay onnx")
+        parts = {
+            "model": network.coarse,
+            "refiner": parser.get_parsed_content("refiner"),
+        }  # without guidance
+    if unfit := [
+        type(part).__name__ for part in parts.values() if not isinstance(part, ContourUNet)
+    ]:
+        raise ValueError(
+            f"expected networks of the class ContourUNet, got {unfit}; leave out the overlay onnx"
+        )
     differences = {}
     for name, part in parts.items():
         path = Path(output_dir) / f"{name}{suffix}"
         with atomic_write(path) as aside, torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # tracing and its ONNX export are deprecated; their result is checked
+            warnings.simplefilter(
+                "ignore"
+            )  # tracing and its ONNX export are deprecated; their result is checked
             write(part, aside)
             differences[path] = largest_difference(part, load(aside))
             if not differences[path] <= tolerance:
@@ -99,7 +110,11 @@ def _inputs(network: ContourUNet, size: tuple[int, int, int], timestep: int) -> 
     shape = (batch, channels, *(side * network.size_divisor for side in sides))
     x = torch.randn(shape, generator=torch.Generator().manual_seed(timestep))
     timesteps = torch.full((batch,), timestep)
-    return (x, timesteps, torch.arange(batch) % len(network.contrasts)) if network.contrasts else (x, timesteps)
+    return (
+        (x, timesteps, torch.arange(batch) % len(network.contrasts))
+        if network.contrasts
+        else (x, timesteps)
+    )
 
 
 class _Labelled(nn.Module):
@@ -131,7 +146,9 @@ def _write_onnx(network: ContourUNet, path: Path) -> None:
     try:
         import onnx
     except ImportError as error:
-        raise ImportError("ONNX files are written with onnx; pip install 'contourdiff[onnx]'") from error
+        raise ImportError(
+            "ONNX files are written with onnx; pip install 'contourdiff[onnx]'"
+        ) from error
     inputs = _inputs(network, TRACED_SIZE, 500)
     names = ("x", "timesteps", "class_labels")[: len(inputs)]
     image = {0: "batch", 2: "height", 3: "width"}
@@ -145,11 +162,16 @@ def _write_onnx(network: ContourUNet, path: Path) -> None:
         filename=str(path),
         dynamo=False,  # needs no onnxscript
     )
-    onnx.helper.set_model_props(model, {name: json.dumps(value) for name, value in _facts(network).items()})
+    onnx.helper.set_model_props(
+        model, {name: json.dumps(value) for name, value in _facts(network).items()}
+    )
     onnx.save(model, str(path))
 
 
-FORMATS: dict[str, tuple[str, Callable[[ContourUNet, Path], None], Callable[[Path], Callable[..., Tensor]], float]] = {
+FORMATS: dict[
+    str,
+    tuple[str, Callable[[ContourUNet, Path], None], Callable[[Path], Callable[..., Tensor]], float],
+] = {
     "torchscript": (".ts", _write_torchscript, torch.jit.load, 0.0),
     "onnx": (".onnx", _write_onnx, OnnxNetwork, 1e-4),
 }

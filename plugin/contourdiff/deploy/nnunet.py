@@ -21,7 +21,9 @@ from contourdiff.data.nifti_names import case_name, case_of
 from contourdiff.transforms import RemapLabels
 
 
-def write_nnunet(dataset_dir: str | Path | Sequence[str | Path], output_dir: str | Path, label_map: str | Path) -> Path:
+def write_nnunet(
+    dataset_dir: str | Path | Sequence[str | Path], output_dir: str | Path, label_map: str | Path
+) -> Path:
     """Write translations and their labels as a data set in the raw format of nnU-Net v2.
 
     Images are copied. Labels become the classes of ``label_map``, numbered from 1, uint8; its ``ct`` side applies, as
@@ -46,18 +48,23 @@ def write_nnunet(dataset_dir: str | Path | Sequence[str | Path], output_dir: str
     cases = labelled_cases(dataset_dir)
     names = [case_name(case["image"]) for case in cases]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"expected every case once, got twice: {twice}; translate other seeds of other case names")
+        raise ValueError(
+            f"expected every case once, got twice: {twice}; translate other seeds of other case names"
+        )
     remap = RemapLabels(classes, "ct")
     with atomic_folder(output_dir) as aside:
         (aside / "imagesTr").mkdir()
-        for name, case in zip(names, tqdm(cases, "write nnU-Net data set", unit="case"), strict=True):
+        for name, case in zip(
+            names, tqdm(cases, "write nnU-Net data set", unit="case"), strict=True
+        ):
             suffix = Path(case["image"]).name.removeprefix(case_of(case["image"]))
             shutil.copyfile(case["image"], aside / "imagesTr" / f"{name}_0000{suffix}")
             label = np.asarray(remap(np.asarray(nib.load(case["label"]).dataobj))).astype(np.uint8)
             save_like(label, case["label"], aside / "labelsTr" / f"{name}{suffix}")
         content = {
             "channel_names": {"0": "MR"},
-            "labels": {"background": 0} | {name: number for number, name in classes.classes.items()},
+            "labels": {"background": 0}
+            | {name: number for number, name in classes.classes.items()},
             "numTraining": len(cases),
             "file_ending": suffix,
         }

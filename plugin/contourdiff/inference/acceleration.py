@@ -25,9 +25,19 @@ Forward = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 MIN_CHANNELS = 128
 """Channels, in and out, from which pairs of rows pay: 1.2 to 1.35 times faster at 128 and more, slower below 64."""
 
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -2, -3, -4  # malloc.h of the GNU C library
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX = (
+    -1,
+    -2,
+    -3,
+    -4,
+)  # malloc.h of the GNU C library
 RETAIN = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 512 * 2**20}
-RELEASE = {M_MMAP_MAX: 65536, M_MMAP_THRESHOLD: 32 * 2**20, M_TRIM_THRESHOLD: 64 * 2**20, M_TOP_PAD: 128 * 2**10}
+RELEASE = {
+    M_MMAP_MAX: 65536,
+    M_MMAP_THRESHOLD: 32 * 2**20,
+    M_TRIM_THRESHOLD: 64 * 2**20,
+    M_TOP_PAD: 128 * 2**10,
+}
 """glibc's own values, with the thresholds that it adapts to by itself where big blocks are freed."""
 
 _retaining = 0  # open contexts that retain the heap; the setting is the process's
@@ -49,9 +59,13 @@ def retained_heap(enabled: bool = True) -> Iterator[bool]:
         Whether the heap is retained by this setting; ``False`` with another C library.
     """
     global _retaining
-    taken = enabled and "MALLOC_MMAP_MAX_" not in os.environ and (_retaining > 0 or _mallopt(RETAIN))
+    taken = (
+        enabled and "MALLOC_MMAP_MAX_" not in os.environ and (_retaining > 0 or _mallopt(RETAIN))
+    )
     if enabled and not taken:
-        logger.info("the heap is not retained: the environment sets malloc, or this is not the GNU C library")
+        logger.info(
+            "the heap is not retained: the environment sets malloc, or this is not the GNU C library"
+        )
     _retaining += taken
     try:
         yield taken
@@ -70,7 +84,9 @@ def release_heap() -> bool:
 
 def _mallopt(values: dict[int, int]) -> bool:
     mallopt = _libc_function("mallopt")
-    return mallopt is not None and all(mallopt(parameter, value) == 1 for parameter, value in values.items())
+    return mallopt is not None and all(
+        mallopt(parameter, value) == 1 for parameter, value in values.items()
+    )
 
 
 def _libc_function(name: str) -> Any:
@@ -98,7 +114,9 @@ class Accelerator:
             raise ValueError(f"acceleration must be one of {ACCELERATIONS}, got {acceleration!r}")
         self.acceleration = acceleration
         self._key: Any = None
-        self._weights: list[torch.Tensor] = []  # held so that no other tensor takes an address of the key
+        self._weights: list[
+            torch.Tensor
+        ] = []  # held so that no other tensor takes an address of the key
         self._forward: Forward | None = None
 
     def __call__(self, network: Forward, inputs: torch.Tensor, timesteps: torch.Tensor) -> Forward:
@@ -119,11 +137,16 @@ class Accelerator:
 
 
 def _state(network: Forward) -> list[torch.Tensor]:
-    return list(network.state_dict(keep_vars=True).values()) if isinstance(network, nn.Module) else []
+    return (
+        list(network.state_dict(keep_vars=True).values()) if isinstance(network, nn.Module) else []
+    )
 
 
 def _versions(network: Forward) -> list[tuple[Any, ...]]:
-    return [(v.data_ptr(), v.dtype, v.device, 0 if v.is_inference() else v._version) for v in _state(network)]
+    return [
+        (v.data_ptr(), v.dtype, v.device, 0 if v.is_inference() else v._version)
+        for v in _state(network)
+    ]
 
 
 def _compiled(network: Forward, inputs: torch.Tensor, timesteps: torch.Tensor) -> Forward:
@@ -156,16 +179,27 @@ class RowPairConv2d(nn.Module):
         first, middle, last = convolution.weight.detach().unbind(2)
         kernels = (first, (first + middle + last) / 2, (first - middle + last) / 2, last)
         for name, kernel in zip(("first", "sum", "difference", "last"), kernels, strict=True):
-            self.register_buffer(name, kernel.unsqueeze(2).contiguous(memory_format=torch.channels_last))
-        self.register_buffer("bias", None if convolution.bias is None else convolution.bias.detach())
+            self.register_buffer(
+                name, kernel.unsqueeze(2).contiguous(memory_format=torch.channels_last)
+            )
+        self.register_buffer(
+            "bias", None if convolution.bias is None else convolution.bias.detach()
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``(B, C, H, W) -> (B, C', H, W)``, for even and odd H."""
         rows = pad(x, (0, 0, 1, 2))
-        above, upper, lower, below = rows[:, :, :-3:2], rows[:, :, 1:-2:2], rows[:, :, 2:-1:2], rows[:, :, 3::2]
+        above, upper, lower, below = (
+            rows[:, :, :-3:2],
+            rows[:, :, 1:-2:2],
+            rows[:, :, 2:-1:2],
+            rows[:, :, 3::2],
+        )
         half_sum = conv2d(upper + lower, self.sum, self.bias, padding=(0, 1))
         half_difference = conv2d(lower - upper, self.difference, padding=(0, 1))
-        even = conv2d(above - lower, self.first, padding=(0, 1)).add_(half_sum).add_(half_difference)
+        even = (
+            conv2d(above - lower, self.first, padding=(0, 1)).add_(half_sum).add_(half_difference)
+        )
         odd = half_sum.sub_(half_difference).sub_(conv2d(upper - below, self.last, padding=(0, 1)))
         return torch.stack([even, odd], dim=3).flatten(2, 3)[:, :, : x.shape[2]]
 
@@ -181,10 +215,16 @@ class UpsampledConv2d(nn.Module):
         kernel = convolution.weight.detach().flip(2, 3)
         channels_in = kernel.shape[1]
         ones = kernel.new_ones(1, 1, 2, 2)
-        spread = conv_transpose2d(kernel.flatten(0, 1).unsqueeze(1), ones).unflatten(0, (-1, channels_in)).squeeze(2)
+        spread = (
+            conv_transpose2d(kernel.flatten(0, 1).unsqueeze(1), ones)
+            .unflatten(0, (-1, channels_in))
+            .squeeze(2)
+        )
         spread = spread.transpose(0, 1)
         self.register_buffer("weight", spread.contiguous(memory_format=torch.channels_last))
-        self.register_buffer("bias", None if convolution.bias is None else convolution.bias.detach())
+        self.register_buffer(
+            "bias", None if convolution.bias is None else convolution.bias.detach()
+        )
 
     def forward(self, x: torch.Tensor, emb: torch.Tensor | None = None) -> torch.Tensor:
         """``(B, C, H, W) -> (B, C', 2H, 2W)``; ``emb`` is ignored, as by MONAI's upsampling."""
@@ -223,5 +263,12 @@ def _replaceable(module: nn.Module) -> TypeGuard[nn.Conv2d]:
     """A plain 3 x 3 convolution in float32: nothing that subclasses or parametrizes one."""
     if type(module) is not nn.Conv2d or module.weight.dtype != torch.float32:
         return False
-    geometry = (module.kernel_size, module.stride, module.padding, module.dilation, module.groups, module.padding_mode)
+    geometry = (
+        module.kernel_size,
+        module.stride,
+        module.padding,
+        module.dilation,
+        module.groups,
+        module.padding_mode,
+    )
     return geometry == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros")

@@ -86,7 +86,9 @@ class Denoiser:
         def needed(items: int) -> int:
             torch.cuda.reset_peak_memory_stats(device)
             before = torch.cuda.memory_allocated(device)
-            buffer = torch.zeros(items, 1 + conditions.shape[1], *conditions.shape[2:], device=device)
+            buffer = torch.zeros(
+                items, 1 + conditions.shape[1], *conditions.shape[2:], device=device
+            )
             with self._autocast(device):
                 self.network(buffer, torch.zeros(items, dtype=torch.long, device=device))
             return int(torch.cuda.max_memory_allocated(device)) - before
@@ -96,7 +98,9 @@ class Denoiser:
         return self.batch_size
 
     @torch.inference_mode()
-    def __call__(self, conditions: torch.Tensor, items: Sequence[Item], on_step: OnStep | None = None) -> torch.Tensor:
+    def __call__(
+        self, conditions: torch.Tensor, items: Sequence[Item], on_step: OnStep | None = None
+    ) -> torch.Tensor:
         """Gray levels in [0, 255], ``(N, H, W)``.
 
         Args:
@@ -117,14 +121,18 @@ class Denoiser:
                 start = stop
         return torch.cat(images)
 
-    def _batch(self, conditions: torch.Tensor, items: Sequence[Item], on_step: OnStep | None) -> torch.Tensor:
+    def _batch(
+        self, conditions: torch.Tensor, items: Sequence[Item], on_step: OnStep | None
+    ) -> torch.Tensor:
         missing = self.batch_size - len(items)
         conditions = torch.cat([conditions, conditions[:1].expand(missing, -1, -1, -1)]).float()
         device, size = conditions.device, conditions.shape[2:]
         keys = [CandidateKey(self.seed, *item) for item in (*items, *[items[0]] * missing)]
         noise = NoiseStream(keys, (1, *size), device, self.noise_weights, self._white.get(size, {}))
         layout = torch.channels_last if self.accelerator.acceleration else torch.contiguous_format
-        buffer = torch.cat([torch.zeros_like(conditions[:, :1]), conditions], dim=1).contiguous(memory_format=layout)
+        buffer = torch.cat([torch.zeros_like(conditions[:, :1]), conditions], dim=1).contiguous(
+            memory_format=layout
+        )
         with self._autocast(device):
             start = torch.zeros(self.batch_size, dtype=torch.long, device=device)
             forward = self.accelerator(self.network, buffer, start)
@@ -141,7 +149,9 @@ class Denoiser:
         return to_gray_levels(images[: len(items), 0]).clamp(0, 255)
 
     def _autocast(self, device: torch.device) -> torch.autocast:
-        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.amp, cache_enabled=False)
+        return torch.autocast(
+            device.type, dtype=torch.bfloat16, enabled=self.amp, cache_enabled=False
+        )
 
     def _halve(self) -> None:
         if self.batch_size == 1:
@@ -197,10 +207,14 @@ class CascadeDenoiser:
         self.coarse.batch_size = self.refiner.fit(torch.cat([conditions, conditions], dim=1))
         return self.batch_size
 
-    def __call__(self, conditions: torch.Tensor, items: Sequence[Item], on_step: OnStep | None = None) -> torch.Tensor:
+    def __call__(
+        self, conditions: torch.Tensor, items: Sequence[Item], on_step: OnStep | None = None
+    ) -> torch.Tensor:
         """Gray levels in [0, 255], ``(N, H, W)``; ``on_step`` receives the steps of the first network."""
         folded = pixel_unshuffle(conditions.float(), self.factor)
-        enlarged = enlarge(to_model_range(self.coarse(folded, items, on_step)[:, None]), self.factor)
+        enlarged = enlarge(
+            to_model_range(self.coarse(folded, items, on_step)[:, None]), self.factor
+        )
         named = [(f"{case} refined", *place) for case, *place in items]
         return self.refiner(torch.cat([conditions.to(enlarged), enlarged], dim=1), named)  # type: ignore[arg-type]
 
@@ -215,11 +229,15 @@ def denoiser_of(network: nn.Module, sampler: Sampler, **options: Any) -> Denoise
         return Denoiser(network, sampler, accelerator=first, **options)
     coarse = Denoiser(network.coarse, sampler, accelerator=first, **options)
     return CascadeDenoiser(
-        coarse, Denoiser(network.refiner, sampler.refinement, accelerator=second, **options), network.factor
+        coarse,
+        Denoiser(network.refiner, sampler.refinement, accelerator=second, **options),
+        network.factor,
     )
 
 
-def fitting_batch_size(needed: Callable[[int], int], free: int, largest: int = 64, share: float = 0.8) -> int:
+def fitting_batch_size(
+    needed: Callable[[int], int], free: int, largest: int = 64, share: float = 0.8
+) -> int:
     """Largest power of two up to ``largest`` whose forward pass takes at most a ``share`` of the ``free`` bytes.
 
     ``needed`` returns the bytes that a forward pass of so many items takes at its peak; it is called for 1 and 2.

@@ -97,7 +97,10 @@ class CaseEvaluator(SupervisedEvaluator):
         if not items:
             return []
         try:
-            inputs = [item["image"].to(self.state.device, non_blocking=self.non_blocking) for item in items]
+            inputs = [
+                item["image"].to(self.state.device, non_blocking=self.non_blocking)
+                for item in items
+            ]
             with self.mode(self.network):
                 results = cast(VolumeInferer, self.inferer).translate(inputs, self.network)
             return [result._replace(gray_levels=result.gray_levels.cpu()) for result in results]
@@ -147,7 +150,9 @@ def reason_of(error: BaseException) -> str:
     cause = root_cause(error)
     if isinstance(cause, MemoryError):
         return "expected enough memory for the case, got a MemoryError; crop the volume, or run less beside it"
-    if "cannot find a suitable" in str(cause):  # MONAI's SaveImage and LoadImage quote the traceback of the error
+    if "cannot find a suitable" in str(
+        cause
+    ):  # MONAI's SaveImage and LoadImage quote the traceback of the error
         return str(cause).strip().splitlines()[-1].strip()
     return f"{type(cause).__name__}: {' '.join(str(cause).split())}"
 

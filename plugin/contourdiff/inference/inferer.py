@@ -70,7 +70,11 @@ class VolumeInferer(Inferer):
         super().__init__()
 
     def __call__(  # type: ignore[override]
-        self, inputs: torch.Tensor | Sequence[torch.Tensor], network: nn.Module, *args: Any, **kwargs: Any
+        self,
+        inputs: torch.Tensor | Sequence[torch.Tensor],
+        network: nn.Module,
+        *args: Any,
+        **kwargs: Any,
     ) -> Any:
         """Gray levels as the inputs were given: a tensor for a batch, a list for a sequence. See [`translate`][]."""
         volumes = [result.gray_levels for result in self.translate(inputs, network)]
@@ -80,7 +84,9 @@ class VolumeInferer(Inferer):
         return convert_to_dst_type(torch.stack(plain), inputs, dtype=torch.float32)[0]
 
     @torch.no_grad()
-    def translate(self, inputs: torch.Tensor | Sequence[torch.Tensor], network: nn.Module) -> list[VolumeResult]:
+    def translate(
+        self, inputs: torch.Tensor | Sequence[torch.Tensor], network: nn.Module
+    ) -> list[VolumeResult]:
         """Gray levels and choices of each volume; the case is taken from its MetaTensor's ``filename_or_obj``.
 
         ``inputs`` are contours of 0 and 1: a batch ``(B, 1, H, W, D)``, or a sequence of volumes ``(1, H, W, D)`` that
@@ -98,12 +104,20 @@ class VolumeInferer(Inferer):
         if isinstance(self.progress, RunProgress):
             return nullcontext(self.progress)
         return run_progress(
-            {case_of_volume(volume): volume.shape[1 + self.slice_axis] for volume in volumes}, self.progress
+            {case_of_volume(volume): volume.shape[1 + self.slice_axis] for volume in volumes},
+            self.progress,
         )
 
     def _state(self, volume: torch.Tensor, multiple: int) -> VolumeState:
         """A volume before its translation."""
-        return VolumeState(volume, case_of_volume(volume), self.slice_axis, multiple, self.margin_px, self.keep_spread)
+        return VolumeState(
+            volume,
+            case_of_volume(volume),
+            self.slice_axis,
+            multiple,
+            self.margin_px,
+            self.keep_spread,
+        )
 
     @abstractmethod
     def _translate(
@@ -124,7 +138,9 @@ class DiffusionVolumeInferer(VolumeInferer):
         self._accelerators = tuple(Accelerator(self.execution.acceleration) for _ in range(2))
         self._largest_batch = 2**31  # that the device has had memory for
 
-    def denoiser(self, network: nn.Module, noise_weights: Sequence[float] = (1.0,)) -> Denoiser | CascadeDenoiser:
+    def denoiser(
+        self, network: nn.Module, noise_weights: Sequence[float] = (1.0,)
+    ) -> Denoiser | CascadeDenoiser:
         """Denoiser with this inferer's sampler, execution and seed."""
         return denoiser_of(
             network,
@@ -208,13 +224,17 @@ class ContourTranslationInferer(DiffusionVolumeInferer):
     ) -> list[VolumeResult]:
         return [self._translate_volume(state, network, progress) for state in states]
 
-    def _translate_volume(self, state: VolumeState, network: nn.Module, progress: RunProgress) -> VolumeResult:
+    def _translate_volume(
+        self, state: VolumeState, network: nn.Module, progress: RunProgress
+    ) -> VolumeResult:
         """Independent candidates, denoised across slices, and one pass in slice order that chooses."""
         denoiser = self.denoiser(network, self._noise_weights(state.volume))
         if self.execution.batch_size is None and state.framed.is_cuda and state.indices:
             denoiser.batch_size = min(denoiser.fit(state.framed[:1, None]), self._largest_batch)
         contours = torch.zeros_like(state.framed) if self.unconditional else state.framed
-        pool = CandidatePool(denoiser, contours, state.case, state.indices, self.rules, denoiser.batch_size)
+        pool = CandidatePool(
+            denoiser, contours, state.case, state.indices, self.rules, denoiser.batch_size
+        )
         progress.begin([state.case], len(state.indices))
         for choice, image in choose(pool, state.indices, self.rules):
             state.put(choice, image, pool.drawn(choice.slice_index))
@@ -226,7 +246,9 @@ class ContourTranslationInferer(DiffusionVolumeInferer):
         if self.noise_length_mm == 0:
             return (1.0,)
         if not isinstance(volume, MetaTensor):
-            raise ValueError("noise_length_mm requires the slices' distance; expected a MetaTensor, got a plain tensor")
+            raise ValueError(
+                "noise_length_mm requires the slices' distance; expected a MetaTensor, got a plain tensor"
+            )
         return correlation_weights(self.noise_length_mm, float(volume.pixdim[self.slice_axis]))
 
 
@@ -247,8 +269,12 @@ class NeighborGuidedInferer(DiffusionVolumeInferer):
         states = list(states)
         denoiser = self.denoiser(network)
         guided = [GuidedVolume(state.case, state.framed, state.indices) for state in states]
-        progress.begin([state.case for state in states], sum(len(state.indices) for state in states))
-        for number, choice, image in translate_guided(guided, denoiser, denoiser.batch_size, self.rules):
+        progress.begin(
+            [state.case for state in states], sum(len(state.indices) for state in states)
+        )
+        for number, choice, image in translate_guided(
+            guided, denoiser, denoiser.batch_size, self.rules
+        ):
             states[number].put(choice, image)
             progress.update()
         return [self._result(state, denoiser) for state in states]
@@ -262,8 +288,12 @@ def _volumes(inputs: torch.Tensor | Sequence[torch.Tensor]) -> list[torch.Tensor
                 f"inputs must be (B, 1, H, W, D), got {tuple(inputs.shape)}; add EnsureChannelFirstd to preprocessing"
             )
         return list(decollate_batch(inputs))
-    if unfit := [tuple(volume.shape) for volume in inputs if volume.ndim != 4 or volume.shape[0] != 1]:
-        raise ValueError(f"each volume must be (1, H, W, D), got {unfit[0]}; add EnsureChannelFirstd to preprocessing")
+    if unfit := [
+        tuple(volume.shape) for volume in inputs if volume.ndim != 4 or volume.shape[0] != 1
+    ]:
+        raise ValueError(
+            f"each volume must be (1, H, W, D), got {unfit[0]}; add EnsureChannelFirstd to preprocessing"
+        )
     return list(inputs)
 
 

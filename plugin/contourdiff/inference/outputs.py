@@ -91,7 +91,9 @@ class TranslationOutputs:
 
     def __post_init__(self) -> None:
         if self.maps is not None and self.maps.fidelity and self.fidelity is None:
-            raise ValueError("the fidelity map requires a check, got None; pass fidelity to the outputs")
+            raise ValueError(
+                "the fidelity map requires a check, got None; pass fidelity to the outputs"
+            )
 
     @cached_property
     def weights(self) -> dict[str, Any]:
@@ -106,7 +108,11 @@ class TranslationOutputs:
 
     def _check_spread(self, engine: Engine) -> None:
         inferer = getattr(engine, "inferer", None)
-        if self.maps is not None and self.maps.uncertainty and not getattr(inferer, "keep_spread", False):
+        if (
+            self.maps is not None
+            and self.maps.uncertainty
+            and not getattr(inferer, "keep_spread", False)
+        ):
             raise ValueError(
                 f"an uncertainty map requires an inferer with keep_spread=True, got {type(inferer).__name__} without; "
                 "neighbor-guided translation draws a single candidate a slice: switch the map off"
@@ -119,9 +125,14 @@ class TranslationOutputs:
         contours = convert_to_dst_type(result.contours[None], engine.state.batch[0]["image"])[0]  # type: ignore[index]
         source = Path(contours.meta["filename_or_obj"])
         case = case_of(source)
-        label, base = self.cases.labels.get(case), Path(self.output_dir) / f"{case}{self.case_suffix}"
+        label, base = (
+            self.cases.labels.get(case),
+            Path(self.output_dir) / f"{case}{self.case_suffix}",
+        )
         if label is not None:
-            save_like(np.asanyarray(nib.load(label).dataobj), label, f"{base}_label{self.output_ext}")
+            save_like(
+                np.asanyarray(nib.load(label).dataobj), label, f"{base}_label{self.output_ext}"
+            )
         if self.preview is not None:
             self.preview.save(f"{base}_mr.png", source, label, contours, output["pred"])
         fidelity = self._check(result, contours)
@@ -143,7 +154,9 @@ class TranslationOutputs:
             **self._measured(result, fidelity, contours),
         }
         write_text(f"{base}_mr.json", json.dumps(record, indent=2) + "\n")
-        logger.info("%s: done, %s; %s", case, f"{base}_mr{self.output_ext}", flicker_line(record["flicker"]))
+        logger.info(
+            "%s: done, %s; %s", case, f"{base}_mr{self.output_ext}", flicker_line(record["flicker"])
+        )
         if fidelity is not None and fidelity.suspects:
             logger.warning("%s: %s", case, fidelity.warning())
 
@@ -151,19 +164,28 @@ class TranslationOutputs:
         if self.fidelity is None:
             return None
         gray_levels = result.gray_levels[0].as_subclass(torch.Tensor)
-        return self.fidelity(result.contours, gray_levels, [float(size) for size in contours.pixdim], result.box)
+        return self.fidelity(
+            result.contours, gray_levels, [float(size) for size in contours.pixdim], result.box
+        )
 
-    def _write_maps(self, result: VolumeResult, fidelity: VolumeFidelity | None, contours: MetaTensor) -> None:
+    def _write_maps(
+        self, result: VolumeResult, fidelity: VolumeFidelity | None, contours: MetaTensor
+    ) -> None:
         if self.maps is None:
             return
         if self.maps.fidelity and fidelity is not None:
             self._save_map(torch.as_tensor(fidelity.codes), contours, "fidelity", np.uint8)
         if self.maps.uncertainty and result.spread is not None:
             if result.spread.isnan().any():
-                logger.warning("%s: some slices had a single candidate; their uncertainty is unknown, 0", result.case)
+                logger.warning(
+                    "%s: some slices had a single candidate; their uncertainty is unknown, 0",
+                    result.case,
+                )
             self._save_map(result.spread.nan_to_num(0.0), contours, "uncertainty", np.float32)
 
-    def _save_map(self, volume: torch.Tensor, contours: MetaTensor, postfix: str, dtype: type) -> None:
+    def _save_map(
+        self, volume: torch.Tensor, contours: MetaTensor, postfix: str, dtype: type
+    ) -> None:
         """Invert a map ``(H, W, D)`` as the translation was, codes to the nearest, and write it."""
         preprocessing = self.maps.preprocessing  # type: ignore[union-attr]
         invert = Invertd("map", preprocessing, orig_keys="image", nearest_interp=dtype is np.uint8)
@@ -173,23 +195,37 @@ class TranslationOutputs:
             resample=False,
             print_log=False,
             writer=SourceGridWriter,
-            folder_layout=CaseFolderLayout(self.output_dir, postfix, self.case_suffix, self.output_ext),
+            folder_layout=CaseFolderLayout(
+                self.output_dir, postfix, self.case_suffix, self.output_ext
+            ),
         )(inverted)
 
     def _flicker(self, result: VolumeResult) -> dict[str, float | int | None]:
         axis = self.slice_axis
-        gray_levels, contours = (np.moveaxis(np.asarray(v), axis, 0) for v in (result.gray_levels[0], result.contours))
+        gray_levels, contours = (
+            np.moveaxis(np.asarray(v), axis, 0) for v in (result.gray_levels[0], result.contours)
+        )
         rows, columns = (side for other, side in enumerate(result.box) if other != axis)
         measured = flicker(gray_levels, contours, (rows, columns))
         return flicker_record(measured, result.single_distances, self.reference_flicker)
 
-    def _measured(self, result: VolumeResult, fidelity: VolumeFidelity | None, contours: MetaTensor) -> dict[str, Any]:
+    def _measured(
+        self, result: VolumeResult, fidelity: VolumeFidelity | None, contours: MetaTensor
+    ) -> dict[str, Any]:
         """What the record holds of the run, its flicker and each slice."""
         axis = self.slice_axis
         verdicts = [None] * len(result.choices) if fidelity is None else fidelity.slices
         slices = [
-            {"slice": index, "center_mm": _center_mm(contours, axis, index), "skipped": choice is None}
-            | ({} if choice is None else {k: v for k, v in asdict(choice).items() if k != "slice_index"})
+            {
+                "slice": index,
+                "center_mm": _center_mm(contours, axis, index),
+                "skipped": choice is None,
+            }
+            | (
+                {}
+                if choice is None
+                else {k: v for k, v in asdict(choice).items() if k != "slice_index"}
+            )
             | ({} if verdict is None else verdict._asdict())
             for index, (choice, verdict) in enumerate(zip(result.choices, verdicts, strict=True))
         ]

@@ -6,16 +6,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from monai.data import MetaTensor
 
 from contourdiff.data.atomic import save_figure
 from contourdiff.data.planes import ResampledPlanes
+from contourdiff.pictures import show_slice
 
 QUANTILES = (0.1, 0.9)
 """Share of the slices with a label, or else with a contour, at the first and at the last slice shown."""
@@ -41,14 +40,23 @@ class Preview:
     columns: int = 7
 
     def save(
-        self, path: str | Path, source: Path, label: Path | None, contours: MetaTensor, translation: MetaTensor
+        self,
+        path: str | Path,
+        source: Path,
+        label: Path | None,
+        contours: MetaTensor,
+        translation: MetaTensor,
     ) -> None:
         """Write slices of ``contours (1, H, W, D)``, CT ``source``, label and ``translation (1, H, W, D)`` as PNG."""
         positions = self._positions(label, contours)
 
-        def planes(volume: Path | MetaTensor, mode: str, window: tuple[float, float] | None = None) -> list[np.ndarray]:
+        def planes(
+            volume: Path | MetaTensor, mode: str, window: tuple[float, float] | None = None
+        ) -> list[np.ndarray]:
             resampled = ResampledPlanes(volume, window)
-            return [resampled.plane(contours, self.slice_axis, position, mode) for position in positions]
+            return [
+                resampled.plane(contours, self.slice_axis, position, mode) for position in positions
+            ]
 
         given = np.moveaxis(np.asarray(contours[0]), self.slice_axis, 0)
         mr = planes(translation, "bilinear")
@@ -71,7 +79,9 @@ class Preview:
             filled = filled_slices(label, contours, self.slice_axis)
         if not len(filled):
             return [0]
-        return [int(position) for position in np.quantile(filled, np.linspace(*QUANTILES, self.columns))]
+        return [
+            int(position) for position in np.quantile(filled, np.linspace(*QUANTILES, self.columns))
+        ]
 
 
 def filled_slices(label: str | Path, target: MetaTensor, slice_axis: int) -> np.ndarray:
@@ -90,7 +100,9 @@ def filled_slices(label: str | Path, target: MetaTensor, slice_axis: int) -> np.
     return np.unique(np.clip(slices, 0, target.shape[1 + slice_axis] - 1))
 
 
-def _grid_of_images(rows: Sequence[tuple[str, list[np.ndarray], float]], outlines: list[np.ndarray] | None) -> Figure:
+def _grid_of_images(
+    rows: Sequence[tuple[str, list[np.ndarray], float]], outlines: list[np.ndarray] | None
+) -> Figure:
     """A titled row for each ``(name, images, white)``; the outlines of labels are drawn onto the last row."""
     columns = len(rows[0][1])
     figure = Figure(figsize=(2.4 * columns, 2.8 * len(rows)))
@@ -101,15 +113,10 @@ def _grid_of_images(rows: Sequence[tuple[str, list[np.ndarray], float]], outline
         axes[row, 0].set_title(name, fontsize=9, color="white", loc="left")
     for ax, outline in zip(axes[-1], outlines or [], strict=False):
         for value in np.unique(outline[outline > 0])[:MAX_OUTLINES]:
-            ax.contour(value == outline.T, levels=[0.5], colors=[f"C{int(value) % 10}"], linewidths=0.8)
+            ax.contour(
+                value == outline.T, levels=[0.5], colors=[f"C{int(value) % 10}"], linewidths=0.8
+            )
     for ax in axes.flat:
         ax.invert_xaxis()
     figure.tight_layout(pad=0.3)
     return figure
-
-
-def show_slice(ax: Axes, image: Any, title: str = "", white: float = 255) -> None:
-    """Draw a slice ``(H, W)`` of values in [0, ``white``], H to the right and W upward."""
-    ax.imshow(np.asarray(image).T, cmap="gray", origin="lower", vmin=0, vmax=white)
-    ax.set_axis_off()
-    ax.set_title(title, fontsize=8, loc="left")

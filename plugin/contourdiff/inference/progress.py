@@ -39,7 +39,9 @@ class RunProgress:
         """Start cases with ``slices`` to translate in all; those before them in the run are over."""
         names = [f"{case}{self.suffix}" for case in cases]
         number = max((self._numbers.get(name, 0) for name in names), default=0)
-        self._ahead = {name: count for name, count in self._ahead.items() if self._numbers[name] > number}
+        self._ahead = {
+            name: count for name, count in self._ahead.items() if self._numbers[name] > number
+        }
         self._bar.total = self._bar.n + slices + sum(self._ahead.values())
         self._bar.set_description(f"{', '.join(names)} ({number} of {len(self._numbers)})")
 
@@ -50,7 +52,11 @@ class RunProgress:
 
 def progress_bar(total: int, unit: str, show: bool = True, **changes: Any) -> tqdm:
     """Bar of a run on a terminal, elsewhere a line a minute; ``changes`` are arguments of ``tqdm``."""
-    plain: dict[str, Any] = {"file": _Lines(sys.stderr), "bar_format": LINE, "mininterval": LINE_INTERVAL_S}
+    plain: dict[str, Any] = {
+        "file": _Lines(sys.stderr),
+        "bar_format": LINE,
+        "mininterval": LINE_INTERVAL_S,
+    }
     style = {} if sys.stderr.isatty() else {**plain, "maxinterval": LINE_INTERVAL_S}
     options = {"miniters": 1, "smoothing": 0, "disable": not show, **style}  # slices come in bursts
     return tqdm(**{"desc": "translate: ", "total": total, "unit": unit, **options, **changes})
@@ -64,7 +70,9 @@ def run_progress(slices: Mapping[str, int], show: bool = True) -> Iterator[RunPr
         slices: case -> number of its slices, in the order of the run.
         show: ``False`` counts in silence.
     """
-    lines = logging_redirect_tqdm() if show else nullcontext()  # which would print them where nothing does, in workers
+    lines = (
+        logging_redirect_tqdm() if show else nullcontext()
+    )  # which would print them where nothing does, in workers
     with lines, progress_bar(sum(slices.values()), "slice", show and bool(slices)) as bar:
         yield RunProgress(slices, bar)
         bar.total = bar.n  # of the last case, if it failed

@@ -35,19 +35,24 @@ def translate_contrasts(parser: ConfigParser, contrasts: Contrasts) -> dict[str,
     for suffix in contrasts:
         cases.select(suffix)
         for path in (item["image"] for item in cases.items):
-            slices[f"{case_of(path)}{suffix}"] = slice_count(path, axcodes, evaluator.inferer.slice_axis)
+            slices[f"{case_of(path)}{suffix}"] = slice_count(
+                path, axcodes, evaluator.inferer.slice_axis
+            )
     with run_progress(slices, bool(evaluator.inferer.progress)) as progress:
         for number, (progress.suffix, contrast) in enumerate(contrasts.items()):
             if number:
                 parser["cases"] = cases  # which are checked already
                 _use_contrast(parser, progress.suffix, contrast)
             cases.select(progress.suffix)
-            outcomes[progress.suffix] = _translate_cases(parser.get_parsed_content("evaluator"), cases, progress)
+            outcomes[progress.suffix] = _translate_cases(
+                parser.get_parsed_content("evaluator"), cases, progress
+            )
     return outcomes
 
 
 def run_inference(
-    parser: ConfigParser, translate: Callable[[ConfigParser, Contrasts], dict[str, Outcome]] = translate_contrasts
+    parser: ConfigParser,
+    translate: Callable[[ConfigParser, Contrasts], dict[str, Outcome]] = translate_contrasts,
 ) -> None:
     """Translate all cases to each contrast and report; of several contrasts, the files are ``<case>_<contrast>_...``.
 
@@ -61,7 +66,10 @@ def run_inference(
     """
     check_values({name: parser.get_parsed_content(name) for name in SETTINGS if name in parser})
     output_dir = parser.get_parsed_content("output_dir")
-    stats, bids_dir = (parser.get_parsed_content(name) if name in parser else None for name in ("stats", "bids_dir"))
+    stats, bids_dir = (
+        parser.get_parsed_content(name) if name in parser else None
+        for name in ("stats", "bids_dir")
+    )
     if stats is not None:
         check_table(stats)
     contrasts = _contrasts(parser)
@@ -73,7 +81,9 @@ def run_inference(
 
 def prepared_cases(parser: ConfigParser) -> tuple[TranslationCases, dict[str, Pair]]:
     """``cases`` and their pairs, none of them read; the weights are loaded and the output folder exists."""
-    cases: TranslationCases = [parser.get_parsed_content(name) for name in ("network", "evaluator", "cases")][-1]
+    cases: TranslationCases = [
+        parser.get_parsed_content(name) for name in ("network", "evaluator", "cases")
+    ][-1]
     pairs = cases.pairs()
     if parser.get("bids_dir"):
         check_subjects(pairs)
@@ -84,7 +94,11 @@ def prepared_cases(parser: ConfigParser) -> tuple[TranslationCases, dict[str, Pa
 def _contrasts(parser: ConfigParser) -> Contrasts:
     """Contrasts to translate to; ``ValueError`` if one is unknown."""
     wanted = parser.get("contrast")
-    contrasts = [name.strip() for name in wanted.split(",")] if isinstance(wanted, str) else list(wanted or [])
+    contrasts = (
+        [name.strip() for name in wanted.split(",")]
+        if isinstance(wanted, str)
+        else list(wanted or [])
+    )
     known = parser.get_parsed_content("contrasts") if "contrasts" in parser else []
     unknown = [name for name in contrasts if name not in known]
     if unknown and (known or len(contrasts) > 1):
@@ -101,7 +115,9 @@ def _use_contrast(parser: ConfigParser, suffix: str, contrast: str | None) -> No
         parser.parse(reset=True)
 
 
-def _translate_cases(evaluator: CaseEvaluator, cases: TranslationCases, progress: RunProgress) -> Outcome:
+def _translate_cases(
+    evaluator: CaseEvaluator, cases: TranslationCases, progress: RunProgress
+) -> Outcome:
     """Translate the selected cases."""
     if not cases.items:
         return Outcome({}, cases.kept, cases.failures)

@@ -51,23 +51,42 @@ def report(
     messages = []
     for suffix, (completed, kept, failures) in outcomes.items():
         for case in kept:
-            logger.info("%s: kept, its translation already exists (pass --overwrite true to translate it again)", case)
+            logger.info(
+                "%s: kept, its translation already exists (pass --overwrite true to translate it again)",
+                case,
+            )
         for case, reason in failures.items():
             logger.error("%s: failed, %s", case, reason)
         counts = len(completed), len(kept), len(failures)
-        logger.info("%d translated, %d kept, %d failed; results are in %s", *counts, Path(output_dir).resolve())
+        logger.info(
+            "%d translated, %d kept, %d failed; results are in %s",
+            *counts,
+            Path(output_dir).resolve(),
+        )
         if failures:
             named = "; ".join(f"{case}: {reason}" for case, reason in list(failures.items())[:3])
             more = "; ..." if counts[2] > 3 else ""
             contrast = f"{suffix[1:]}: " if len(outcomes) > 1 else ""
-            messages.append(f"{contrast}{len(failures)} of {sum(counts)} cases failed: {named}{more}")
-    rows = [row for suffix, outcome in outcomes.items() for row in table(outcome, Path(output_dir), suffix)]
+            messages.append(
+                f"{contrast}{len(failures)} of {sum(counts)} cases failed: {named}{more}"
+            )
+    rows = [
+        row
+        for suffix, outcome in outcomes.items()
+        for row in table(outcome, Path(output_dir), suffix)
+    ]
     write_run(output_dir, rows)
     if stats is not None:
         write_table(stats, rows)
     if bids_dir is not None:
-        done = [(case, suffix) for suffix, outcome in outcomes.items() for case in [*outcome.completed, *outcome.kept]]
-        write_derivatives([Path(output_dir, f"{case}{suffix}_mr.json") for case, suffix in done], bids_dir)
+        done = [
+            (case, suffix)
+            for suffix, outcome in outcomes.items()
+            for case in [*outcome.completed, *outcome.kept]
+        ]
+        write_derivatives(
+            [Path(output_dir, f"{case}{suffix}_mr.json") for case, suffix in done], bids_dir
+        )
     if pages is not None:
         pages()
     if messages:
@@ -82,13 +101,16 @@ def table(outcome: Outcome, output_dir: Path, case_suffix: str = "") -> list[dic
         error = outcome.failures.get(case)
         path = output_dir / f"{case}{case_suffix}_mr.json"
         record = json.loads(path.read_text(encoding="utf-8")) if error is None else {}
-        status = "failed" if error is not None else "translated" if case in outcome.completed else "kept"
+        status = (
+            "failed" if error is not None else "translated" if case in outcome.completed else "kept"
+        )
         rows.append(
             {
                 "case": f"{case}{case_suffix}",
                 "status": status,
                 "shape": "x".join(map(str, record.get("shape", []))) or None,
-                "spacing_mm": "x".join(f"{size:g}" for size in record.get("spacing_mm", [])) or None,
+                "spacing_mm": "x".join(f"{size:g}" for size in record.get("spacing_mm", []))
+                or None,
                 "seconds": round(outcome.completed[case], 3) if case in outcome.completed else None,
                 **measures(record),
                 "warnings": "; ".join(record.get("warnings", [])) or None,
@@ -120,9 +142,16 @@ def write_run(output_dir: str | Path, rows: Sequence[Mapping[str, Any]]) -> None
     """
     cases = {row["case"]: row for row in read_run(output_dir).get("cases", [])}
     for row in rows:
-        earlier = cases.get(row["case"], {}).get("seconds") if row["status"] == "kept" else row["seconds"]
-        cases[row["case"]] = {name: row[name] for name in ("case", "status", "error")} | {"seconds": earlier}
-    content = {"finished": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC", "cases": [cases[name] for name in sorted(cases)]}
+        earlier = (
+            cases.get(row["case"], {}).get("seconds") if row["status"] == "kept" else row["seconds"]
+        )
+        cases[row["case"]] = {name: row[name] for name in ("case", "status", "error")} | {
+            "seconds": earlier
+        }
+    content = {
+        "finished": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        "cases": [cases[name] for name in sorted(cases)],
+    }
     write_text(Path(output_dir) / RUN, json.dumps(content, indent=2) + "\n")
 
 
@@ -140,7 +169,9 @@ def check_table(path: str | Path) -> None:
     """Raise ``ValueError`` if a table cannot be written to ``path`` by its suffix, ``ImportError`` without pyarrow."""
     suffix = Path(path).suffix.lower()
     if suffix not in (".csv", ".parquet"):
-        raise ValueError(f"expected a file *.csv or *.parquet for the table of cases, got {path}; name it so")
+        raise ValueError(
+            f"expected a file *.csv or *.parquet for the table of cases, got {path}; name it so"
+        )
     if suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         raise ImportError("*.parquet requires pyarrow: pip install pyarrow, or write a *.csv")
 

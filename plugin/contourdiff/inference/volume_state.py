@@ -71,7 +71,9 @@ class VolumeState:
         self.spread = torch.zeros_like(contours) if keep_spread else None
         self.choices: list[Choice | None] = [None] * len(contours)
         self._single: torch.Tensor | None = None
-        self._single_distances = torch.full((len(contours),), torch.nan, dtype=torch.float64, device=contours.device)
+        self._single_distances = torch.full(
+            (len(contours),), torch.nan, dtype=torch.float64, device=contours.device
+        )
 
     def put(self, choice: Choice, image: torch.Tensor, drawn: torch.Tensor | None = None) -> None:
         """Take the chosen ``image (H, W)`` of a slice, and all its candidates ``drawn (N, H, W)``."""
@@ -85,7 +87,9 @@ class VolumeState:
             self.spread[index, self.rows, self.columns] = self._cut(deviation)
         single = self._cut(drawn[0])
         if choice.neighbor is not None and self._single is not None:
-            self._single_distances[index : index + 1] = neighbor_distances(single[None], self._single)
+            self._single_distances[index : index + 1] = neighbor_distances(
+                single[None], self._single
+            )
         self._single = single
 
     def result(self, network_calls: int, batch_size: int) -> VolumeResult:

@@ -18,7 +18,9 @@ class ContourAgreement(NamedTuple):
     f1: float
 
 
-def near(contour: np.ndarray, tolerance: float, spacing: Sequence[float] | None = None) -> np.ndarray:
+def near(
+    contour: np.ndarray, tolerance: float, spacing: Sequence[float] | None = None
+) -> np.ndarray:
     """Pixels at most ``tolerance`` from a contour: bool ``(H, W)`` -> the same; none where there is no contour.
 
     Distances are in pixels, or in the unit of ``spacing``, such as mm; the tolerance then grows by one millionth, for
@@ -31,7 +33,11 @@ def near(contour: np.ndarray, tolerance: float, spacing: Sequence[float] | None 
 
 
 def contour_agreement(
-    contour: np.ndarray, reference: np.ndarray, tolerance_px: float = 2.0, *, spacing: Sequence[float] | None = None
+    contour: np.ndarray,
+    reference: np.ndarray,
+    tolerance_px: float = 2.0,
+    *,
+    spacing: Sequence[float] | None = None,
 ) -> ContourAgreement:
     """Share of each contour that lies near the other, as in the boundary F1 of edge detection.
 
@@ -50,11 +56,17 @@ def contour_agreement(
         )
     if not tolerance_px >= 0:
         raise ValueError(f"tolerance_px must be 0 or more, got {tolerance_px}")
-    if spacing is not None and (len(spacing) != 2 or not all(0 < size < np.inf for size in spacing)):
-        raise ValueError(f"spacing must be two positive numbers, of H and W, got {spacing}; pass that of the slice")
+    if spacing is not None and (
+        len(spacing) != 2 or not all(0 < size < np.inf for size in spacing)
+    ):
+        raise ValueError(
+            f"spacing must be two positive numbers, of H and W, got {spacing}; pass that of the slice"
+        )
 
     def share(points: np.ndarray, others: np.ndarray) -> float:
-        return float(near(others, tolerance_px, spacing)[points].mean() if points.any() else not others.any())
+        return float(
+            near(others, tolerance_px, spacing)[points].mean() if points.any() else not others.any()
+        )
 
     precision, recall = share(first, second), share(second, first)
     return ContourAgreement(precision, recall, 2 * precision * recall / ((precision + recall) or 1))

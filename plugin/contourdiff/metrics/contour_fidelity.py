@@ -37,7 +37,11 @@ class VolumeFidelity:
     @property
     def suspects(self) -> list[int]:
         """Positions of the slices below the limit."""
-        return [index for index, verdict in enumerate(self.slices) if verdict is not None and verdict.suspect]
+        return [
+            index
+            for index, verdict in enumerate(self.slices)
+            if verdict is not None and verdict.suspect
+        ]
 
     @property
     def checked(self) -> int:
@@ -53,12 +57,18 @@ class VolumeFidelity:
 
     def warning(self, most: int = 20) -> str:
         """One line that names the suspect slices, at most ``most`` of them."""
-        named = ", ".join(map(str, self.suspects[:most])) + (", ..." if len(self.suspects) > most else "")
+        named = ", ".join(map(str, self.suspects[:most])) + (
+            ", ..." if len(self.suspects) > most else ""
+        )
         return f"{len(self.suspects)} of {self.checked} slices below the fidelity limit (slices {named}): look at them"
 
 
 def slice_fidelity(
-    found: np.ndarray, given: np.ndarray, tolerance_mm: float, limit: float, spacing_mm: Sequence[float] = (1.0, 1.0)
+    found: np.ndarray,
+    given: np.ndarray,
+    tolerance_mm: float,
+    limit: float,
+    spacing_mm: Sequence[float] = (1.0, 1.0),
 ) -> SliceFidelity:
     """Compare the contour ``found`` in a translation with the ``given`` one that it was made from, ``(H, W)`` each.
 
@@ -67,13 +77,18 @@ def slice_fidelity(
     ``limit`` is ``suspect``. ``spacing_mm`` is the size of a pixel along H and W.
     """
     precision, recall, fidelity = contour_agreement(found, given, tolerance_mm, spacing=spacing_mm)
-    invented = 1 - precision if np.any(found) else 0.0  # a blank translation loses everything, and invents nothing
+    invented = (
+        1 - precision if np.any(found) else 0.0
+    )  # a blank translation loses everything, and invents nothing
     lost = 1 - recall if np.any(given) else 0.0
     return SliceFidelity(invented, lost, fidelity, bool(fidelity < limit))
 
 
 def fidelity_codes(
-    found: np.ndarray, given: np.ndarray, tolerance_mm: float, spacing_mm: Sequence[float] = (1.0, 1.0)
+    found: np.ndarray,
+    given: np.ndarray,
+    tolerance_mm: float,
+    spacing_mm: Sequence[float] = (1.0, 1.0),
 ) -> np.ndarray:
     """Where two contours ``(H, W)`` agree and differ: uint8 ``(H, W)``.
 
@@ -97,15 +112,21 @@ class FlagRates(NamedTuple):
 def flag_rates(own: Sequence[float], swapped: Sequence[float], limit: float) -> FlagRates:
     """How well a limit separates own fidelities from those to another patient's; ``ValueError`` if either is empty."""
     if not len(own) or not len(swapped):
-        raise ValueError(f"expected scores of own and of swapped slices, got {len(own)} and {len(swapped)}")
-    return FlagRates(float(np.mean(np.asarray(own) >= limit)), float(np.mean(np.asarray(swapped) < limit)))
+        raise ValueError(
+            f"expected scores of own and of swapped slices, got {len(own)} and {len(swapped)}"
+        )
+    return FlagRates(
+        float(np.mean(np.asarray(own) >= limit)), float(np.mean(np.asarray(swapped) < limit))
+    )
 
 
 def best_limit(own: Sequence[float], swapped: Sequence[float]) -> float:
     """Limit with the highest sum of both [`flag_rates`][]; of a range that does equally well, its middle."""
     scores = np.unique([*own, *swapped])
     best = int(np.argmax([sum(flag_rates(own, swapped, limit)) for limit in scores]))
-    return float((scores[max(best - 1, 0)] + scores[best]) / 2)  # between two scores every limit is the same
+    return float(
+        (scores[max(best - 1, 0)] + scores[best]) / 2
+    )  # between two scores every limit is the same
 
 
 def centered_on(contour: np.ndarray, reference: np.ndarray) -> np.ndarray:
@@ -125,7 +146,11 @@ def centered_on(contour: np.ndarray, reference: np.ndarray) -> np.ndarray:
 
 
 def own_and_swapped_scores(
-    found: Contours, given: Contours, partners: Contours, tolerance_mm: float, spacing_mm: Sequence[float] = (1.0, 1.0)
+    found: Contours,
+    given: Contours,
+    partners: Contours,
+    tolerance_mm: float,
+    spacing_mm: Sequence[float] = (1.0, 1.0),
 ) -> tuple[list[float], list[float]]:
     """Fidelities of translations to their own contours, and to those of others: what a limit must separate.
 
@@ -137,7 +162,9 @@ def own_and_swapped_scores(
         pairs = zip(found, others, strict=True)
         return [slice_fidelity(*pair, tolerance_mm, 0.0, spacing_mm).fidelity for pair in pairs]
 
-    return scores(given), scores(centered_on(other, own) for other, own in zip(partners, given, strict=True))
+    return scores(given), scores(
+        centered_on(other, own) for other, own in zip(partners, given, strict=True)
+    )
 
 
 @dataclass(eq=False)
@@ -158,7 +185,9 @@ class ContourFidelityCheck:
     def __post_init__(self) -> None:
         if not self.tolerance_mm >= 0 or not 0 <= self.limit <= 1:
             got = f"{self.tolerance_mm} and {self.limit}; a limit of 0 flags nothing"
-            raise ValueError(f"expected fidelity_tolerance_mm of 0 or more and fidelity_limit in [0, 1], got {got}")
+            raise ValueError(
+                f"expected fidelity_tolerance_mm of 0 or more and fidelity_limit in [0, 1], got {got}"
+            )
 
     def __call__(
         self,
@@ -176,7 +205,9 @@ class ContourFidelityCheck:
         in_plane = [float(size) for other, size in enumerate(spacing_mm) if other != axis]
         edges = np.zeros(np.shape(gray_levels), dtype=bool)
         edges[seen] = np.asarray(self.contour(np.asarray(gray_levels)[seen][None]))[0] != 0
-        given, found = (np.moveaxis(volume, axis, 0) for volume in (np.asarray(contours) != 0, edges))
+        given, found = (
+            np.moveaxis(volume, axis, 0) for volume in (np.asarray(contours) != 0, edges)
+        )
         codes = np.zeros(np.shape(contours), dtype=np.uint8)
         verdicts: list[SliceFidelity | None] = [None] * len(given)
         for index in np.flatnonzero(given.any(axis=(1, 2))):

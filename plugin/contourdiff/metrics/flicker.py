@@ -26,7 +26,11 @@ def contour_box(contours: Any, margin_px: int) -> Box:
     bounds = []
     for lines in (np.any(present, axis=1), np.any(present, axis=0)):
         filled = np.flatnonzero(lines) if lines.any() else [0, len(lines) - 1]
-        bounds.append(slice(max(int(filled[0]) - margin_px, 0), min(int(filled[-1]) + margin_px + 1, len(lines))))
+        bounds.append(
+            slice(
+                max(int(filled[0]) - margin_px, 0), min(int(filled[-1]) + margin_px + 1, len(lines))
+            )
+        )
     return bounds[0], bounds[1]
 
 
@@ -39,18 +43,28 @@ def flicker(gray_levels: np.ndarray, contours: np.ndarray, box: Box) -> Flicker:
     Raises ``ValueError`` if the shapes differ or are not three-dimensional, or gray levels are not finite.
     """
     gray_levels, contours = np.asarray(gray_levels, dtype=np.float64), np.asarray(contours) != 0
-    if gray_levels.ndim != 3 or gray_levels.shape != contours.shape or not np.isfinite(gray_levels).all():
+    if (
+        gray_levels.ndim != 3
+        or gray_levels.shape != contours.shape
+        or not np.isfinite(gray_levels).all()
+    ):
         shapes = f"{gray_levels.shape} and {contours.shape}"
-        raise ValueError(f"expected finite gray levels and contours (N, H, W) of one shape, got {shapes}; slices first")
+        raise ValueError(
+            f"expected finite gray levels and contours (N, H, W) of one shape, got {shapes}; slices first"
+        )
     filled = np.any(contours, axis=(1, 2))
     pairs = np.flatnonzero(filled[:-1] & filled[1:])
     images, edges = gray_levels[:, box[0], box[1]], contours[:, box[0], box[1]]
     changes = [np.square(images[i + 1] - images[i]).mean() for i in pairs]
-    return Flicker(_mean(changes), len(pairs), _mean([(edges[i + 1] != edges[i]).mean() for i in pairs]))
+    return Flicker(
+        _mean(changes), len(pairs), _mean([(edges[i + 1] != edges[i]).mean() for i in pairs])
+    )
 
 
 def flicker_record(
-    measured: Flicker, single_distances: Sequence[float | None] | None = None, reference_flicker: float | None = None
+    measured: Flicker,
+    single_distances: Sequence[float | None] | None = None,
+    reference_flicker: float | None = None,
 ) -> dict[str, float | int | None]:
     """Flicker of a translation beside what it compares with, for the record of a run; ``None`` where unknown.
 
@@ -65,9 +79,15 @@ def flicker_record(
     """
     single = _mean([value for value in single_distances or [] if value is not None])
     value, pairs, change = measured
-    others = {"contour_change": change, "of_single_candidates": single, "of_reference": reference_flicker}
+    others = {
+        "contour_change": change,
+        "of_single_candidates": single,
+        "of_reference": reference_flicker,
+    }
     factors = [value / other if value is not None and other else None for other in others.values()]
-    ratios = zip(("to_contour_change", "to_single_candidates", "to_reference"), factors, strict=True)
+    ratios = zip(
+        ("to_contour_change", "to_single_candidates", "to_reference"), factors, strict=True
+    )
     return {"flicker": value, "pairs": pairs, **others, **dict(ratios)}
 
 

@@ -39,7 +39,11 @@ Settings = Mapping[str, Any]
 
 
 def score_case(
-    pred: np.ndarray, label: np.ndarray, classes: Mapping[int, str], spacing_mm: Sequence[float], case: str
+    pred: np.ndarray,
+    label: np.ndarray,
+    classes: Mapping[int, str],
+    spacing_mm: Sequence[float],
+    case: str,
 ) -> list[Row]:
     """Score the segmentation of one case, a row for each class.
 
@@ -60,21 +64,36 @@ def score_case(
         raise ValueError(f"{case}: expected prediction and label of one shape, got {shapes}")
     if len(spacing_mm) != label.ndim or not all(0 < size < math.inf for size in spacing_mm):
         got = f"{[float(size) for size in spacing_mm]} for {label.shape}; pass those of the label's file"
-        raise ValueError(f"{case}: expected {label.ndim} positive spacings in mm, one for each axis, got {got}")
+        raise ValueError(
+            f"{case}: expected {label.ndim} positive spacings in mm, one for each axis, got {got}"
+        )
     long_axes = [axis for axis, size in enumerate(label.shape) if size != 1]
     if len(long_axes) not in (2, 3) or not label.size:
-        raise ValueError(f"{case}: expected a slice or a volume, got shape {label.shape}; separate the channels first")
+        raise ValueError(
+            f"{case}: expected a slice or a volume, got shape {label.shape}; separate the channels first"
+        )
     for name, array in (("prediction", pred), ("label", label)):
         if not np.array_equal(array, np.round(array)):
-            raise ValueError(f"{case}: expected integer classes in the {name}, got fractions or NaN; apply argmax")
+            raise ValueError(
+                f"{case}: expected integer classes in the {name}, got fractions or NaN; apply argmax"
+            )
     if not classes:
-        raise ValueError("expected classes such as {1: 'femur'}, got none; name what is to be scored")
+        raise ValueError(
+            "expected classes such as {1: 'femur'}, got none; name what is to be scored"
+        )
     if len({*classes.values(), ALL}) != len(classes) + 1:
-        raise ValueError(f"expected a name for each class, none twice nor {ALL!r}, got {dict(classes)}; rename")
-    pred, label, spacing = np.squeeze(pred), np.squeeze(label), [float(spacing_mm[axis]) for axis in long_axes]
+        raise ValueError(
+            f"expected a name for each class, none twice nor {ALL!r}, got {dict(classes)}; rename"
+        )
+    pred, label, spacing = (
+        np.squeeze(pred),
+        np.squeeze(label),
+        [float(spacing_mm[axis]) for axis in long_axes],
+    )
     diagonal_mm = float(np.linalg.norm(np.multiply(label.shape, spacing)))
     return [
-        {"case": case, "class": name} | _score_structure(pred == number, label == number, spacing, diagonal_mm)
+        {"case": case, "class": name}
+        | _score_structure(pred == number, label == number, spacing, diagonal_mm)
         for number, name in classes.items()
     ]
 
@@ -95,9 +114,13 @@ def summarize_scores(rows: Rows, n_bootstrap: int = 2000, seed: int = 0) -> list
     keys = [(row["case"], row["class"]) for row in rows]
     if not keys or len(set(keys)) != len(keys):
         twice = sorted({key for key in keys if keys.count(key) > 1})
-        raise ValueError(f"expected a row for each case and class, got {len(keys)} rows, twice: {twice}; rename files")
+        raise ValueError(
+            f"expected a row for each case and class, got {len(keys)} rows, twice: {twice}; rename files"
+        )
     names = list(dict.fromkeys(row["class"] for row in rows))
-    groups = {name: [row for row in rows if row["class"] == name] for name in names} | {ALL: list(rows)}
+    groups = {name: [row for row in rows if row["class"] == name] for name in names} | {
+        ALL: list(rows)
+    }
     return [_summary(name, members, n_bootstrap, seed) for name, members in groups.items()]
 
 
@@ -110,7 +133,9 @@ def write_scores(rows: Rows, output_dir: str | Path, settings: Settings | None =
     write_csv(folder / "scores.csv", [without_nan(row) for row in rows])
     write_text(folder / "scores.md", "\n".join(_table(summary, settings or {})) + "\n")
     content = {"settings": dict(settings or {}), "summary": [without_nan(row) for row in summary]}
-    write_text(folder / "scores.json", json.dumps(content, indent=2, allow_nan=False, default=str) + "\n")
+    write_text(
+        folder / "scores.json", json.dumps(content, indent=2, allow_nan=False, default=str) + "\n"
+    )
     return summary
 
 
@@ -118,7 +143,10 @@ def read_scores(folder: str | Path) -> list[Row]:
     """Rows of all cases from the ``scores.csv`` that [`write_scores`][] wrote to a folder; an empty cell is NaN."""
     with (Path(folder) / "scores.csv").open(newline="", encoding="utf-8") as file:
         return [
-            {name: text if name in NAMES else literal_eval(text) if text else math.nan for name, text in row.items()}
+            {
+                name: text if name in NAMES else literal_eval(text) if text else math.nan
+                for name, text in row.items()
+            }
             for row in csv.DictReader(file)
         ]
 
@@ -140,20 +168,26 @@ class SegmentationScores:
     rows: list[Row] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
-        self.classes = {int(number): name for number, name in self.classes.items()}  # a JSON config has string keys
+        self.classes = {
+            int(number): name for number, name in self.classes.items()
+        }  # a JSON config has string keys
         self.output_dir = Path(self.output_dir)
 
     def attach(self, engine: Engine) -> None:
         """Attach to the evaluator."""
         engine.add_event_handler(Events.STARTED, lambda _: self.rows.clear())
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
-        engine.add_event_handler(Events.COMPLETED, lambda _: write_scores(self.rows, self.output_dir, self.settings))
+        engine.add_event_handler(
+            Events.COMPLETED, lambda _: write_scores(self.rows, self.output_dir, self.settings)
+        )
 
     def __call__(self, engine: Engine) -> None:
         """Score one iteration's cases; ``ValueError`` for a batch, several channels, or a label without metadata."""
         items: Any = engine.state.output
         if not isinstance(items, list):
-            raise ValueError(f"expected a list of items, got {type(items).__name__}; set decollate=True")
+            raise ValueError(
+                f"expected a list of items, got {type(items).__name__}; set decollate=True"
+            )
         for item in items:
             pred, label = item["pred"], item["label"]
             meta = getattr(label, "meta", {})
@@ -167,10 +201,14 @@ class SegmentationScores:
             arrays = [value.detach().cpu().numpy()[0] for value in (pred, label)]
             case = case_of(meta["filename_or_obj"])
             scores = score_case(arrays[0], arrays[1], self.classes, spacing_mm, case)
-            self.rows += [row | {"patient": patient_of(case, self.patient_pattern)} for row in scores]
+            self.rows += [
+                row | {"patient": patient_of(case, self.patient_pattern)} for row in scores
+            ]
 
 
-def _score_structure(pred: np.ndarray, label: np.ndarray, spacing: list[float], diagonal_mm: float) -> Row:
+def _score_structure(
+    pred: np.ndarray, label: np.ndarray, spacing: list[float], diagonal_mm: float
+) -> Row:
     """Scores of one structure, given as two bool masks."""
     present, found = bool(label.any()), bool(pred.any())
     missed = present and not found
@@ -182,7 +220,10 @@ def _score_structure(pred: np.ndarray, label: np.ndarray, spacing: list[float], 
         hd95 = float(compute_hausdorff_distance(y_pred, y, percentile=95, **options))
     measures = {"dice": float(compute_dice(y_pred, y)), "assd_mm": assd, "hd95_mm": hd95}
     flags = {"missed": missed, "invented": found and not present, "present": present}
-    penalized = {f"{name}_penalized_mm": diagonal_mm if missed else measures[f"{name}_mm"] for name in ("assd", "hd95")}
+    penalized = {
+        f"{name}_penalized_mm": diagonal_mm if missed else measures[f"{name}_mm"]
+        for name in ("assd", "hd95")
+    }
     voxels = {"pred_voxels": int(pred.sum()), "label_voxels": int(label.sum())}
     return measures | flags | penalized | {"intersection": int((pred & label).sum())} | voxels
 
@@ -191,22 +232,40 @@ def _summary(name: str, rows: Rows, n_bootstrap: int, seed: int) -> Row:
     """One row of [`summarize_scores`][]."""
     present, missed = [row for row in rows if row["present"]], sum(row["missed"] for row in rows)
     voxels = sum(row["pred_voxels"] + row["label_voxels"] for row in rows)
-    summary: Row = {"class": name, "cases": len({row["case"] for row in present}), "structures": len(present)}
-    summary |= {"found": len(present) - missed, "missed": missed, "invented": sum(row["invented"] for row in rows)}
-    summary["dice_pooled"] = 2 * sum(row["intersection"] for row in rows) / voxels if voxels else math.nan
+    summary: Row = {
+        "class": name,
+        "cases": len({row["case"] for row in present}),
+        "structures": len(present),
+    }
+    summary |= {
+        "found": len(present) - missed,
+        "missed": missed,
+        "invented": sum(row["invented"] for row in rows),
+    }
+    summary["dice_pooled"] = (
+        2 * sum(row["intersection"] for row in rows) / voxels if voxels else math.nan
+    )
     for measure in MEASURES:
-        values = [(row.get("patient", row["case"]), row[measure]) for row in present if not math.isnan(row[measure])]
+        values = [
+            (row.get("patient", row["case"]), row[measure])
+            for row in present
+            if not math.isnan(row[measure])
+        ]
         numbers = _mean_with_interval(values, n_bootstrap, seed)
         summary |= zip((measure, f"{measure}_low", f"{measure}_high"), numbers, strict=True)
     return summary
 
 
-def _mean_with_interval(values: Iterable[tuple[str, float]], n_bootstrap: int, seed: int) -> tuple[float, float, float]:
+def _mean_with_interval(
+    values: Iterable[tuple[str, float]], n_bootstrap: int, seed: int
+) -> tuple[float, float, float]:
     """Mean of ``[(patient, value), ...]`` and percentiles 2.5 and 97.5 of such means over resampled patients."""
     by_patient: dict[str, list[float]] = {}
     for patient, value in values:
         by_patient.setdefault(patient, []).append(value)
-    sums, counts = (np.array([measure(members) for members in by_patient.values()]) for measure in (sum, len))
+    sums, counts = (
+        np.array([measure(members) for members in by_patient.values()]) for measure in (sum, len)
+    )
     mean = float(sums.sum() / counts.sum()) if by_patient else math.nan
     if len(by_patient) < 2:
         return mean, math.nan, math.nan
@@ -219,9 +278,19 @@ def _table(summary: Rows, settings: Settings) -> list[str]:
     """Lines of the Markdown table: no mean of distances stands without its count of missed structures."""
     lines = [f"| {HEADER} |", "|---" * 10 + "|"]
     for row in summary:
-        dice, *distances = (_cell(row, measure, 3 if measure == "dice" else 2) for measure in MEASURES)
+        dice, *distances = (
+            _cell(row, measure, 3 if measure == "dice" else 2) for measure in MEASURES
+        )
         missed = f"missed {row['missed']} of {row['structures']}"
-        cells = [row["class"], row["cases"], missed, row["invented"], dice, _number(row["dice_pooled"], 3), *distances]
+        cells = [
+            row["class"],
+            row["cases"],
+            missed,
+            row["invented"],
+            dice,
+            _number(row["dice_pooled"], 3),
+            *distances,
+        ]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return [*lines, "", NOTE, "", *(f"- {name}: {value}" for name, value in settings.items())]
 

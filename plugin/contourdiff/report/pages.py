@@ -25,7 +25,7 @@ from contourdiff.data.atomic import copy_file, link_file, write_text
 from contourdiff.data.nifti_names import nifti_by_case
 from contourdiff.inference.summary import read_run
 from contourdiff.report import plots
-from contourdiff.report.cohort import Case, ct_files, read_cohort, read_rows, shared_values
+from contourdiff.report.cases import Case, ct_files, read_cohort, read_rows, shared_values
 
 ASSETS = Path(__file__).with_name("assets")
 VIEWER, VIEWER_VERSION = "niivue.umd.js", "0.69.0"
@@ -38,7 +38,15 @@ LABELS = {
     "seconds": "time, s",
 }
 METHODS = (
-    *("window_hu", "spacing_mm", "num_inference_steps", "num_refinement_steps", "solver", "candidates", "max_rounds"),
+    *(
+        "window_hu",
+        "spacing_mm",
+        "num_inference_steps",
+        "num_refinement_steps",
+        "solver",
+        "candidates",
+        "max_rounds",
+    ),
     *("distance_threshold", "mean_threshold", "fidelity_limit", "fidelity_tolerance_mm"),
 )
 """Settings in the methods paragraph that are those of all cases."""
@@ -71,7 +79,10 @@ def write_report(
     Returns the path of the index. Raises ``FileNotFoundError`` or ``ValueError`` if something is missing.
     """
     output_dir, pages = Path(output_dir), Path(output_dir) / FOLDER
-    env, cases = _environment(), read_cohort(output_dir, None if stats is None else read_rows(stats))
+    env, cases = (
+        _environment(),
+        read_cohort(output_dir, None if stats is None else read_rows(stats)),
+    )
     cts = ct_files(cases, output_dir, ct_dir, datalist)
     real = None if mr_dir is None else plots.real_histogram(real_mr(mr_dir))
     pages.mkdir(exist_ok=True)
@@ -80,12 +91,18 @@ def write_report(
     links = [quote(f"{case.name}.html") for case in cases]
     for case, before, after in zip(cases, [None, *links], [*links[1:], None], strict=False):
         ct = _within(cts[case.name], case.name, pages) if case.name in cts else None
-        page = _case_page(case, ct, real, pages) | {"before": before, "after": after, "folder": _shown(output_dir)}
+        page = _case_page(case, ct, real, pages) | {
+            "before": before,
+            "after": after,
+            "folder": _shown(output_dir),
+        }
         write_text(pages / f"{case.name}.html", env.get_template("case.html").render(page))
     return write_index(cases, output_dir, command)
 
 
-def run_report(output_dir: str | Path, *, mr_dir: str | Path | None = None, **options: Any) -> Callable[[], Path]:
+def run_report(
+    output_dir: str | Path, *, mr_dir: str | Path | None = None, **options: Any
+) -> Callable[[], Path]:
     """What writes the report at the end of a run: [`write_report`][] with these arguments and the command.
 
     Raises ``ValueError`` if there is no real MR in ``mr_dir``, before the run.
@@ -98,7 +115,11 @@ def run_report(output_dir: str | Path, *, mr_dir: str | Path | None = None, **op
 def command_line() -> str:
     """The command that started this program, to be copied."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    start = [Path(sys.argv[0]).name] if spec is None else ["python", "-m", spec.name.removesuffix(".__main__")]
+    start = (
+        [Path(sys.argv[0]).name]
+        if spec is None
+        else ["python", "-m", spec.name.removesuffix(".__main__")]
+    )
     return shlex.join([*start, *sys.argv[1:]])
 
 
@@ -107,7 +128,9 @@ def write_index(cases: Sequence[Case], output_dir: str | Path, command: str | No
     links = [quote(f"{case.name}.html") for case in cases]
     page = _index_page(cases, links) | {"folder": _shown(output_dir), "command": command}
     page["finished"] = read_run(output_dir).get("finished")
-    write_text(Path(output_dir) / "index.html", _environment().get_template("index.html").render(page))
+    write_text(
+        Path(output_dir) / "index.html", _environment().get_template("index.html").render(page)
+    )
     return Path(output_dir) / "index.html"
 
 
@@ -123,7 +146,10 @@ def write_markdown_page(path: str | Path) -> Path:
     converter.inlinePatterns.deregister("html")
     body = Markup(converter.convert(path.read_text(encoding="utf-8")))
     title = unescape(converter.toc_tokens[0]["name"]) if converter.toc_tokens else path.stem  # type: ignore[attr-defined]
-    write_text(path.with_suffix(".html"), _environment().get_template("markdown.html").render(body=body, title=title))
+    write_text(
+        path.with_suffix(".html"),
+        _environment().get_template("markdown.html").render(body=body, title=title),
+    )
     return path.with_suffix(".html")
 
 
@@ -143,7 +169,12 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    env.globals |= {"asset": asset, "digest": digest, "version": __version__, "viewer_version": VIEWER_VERSION}
+    env.globals |= {
+        "asset": asset,
+        "digest": digest,
+        "version": __version__,
+        "viewer_version": VIEWER_VERSION,
+    }
     env.globals["written"] = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
     env.filters |= {"url": quote, "figure": _figure}
     return env
@@ -164,7 +195,9 @@ def real_mr(mr_dir: str | Path) -> list[Path]:
     images = Path(mr_dir) / "images"
     found = list(nifti_by_case(images if images.is_dir() else Path(mr_dir)).values())
     if not found:
-        raise ValueError(f"expected NIfTI files of real MR in {mr_dir}, found none; pass another folder")
+        raise ValueError(
+            f"expected NIfTI files of real MR in {mr_dir}, found none; pass another folder"
+        )
     return found
 
 
@@ -172,13 +205,21 @@ def _within(ct: Path, name: str, pages: Path) -> Path:
     """A CT in the folder of translations: where it is, or linked, else copied, to ``report/ct``."""
     if ct.resolve().is_relative_to(pages.parent.resolve()):
         return ct
-    target = pages / "ct" / f"{name}{''.join(ct.suffixes[-2:] if ct.name.endswith('.gz') else ct.suffixes[-1:])}"
+    target = (
+        pages
+        / "ct"
+        / f"{name}{''.join(ct.suffixes[-2:] if ct.name.endswith('.gz') else ct.suffixes[-1:])}"
+    )
     link_file(ct, target)
     return target
 
 
 def _case_page(case: Case, ct: Path | None, real: Any, pages: Path) -> dict[str, Any]:
-    centers = {item["slice"]: item["center_mm"] for item in case.record.get("slices", []) if "center_mm" in item}
+    centers = {
+        item["slice"]: item["center_mm"]
+        for item in case.record.get("slices", [])
+        if "center_mm" in item
+    }
     layers = [
         {"name": layer.name, "kind": layer.kind, "url": quote(os.path.relpath(layer.path, pages))}
         for layer in case.layers(ct)
@@ -187,10 +228,17 @@ def _case_page(case: Case, ct: Path | None, real: Any, pages: Path) -> dict[str,
     if case.slices:
         drawn = [
             ("Contour fidelity of each slice", plots.fidelity_by_slice(case)),
-            ("Distance of each slice to its neighbor, and rounds drawn", plots.neighbor_distances(case)),
+            (
+                "Distance of each slice to its neighbor, and rounds drawn",
+                plots.neighbor_distances(case),
+            ),
             ("Gray levels of the translation", plots.gray_levels(case, real)),
         ]
-    viewer = {"layers": layers, "centers": centers, "window": (case.record.get("settings") or {}).get("window_hu")}
+    viewer = {
+        "layers": layers,
+        "centers": centers,
+        "window": (case.record.get("settings") or {}).get("window_hu"),
+    }
     return {"case": case, "ct": ct, "layers": layers, "viewer": viewer, "plots": drawn}
 
 
@@ -209,7 +257,9 @@ def _index_page(cases: Sequence[Case], links: Sequence[str]) -> dict[str, Any]:
         "totals": _totals(cases),
         "weights": [
             json.loads(text)
-            for text in dict.fromkeys(json.dumps(case.record["weights"]) for case in cases if case.record)
+            for text in dict.fromkeys(
+                json.dumps(case.record["weights"]) for case in cases if case.record
+            )
         ],
         "settings": settings,
         "packages": shared_values(cases, "packages"),
@@ -223,7 +273,10 @@ def _index_page(cases: Sequence[Case], links: Sequence[str]) -> dict[str, Any]:
 def _totals(cases: Sequence[Case]) -> Mapping[str, Any]:
     seconds = [case.seconds for case in cases if case.seconds is not None]
     return {
-        **{status: sum(case.status == status for case in cases) for status in ("translated", "kept", "failed")},
+        **{
+            status: sum(case.status == status for case in cases)
+            for status in ("translated", "kept", "failed")
+        },
         "slices": sum(len(case.slices) for case in cases),
         "suspects": sum(len(case.suspects) for case in cases),
         "suspect cases": sum(bool(case.suspects) for case in cases),

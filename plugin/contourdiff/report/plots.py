@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from contourdiff.data.nifti_names import is_nifti
-from contourdiff.report.cohort import Case
+from contourdiff.report.cases import Case
 from contourdiff.transforms.gray_levels import MR_PERCENTILES
 
 BLUE, RED, GRAY = "#1f5f99", "#c23b22", "#8a8a8a"
@@ -43,7 +43,9 @@ def distribution(name: str, values: Sequence[float], label: str) -> Distribution
     low, high = low - margin, high + margin
     figure, axes = _figure(4.2, 1.7)
     figure.subplots_adjust(left=FRAME[0], right=FRAME[1], bottom=0.3, top=0.95)
-    axes.hist(values, bins=min(40, max(8, int(len(values) ** 0.5) * 2)), range=(low, high), color=BLUE)
+    axes.hist(
+        values, bins=min(40, max(8, int(len(values) ** 0.5) * 2)), range=(low, high), color=BLUE
+    )
     axes.set_xlim(low, high)
     axes.set_xlabel(label)
     axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
@@ -54,8 +56,18 @@ def distribution(name: str, values: Sequence[float], label: str) -> Distribution
 def neighbor_distances(case: Case) -> Markup:
     """Distance of each slice to its neighbor, its threshold, and the rounds that were drawn."""
     figure, axes = _figure(7, 2.6)
-    for accepted, color, marker, text in ((True, BLUE, "o", "accepted"), (False, RED, "x", "best available")):
-        _points(axes, [s for s in case.slices if s["accepted"] is accepted], "neighbor_distance", color, marker, text)
+    for accepted, color, marker, text in (
+        (True, BLUE, "o", "accepted"),
+        (False, RED, "x", "best available"),
+    ):
+        _points(
+            axes,
+            [s for s in case.slices if s["accepted"] is accepted],
+            "neighbor_distance",
+            color,
+            marker,
+            text,
+        )
     limit = (case.record.get("settings") or {}).get("distance_threshold")
     if limit is not None:
         axes.axhline(limit, color=GRAY, linestyle="--", linewidth=1, label=f"threshold {limit:g}")
@@ -63,7 +75,9 @@ def neighbor_distances(case: Case) -> Markup:
     axes.set_xlabel("slice")
     axes.set_ylabel("distance, gray levels²")
     rounds, drawn = axes.twinx(), {s["slice"]: s["rounds"] for s in case.slices}
-    places = np.arange(min(drawn, default=0) - 1, max(drawn, default=0) + 2)  # a path is drawn faster than bars
+    places = np.arange(
+        min(drawn, default=0) - 1, max(drawn, default=0) + 2
+    )  # a path is drawn faster than bars
     heights = [drawn.get(int(place), 0) for place in places]
     rounds.fill_between(places, heights, color=GRAY, alpha=0.25, linewidth=0, step="mid")
     rounds.set_ylim(0, 4 * max(drawn.values(), default=1))
@@ -78,7 +92,14 @@ def fidelity_by_slice(case: Case) -> Markup:
     """Contour fidelity of each slice, with the limit; suspects stand out."""
     figure, axes = _figure(7, 2.2)
     for suspect, color, marker, text in ((False, BLUE, "o", "passed"), (True, RED, "x", "suspect")):
-        _points(axes, [s for s in case.slices if s.get("suspect") is suspect], "fidelity", color, marker, text)
+        _points(
+            axes,
+            [s for s in case.slices if s.get("suspect") is suspect],
+            "fidelity",
+            color,
+            marker,
+            text,
+        )
     limit = (case.record.get("settings") or {}).get("fidelity_limit")
     if limit is not None:
         axes.axhline(limit, color=GRAY, linestyle="--", linewidth=1, label=f"limit {limit:g}")
@@ -109,7 +130,10 @@ def gray_levels(case: Case, real: np.ndarray | None) -> Markup:
 
 def real_histogram(paths: Sequence[Path], most: int = 20) -> np.ndarray:
     """Mean histogram ``(BINS,)`` in % of at most ``most`` real MR, each scaled to gray levels by its percentiles."""
-    chosen = [paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, min(most, len(paths))).astype(int))]
+    chosen = [
+        paths[i]
+        for i in np.unique(np.linspace(0, len(paths) - 1, min(most, len(paths))).astype(int))
+    ]
     histograms = []
     for path in chosen:
         voxels = _voxels(path)
@@ -119,7 +143,11 @@ def real_histogram(paths: Sequence[Path], most: int = 20) -> np.ndarray:
 
 
 def _voxels(path: Path) -> np.ndarray:
-    data = nib.load(path).dataobj if is_nifti(path) else sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+    data = (
+        nib.load(path).dataobj
+        if is_nifti(path)
+        else sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+    )
     return np.asanyarray(data, dtype=np.float32)
 
 
@@ -131,10 +159,19 @@ def _histogram(voxels: np.ndarray) -> np.ndarray:
     return 100 * counts / max(counts.sum(), 1)
 
 
-def _points(axes: Axes, slices: Iterable[dict[str, Any]], name: str, color: str, marker: str, label: str) -> None:
+def _points(
+    axes: Axes, slices: Iterable[dict[str, Any]], name: str, color: str, marker: str, label: str
+) -> None:
     given = [(s["slice"], s[name]) for s in slices if s.get(name) is not None]
     if given:
-        axes.plot(*zip(*given, strict=True), marker, color=color, markersize=3.5, label=label, linestyle="none")
+        axes.plot(
+            *zip(*given, strict=True),
+            marker,
+            color=color,
+            markersize=3.5,
+            label=label,
+            linestyle="none",
+        )
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
@@ -151,7 +188,9 @@ def _finished(figure: Figure, axes: Axes, name: str) -> Markup:
     height = figure.get_figheight()
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=7, frameon=False, loc="lower right", bbox_to_anchor=(1, 0.96), ncols=3)
-    figure.subplots_adjust(left=0.09, right=0.93, bottom=0.45 / height, top=1 - 0.22 / height)  # faster than a layout
+    figure.subplots_adjust(
+        left=0.09, right=0.93, bottom=0.45 / height, top=1 - 0.22 / height
+    )  # faster than a layout
     return _svg(figure, name)
 
 
@@ -162,8 +201,12 @@ def _svg(figure: Figure, name: str) -> Markup:
             item.set_fontsize(8)
     buffer = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+        figure.savefig(
+            buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        )
     text = buffer.getvalue()
     text = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", text[text.index("<svg") :])
     text = re.sub(r"<(metadata|style)\b.*?</\1>", "", text, flags=re.DOTALL)
-    return Markup(re.sub(r'(\bid="|xlink:href="#|url\(#)', rf"\g<1>{name}-", text))  # matplotlib escapes
+    return Markup(
+        re.sub(r'(\bid="|xlink:href="#|url\(#)', rf"\g<1>{name}-", text)
+    )  # matplotlib escapes

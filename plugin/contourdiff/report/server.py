@@ -40,7 +40,9 @@ def server_of(folder: str | Path, port: int = 0) -> ThreadingHTTPServer:
     """
     if not 0 <= port <= 65535:
         raise ValueError(f"expected a port from 0 to 65535, got {port}; pass another")
-    return ThreadingHTTPServer((HOST, port), partial(_Handler, directory=str(Path(folder).resolve())))
+    return ThreadingHTTPServer(
+        (HOST, port), partial(_Handler, directory=str(Path(folder).resolve()))
+    )
 
 
 def serve(folder: str | Path, port: int = 8000) -> None:

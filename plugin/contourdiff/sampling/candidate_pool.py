@@ -57,11 +57,15 @@ class CandidatePool:
     def drawn(self, slice_index: int) -> torch.Tensor:
         """Every requested candidate of all rounds of a slice that is not forgotten: ``(N, H, W)``."""
         rounds = range(self._requested[slice_index] + 1)
-        return torch.stack([self._ready[place] for round_ in rounds for place in self._round(slice_index, round_)])
+        return torch.stack(
+            [self._ready[place] for round_ in rounds for place in self._round(slice_index, round_)]
+        )
 
     def forget(self, slice_index: int) -> None:
         """Free the candidates of a chosen slice; slices are forgotten in slice order."""
-        self._ready = {place: image for place, image in self._ready.items() if place[0] != slice_index}
+        self._ready = {
+            place: image for place, image in self._ready.items() if place[0] != slice_index
+        }
         self._position = self.order.index(slice_index, self._position) + 1
 
     def _round(self, slice_index: int, round_: int) -> list[Place]:
@@ -69,12 +73,18 @@ class CandidatePool:
 
     def _ahead(self, count: int, taken: set[Place]) -> list[Place]:
         """Up to ``count`` places that are neither ready nor ``taken``."""
-        near = self.order[self._position : self._position + 1 + -(-2 * self.batch_size // self.rules.candidates)]
+        near = self.order[
+            self._position : self._position + 1 + -(-2 * self.batch_size // self.rules.candidates)
+        ]
         current, following = near[:1], near[1:]
         waiting = sum(place[0] not in current for place in self._ready)
         rounds = [(index, 0) for index in following if waiting < 2 * self.batch_size]
-        rounds += [(index, round_) for round_ in range(1, self.rules.max_rounds) for index in current]
-        begun = [index for index in following if (index, 0, 0) in self._ready or (index, 0) in rounds]
+        rounds += [
+            (index, round_) for round_ in range(1, self.rules.max_rounds) for index in current
+        ]
+        begun = [
+            index for index in following if (index, 0, 0) in self._ready or (index, 0) in rounds
+        ]
         rounds += [(index, round_) for round_ in range(1, self.rules.max_rounds) for index in begun]
         places = (place for index, round_ in rounds for place in self._round(index, round_))
         free = [place for place in places if place not in self._ready and place not in taken]

@@ -14,7 +14,13 @@ import torch
 
 from contourdiff.sampling.intensity import to_model_range
 from contourdiff.sampling.noise import DenoiseItems
-from contourdiff.sampling.selection import Choice, SelectionRules, choose_one, neighbor_distances, runs_of
+from contourdiff.sampling.selection import (
+    Choice,
+    SelectionRules,
+    choose_one,
+    neighbor_distances,
+    runs_of,
+)
 
 EMPTY = 0.0
 """Value of an empty neighbor channel: mid-gray, which no slice with air around it is."""
@@ -66,11 +72,17 @@ def translate_guided(
     steps = [step for step in steps if step.slice_index <= step.last]
     while steps:
         size = volumes[steps[0].volume].contours.shape[1:]
-        batch = [step for step in steps if volumes[step.volume].contours.shape[1:] == size][:batch_size]
+        batch = [step for step in steps if volumes[step.volume].contours.shape[1:] == size][
+            :batch_size
+        ]
         taken = {(step.volume, step.slice_index) for step in batch}
         steps = [step for step in steps if (step.volume, step.slice_index) not in taken]
-        conditions = torch.stack([_condition(volumes[s.volume].contours[s.slice_index], s.translation) for s in batch])
-        images = denoise(conditions, [(volumes[step.volume].case, step.slice_index, 0, 0) for step in batch])
+        conditions = torch.stack(
+            [_condition(volumes[s.volume].contours[s.slice_index], s.translation) for s in batch]
+        )
+        images = denoise(
+            conditions, [(volumes[step.volume].case, step.slice_index, 0, 0) for step in batch]
+        )
         for step, choice, image in zip(batch, _choices(batch, images, rules), images, strict=True):
             if step.slice_index < step.last:
                 steps.append(step._replace(slice_index=step.slice_index + 1, translation=image))
@@ -84,21 +96,30 @@ def _start(
     condition = _condition(volume.contours[index], None)
 
     def draw(slice_index: int, round_: int) -> torch.Tensor:
-        items = [(volume.case, slice_index, round_, candidate) for candidate in range(rules.candidates)]
+        items = [
+            (volume.case, slice_index, round_, candidate) for candidate in range(rules.candidates)
+        ]
         return denoise(condition.expand(len(items), -1, -1, -1), items)
 
     return choose_one(draw, index, None, None, rules)
 
 
 def _condition(contour: torch.Tensor, translation: torch.Tensor | None) -> torch.Tensor:
-    neighbor = torch.full_like(contour, EMPTY) if translation is None else to_model_range(translation)
+    neighbor = (
+        torch.full_like(contour, EMPTY) if translation is None else to_model_range(translation)
+    )
     return torch.stack([contour, neighbor])
 
 
 def _choices(steps: Sequence[_Step], images: torch.Tensor, rules: SelectionRules) -> list[Choice]:
     """Choices of single samples; one transfer from the device."""
-    distances = [neighbor_distances(image[None], step.translation) for step, image in zip(steps, images, strict=True)]
-    measures: list[list[float]] = torch.stack([images.double().mean(dim=(1, 2)), torch.cat(distances)]).T.tolist()
+    distances = [
+        neighbor_distances(image[None], step.translation)
+        for step, image in zip(steps, images, strict=True)
+    ]
+    measures: list[list[float]] = torch.stack(
+        [images.double().mean(dim=(1, 2)), torch.cat(distances)]
+    ).T.tolist()
     return [
         Choice(
             slice_index=step.slice_index,

@@ -44,14 +44,19 @@ def correlation_weights(length_mm: float, slice_spacing_mm: float) -> tuple[floa
     1; ``(1.0,)`` for length 0. Raises ``ValueError`` for a negative length, or a spacing that is not positive.
     """
     if not 0 <= length_mm < math.inf:
-        raise ValueError(f"length_mm must be 0 (independent slices) or positive and finite, got {length_mm}")
+        raise ValueError(
+            f"length_mm must be 0 (independent slices) or positive and finite, got {length_mm}"
+        )
     if not 0 < slice_spacing_mm < math.inf:
         raise ValueError(f"slice_spacing_mm must be positive and finite, got {slice_spacing_mm}")
     deviation = length_mm / 2**0.5 / slice_spacing_mm
     if deviation == 0:
         return (1.0,)
     reach = math.ceil(CUT_OFF * deviation)
-    gaussian = [math.exp(-(offset / deviation) * (offset / deviation) / 2) for offset in range(-reach, reach + 1)]
+    gaussian = [
+        math.exp(-(offset / deviation) * (offset / deviation) / 2)
+        for offset in range(-reach, reach + 1)
+    ]
     norm = math.fsum(value**2 for value in gaussian) ** 0.5
     return tuple(value / norm for value in gaussian)
 
@@ -102,20 +107,28 @@ class NoiseStream:
             self._generators = {key: candidate_generator(key) for key in self.keys}
             for generator in self._generators.values():
                 torch.randn(self.shape, generator=generator)  # the first draw, which is past
-        drawn = {key: torch.randn(self.shape, generator=generator) for key, generator in self._generators.items()}
+        drawn = {
+            key: torch.randn(self.shape, generator=generator)
+            for key, generator in self._generators.items()
+        }
         return torch.stack([drawn[key] for key in self.keys]).to(self.device)
 
     def _draw_first(self) -> torch.Tensor:
         """Blend white noise on the device, in one order; product and sum apart, as a fused one rounds differently."""
         reach = len(self.weights) // 2
         sources = [
-            [key._replace(slice_index=key.slice_index + j) for j in range(-reach, reach + 1)] for key in self.keys
+            [key._replace(slice_index=key.slice_index + j) for j in range(-reach, reach + 1)]
+            for key in self.keys
         ]
         white_keys = list(dict.fromkeys(key for row in sources for key in row))
         if unknown := [key for key in white_keys if key not in self.known]:
-            drawn = torch.stack([torch.randn(self.shape, generator=candidate_generator(key)) for key in unknown])
+            drawn = torch.stack(
+                [torch.randn(self.shape, generator=candidate_generator(key)) for key in unknown]
+            )
             self.first.update(zip(unknown, drawn.to(self.device), strict=True))
-        self.first = {key: self.first[key] if key in self.first else self.known[key] for key in white_keys}
+        self.first = {
+            key: self.first[key] if key in self.first else self.known[key] for key in white_keys
+        }
         places = {key: place for place, key in enumerate(white_keys)}
         index = torch.tensor([[places[key] for key in row] for row in sources], device=self.device)
         white = torch.stack(list(self.first.values()))

@@ -63,7 +63,11 @@ class Sampler:
         """
         x = draw()
         steps = [level.timestep for level in self.schedule]
-        batches = torch.tensor(steps, dtype=torch.long, device=x.device)[:, None].expand(-1, len(x)).contiguous()
+        batches = (
+            torch.tensor(steps, dtype=torch.long, device=x.device)[:, None]
+            .expand(-1, len(x))
+            .contiguous()
+        )
         timesteps = dict(zip(self.schedule, batches, strict=True))
 
         def denoise(x: torch.Tensor, level: NoiseLevel) -> torch.Tensor:

@@ -30,7 +30,9 @@ class SelectionRules:
 
     def __post_init__(self) -> None:
         if self.candidates < 1 or self.max_rounds < 1:
-            raise ValueError(f"candidates and max_rounds must be 1 or more, got {self.candidates}, {self.max_rounds}")
+            raise ValueError(
+                f"candidates and max_rounds must be 1 or more, got {self.candidates}, {self.max_rounds}"
+            )
 
 
 @dataclass(frozen=True)
@@ -71,10 +73,16 @@ def runs_of(slice_indices: Sequence[int]) -> list[list[int]]:
 
 def slice_order(slice_indices: Sequence[int]) -> list[tuple[int, int | None]]:
     """Slices in the order in which they are chosen, ``(slice, neighbor)``; without a neighbor where a run starts."""
-    return [(index, None if index == run[0] else index - 1) for run in runs_of(slice_indices) for index in run]
+    return [
+        (index, None if index == run[0] else index - 1)
+        for run in runs_of(slice_indices)
+        for index in run
+    ]
 
 
-def choose(draw: Draw, slice_indices: Sequence[int], rules: SelectionRules) -> Iterator[tuple[Choice, torch.Tensor]]:
+def choose(
+    draw: Draw, slice_indices: Sequence[int], rules: SelectionRules
+) -> Iterator[tuple[Choice, torch.Tensor]]:
     """Choose one candidate for each slice, in slice order (Chen et al. 2024, Algorithm 2).
 
     A slice whose neighbor was translated takes the candidate nearest to that translation, if it lies within
@@ -111,12 +119,18 @@ def choose(draw: Draw, slice_indices: Sequence[int], rules: SelectionRules) -> I
     """
     previous: torch.Tensor | None = None
     for slice_index, neighbor in slice_order(slice_indices):
-        choice, previous = choose_one(draw, slice_index, neighbor, None if neighbor is None else previous, rules)
+        choice, previous = choose_one(
+            draw, slice_index, neighbor, None if neighbor is None else previous, rules
+        )
         yield choice, previous
 
 
 def choose_one(
-    draw: Draw, slice_index: int, neighbor: int | None, translation: torch.Tensor | None, rules: SelectionRules
+    draw: Draw,
+    slice_index: int,
+    neighbor: int | None,
+    translation: torch.Tensor | None,
+    rules: SelectionRules,
 ) -> tuple[Choice, torch.Tensor]:
     """Choose a candidate for one slice, given its neighbor and that neighbor's ``translation (H, W)``, or neither."""
     best: tuple[float, Choice, torch.Tensor] | None = None
@@ -146,16 +160,24 @@ def choose_one(
     return replace(choice, rounds=rules.max_rounds), image
 
 
-def _measures(candidates: torch.Tensor, translation: torch.Tensor | None) -> tuple[list[float], list[float]]:
+def _measures(
+    candidates: torch.Tensor, translation: torch.Tensor | None
+) -> tuple[list[float], list[float]]:
     """Means, and scores to compare with the threshold (distances if there is a neighbor); one transfer."""
     means = candidates.double().mean(dim=(1, 2))
     if translation is None:
         values: list[float] = means.tolist()
         return values, values
-    both: list[list[float]] = torch.stack([means, neighbor_distances(candidates, translation)]).tolist()
+    both: list[list[float]] = torch.stack(
+        [means, neighbor_distances(candidates, translation)]
+    ).tolist()
     return both[0], both[1]
 
 
 def _reason(first: bool, accepted: bool, limit: float) -> str:
     what, bound = ("mean", "below") if first else ("distance to the neighbor", "within")
-    return f"{what} {bound} {limit:g}" if accepted else f"lowest {what} of all rounds, none {bound} {limit:g}"
+    return (
+        f"{what} {bound} {limit:g}"
+        if accepted
+        else f"lowest {what} of all rounds, none {bound} {limit:g}"
+    )

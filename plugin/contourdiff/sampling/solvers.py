@@ -68,7 +68,10 @@ def karras_schedule(alphas_cumprod: torch.Tensor, num_inference_steps: int) -> l
     ends = levels[[-1, 0]] ** (1 / KARRAS_RHO)
     sigmas = np.linspace(ends[0], ends[1], num_inference_steps) ** KARRAS_RHO
     timesteps = np.interp(np.log(sigmas), np.log(levels), np.arange(len(levels))).round()
-    return [NoiseLevel(int(t), 1 / (1 + s**2), s) for t, s in zip(timesteps, sigmas.tolist(), strict=True)]
+    return [
+        NoiseLevel(int(t), 1 / (1 + s**2), s)
+        for t, s in zip(timesteps, sigmas.tolist(), strict=True)
+    ]
 
 
 def clean_image(
@@ -81,9 +84,15 @@ def clean_image(
     Raises ``ValueError`` for another prediction type.
     """
     if prediction_type not in PREDICTION_TYPES:
-        raise ValueError(f"prediction_type must be one of {PREDICTION_TYPES}, got {prediction_type!r}")
+        raise ValueError(
+            f"prediction_type must be one of {PREDICTION_TYPES}, got {prediction_type!r}"
+        )
     signal, noise = alpha_bar**0.5, (1 - alpha_bar) ** 0.5
-    x0 = (x - noise * output) / signal if prediction_type == "epsilon" else signal * x - noise * output
+    x0 = (
+        (x - noise * output) / signal
+        if prediction_type == "epsilon"
+        else signal * x - noise * output
+    )
     return x0.clamp(-1, 1) if clip else x0
 
 
@@ -111,12 +120,22 @@ def ddim(
     Returns clean images, shaped like ``x``. Raises ``ValueError`` for ``eta`` below 0, or above 0 without ``draw``.
     """
     if eta < 0 or (eta > 0 and draw is None):
-        raise ValueError(f"eta must be 0, or above 0 with noise to draw; got eta={eta}, draw={draw}")
+        raise ValueError(
+            f"eta must be 0, or above 0 with noise to draw; got eta={eta}, draw={draw}"
+        )
     for step, (level, alpha_bar_prev) in enumerate(_with_previous(schedule)):
         # 1. predicted clean image, eq. (9), and the noise that goes with it
         x0, epsilon = _clean_and_noise(denoise, x, level)
         # 2. noise to add, eq. (16)
-        sigma = eta * ((1 - alpha_bar_prev) / (1 - level.alpha_bar) * (1 - level.alpha_bar / alpha_bar_prev)) ** 0.5
+        sigma = (
+            eta
+            * (
+                (1 - alpha_bar_prev)
+                / (1 - level.alpha_bar)
+                * (1 - level.alpha_bar / alpha_bar_prev)
+            )
+            ** 0.5
+        )
         # 3. direction to x_t and the step, eq. (12)
         x = alpha_bar_prev**0.5 * x0 + max(1 - alpha_bar_prev - sigma**2, 0.0) ** 0.5 * epsilon
         if sigma > 0 and draw is not None:
@@ -127,7 +146,12 @@ def ddim(
 
 
 def ddpm(
-    denoise: Denoise, x: torch.Tensor, schedule: Schedule, *, draw: Draw, on_step: OnStep | None = None
+    denoise: Denoise,
+    x: torch.Tensor,
+    schedule: Schedule,
+    *,
+    draw: Draw,
+    on_step: OnStep | None = None,
 ) -> torch.Tensor:
     """Denoise ``x`` with the ancestral sampler, Algorithm 2 of the paper, with variance ``beta`` between two levels.
 
@@ -145,7 +169,9 @@ def ddpm(
     return x
 
 
-def dpm_solver(denoise: Denoise, x: torch.Tensor, schedule: Schedule, *, on_step: OnStep | None = None) -> torch.Tensor:
+def dpm_solver(
+    denoise: Denoise, x: torch.Tensor, schedule: Schedule, *, on_step: OnStep | None = None
+) -> torch.Tensor:
     """Denoise ``x`` with DPM-Solver++(2M) (Lu et al., arXiv 2211.01095, Algorithm 2).
 
     Deterministic and of second order: a step extrapolates the clean image from the last two predictions. The first
@@ -154,7 +180,9 @@ def dpm_solver(denoise: Denoise, x: torch.Tensor, schedule: Schedule, *, on_step
     ``use_karras_sigmas``, but for the clipping of the clean image. Arguments as in [`ddim`][].
     """
     x0_before = None
-    for step, (level, (keep, pull, ahead)) in enumerate(zip(schedule, _multistep_weights(schedule), strict=True)):
+    for step, (level, (keep, pull, ahead)) in enumerate(
+        zip(schedule, _multistep_weights(schedule), strict=True)
+    ):
         # 1. predicted clean image
         x0 = denoise(x, level)
         # 2. extrapolated to the middle of the step: D_i of Algorithm 2
@@ -172,7 +200,9 @@ def _with_previous(schedule: Schedule) -> list[tuple[NoiseLevel, float]]:
     return list(zip(schedule, [*(level.alpha_bar for level in schedule[1:]), 1.0], strict=True))
 
 
-def _clean_and_noise(denoise: Denoise, x: torch.Tensor, level: NoiseLevel) -> tuple[torch.Tensor, torch.Tensor]:
+def _clean_and_noise(
+    denoise: Denoise, x: torch.Tensor, level: NoiseLevel
+) -> tuple[torch.Tensor, torch.Tensor]:
     x0 = denoise(x, level)
     return x0, (x - level.alpha_bar**0.5 * x0) / (1 - level.alpha_bar) ** 0.5
 
@@ -186,7 +216,11 @@ def _multistep_weights(schedule: Schedule) -> list[tuple[float, float, float]]:
     sigmas = [level.sigma for level in schedule]
     weights = []
     for step, (sigma, sigma_next) in enumerate(pairwise([*sigmas, 0.0])):
-        shrink, signal, signal_next = sigma_next / sigma, (1 + sigma**2) ** -0.5, (1 + sigma_next**2) ** -0.5
+        shrink, signal, signal_next = (
+            sigma_next / sigma,
+            (1 + sigma**2) ** -0.5,
+            (1 + sigma_next**2) ** -0.5,
+        )
         ahead = 0.0
         if 0 < step < len(sigmas) - 1:
             ahead = math.log(sigma / sigma_next) / math.log(sigmas[step - 1] / sigma) / 2

@@ -24,7 +24,9 @@ Draw = tuple[int, int]
 
 def local_device() -> torch.device:
     """GPU of this process among those of its machine, or the CPU where there is none."""
-    return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
+    return torch.device(
+        f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    )
 
 
 def join_processes(device: torch.device | str) -> None:
@@ -80,7 +82,9 @@ class RankBatches(Sampler):
             )
         if not len(self.batches):
             items = len(self.sampler) if isinstance(self.sampler, Sized) else 0
-            raise ValueError(f"expected batch_size ({self.batch_size}) slices or more, got {items}; reduce batch_size")
+            raise ValueError(
+                f"expected batch_size ({self.batch_size}) slices or more, got {items}; reduce batch_size"
+            )
 
     def __len__(self) -> int:
         """Return the number of batches, the same in every process."""

@@ -21,8 +21,8 @@ from torch import nn
 
 from contourdiff.data.atomic import atomic_write, save_figure
 from contourdiff.inference.denoiser import Denoiser
-from contourdiff.inference.preview import show_slice
 from contourdiff.inference.progress import progress_bar
+from contourdiff.pictures import show_slice
 from contourdiff.sampling.intensity import to_gray_levels
 from contourdiff.sampling.neighbor_guided import first_condition
 from contourdiff.sampling.sampler import Sampler
@@ -82,14 +82,19 @@ class TrainingProgress:
     def attach(self, engine: Engine) -> None:
         """Attach to the trainer."""
         engine.add_event_handler(Events.EPOCH_STARTED, self._begin)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, lambda _: self._bar.update(self.batch_size))
+        engine.add_event_handler(
+            Events.ITERATION_COMPLETED, lambda _: self._bar.update(self.batch_size)
+        )
         engine.add_event_handler(Events.COMPLETED, lambda _: self._bar.close())
 
     def _begin(self, engine: Engine) -> None:
         """Name the epoch; the first one of a resumed training begins where the training was."""
         state: Any = engine.state
         if self._bar is None:
-            total, done = (self.batch_size * n for n in (state.max_epochs * state.epoch_length, state.iteration))
+            total, done = (
+                self.batch_size * n
+                for n in (state.max_epochs * state.epoch_length, state.iteration)
+            )
             self._bar = progress_bar(total, "image", initial=done, desc="train: ")
         self._bar.set_description(f"epoch {state.epoch} of {state.max_epochs}", refresh=False)
 
@@ -112,7 +117,9 @@ class Checkpoints:
     def attach(self, engine: Engine) -> None:
         """Attach to the trainer."""
         objects = {"trainer": engine, **self.objects}
-        CheckpointSaver(self.output_dir, objects, save_interval=self.interval, n_saved=1).attach(engine)
+        CheckpointSaver(self.output_dir, objects, save_interval=self.interval, n_saved=1).attach(
+            engine
+        )
         if self.resume_from:
             CheckpointLoader(self.resume_from, objects, map_location=self.device).attach(engine)
 
@@ -169,19 +176,31 @@ class SamplePictures:
     @idist.one_rank_only()
     def __call__(self, engine: Engine) -> None:
         """Translate and draw; the network's mode and the random state of the training stay the same."""
-        positions = np.linspace(0, len(self.dataset) - 1, min(self.count, len(self.dataset))).round().astype(int)
+        positions = (
+            np.linspace(0, len(self.dataset) - 1, min(self.count, len(self.dataset)))
+            .round()
+            .astype(int)
+        )
         items = [self.dataset[int(position)] for position in positions]
         conditions = torch.stack([first_condition(item) for item in items]).to(self.device)
         labels = torch.tensor([int(item.get("contrast", 0)) for item in items], device=self.device)
-        network = partial(self.network, class_labels=labels) if "contrast" in items[0] else self.network
+        network = (
+            partial(self.network, class_labels=labels) if "contrast" in items[0] else self.network
+        )
         denoise = Denoiser(network, self.sampler, batch_size=len(items))  # type: ignore[arg-type]
-        translations = denoise(conditions, [("validation", int(position), 0, 0) for position in positions]).cpu()
+        translations = denoise(
+            conditions, [("validation", int(position), 0, 0) for position in positions]
+        ).cpu()
         rows = {
             "image": [to_gray_levels(item["image"][0]) for item in items],
             "contour": [255 * contour[0] for contour in conditions.cpu()],
             "translation": list(translations),
         }
-        save_figure(figure_of_rows(rows), Path(self.output_dir) / f"translations_{engine.state.epoch:05d}.png", dpi=80)
+        save_figure(
+            figure_of_rows(rows),
+            Path(self.output_dir) / f"translations_{engine.state.epoch:05d}.png",
+            dpi=80,
+        )
 
 
 def figure_of_rows(rows: Mapping[str, Sequence[torch.Tensor]]) -> Figure:

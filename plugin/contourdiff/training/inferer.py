@@ -45,7 +45,12 @@ class ContourDiffusionInferer(DiffusionInferer):
         contrasts, class labels ``(B,)``.
         """
         forward = network if class_labels is None else partial(network, class_labels=class_labels)
-        arguments: dict[str, Any] = {"noise": noise, "timesteps": timesteps, "condition": condition, "mode": "concat"}
+        arguments: dict[str, Any] = {
+            "noise": noise,
+            "timesteps": timesteps,
+            "condition": condition,
+            "mode": "concat",
+        }
         with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=self.amp):
             return super().__call__(inputs, forward, **arguments).float()  # type: ignore[arg-type]
 
@@ -71,7 +76,10 @@ class ContourPrepareBatch(DiffusionPrepareBatch):
     fixed_seed: int | None = None
 
     def __post_init__(self) -> None:
-        super().__init__(num_train_timesteps=self.scheduler.num_train_timesteps, condition_name=self.condition_name)
+        super().__init__(
+            num_train_timesteps=self.scheduler.num_train_timesteps,
+            condition_name=self.condition_name,
+        )
         if self.timestep_draws < 1:
             raise ValueError(f"timestep_draws must be 1 or more, got {self.timestep_draws}")
         for name in ("contour_dropout", "neighbor_probability"):
@@ -82,7 +90,9 @@ class ContourPrepareBatch(DiffusionPrepareBatch):
         """Images, target, and a dictionary of noise, timesteps, conditions and, for several contrasts, labels."""
         contours = torch.as_tensor(batchdata[self.condition_name])
         if self.contour_dropout:
-            contours = torch.where(_drawn(1 - self.contour_dropout, contours), contours, torch.zeros_like(contours))
+            contours = torch.where(
+                _drawn(1 - self.contour_dropout, contours), contours, torch.zeros_like(contours)
+            )
         if "neighbor" in batchdata:
             neighbors = torch.as_tensor(batchdata["neighbor"])
             given = _drawn(self.neighbor_probability, neighbors)
@@ -90,14 +100,18 @@ class ContourPrepareBatch(DiffusionPrepareBatch):
             contours = torch.cat([contours, neighbors], dim=1)
         prepared = super().__call__({**batchdata, self.condition_name: contours}, *args, **kwargs)
         if "contrast" in batchdata:
-            prepared[-1]["class_labels"] = torch.as_tensor(batchdata["contrast"]).to(prepared[0].device)
+            prepared[-1]["class_labels"] = torch.as_tensor(batchdata["contrast"]).to(
+                prepared[0].device
+            )
         return prepared
 
     def get_noise(self, images: Tensor) -> Tensor:
         """Gaussian noise of the shape of ``images``."""
         if self.fixed_seed is None:
             shape, kind = images.shape[1:], images.dtype
-            return rows_of_process(lambda n: torch.randn(n, *shape, dtype=kind, device=images.device), len(images))
+            return rows_of_process(
+                lambda n: torch.randn(n, *shape, dtype=kind, device=images.device), len(images)
+            )
         generator = torch.Generator().manual_seed(self.fixed_seed)
         return torch.randn(images.shape, generator=generator, dtype=images.dtype).to(images.device)
 
@@ -105,11 +119,17 @@ class ContourPrepareBatch(DiffusionPrepareBatch):
         """One timestep for each of the ``(B, 1, H, W)`` images: ``(B,)`` long."""
         batch = images.shape[0]
         if self.fixed_seed is None:
-            return rows_of_process(lambda count: self._largest_timesteps(count, images.device), batch)
-        return ((torch.arange(batch, device=images.device) + 0.5) * self.num_train_timesteps / batch).long()
+            return rows_of_process(
+                lambda count: self._largest_timesteps(count, images.device), batch
+            )
+        return (
+            (torch.arange(batch, device=images.device) + 0.5) * self.num_train_timesteps / batch
+        ).long()
 
     def _largest_timesteps(self, count: int, device: torch.device) -> Tensor:
-        draws = torch.randint(0, self.num_train_timesteps, (self.timestep_draws, count), device=device)
+        draws = torch.randint(
+            0, self.num_train_timesteps, (self.timestep_draws, count), device=device
+        )
         return draws.amax(dim=0)
 
     def get_target(self, images: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
@@ -122,4 +142,6 @@ class ContourPrepareBatch(DiffusionPrepareBatch):
 
 def _drawn(probability: float, items: Tensor) -> Tensor:
     """One random decision an item, true with the given probability: ``(B, 1, 1, 1)``."""
-    return (rows_of_process(torch.rand, len(items)) < probability).view(-1, 1, 1, 1).to(items.device)
+    return (
+        (rows_of_process(torch.rand, len(items)) < probability).view(-1, 1, 1, 1).to(items.device)
+    )

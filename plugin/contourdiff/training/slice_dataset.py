@@ -43,7 +43,11 @@ class SliceDataset(Dataset, Randomizable):
 
     def __post_init__(self) -> None:
         self.keys = tuple(self.keys)
-        depths = [volume[self.keys[0]].shape[self.slice_axis + 1] for volume in self.volumes] if self.neighbors else []
+        depths = (
+            [volume[self.keys[0]].shape[self.slice_axis + 1] for volume in self.volumes]
+            if self.neighbors
+            else []
+        )
         single = sum(depth < 2 for depth in depths)
         if single:
             raise ValueError(
@@ -58,7 +62,9 @@ class SliceDataset(Dataset, Randomizable):
         ]
         if not self.index and not self.allow_empty:
             share = f"{self.min_foreground:.0%}"
-            raise ValueError(f"no slice along axis {self.slice_axis} has {share} foreground; check the images")
+            raise ValueError(
+                f"no slice along axis {self.slice_axis} has {share} foreground; check the images"
+            )
 
     def _foreground_slices(self, image: torch.Tensor) -> torch.Tensor:
         slices = torch.as_tensor(image)[0].moveaxis(self.slice_axis, 0).flatten(1)
@@ -72,7 +78,10 @@ class SliceDataset(Dataset, Randomizable):
         """Slice ``item``, transformed."""
         volume, position = self.index[item]
         data, axis = self.volumes[volume], self.slice_axis + 1
-        cut = {key: convert_to_tensor(data[key], track_meta=False).select(axis, position) for key in self.keys}
+        cut = {
+            key: convert_to_tensor(data[key], track_meta=False).select(axis, position)
+            for key in self.keys
+        }
         if self.neighbors:
             image = convert_to_tensor(data[self.keys[0]], track_meta=False)
             take_next = position == 0 or (position % 2 and position < image.shape[axis] - 1)

@@ -47,14 +47,20 @@ def sample_chunked(
     out = torch.empty((len(volume), *shape), dtype=torch.float32, device=volume.device)
     thickness = max(chunk_voxels // max(shape[1] * shape[2], 1), 1)
     for slab, grid in _grids(theta, shape, align_corners, thickness):
-        out[:, slab] = grid_sample(source, grid, mode=mode, padding_mode=padding_mode, align_corners=align_corners)[0]
+        out[:, slab] = grid_sample(
+            source, grid, mode=mode, padding_mode=padding_mode, align_corners=align_corners
+        )[0]
     return out
 
 
-def _grids(theta: Tensor, shape: Sequence[int], align_corners: bool, thickness: int) -> Iterator[tuple[slice, Tensor]]:
+def _grids(
+    theta: Tensor, shape: Sequence[int], align_corners: bool, thickness: int
+) -> Iterator[tuple[slice, Tensor]]:
     """Chunks along the first axis with the values of ``affine_grid`` for each: ``(1, slab, W', D', 3)``."""
     first, second, third = (_from_minus_one(size, align_corners, theta) for size in shape)
-    base = torch.ones((min(thickness, shape[0]), shape[1], shape[2], 4), dtype=theta.dtype, device=theta.device)
+    base = torch.ones(
+        (min(thickness, shape[0]), shape[1], shape[2], 4), dtype=theta.dtype, device=theta.device
+    )
     base[..., 0] = third
     base[..., 1] = second[:, None]
     for start in range(0, shape[0], thickness):
@@ -80,9 +86,14 @@ class ChunkedResample(SpatialResample):
     ) -> Tensor:
         """Resample ``img (C, H, W, D)`` to the grid of ``dst_affine`` and ``spatial_size``; MONAI does other inputs."""
         given = {name: value for name, value in options.items() if value is not None}
-        chosen = {name: given.get(name, getattr(self, name)) for name in ("mode", "padding_mode", "align_corners")}
+        chosen = {
+            name: given.get(name, getattr(self, name))
+            for name in ("mode", "padding_mode", "align_corners")
+        }
         is_volume = isinstance(img, MetaTensor) and img.ndim == 4 and not img.pending_operations
-        has_grid = dst_affine is not None and isinstance(spatial_size, Sequence) and len(spatial_size) == 3
+        has_grid = (
+            dst_affine is not None and isinstance(spatial_size, Sequence) and len(spatial_size) == 3
+        )
         can_sample = chosen["mode"] in ("bilinear", "nearest") and not given.get("lazy", self.lazy)
         if not (is_volume and has_grid and can_sample):
             return super().__call__(img, dst_affine, spatial_size, **options)
@@ -91,15 +102,27 @@ class ChunkedResample(SpatialResample):
         check_memory(4 * len(image) * math.prod(shape), f"one that is resampled to {shape}")
         own, other = (np.asarray(matrix, dtype=np.float64) for matrix in (image.affine, dst_affine))
         affine = np.linalg.solve(own, other)
-        unchanged = np.allclose(own, other, atol=UNCHANGED) or np.allclose(affine, np.eye(4), atol=UNCHANGED)
+        unchanged = np.allclose(own, other, atol=UNCHANGED) or np.allclose(
+            affine, np.eye(4), atol=UNCHANGED
+        )
         if unchanged and shape == image.shape[1:]:
             return super().__call__(img, dst_affine, spatial_size, **options)
         working = get_equivalent_dtype(given.get("dtype") or self.dtype or image.dtype, Tensor)
-        extra = {"dtype": str(working).removeprefix("torch."), **chosen, "src_affine": torch.as_tensor(own)}
-        traces: dict[str, Any] = {"sp_size": shape, "orig_size": tuple(image.shape[1:]), "extra_info": extra}
+        extra = {
+            "dtype": str(working).removeprefix("torch."),
+            **chosen,
+            "src_affine": torch.as_tensor(own),
+        }
+        traces: dict[str, Any] = {
+            "sp_size": shape,
+            "orig_size": tuple(image.shape[1:]),
+            "extra_info": extra,
+        }
         traces |= {"affine": torch.as_tensor(affine), "transform_info": self.get_transform_info()}
         traced = self.track_transform_meta(image, **traces)
-        resampled = MetaTensor(sample_chunked(image.as_tensor().to(working), torch.as_tensor(affine), shape, **chosen))
+        resampled = MetaTensor(
+            sample_chunked(image.as_tensor().to(working), torch.as_tensor(affine), shape, **chosen)
+        )
         return cast(Tensor, resampled.copy_meta_from(traced))
 
     def inverse(self, data: Tensor) -> Tensor:
@@ -110,4 +133,9 @@ class ChunkedResample(SpatialResample):
         if extra.get("align_corners") == TraceKeys.NONE:
             extra["align_corners"] = False
         with self.trace_transform(False):
-            return self(data, dst_affine=extra.pop("src_affine"), spatial_size=transform[TraceKeys.ORIG_SIZE], **extra)
+            return self(
+                data,
+                dst_affine=extra.pop("src_affine"),
+                spatial_size=transform[TraceKeys.ORIG_SIZE],
+                **extra,
+            )

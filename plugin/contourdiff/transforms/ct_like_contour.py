@@ -21,13 +21,18 @@ CLUTTER = 0.1
 """Largest share of the fragments that are repeated elsewhere in the body."""
 
 
-def contour_fragments(contour: np.ndarray, cell_px: int, offset: tuple[int, int] = (0, 0)) -> tuple[np.ndarray, int]:
+def contour_fragments(
+    contour: np.ndarray, cell_px: int, offset: tuple[int, int] = (0, 0)
+) -> tuple[np.ndarray, int]:
     """Number the fragments of a contour ``(H, W)``: pieces that are connected within a square cell of a grid.
 
     The cells have a side of ``cell_px`` and the grid is shifted by ``offset`` pixels. Returns ``(H, W)`` int with 0 off
     the contour and 1 to ``n`` on it, and ``n``.
     """
-    rows, columns = ((np.arange(size) + shift) // cell_px for size, shift in zip(contour.shape, offset, strict=True))
+    rows, columns = (
+        (np.arange(size) + shift) // cell_px
+        for size, shift in zip(contour.shape, offset, strict=True)
+    )
     cells = rows[:, None] * (columns.max() + 1) + columns[None, :]
     pieces = label(np.asarray(contour) != 0, EIGHT_NEIGHBORS)[0]
     keys = np.where(pieces > 0, pieces.astype(np.int64) * (int(cells.max()) + 1) + cells + 1, 0)
@@ -37,7 +42,12 @@ def contour_fragments(contour: np.ndarray, cell_px: int, offset: tuple[int, int]
 
 
 def ct_like_contour(
-    contour: np.ndarray, image: np.ndarray, random: np.random.Generator, *, sigma_px: float, high_threshold: float
+    contour: np.ndarray,
+    image: np.ndarray,
+    random: np.random.Generator,
+    *,
+    sigma_px: float,
+    high_threshold: float,
 ) -> np.ndarray:
     """Contour ``(H, W)`` bool with the faults that the contours of CT have beside those of MR.
 
@@ -93,7 +103,9 @@ def without_short_lines(contour: np.ndarray, shortest_px: float) -> np.ndarray:
     return np.asarray(contour & (lengths[lines] >= shortest_px))
 
 
-def second_lines(fragments: np.ndarray, chosen: np.ndarray, slopes: np.ndarray, distance_px: float) -> np.ndarray:
+def second_lines(
+    fragments: np.ndarray, chosen: np.ndarray, slopes: np.ndarray, distance_px: float
+) -> np.ndarray:
     """Lines ``(H, W)`` bool beside fragments, moved along their mean gradient.
 
     ``fragments (H, W)`` are numbered from 1; ``chosen (n,)`` bool says which get a second line, and ``slopes (2, n)``

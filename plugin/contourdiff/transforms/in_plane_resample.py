@@ -32,7 +32,9 @@ class InPlaneSmooth(Transform):
     def __call__(self, img: torch.Tensor) -> MetaTensor:
         """Smooth ``img``, a MetaTensor ``(C, H, W, D)``; same shape, float32."""
         if not isinstance(img, MetaTensor) or img.ndim != 4:
-            raise ValueError(f"expected a MetaTensor (C, H, W, D), got {type(img).__name__} of {tuple(img.shape)}")
+            raise ValueError(
+                f"expected a MetaTensor (C, H, W, D), got {type(img).__name__} of {tuple(img.shape)}"
+            )
         sigmas = [max(self.spacing_mm / float(size) - 1, 0) / 2 for size in img.pixdim]
         sigmas[self.slice_axis] = 0.0
         data = convert_to_numpy(img).astype(np.float32)
@@ -66,7 +68,9 @@ class InPlaneResampled(Spacingd):
         self.spacing_transform.sp_resample = ChunkedResample()
         self.smooth = InPlaneSmooth(spacing_mm, slice_axis)
 
-    def __call__(self, data: Mapping[Hashable, torch.Tensor], lazy: bool | None = None) -> dict[Hashable, torch.Tensor]:
+    def __call__(
+        self, data: Mapping[Hashable, torch.Tensor], lazy: bool | None = None
+    ) -> dict[Hashable, torch.Tensor]:
         """Smooth and resample the volume of every key."""
         smoothed = dict(data)
         for key, mode in self.key_iterator(smoothed, self.mode):

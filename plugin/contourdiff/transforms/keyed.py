@@ -31,7 +31,9 @@ class KeyedTransform(MapTransform):
         super().__init__(keys, allow_missing_keys)
         self.output_keys = self.keys if output_keys is None else ensure_tuple(output_keys)
         if len(self.output_keys) != len(self.keys):
-            raise ValueError(f"expected one output key for each of {self.keys}, got {self.output_keys}")
+            raise ValueError(
+                f"expected one output key for each of {self.keys}, got {self.output_keys}"
+            )
         self.transform = self.array_class(**kwargs)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -45,7 +47,9 @@ class KeyedTransform(MapTransform):
 class RandomKeyedTransform(Randomizable, KeyedTransform):
     """A [`KeyedTransform`][] whose array transform draws at random; each key has its own draws."""
 
-    def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> Randomizable:
+    def set_random_state(
+        self, seed: int | None = None, state: np.random.RandomState | None = None
+    ) -> Randomizable:
         """Seed the draws."""
         super().set_random_state(seed, state)
         self.transform.set_random_state(seed, state)

@@ -63,5 +63,7 @@ def _opencv() -> Any:
     try:
         import cv2
     except ImportError as error:
-        raise ImportError("the paper's contour requires OpenCV: pip install 'contourdiff[opencv]'") from error
+        raise ImportError(
+            "the paper's contour requires OpenCV: pip install 'contourdiff[opencv]'"
+        ) from error
     return cv2

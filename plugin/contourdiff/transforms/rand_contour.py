@@ -56,7 +56,9 @@ class RandContour(RandomizableTransform):
         for name in ("sigma_px", "high_threshold"):
             pair = getattr(self, name)
             if len(pair) != 2 or not 0 < pair[0] <= pair[1]:
-                raise ValueError(f"{name} must be two numbers, 0 < smallest <= largest, got {list(pair)}")
+                raise ValueError(
+                    f"{name} must be two numbers, 0 < smallest <= largest, got {list(pair)}"
+                )
             setattr(self, name, (float(pair[0]), float(pair[1])))
         if self.cell_px < 1:
             raise ValueError(f"cell_px must be 1 or more, got {self.cell_px}")
@@ -65,7 +67,9 @@ class RandContour(RandomizableTransform):
         """Contour of one slice: ``(1, H, W)`` gray levels in [0, 255] -> float32 0/1 of that shape."""
         data = convert_to_numpy(img)
         if data.ndim != 3 or data.shape[0] != 1:
-            raise ValueError(f"expected one slice (1, H, W), got shape {tuple(data.shape)}; cut volumes into slices")
+            raise ValueError(
+                f"expected one slice (1, H, W), got shape {tuple(data.shape)}; cut volumes into slices"
+            )
         if randomize:
             self.randomize(None)
         high = float(np.exp(self._high))
@@ -75,7 +79,9 @@ class RandContour(RandomizableTransform):
             contour = self._broken(contour).astype(np.float32)
         if self._faulty:
             random = np.random.default_rng([self._seed, 1])
-            contour = ct_like_contour(contour, image, random, sigma_px=self._sigma, high_threshold=high)
+            contour = ct_like_contour(
+                contour, image, random, sigma_px=self._sigma, high_threshold=high
+            )
         return convert_to_dst_type(contour[None], img, dtype=torch.float32)[0]
 
     def randomize(self, data: None = None) -> None:
@@ -87,7 +93,9 @@ class RandContour(RandomizableTransform):
         self._seed = int(self.R.randint(2**31))
         self._share = self.R.uniform() if self.R.uniform() < self.remap else 0.0
         self._levels = self.R.uniform(0, 255, REMAP_KNOTS)
-        self._faulty = self.ct_like > 0 and self.R.uniform() < self.ct_like  # draws nothing where it is off
+        self._faulty = (
+            self.ct_like > 0 and self.R.uniform() < self.ct_like
+        )  # draws nothing where it is off
 
     def _remapped(self, image: np.ndarray) -> np.ndarray:
         """Blend with the curve; air, exactly 0, stays 0."""

@@ -51,7 +51,9 @@ class RandRemap(RandomizableTransform):
         super().__init__(prob=self.probability)
         low, high = self.share
         if not 0 <= low <= high <= 1 or self.knots < 2:
-            raise ValueError(f"expected 0 <= share <= 1, a range, and 2 knots or more, got {self.share}, {self.knots}")
+            raise ValueError(
+                f"expected 0 <= share <= 1, a range, and 2 knots or more, got {self.share}, {self.knots}"
+            )
 
     def randomize(self, data: Any = None) -> None:
         """Draw whether to change, the levels and the share."""

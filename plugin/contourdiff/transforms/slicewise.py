@@ -32,7 +32,9 @@ class Slicewise(Transform):
         return slicewise(img, self.slice_axis, self.transform)
 
 
-def slicewise(img: NdarrayOrTensor, slice_axis: int, function: Callable[[np.ndarray], np.ndarray]) -> NdarrayOrTensor:
+def slicewise(
+    img: NdarrayOrTensor, slice_axis: int, function: Callable[[np.ndarray], np.ndarray]
+) -> NdarrayOrTensor:
     """Apply ``function`` to every slice ``(H, W)`` of ``img``, ``(C, H, W)`` or ``(C, H, W, D)``: the same shape."""
     data = convert_to_numpy(img)
     if data.ndim == 3:

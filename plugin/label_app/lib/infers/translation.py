@@ -40,12 +40,20 @@ def translation_tasks(conf: Mapping[str, str]) -> dict[str, TranslationTask]:
     """
     overlays = conf.get(OVERLAYS, "fast")
     files = config_files(conf.get(BUNDLE), [] if overlays == "none" else overlays.split(","))
-    given = {name: parse_value(value) for name, value in conf.items() if name not in (BUNDLE, OVERLAYS, CONTRAST)}
+    given = {
+        name: parse_value(value)
+        for name, value in conf.items()
+        if name not in (BUNDLE, OVERLAYS, CONTRAST)
+    }
     known = read_config(files, given).get_parsed_content("contrasts")
     contrasts = conf[CONTRAST].split(",") if CONTRAST in conf else known
-    settings = {f"contourdiff_{name}": {**given, CONTRAST: name} for name in contrasts} or {"contourdiff": given}
+    settings = {f"contourdiff_{name}": {**given, CONTRAST: name} for name in contrasts} or {
+        "contourdiff": given
+    }
     try:
-        return {model: TranslationTask(read_config(files, values)) for model, values in settings.items()}
+        return {
+            model: TranslationTask(read_config(files, values)) for model, values in settings.items()
+        }
     except RuntimeError as error:
         raise root_cause(error) from None
 
@@ -63,32 +71,47 @@ class TranslationTask(BasicInferTask):
         parser: parsed ``inference.json`` with its overlays and settings.
     """
 
-    _one_at_a_time = threading.Lock()  # a transform must not be shared by threads, nor the memory of the device
+    _one_at_a_time = (
+        threading.Lock()
+    )  # a transform must not be shared by threads, nor the memory of the device
 
     def __init__(self, parser: ConfigParser) -> None:
-        metadata = ConfigParser.load_config_file(Path(parser["bundle_root"]) / "configs" / "metadata.json")
+        metadata = ConfigParser.load_config_file(
+            Path(parser["bundle_root"]) / "configs" / "metadata.json"
+        )
         self._device, network, self._inferer, self._preprocessing, postprocessing = (
             parser.get_parsed_content(name)
             for name in ("device", "network", "inferer", "preprocessing", "postprocessing")
         )
-        self._postprocessing = [step for step in postprocessing.transforms if not isinstance(step, SaveImaged)]
+        self._postprocessing = [
+            step for step in postprocessing.transforms if not isinstance(step, SaveImaged)
+        ]
         self._dtype, self._version = parser["output_dtype"], metadata["version"]
         config = {"seed": parser.get_parsed_content("seed")}
-        super().__init__(None, network.eval(), InferType.OTHERS, {}, 3, metadata["description"], config=config)
+        super().__init__(
+            None, network.eval(), InferType.OTHERS, {}, 3, metadata["description"], config=config
+        )
         del self._config["device"]  # the server's, not a choice of the client
 
     def info(self) -> dict[str, Any]:
         """What a client sees of the model."""
         return {**super().info(), "version": self._version}
 
-    def __call__(self, request: Mapping[str, Any], callbacks: Any = None) -> tuple[str | None, dict[str, Any]]:
+    def __call__(
+        self, request: Mapping[str, Any], callbacks: Any = None
+    ) -> tuple[str | None, dict[str, Any]]:
         """Path of the MR of the CT ``request["image"]``, a temporary file, and what belongs to it.
 
         The request may hold ``seed``, ``result_extension`` (``.nii.gz``, ``.nii`` or ``.nrrd``) and ``result_dtype``
         (``float32`` or ``uint8``). Raises ``ValueError`` for any other, and for a file that is no CT,
         ``FileNotFoundError`` for none.
         """
-        checked = {"result_extension": NIFTI[0], "result_dtype": self._dtype, **self._config, **request}
+        checked = {
+            "result_extension": NIFTI[0],
+            "result_dtype": self._dtype,
+            **self._config,
+            **request,
+        }
         _check(checked)
         with self._one_at_a_time:
             try:
@@ -100,11 +123,15 @@ class TranslationTask(BasicInferTask):
         """Preprocessing of the bundle."""
         return [self._preprocessing]
 
-    def run_pre_transforms(self, data: dict[str, Any], transforms: Sequence[Callable]) -> dict[str, Any]:
+    def run_pre_transforms(
+        self, data: dict[str, Any], transforms: Sequence[Callable]
+    ) -> dict[str, Any]:
         """Transform the image alone: MONAI's ``Spacingd`` takes ``image_path`` for metadata of ``image``."""
         return {**data, **super().run_pre_transforms({"image": data["image"]}, transforms)}
 
-    def run_inferer(self, data: dict[str, Any], convert_to_batch: bool = True, device: str = "") -> dict[str, Any]:
+    def run_inferer(
+        self, data: dict[str, Any], convert_to_batch: bool = True, device: str = ""
+    ) -> dict[str, Any]:
         """Gray levels ``pred`` of the contours ``image``, ``(1, H, W, D)`` both."""
         self._inferer.seed = data["seed"]
         result = self._inferer.translate([data["image"].to(self._device)], self.network)[0]
@@ -114,17 +141,32 @@ class TranslationTask(BasicInferTask):
         """Postprocessing of the bundle, without writing."""
         return self._postprocessing
 
-    def run_post_transforms(self, data: dict[str, Any], transforms: Sequence[Callable]) -> dict[str, Any]:
+    def run_post_transforms(
+        self, data: dict[str, Any], transforms: Sequence[Callable]
+    ) -> dict[str, Any]:
         """Transform image and result alone."""
-        return {**data, **super().run_post_transforms({key: data[key] for key in ("image", "pred")}, transforms)}
+        return {
+            **data,
+            **super().run_post_transforms(
+                {key: data[key] for key in ("image", "pred")}, transforms
+            ),
+        }
 
-    def writer(self, data: dict[str, Any], extension: str | None = None, dtype: str | None = None) -> tuple[str, dict]:
+    def writer(
+        self, data: dict[str, Any], extension: str | None = None, dtype: str | None = None
+    ) -> tuple[str, dict]:
         """Write ``pred``: NIfTI with the header of the CT, anything else by MONAI Label; ``uint8`` is rounded."""
         extension, dtype = extension or data["result_extension"], dtype or data["result_dtype"]
         pred = GrayLevels(dtype)(data["pred"])[0]
         record = {"seed": data["seed"]}
         if extension not in NIFTI:
-            plain = {**data, "pred": pred, "result": record, "result_extension": extension, "result_dtype": dtype}
+            plain = {
+                **data,
+                "pred": pred,
+                "result": record,
+                "result_extension": extension,
+                "result_dtype": dtype,
+            }
             return Writer(label="pred", json="result")(plain)
         handle, path = tempfile.mkstemp(suffix=extension)
         os.close(handle)
@@ -137,9 +179,13 @@ def _check(request: Mapping[str, Any]) -> None:
     if type(request["seed"]) is not int:
         raise ValueError(f"expected a whole number as seed, got {request['seed']!r}")
     if request["result_extension"] not in EXTENSIONS:
-        raise ValueError(f"expected result_extension to be one of {EXTENSIONS}, got {request['result_extension']!r}")
+        raise ValueError(
+            f"expected result_extension to be one of {EXTENSIONS}, got {request['result_extension']!r}"
+        )
     GrayLevels(request["result_dtype"])
     if not Path(request["image"]).is_file():
-        raise FileNotFoundError("expected the id of an image in the studies, found none; upload the CT first")
+        raise FileNotFoundError(
+            "expected the id of an image in the studies, found none; upload the CT first"
+        )
     if warnings := check_case(request["image"]):
         raise ValueError(warnings[0])

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training items of a cascade: what its first network and its second are given of a slice and its contour."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from monai.transforms import MapTransform, Randomizable
+from monai.utils import convert_to_tensor
+from scipy.ndimage import gaussian_filter, map_coordinates, zoom
+from torch.nn.functional import avg_pool2d, pixel_unshuffle
+
+from contourdiff.networks import enlarge
+
+FAULT_GRID = 5
+"""Random shifts of the coarse image are drawn at so many points along each side, and interpolated."""
+
+
+@dataclass(eq=False)
+class CoarseStaged(MapTransform):
+    """Item of the first network: the image at low resolution, the contour of every pixel folded into channels.
+
+    ``image (1, H, W)`` is averaged over squares of ``factor`` pixels; ``contour (1, H, W)`` becomes
+    ``(factor**2, H / factor, W / factor)``. H and W must be multiples of ``factor``.
+    """
+
+    factor: int = 2
+
+    def __post_init__(self) -> None:
+        super().__init__(("image", "contour"))
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Replace image and contour."""
+        image, contour = (
+            convert_to_tensor(data[key], track_meta=False).float() for key in self.keys
+        )
+        return {
+            **data,
+            "image": avg_pool2d(image, self.factor),
+            "contour": pixel_unshuffle(contour, self.factor),
+        }
+
+
+@dataclass(eq=False)
+class RefinerStaged(MapTransform, Randomizable):
+    """Item of the second network: the contour, and beside it the enlarged coarse image with random faults.
+
+    ``image (1, H, W)`` in [-1, 1] stays; ``contour (1, H, W)`` becomes ``(2, H, W)``. The coarse image is the average
+    over squares of ``factor`` pixels. It is given the faults of a first network, so that the second learns to mend
+    them: noise, fine and coarse, of up to ``noise``; blur; and edges that lie up to about ``shift_px`` off.
+
+    Args:
+        factor: see [`contourdiff.networks.CascadeUNet`][].
+        noise: largest standard deviation of each of the two noises, in the range of the image; 0 adds no fault at all.
+        shift_px: largest standard deviation of the shift of edges, in pixels of the full resolution.
+    """
+
+    factor: int = 2
+    noise: float = 0.15
+    shift_px: float = 1.5
+
+    def __post_init__(self) -> None:
+        super().__init__(("image", "contour"))
+        if self.noise < 0 or self.shift_px < 0:
+            raise ValueError(
+                f"noise and shift_px must be 0 or more, got {self.noise} and {self.shift_px}"
+            )
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Add the coarse image to the contour."""
+        image, contour = (
+            convert_to_tensor(data[key], track_meta=False).float() for key in self.keys
+        )
+        coarse = avg_pool2d(image, self.factor)
+        if self.noise:
+            coarse = torch.from_numpy(self._noisy(coarse[0].numpy()))[None]
+        coarse = enlarge(coarse[None], self.factor)[0]
+        if self.noise and self.shift_px:
+            coarse = torch.from_numpy(self._shifted(coarse[0].numpy()))[None]
+        return {**data, "contour": torch.cat([contour, coarse])}
+
+    def _noisy(self, image: np.ndarray) -> np.ndarray:
+        fine, coarse, blur = (
+            self.R.uniform(0, self.noise),
+            self.R.uniform(0, self.noise),
+            self.R.uniform(-0.6, 1.0),
+        )
+        small = self.R.normal(size=[-(-size // 4) for size in image.shape])
+        smooth = np.asarray(zoom(small, 4, order=3))[: image.shape[0], : image.shape[1]]
+        noisy = image + fine * self.R.normal(size=image.shape) + coarse * smooth
+        return np.clip(gaussian_filter(noisy, 0.85 * max(blur, 0)), -1, 1).astype(np.float32)
+
+    def _shifted(self, image: np.ndarray) -> np.ndarray:
+        amount = self.R.uniform(0, self.shift_px)
+        shifts = self.R.normal(size=(2, FAULT_GRID, FAULT_GRID))
+        factors = [size / FAULT_GRID for size in image.shape]
+        dense = [
+            amount * np.asarray(zoom(shift, factors, order=3, grid_mode=True, mode="nearest"))
+            for shift in shifts
+        ]
+        places = np.indices(image.shape, dtype=np.float32) + np.stack(dense)
+        return np.asarray(map_coordinates(image, places, order=1, mode="nearest"), dtype=np.float32)

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CT slices, each with a random MR slice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from monai.transforms import Randomizable
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from contourdiff.data.cases import TranslationCases, case_of
+
+
+class UnpairedDataset(Dataset, Randomizable):
+    """Item ``i`` has CT slice ``i`` as ``ct`` and a random MR slice as ``mr``, each ``(1, H, W)``.
+
+    Other keys of their items are prefixed: ``label`` of a CT is ``ct_label``. ``ct`` and ``mr`` are datasets of
+    dictionaries with an ``image``, such as [`contourdiff.training.slice_dataset.SliceDataset`][]; their random
+    transforms are seeded with this dataset.
+    """
+
+    def __init__(self, ct: Sequence[dict[str, Tensor]], mr: Sequence[dict[str, Tensor]]) -> None:
+        self.ct, self.mr = ct, mr
+        if not len(ct) or not len(mr):
+            raise ValueError(
+                f"expected slices of CT and of MR, got {len(ct)} and {len(mr)}; check both folders"
+            )
+
+    def __len__(self) -> int:
+        """Return the number of CT slices."""
+        return len(self.ct)
+
+    def __getitem__(self, item: int) -> dict[str, Tensor]:
+        """CT slice ``item`` and a random MR slice."""
+        other = int(self.R.randint(len(self.mr)))
+        return {**_prefixed("ct", self.ct[item]), **_prefixed("mr", self.mr[other])}
+
+    def set_random_state(self, seed: int | None = None, state: object = None) -> UnpairedDataset:
+        """Seed the draws and the random transforms of both datasets."""
+        super().set_random_state(seed, state)  # type: ignore[arg-type]
+        for dataset in (self.ct, self.mr):
+            if isinstance(dataset, Randomizable):
+                dataset.set_random_state(seed=int(self.R.randint(2**31)))
+        return self
+
+
+def _prefixed(side: str, item: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        side if key == "image" else f"{side}_{key}": _plain(value) for key, value in item.items()
+    }
+
+
+def _plain(value: Tensor) -> Tensor:
+    return torch.as_tensor(value).as_subclass(torch.Tensor)
+
+
+def ct_cases(
+    dataset_dir: str | Path, output_dir: str | Path, keys: Sequence[str] = ("image",)
+) -> list[dict[str, str]]:
+    """CT volumes to train on, ``[{"image": path}, ...]``, checked and converted as those of a translation.
+
+    With ``"label"`` among the keys, items have their label, too, and cases without one are left out. What is not NIfTI
+    is converted to ``<output_dir>/ct``. Raises ``FileNotFoundError`` if there is no folder, ``ValueError`` if no case
+    is left.
+    """
+    if not Path(dataset_dir).is_dir():
+        raise FileNotFoundError(
+            f"expected a folder of CT at {dataset_dir}, found none; pass --ct_dir"
+        )
+    cases = TranslationCases(dataset_dir, output_dir)
+    cases.check()
+    items = list(cases.items)
+    if "label" in keys:
+        labelled = [(item, cases.labels.get(case_of(item["image"]))) for item in items]
+        items = [{**item, "label": str(label)} for item, label in labelled if label is not None]
+    if not items:
+        wanted = (
+            "labels/<case>.nii.gz beside <case>.nii.gz"
+            if "label" in keys
+            else "volumes that pass the checks"
+        )
+        raise ValueError(f"expected {wanted} in {dataset_dir}, found none; see the messages above")
+    return items

@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Quality of translated slices beyond their contours: FID and MMD to real slices, label boundaries."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from monai.metrics import FIDMetric, MMDMetric
+from monai.networks.utils import eval_mode
+from monai.transforms import Resize, SpatialPad
+from skimage.segmentation import find_boundaries
+from torch import nn
+
+from contourdiff.contours import foreground_mask
+from contourdiff.metrics.contour_agreement import contour_agreement
+from contourdiff.metrics.flicker import contour_box
+
+Fit = Literal["pad", "resize"]
+Slices = Sequence[np.ndarray]
+Device = torch.device | str
+Mapped = Callable[[torch.Tensor], torch.Tensor]
+ContourOf = Callable[[np.ndarray], np.ndarray]
+
+
+def load_extractor(path: str | Path, device: Device = "cpu") -> nn.Module:
+    """Feature extractor on ``device`` from a local TorchScript file, for example of RadImageNet's ResNet-50.
+
+    A TorchScript file holds code and runs it: load only files that you trust. Nothing is downloaded. Raises
+    ``FileNotFoundError`` for a missing file, ``ValueError`` for one that is not TorchScript.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"expected a TorchScript file at {path}, found none; nothing is downloaded: save one"
+        )
+    try:
+        extractor: nn.Module = torch.jit.load(str(path), map_location=device)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"expected TorchScript in {path}, got: {reason}; write it with torch.jit.save"
+        ) from error
+    return extractor.eval()
+
+
+def slice_features(
+    slices: Slices,
+    extractor: nn.Module,
+    batch_size: int = 16,
+    *,
+    channels: int = 1,
+    device: Device = "cpu",
+) -> torch.Tensor:
+    """Features of slices, ``(N, F)`` float64 on the CPU; they do not depend on the batch.
+
+    Slices are ``(H, W)`` gray levels in [0, 255], all of one shape. The extractor, a network on ``device`` that runs in
+    evaluation mode, gets ``(B, channels, H, W)`` float32 in [0, 1], the slice repeated: 3 channels for a network of
+    color images. Any other scaling (ImageNet's mean, BGR) belongs into it: ``nn.Sequential(normalization, network)``.
+    It returns ``(B, F)`` or ``(B, F, *spatial)``; spatial axes are averaged.
+
+    Raises ``ValueError`` if there is no slice, shapes differ, or the extractor returns something else.
+    """
+    shapes = {np.shape(image) for image in slices}
+    if len(shapes) != 1 or len(next(iter(shapes))) != 2:
+        raise ValueError(
+            f"expected slices (H, W) of one shape, got {sorted(shapes)}; give image_quality a size_px"
+        )
+    features = []
+    with eval_mode(extractor), torch.no_grad():
+        for start in range(0, len(slices), batch_size):
+            batch = (
+                torch.from_numpy(np.stack(slices[start : start + batch_size]).astype(np.float32))[
+                    :, None
+                ]
+                / 255
+            )
+            output = extractor(batch.expand(-1, channels, -1, -1).contiguous().to(device))
+            if not isinstance(output, torch.Tensor) or output.ndim < 2 or len(output) != len(batch):
+                got = (
+                    tuple(output.shape)
+                    if isinstance(output, torch.Tensor)
+                    else type(output).__name__
+                )
+                raise ValueError(
+                    f"expected features ({len(batch)}, F, ...) from the extractor, got {got}; wrap it"
+                )
+            features.append(output.double()[..., None].flatten(2).mean(2).cpu())
+    return torch.cat(features)
+
+
+def image_quality(
+    real: Slices,
+    translated: Slices,
+    extractor: nn.Module,
+    extractor_name: str,
+    foreground_only: bool = False,
+    *,
+    size_px: tuple[int, int] = (256, 256),
+    fit: Fit = "pad",
+    mask_options: Mapping[str, float] | None = None,
+    mmd_mapping: Mapped | None = None,
+    feature_options: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Distance of translated slices from real ones, as two sets: FID and MMD of features. Smaller is nearer.
+
+    **FID** (Heusel et al., arXiv 1706.08500) is the squared Fréchet distance of two Gaussians with the means and
+    covariances of the features, biased upward for few slices: compare sets of one size, with one extractor. **MMD**
+    (Gretton et al. 2012, eq. 3) is MONAI's unbiased estimate of the *squared* discrepancy with the kernel
+    ``<f(x), f(y)>``, f being ``mmd_mapping``; without one it compares mean features. Around 0 it may be negative. MONAI
+    requires sets of one size: of the larger one, evenly spread slices are taken.
+
+    Args:
+        real: ``(H, W)`` gray levels in [0, 255], of any shapes.
+        translated: the same, of any number.
+        extractor: see [`slice_features`][].
+        extractor_name: recorded in the result; numbers of two extractors do not compare.
+        foreground_only: set gray levels outside of the body to 0 and crop to its box; leave out slices without a body.
+        size_px: height and width that the extractor gets.
+        fit: ``"pad"`` centers on black, for sets of one spacing; ``"resize"`` first scales the longer side (bilinear).
+        mask_options: arguments of [`contourdiff.contours.foreground_mask`][] for ``foreground_only``.
+        mmd_mapping: features ``(N, F)`` -> ``(N, G)``, for another kernel than the linear one.
+        feature_options: ``batch_size``, ``channels`` and ``device`` of [`slice_features`][].
+
+    Returns:
+        ``fid``, ``mmd``, ``n_real``, ``n_translated``, ``n_mmd`` (slices of each set in the MMD), ``features``,
+        ``extractor``, ``foreground_only``, ``size_px``, ``fit`` and ``warnings``, a list of sentences.
+
+    Raises ``ValueError`` for under 2 slices or features, values that are not finite, or a slice too large to pad.
+    """
+    warnings: list[str] = []
+    features = []
+    for name, slices in (("real", real), ("translated", translated)):
+        kept = _bodies(slices, name, mask_options or {}, warnings) if foreground_only else slices
+        if len(kept) < 2:
+            raise ValueError(
+                f"expected 2 {name} slices or more, got {len(kept)}; give more, or other mask_options"
+            )
+        fitted = [_fitted(np.asarray(image), size_px, fit) for image in kept]
+        features.append(slice_features(fitted, extractor, **(feature_options or {})))
+        if not torch.isfinite(features[-1]).all():
+            raise ValueError(
+                f"expected finite features of {name} slices, got NaN or infinity; check the extractor"
+            )
+    width, fewest = features[0].shape[1], min(map(len, features))
+    if width < 2:
+        raise ValueError(
+            f"expected 2 features or more, got {width}; take the output of an earlier layer"
+        )
+    if fewest <= width:
+        effect = "the covariance lacks full rank, and FID depends on the number of slices"
+        warnings.append(
+            f"{fewest} slices for {width} features: {effect}; use more slices or fewer features"
+        )
+    pair = [
+        values[np.linspace(0, len(values) - 1, fewest).round().astype(int)] for values in features
+    ]
+    numbers = {
+        "fid": _fid(features[1], features[0], warnings),
+        "mmd": float(MMDMetric(mmd_mapping)(*pair)),
+    }
+    counts = {
+        "n_real": len(features[0]),
+        "n_translated": len(features[1]),
+        "n_mmd": fewest,
+        "features": width,
+    }
+    settings = {
+        "extractor": extractor_name,
+        "foreground_only": foreground_only,
+        "size_px": list(size_px),
+        "fit": fit,
+    }
+    return {**numbers, **counts, **settings, "warnings": warnings}
+
+
+def label_boundary_agreement(
+    image: np.ndarray,
+    label: np.ndarray,
+    contour_fn: ContourOf,
+    tolerance_mm: float,
+    spacing_mm: Sequence[float],
+) -> float:
+    """Share in [0, 1] of the label's boundary with a contour of the translated image near it; NaN without boundary.
+
+    ``image``, gray levels in [0, 255], and ``label``, integer classes or 0, are ``(H, W)``; ``contour_fn`` maps the
+    image to its contour, as [`contourdiff.contours.contour_of`][]. The boundary is the pixels of a class that touch
+    (4 neighbors) another class or background, but not the image's frame. More contours never lower the share: compare
+    it with that of another slice's label. ``spacing_mm`` is that of H and W.
+
+    Raises ``ValueError`` if shapes differ, or tolerance or spacing does not fit.
+    """
+    boundary = find_boundaries(
+        np.asarray(label).astype(np.int64), connectivity=1, mode="inner", background=0
+    )
+    agreement = contour_agreement(
+        contour_fn(np.asarray(image)), boundary, tolerance_mm, spacing=spacing_mm
+    )
+    return agreement.recall if boundary.any() else math.nan
+
+
+def _bodies(
+    slices: Slices, name: str, options: Mapping[str, Any], warnings: list[str]
+) -> list[np.ndarray]:
+    """Of each slice the box around its body with 0 outside of the body, without the slices that have none."""
+    masks = [foreground_mask(image, **options) for image in slices]
+    pairs = [(image, mask) for image, mask in zip(slices, masks, strict=True) if mask.any()]
+    if len(pairs) < len(slices):
+        warnings.append(
+            f"{len(slices) - len(pairs)} of {len(slices)} {name} slices have no body and are left out"
+        )
+    return [np.where(mask, image, 0)[contour_box(mask[None], 0)] for image, mask in pairs]
+
+
+def _fitted(image: np.ndarray, size_px: tuple[int, int], fit: Fit) -> np.ndarray:
+    """``image`` centered on black of ``size_px``, ``(H, W)`` -> ``size_px``; scaled to fill it with ``"resize"``."""
+    if image.ndim != 2 or not np.isfinite(image).all():
+        raise ValueError(
+            f"expected finite slices (H, W), got shape {image.shape}; pass volumes slice by slice"
+        )
+    if fit not in ("pad", "resize"):
+        raise ValueError(f"fit must be 'pad' or 'resize', got {fit!r}")
+    if fit == "resize":
+        scale = float(min(np.divide(size_px, image.shape)))
+        shape = [max(1, round(length * scale)) for length in image.shape]
+        resize = Resize(shape, mode="bilinear", anti_aliasing=scale < 1)
+        image = resize(torch.from_numpy(image[None].astype(np.float32)))[0].numpy()
+    if np.greater(image.shape, size_px).any():
+        raise ValueError(
+            f"expected slices of at most {size_px} pixels, got {image.shape}; raise size_px or resize"
+        )
+    return SpatialPad(size_px)(torch.from_numpy(np.ascontiguousarray(image))[None])[0].numpy()
+
+
+def _fid(translated: torch.Tensor, real: torch.Tensor, warnings: list[str]) -> float:
+    """MONAI's FID, at least 0; where its matrix root fails, the same number from singular values.
+
+    For covariances A'A and B'B, ``tr sqrt(A'A B'B)`` is the sum of ``svd(AB')``.
+    """
+    try:
+        fid = float(FIDMetric()(translated, real))
+    except (
+        ValueError,
+        TypeError,
+        np.linalg.LinAlgError,
+    ):  # an imaginary root; SciPy 1.18 took away an argument
+        fid = math.nan
+    if not math.isfinite(fid):
+        warnings.append(
+            "the root of the covariances failed in MONAI's FIDMetric; FID is from singular values"
+        )
+        a, b = (
+            (values - values.mean(0)) / math.sqrt(len(values) - 1) for values in (translated, real)
+        )
+        spread = a.square().sum() + b.square().sum() - 2 * torch.linalg.svdvals(a @ b.T).sum()
+        fid = float((translated.mean(0) - real.mean(0)).square().sum() + spread)
+    return max(fid, 0.0)
