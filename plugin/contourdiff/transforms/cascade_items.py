@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -35,14 +36,10 @@ class CoarseStaged(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Replace image and contour."""
-        image, contour = (
-            convert_to_tensor(data[key], track_meta=False).float() for key in self.keys
-        )
-        return {
-            **data,
-            "image": avg_pool2d(image, self.factor),
-            "contour": pixel_unshuffle(contour, self.factor),
-        }
+        out = dict(data)
+        out["image"] = avg_pool2d(_float_tensor(data["image"]), self.factor)
+        out["contour"] = pixel_unshuffle(_float_tensor(data["contour"]), self.factor)
+        return out
 
 
 @dataclass(eq=False)
@@ -72,10 +69,8 @@ class RefinerStaged(MapTransform, Randomizable):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Add the coarse image to the contour."""
-        image, contour = (
-            convert_to_tensor(data[key], track_meta=False).float() for key in self.keys
-        )
-        coarse = avg_pool2d(image, self.factor)
+        contour = _float_tensor(data["contour"])
+        coarse = avg_pool2d(_float_tensor(data["image"]), self.factor)
         if self.noise:
             coarse = torch.from_numpy(self._noisy(coarse[0].numpy()))[None]
         coarse = enlarge(coarse[None], self.factor)[0]
@@ -84,23 +79,27 @@ class RefinerStaged(MapTransform, Randomizable):
         return {**data, "contour": torch.cat([contour, coarse])}
 
     def _noisy(self, image: np.ndarray) -> np.ndarray:
-        fine, coarse, blur = (
-            self.R.uniform(0, self.noise),
-            self.R.uniform(0, self.noise),
-            self.R.uniform(-0.6, 1.0),
-        )
-        small = self.R.normal(size=[-(-size // 4) for size in image.shape])
-        smooth = np.asarray(zoom(small, 4, order=3))[: image.shape[0], : image.shape[1]]
+        fine = self.R.uniform(0, self.noise)
+        coarse = self.R.uniform(0, self.noise)
+        blur = self.R.uniform(-0.6, 1.0)
+        height, width = image.shape
+        small = self.R.normal(size=(ceil(height / 4), ceil(width / 4)))
+        smooth = zoom(small, 4, order=3)[:height, :width]
         noisy = image + fine * self.R.normal(size=image.shape) + coarse * smooth
-        return np.clip(gaussian_filter(noisy, 0.85 * max(blur, 0)), -1, 1).astype(np.float32)
+        blurred = gaussian_filter(noisy, 0.85 * max(blur, 0))
+        return np.clip(blurred, -1, 1).astype(np.float32)
 
     def _shifted(self, image: np.ndarray) -> np.ndarray:
         amount = self.R.uniform(0, self.shift_px)
-        shifts = self.R.normal(size=(2, FAULT_GRID, FAULT_GRID))
-        factors = [size / FAULT_GRID for size in image.shape]
-        dense = [
-            amount * np.asarray(zoom(shift, factors, order=3, grid_mode=True, mode="nearest"))
-            for shift in shifts
-        ]
-        places = np.indices(image.shape, dtype=np.float32) + np.stack(dense)
-        return np.asarray(map_coordinates(image, places, order=1, mode="nearest"), dtype=np.float32)
+        factors = np.divide(image.shape, FAULT_GRID)
+        shifts = []
+        for grid in self.R.normal(size=(2, FAULT_GRID, FAULT_GRID)):
+            dense = zoom(grid, factors, order=3, grid_mode=True, mode="nearest")
+            shifts.append(amount * dense)
+        places = np.indices(image.shape, dtype=np.float32) + np.stack(shifts)
+        shifted = map_coordinates(image, places, order=1, mode="nearest")
+        return np.asarray(shifted, dtype=np.float32)
+
+
+def _float_tensor(image: Any) -> torch.Tensor:
+    return convert_to_tensor(image, track_meta=False).float()

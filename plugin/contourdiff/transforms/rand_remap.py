@@ -23,8 +23,9 @@ def blend_with_curve(
 
     ``share`` is the weight of the mapped image. Values up to ``air`` stay as they are.
     """
-    curve = np.interp(image, np.linspace(0, top, len(levels)), levels)
-    return np.where(image > air, (1 - share) * image + share * curve, image)
+    mapped = np.interp(image, np.linspace(0, top, len(levels)), levels)
+    blend = (1 - share) * image + share * mapped
+    return np.where(image > air, blend, image)
 
 
 @dataclass(eq=False)
@@ -51,9 +52,8 @@ class RandRemap(RandomizableTransform):
         super().__init__(prob=self.probability)
         low, high = self.share
         if not 0 <= low <= high <= 1 or self.knots < 2:
-            raise ValueError(
-                f"expected 0 <= share <= 1, a range, and 2 knots or more, got {self.share}, {self.knots}"
-            )
+            got = f"{self.share} and {self.knots}"
+            raise ValueError(f"expected 0 <= share <= 1, a range, and 2 knots or more, got {got}")
 
     def randomize(self, data: Any = None) -> None:
         """Draw whether to change, the levels and the share."""
