@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -40,31 +41,24 @@ def sample_chunked(
     ``AffineTransform``, whose ``affine_grid`` takes 56 bytes of float64 for each voxel of the result; here it is
     evaluated for a chunk of ``chunk_voxels`` at a time.
     """
-    theta = to_norm_affine(affine.to(volume)[None], volume.shape[1:], shape, align_corners)[0]
-    order = [2, 1, 0, 3]  # affine_grid counts axes from the last one
-    theta = theta[order[:3]][:, order]
+    thetas = to_norm_affine(affine.to(volume)[None], volume.shape[1:], shape, align_corners)
+    reversed_axes = [2, 1, 0, 3]  # affine_grid counts axes from the last one
+    theta = thetas[0, reversed_axes[:3]][:, reversed_axes]
+    thickness = max(chunk_voxels // max(math.prod(shape[1:]), 1), 1)
+    points = theta.new_ones((min(thickness, shape[0]), *shape[1:], 4))
+    points[..., 0] = _normalized(shape[2], align_corners, theta)
+    points[..., 1] = _normalized(shape[1], align_corners, theta)[:, None]
+    planes = _normalized(shape[0], align_corners, theta)
     source = volume.contiguous()[None]
-    out = torch.empty((len(volume), *shape), dtype=torch.float32, device=volume.device)
-    thickness = max(chunk_voxels // max(shape[1] * shape[2], 1), 1)
-    for slab, grid in _grids(theta, shape, align_corners, thickness):
-        out[:, slab] = grid_sample(source, grid, mode, padding_mode, align_corners)[0]
-    return out
-
-
-def _grids(
-    theta: Tensor, shape: Sequence[int], align_corners: bool, thickness: int
-) -> Iterator[tuple[slice, Tensor]]:
-    """Chunks along the first axis with the values of ``affine_grid`` for each: ``(1, slab, W', D', 3)``."""
-    first = _normalized(shape[0], align_corners, theta)
-    base = theta.new_ones((min(thickness, shape[0]), shape[1], shape[2], 4))
-    base[..., 0] = _normalized(shape[2], align_corners, theta)
-    base[..., 1] = _normalized(shape[1], align_corners, theta)[:, None]
+    out = volume.new_empty((len(volume), *shape), dtype=torch.float32)
     for start in range(0, shape[0], thickness):
-        slab = slice(start, min(start + thickness, shape[0]))
-        points = base[: slab.stop - slab.start]
-        points[..., 2] = first[slab, None, None]
-        grid = torch.bmm(points.view(1, -1, 4), theta.mT[None])
-        yield slab, grid.view(1, *points.shape[:3], 3)
+        chunk = out[:, start : start + thickness]
+        chunk_points = points[: chunk.shape[1]]
+        chunk_points[..., 2] = planes[start : start + thickness, None, None]
+        grid = torch.bmm(chunk_points.view(1, -1, 4), theta.mT[None])
+        grid = grid.view(1, *chunk.shape[1:], 3)
+        chunk.copy_(grid_sample(source, grid, mode, padding_mode, align_corners)[0])
+    return out
 
 
 def _normalized(size: int, align_corners: bool, like: Tensor) -> Tensor:
@@ -97,11 +91,14 @@ class ChunkedResample(SpatialResample):
         padding_mode = self.padding_mode if padding_mode is None else padding_mode
         align_corners = self.align_corners if align_corners is None else align_corners
         lazy = self.lazy if lazy is None else lazy
-        options = (mode, padding_mode, align_corners)
+        options = (mode, padding_mode, align_corners, dtype, lazy)
+        stock = partial(super().__call__, img, dst_affine, spatial_size, *options)
         is_volume = isinstance(img, MetaTensor) and img.ndim == 4 and not img.pending_operations
-        is_sampled = mode in ("bilinear", "nearest") and not lazy
-        if not is_volume or not is_sampled or not _is_grid(dst_affine, spatial_size):
-            return super().__call__(img, dst_affine, spatial_size, *options, dtype, lazy)
+        has_grid = dst_affine is not None and isinstance(spatial_size, Sequence)
+        if not is_volume or not has_grid or len(spatial_size) != 3:
+            return stock()
+        if lazy or mode not in ("bilinear", "nearest"):
+            return stock()
         image = cast(MetaTensor, img)
         shape = tuple(int(size) for size in spatial_size)
         check_memory(4 * len(image) * math.prod(shape), f"one that is resampled to {shape}")
@@ -111,12 +108,15 @@ class ChunkedResample(SpatialResample):
         is_same = np.allclose(source_affine, target_affine, atol=UNCHANGED)
         is_same = is_same or np.allclose(affine, np.eye(4), atol=UNCHANGED)
         if is_same and shape == image.shape[1:]:
-            return super().__call__(img, dst_affine, spatial_size, *options, dtype, lazy)
+            return stock()
         working = get_equivalent_dtype(dtype or self.dtype or image.dtype, Tensor)
-        sampling = (str(mode), str(padding_mode), align_corners)
-        values = sample_chunked(
-            image.as_tensor().to(working), torch.as_tensor(affine), shape, *sampling
-        )
+        sampling = {
+            "mode": str(mode),
+            "padding_mode": str(padding_mode),
+            "align_corners": align_corners,
+        }
+        source = image.as_tensor().to(working)
+        resampled = MetaTensor(sample_chunked(source, torch.as_tensor(affine), shape, **sampling))
         traced = self.track_transform_meta(
             image,
             sp_size=shape,
@@ -124,14 +124,12 @@ class ChunkedResample(SpatialResample):
             orig_size=tuple(image.shape[1:]),
             extra_info={
                 "dtype": str(working).removeprefix("torch."),
-                "mode": str(mode),
-                "padding_mode": str(padding_mode),
-                "align_corners": align_corners,
                 "src_affine": torch.as_tensor(source_affine),
+                **sampling,
             },
             transform_info=self.get_transform_info(),
         )
-        return cast(Tensor, MetaTensor(values).copy_meta_from(traced))
+        return cast(Tensor, resampled.copy_meta_from(traced))
 
     def inverse(self, data: Tensor) -> Tensor:
         """Resample ``data`` back to its original grid; see MONAI's class."""
@@ -143,7 +141,3 @@ class ChunkedResample(SpatialResample):
             options["align_corners"] = False
         with self.trace_transform(False):
             return self(data, source_affine, transform[TraceKeys.ORIG_SIZE], **options)
-
-
-def _is_grid(affine: Any, shape: Any) -> bool:
-    return affine is not None and isinstance(shape, Sequence) and len(shape) == 3

@@ -29,18 +29,16 @@ def contour_fragments(
     The cells have a side of ``cell_px`` and the grid is shifted by ``offset`` pixels. Returns ``(H, W)`` int with 0 off
     the contour and 1 to ``n`` on it, and ``n``.
     """
-    rows, columns = np.indices(contour.shape)
+    on = np.asarray(contour) != 0
+    lines, _ = label(on, EIGHT_NEIGHBORS)
+    rows, columns = np.nonzero(on)
     cell_rows = (rows + offset[0]) // cell_px
     cell_columns = (columns + offset[1]) // cell_px
-    cells = cell_rows * (cell_columns.max() + 1) + cell_columns
-    lines, _ = label(np.asarray(contour) != 0, EIGHT_NEIGHBORS)
-    keys = lines.astype(np.int64) * (cells.max() + 1) + cells + 1
-    keys[lines == 0] = 0
-    values, numbers = np.unique(keys, return_inverse=True)
-    fragments = numbers.reshape(contour.shape)
-    if values[0] == 0:
-        return fragments, len(values) - 1
-    return fragments + 1, len(values)  # every pixel is on the contour
+    keys = np.stack([lines[on], cell_rows, cell_columns])
+    pieces, numbers = np.unique(keys, axis=1, return_inverse=True)
+    fragments = np.zeros(on.shape, dtype=np.int64)
+    fragments[on] = numbers.ravel() + 1
+    return fragments, pieces.shape[1]
 
 
 def pixels_of(chosen: np.ndarray, fragments: np.ndarray) -> np.ndarray:
@@ -72,26 +70,28 @@ def ct_like_contour(
     on = np.asarray(contour) != 0
     if random.random() < 0.5:
         on = without_short_lines(on, random.uniform(*SHORTEST_PX))
-    offset = (int(random.integers(FRAGMENT_PX)), int(random.integers(FRAGMENT_PX)))
-    fragments, count = contour_fragments(on, FRAGMENT_PX, offset)
+    row_offset = int(random.integers(FRAGMENT_PX))
+    column_offset = int(random.integers(FRAGMENT_PX))
+    fragments, count = contour_fragments(on, FRAGMENT_PX, (row_offset, column_offset))
     if count == 0:
         return on
     smooth = gaussian_filter(np.asarray(image, dtype=np.float64), sigma_px)
-    gradient = (sobel(smooth, 0) / 4, sobel(smooth, 1) / 4)
+    gradient = np.stack([sobel(smooth, 0), sobel(smooth, 1)]) / 4
     numbers = np.arange(1, count + 1)
-    strength = np.asarray(mean(np.hypot(*gradient), fragments, numbers))
+    strength = mean(np.hypot(*gradient), fragments, numbers)
     lost = np.zeros(count, dtype=bool)
     if random.random() < 0.7:
         half = random.uniform(*WEAK) * high_threshold
-        loss = 1 / (1 + np.exp((strength - half) / (0.15 * high_threshold)))
-        lost = random.random(count) < loss
+        weakness = (strength - half) / (0.15 * high_threshold)
+        lost = random.random(count) < 1 / (1 + np.exp(weakness))
     added = np.zeros_like(on)
     if random.random() < 0.5:
         slopes = np.stack([mean(part, fragments, numbers) for part in gradient])
         doubled = random.random(count) < random.uniform(0, DOUBLED)
         doubled &= np.hypot(*slopes) > 0.7 * strength  # straight, so that it has a direction
-        distance = random.uniform(*DISTANCE_PX) * random.choice((-1, 1))
-        added |= second_lines(fragments, doubled, slopes, distance)
+        distance = random.uniform(*DISTANCE_PX)
+        side = random.choice((-1, 1))
+        added |= second_lines(fragments, doubled, slopes, distance * side)
     if random.random() < 0.5:
         repeated = random.random(count) < random.uniform(0, CLUTTER)
         clutter = moved(pixels_of(repeated, fragments), random)
@@ -108,8 +108,8 @@ def moved(contour: np.ndarray, random: np.random.Generator) -> np.ndarray:
 def without_short_lines(contour: np.ndarray, shortest_px: float) -> np.ndarray:
     """Contour ``(H, W)`` bool without connected lines of fewer than ``shortest_px`` pixels."""
     lines, count = label(contour, EIGHT_NEIGHBORS)
-    lengths = np.asarray(sum_labels(contour, lines, np.arange(count + 1)))
-    return np.asarray(contour & (lengths[lines] >= shortest_px))
+    lengths = sum_labels(contour, lines, np.arange(count + 1))
+    return contour & (lengths[lines] >= shortest_px)
 
 
 def second_lines(
@@ -122,9 +122,12 @@ def second_lines(
     """
     places = np.nonzero(pixels_of(chosen, fragments))
     slope = slopes[:, fragments[places] - 1]
-    steps = distance_px * slope / np.maximum(np.hypot(*slope), 1e-6)
-    rows, columns = np.rint(np.stack(places) + steps).astype(int)
+    steepness = np.hypot(*slope)
+    steps = distance_px * slope / np.maximum(steepness, 1e-6)
+    rows, columns = np.rint(places + steps).astype(int)
     height, width = fragments.shape
+    rows = rows.clip(0, height - 1)
+    columns = columns.clip(0, width - 1)
     lines = np.zeros(fragments.shape, dtype=bool)
-    lines[rows.clip(0, height - 1), columns.clip(0, width - 1)] = True
+    lines[rows, columns] = True
     return lines

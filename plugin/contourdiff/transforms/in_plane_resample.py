@@ -35,8 +35,8 @@ class InPlaneSmooth(Transform):
             raise ValueError(
                 f"expected a MetaTensor (C, H, W, D), got {type(img).__name__} of {tuple(img.shape)}"
             )
-        spacing = np.asarray(img.pixdim, dtype=np.float64)
-        sigmas = np.maximum(self.spacing_mm / spacing - 1, 0) / 2
+        ratios = self.spacing_mm / np.asarray(img.pixdim, dtype=np.float64)
+        sigmas = np.maximum(ratios - 1, 0) / 2
         sigmas[self.slice_axis] = 0.0
         data = convert_to_numpy(img).astype(np.float32)
         if sigmas.any():
@@ -66,7 +66,8 @@ class InPlaneResampled(Spacingd):
             raise ValueError(f"slice_axis must be 0, 1 or 2, got {slice_axis}")
         pixdim = [float(spacing_mm)] * 3
         pixdim[slice_axis] = -1.0
-        super().__init__(keys, pixdim, mode=mode, **{"padding_mode": "border", **options})
+        options.setdefault("padding_mode", "border")
+        super().__init__(keys, pixdim, mode=mode, **options)
         self.spacing_transform.sp_resample = ChunkedResample()
         self.smooth = InPlaneSmooth(spacing_mm, slice_axis)
 

@@ -102,7 +102,8 @@ class RandContour(RandomizableTransform):
         super().randomize(data)
         self._sigma = self.R.uniform(self.sigma_px[0], self.sigma_px[1])
         lowest, highest = self.high_threshold
-        self._high = float(np.exp(self.R.uniform(np.log(lowest), np.log(highest))))
+        exponent = self.R.uniform(np.log(lowest), np.log(highest))
+        self._high = float(np.exp(exponent))
         self._lost = self.R.uniform(0, self.dropout)
         self._added = self.R.uniform(0, self.clutter)
         self._seed = int(self.R.randint(2**31))
@@ -115,8 +116,9 @@ class RandContour(RandomizableTransform):
 
     def _broken(self, contour: np.ndarray) -> np.ndarray:
         random = np.random.default_rng(self._seed)
-        offset = (int(random.integers(self.cell_px)), int(random.integers(self.cell_px)))
-        fragments, count = contour_fragments(contour, self.cell_px, offset)
+        row_offset = int(random.integers(self.cell_px))
+        column_offset = int(random.integers(self.cell_px))
+        fragments, count = contour_fragments(contour, self.cell_px, (row_offset, column_offset))
         kept = random.random(count) >= self._lost
         repeated = pixels_of(random.random(count) < self._added, fragments)
         return pixels_of(kept, fragments) | moved(repeated, random)

@@ -23,7 +23,8 @@ def blend_with_curve(
 
     ``share`` is the weight of the mapped image. Values up to ``air`` stay as they are.
     """
-    mapped = np.interp(image, np.linspace(0, top, len(levels)), levels)
+    knots = np.linspace(0, top, len(levels))
+    mapped = np.interp(image, knots, levels)
     blend = (1 - share) * image + share * mapped
     return np.where(image > air, blend, image)
 
@@ -59,7 +60,8 @@ class RandRemap(RandomizableTransform):
         """Draw whether to change, the levels and the share."""
         super().randomize(data)
         self._levels = self.R.uniform(0, 1, self.knots)
-        self._weight = self.R.uniform(self.share[0], self.share[1])
+        low, high = self.share
+        self._weight = self.R.uniform(low, high)
 
     def __call__(self, img: NdarrayOrTensor, randomize: bool = True) -> NdarrayOrTensor:
         """Remap an image ``(C, H, W)`` with levels in [0, 1]; the same shape, float32."""
