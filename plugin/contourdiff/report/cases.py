@@ -13,8 +13,7 @@ from typing import Any
 
 from contourdiff.data.bids import OURS, bids_images
 from contourdiff.data.inputs import find_inputs, is_url
-from contourdiff.data.nifti import OUTPUT_SUFFIXES
-from contourdiff.data.nifti_names import case_of, is_volume, volumes_by_case
+from contourdiff.data.nifti_names import OUTPUT_SUFFIXES, case_of, is_volume, volumes_by_case
 from contourdiff.inference.summary import measures, read_run
 
 RECORD = "_mr.json"
