@@ -4,12 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import torch
-
-Box = tuple[slice, slice]
 
 
 class Flicker(NamedTuple):
@@ -20,29 +17,20 @@ class Flicker(NamedTuple):
     contour_change: float | None
 
 
-def contour_box(contours: Any, margin_px: int) -> Box:
-    """Rows and columns of the box around all contours ``(N, H, W)`` with a margin; the whole slice without any."""
-    present = torch.as_tensor(contours != 0).any(0).cpu().numpy()
-    rows = _bounds(present.any(axis=1), margin_px)
-    columns = _bounds(present.any(axis=0), margin_px)
-    return rows, columns
+def flicker(gray_levels: np.ndarray, contours: np.ndarray, box: tuple[slice, slice]) -> Flicker:
+    """Mean squared difference of adjacent slices, over pairs of slices with a contour.
 
-
-def _bounds(has_contour: np.ndarray, margin_px: int) -> slice:
-    filled = np.flatnonzero(has_contour)
-    if not len(filled):
-        return slice(0, len(has_contour))
-    first = max(int(filled[0]) - margin_px, 0)
-    return slice(first, min(int(filled[-1]) + margin_px + 1, len(has_contour)))
-
-
-def flicker(gray_levels: np.ndarray, contours: np.ndarray, box: Box) -> Flicker:
-    """Mean squared difference of adjacent slices in a [`contour_box`][], over pairs of slices with a contour.
-
-    ``gray_levels``, in [0, 255], and ``contours``, nonzero on the contour, are ``(N, H, W)``, slices first. Anatomy
-    changes from slice to slice too: compare volumes of one field of view and slice distance.
+    ``gray_levels``, in [0, 255], and ``contours``, nonzero on the contour, are ``(N, H, W)``, slices first; ``box`` has
+    the rows and columns that count, such as those around all contours. Anatomy changes from slice to slice too: compare
+    volumes of one field of view and slice distance.
 
     Raises ``ValueError`` if the shapes differ or are not three-dimensional, or gray levels are not finite.
+
+    Examples:
+        >>> import numpy as np
+        >>> gray_levels = np.array([[[90.0]], [[100.0]], [[104.0]]])
+        >>> flicker(gray_levels, np.ones((3, 1, 1)), (slice(None), slice(None)))
+        Flicker(value=58.0, pairs=2, contour_change=0.0)
     """
     images = np.asarray(gray_levels, dtype=np.float64)
     edges = np.asarray(contours) != 0

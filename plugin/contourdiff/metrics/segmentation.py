@@ -289,7 +289,7 @@ def _summary(name: str, rows: ScoreRows, n_bootstrap: int, seed: int) -> ScoreRo
         by_patient: dict[str, list[float]] = {}
         for row in present:
             value = row[measure]
-            patient = row.get("patient", row["case"])
+            patient = row["patient"] if "patient" in row else row["case"]
             if not math.isnan(value):
                 by_patient.setdefault(patient, []).append(value)
         patients = list(by_patient.values())

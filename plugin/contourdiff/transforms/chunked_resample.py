@@ -110,7 +110,7 @@ class ChunkedResample(SpatialResample):
         if is_same and shape == image.shape[1:]:
             return stock()
         working = get_equivalent_dtype(dtype or self.dtype or image.dtype, Tensor)
-        sampling = {
+        sampling: dict[str, Any] = {
             "mode": str(mode),
             "padding_mode": str(padding_mode),
             "align_corners": align_corners,
