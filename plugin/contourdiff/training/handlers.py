@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from contourdiff.inference.progress import progress_bar
 from contourdiff.pictures import image_grid
 from contourdiff.sampling.intensity import to_gray_levels
 from contourdiff.sampling.neighbor_guided import first_condition
+from contourdiff.sampling.noise import CandidatePlace
 from contourdiff.sampling.sampler import Sampler
 
 
@@ -187,14 +187,12 @@ class SamplePictures:
         positions = [int(position) for position in spread.round()]
         items = [self.dataset[position] for position in positions]
         conditions = torch.stack([first_condition(item) for item in items])
-        network: Any = self.network
+        contrasts = None
         if "contrast" in items[0]:
             contrasts = [int(item.get("contrast", 0)) for item in items]
-            labels = torch.tensor(contrasts, device=self.device)
-            network = partial(network, class_labels=labels)
-        denoise = Denoiser(network, self.sampler, batch_size=len(items))
-        keys = [("validation", position, 0, 0) for position in positions]
-        translations = denoise(conditions.to(self.device), keys).cpu()
+        places = [CandidatePlace("validation", position, 0, 0) for position in positions]
+        denoise = Denoiser(self.network, self.sampler, batch_size=len(items))
+        translations = denoise(conditions.to(self.device), places, class_labels=contrasts).cpu()
         images = [to_gray_levels(item["image"][0]) for item in items]
         contours = 255 * conditions[:, 0]
         figure = image_grid(
