@@ -60,6 +60,11 @@ class Case:
         return [item for item in self.record.get("slices", []) if not item["skipped"]]
 
     @property
+    def settings(self) -> Mapping[str, Any]:
+        """Settings of the translation; empty where they are unknown."""
+        return self.record.get("settings") or {}
+
+    @property
     def suspects(self) -> list[dict[str, Any]]:
         """Records of the slices below the fidelity limit."""
         return [item for item in self.slices if item.get("suspect")]
@@ -123,7 +128,10 @@ def read_cohort(
         raise ValueError(
             f"expected translations with records *{RECORD} in {folder}, found none; translate CT to it"
         )
-    return [_case(name, paths[name], row_of.get(name, {})) for name in sorted(paths)]
+    cases = []
+    for name, path in sorted(paths.items()):
+        cases.append(_case(name, path, row_of.get(name, {})))
+    return cases
 
 
 def _records(folder: Path) -> dict[str, Path]:
@@ -190,9 +198,11 @@ def ct_files(
         if not is_url(image) and is_volume(Path(image)):
             files[case_of(image)] = Path(image)
     files.update(volumes_by_case(Path(output_dir) / "ct"))
-    return {
-        case.name: files[case.record["case"]] for case in cases if case.record.get("case") in files
-    }
+    cts = {}
+    for case in cases:
+        if case.record.get("case") in files:
+            cts[case.name] = files[case.record["case"]]
+    return cts
 
 
 def _ct_images(ct_dir: str | Path | None, datalist: Any) -> list[Any]:

@@ -186,17 +186,17 @@ class SamplePictures:
         spread = np.linspace(0, len(self.dataset) - 1, count)
         positions = [int(position) for position in spread.round()]
         items = [self.dataset[position] for position in positions]
-        conditions = torch.stack([first_condition(item) for item in items])
+        conditions = torch.stack([first_condition(item) for item in items]).to(self.device)
         contrasts = None
         if "contrast" in items[0]:
             contrasts = [int(item.get("contrast", 0)) for item in items]
         places = [CandidatePlace("validation", position, 0, 0) for position in positions]
         denoise = Denoiser(self.network, self.sampler, batch_size=len(items))
-        translations = denoise(conditions.to(self.device), places, class_labels=contrasts).cpu()
+        translations = denoise(conditions, places, class_labels=contrasts)
         images = [to_gray_levels(item["image"][0]) for item in items]
         contours = 255 * conditions[:, 0]
         figure = image_grid(
-            [images, list(contours), list(translations)],
+            [images, list(contours.cpu()), list(translations.cpu())],
             [["image"], ["contour"], ["translation"]],
         )
         path = Path(self.output_dir) / f"translations_{engine.state.epoch:05d}.png"

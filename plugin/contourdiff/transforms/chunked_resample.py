@@ -44,20 +44,27 @@ def sample_chunked(
     thetas = to_norm_affine(affine.to(volume)[None], volume.shape[1:], shape, align_corners)
     reversed_axes = [2, 1, 0, 3]  # affine_grid counts axes from the last one
     theta = thetas[0, reversed_axes[:3]][:, reversed_axes]
-    thickness = max(chunk_voxels // max(math.prod(shape[1:]), 1), 1)
-    points = theta.new_ones((min(thickness, shape[0]), *shape[1:], 4))
-    points[..., 0] = _normalized(shape[2], align_corners, theta)
-    points[..., 1] = _normalized(shape[1], align_corners, theta)[:, None]
+    plane_voxels = max(math.prod(shape[1:]), 1)
+    thickness = max(chunk_voxels // plane_voxels, 1)
+    thickness = min(thickness, shape[0])
+    points = theta.new_ones((thickness, *shape[1:], 4))
     planes = _normalized(shape[0], align_corners, theta)
+    rows = _normalized(shape[1], align_corners, theta)
+    columns = _normalized(shape[2], align_corners, theta)
+    points[..., 0] = columns
+    points[..., 1] = rows[:, None]
     source = volume.contiguous()[None]
     out = volume.new_empty((len(volume), *shape), dtype=torch.float32)
     for start in range(0, shape[0], thickness):
-        chunk = out[:, start : start + thickness]
+        slab = slice(start, start + thickness)
+        chunk = out[:, slab]
         chunk_points = points[: chunk.shape[1]]
-        chunk_points[..., 2] = planes[start : start + thickness, None, None]
-        grid = torch.bmm(chunk_points.view(1, -1, 4), theta.mT[None])
+        chunk_points[..., 2] = planes[slab, None, None]
+        flat_points = chunk_points.view(1, -1, 4)
+        grid = torch.bmm(flat_points, theta.mT[None])
         grid = grid.view(1, *chunk.shape[1:], 3)
-        chunk.copy_(grid_sample(source, grid, mode, padding_mode, align_corners)[0])
+        sampled = grid_sample(source, grid, mode, padding_mode, align_corners)
+        chunk.copy_(sampled[0])
     return out
 
 
@@ -116,11 +123,12 @@ class ChunkedResample(SpatialResample):
             "align_corners": align_corners,
         }
         source = image.as_tensor().to(working)
-        resampled = MetaTensor(sample_chunked(source, torch.as_tensor(affine), shape, **sampling))
+        transform = torch.as_tensor(affine)
+        resampled = MetaTensor(sample_chunked(source, transform, shape, **sampling))
         traced = self.track_transform_meta(
             image,
             sp_size=shape,
-            affine=torch.as_tensor(affine),
+            affine=transform,
             orig_size=tuple(image.shape[1:]),
             extra_info={
                 "dtype": str(working).removeprefix("torch."),

@@ -18,7 +18,13 @@ MR_PERCENTILES = (1.0, 95.0)
 
 @dataclass(eq=False)
 class GrayLevels(Transform):
-    """Clip to [0, 255] and, for ``dtype="uint8"`` instead of ``"float32"``, round: the last step before saving."""
+    """Clip to [0, 255] and, for ``dtype="uint8"`` instead of ``"float32"``, round: the last step before saving.
+
+    Examples:
+        >>> import torch
+        >>> GrayLevels("uint8")(torch.tensor([-3.0, 0.6, 300.0]))
+        tensor([  0,   1, 255], dtype=torch.uint8)
+    """
 
     dtype: str = "float32"
 

@@ -35,7 +35,8 @@ class InPlaneSmooth(Transform):
             raise ValueError(
                 f"expected a MetaTensor (C, H, W, D), got {type(img).__name__} of {tuple(img.shape)}"
             )
-        ratios = self.spacing_mm / np.asarray(img.pixdim, dtype=np.float64)
+        spacing_mm = np.asarray(img.pixdim, dtype=np.float64)
+        ratios = self.spacing_mm / spacing_mm
         sigmas = np.maximum(ratios - 1, 0) / 2
         sigmas[self.slice_axis] = 0.0
         data = convert_to_numpy(img).astype(np.float32)
