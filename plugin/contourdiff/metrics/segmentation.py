@@ -242,7 +242,8 @@ class SegmentationScores:
                 "load it with LoadImaged, put AsDiscreted (argmax) in postprocessing"
             )
         # whole columns: MetaTensor.pixdim takes the upper left corner, which is wrong for a sagittal slice in 2-D
-        columns = np.asarray(label.affine)[:-1, : label.ndim - 1]
+        affine = np.asarray(label.affine)
+        columns = affine[:-1, : label.ndim - 1]
         spacing_mm = np.linalg.norm(columns, axis=0)
         case = case_of(meta["filename_or_obj"])
         predicted = pred[0].detach().cpu().numpy()
@@ -330,7 +331,8 @@ def _mean_with_interval(
     if len(patients) < 2:
         return mean, math.nan, math.nan
     random = np.random.default_rng(seed)
-    drawn = random.integers(len(patients), size=(n_bootstrap, len(patients)))
+    size = (n_bootstrap, len(patients))
+    drawn = random.integers(len(patients), size=size)
     drawn_sums = sums[drawn].sum(axis=1)
     drawn_counts = counts[drawn].sum(axis=1)
     means = drawn_sums / drawn_counts

@@ -57,7 +57,8 @@ class Case:
     @property
     def slices(self) -> list[dict[str, Any]]:
         """Records of the translated slices."""
-        return [item for item in self.record.get("slices", []) if not item["skipped"]]
+        slices = self.record.get("slices", [])
+        return [item for item in slices if not item["skipped"]]
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -147,7 +148,9 @@ def _case(name: str, path: Path, row: Mapping[str, Any]) -> Case:
     if row.get("status") == "failed":
         error = row.get("error") or "it has no record"
         return Case(name, path.parent, status="failed", error=error)
-    seconds = None if row.get("seconds") in (None, "") else float(row["seconds"])
+    seconds = None
+    if row.get("seconds") not in (None, ""):
+        seconds = float(row["seconds"])
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         is_sidecar = isinstance(content["contourdiff"], dict)

@@ -154,7 +154,8 @@ class WeightsSaver:
         state = {}
         for key, value in self.network.state_dict().items():
             state[key] = value.detach().cpu()
-        with atomic_write(Path(self.output_dir) / self.file) as aside:
+        path = Path(self.output_dir) / self.file
+        with atomic_write(path) as aside:
             torch.save(state, aside)
 
 
@@ -184,7 +185,7 @@ class SamplePictures:
         """Translate and draw; the network's mode and the random state of the training stay the same."""
         count = min(self.count, len(self.dataset))
         spread = np.linspace(0, len(self.dataset) - 1, count)
-        positions = [int(position) for position in spread.round()]
+        positions = spread.round().astype(int).tolist()
         items = [self.dataset[position] for position in positions]
         conditions = torch.stack([first_condition(item) for item in items]).to(self.device)
         contrasts = None

@@ -96,7 +96,9 @@ class ContourPrepareBatch(DiffusionPrepareBatch):
         prepared = super().__call__(batch, *args, **kwargs)
         if "contrast" in batchdata:
             labels = torch.as_tensor(batchdata["contrast"])
-            prepared[-1]["class_labels"] = labels.to(prepared[0].device)
+            images = prepared[0]
+            network_arguments = prepared[-1]
+            network_arguments["class_labels"] = labels.to(images.device)
         return prepared
 
     def get_noise(self, images: Tensor) -> Tensor:

@@ -88,9 +88,11 @@ class RefinerStaged(MapTransform, Randomizable):
         _, height, width = image.shape
         small_size = (ceil(height / 4), ceil(width / 4))
         small = self.R.normal(size=small_size)
-        coarse_noise = zoom(small, 4, order=3)[:height, :width]
+        coarse_noise = zoom(small, 4, order=3)
+        coarse_noise = coarse_noise[:height, :width]
         fine_noise = self.R.normal(size=(height, width))
-        noisy = image[0].numpy() + fine * fine_noise + coarse * coarse_noise
+        values = image[0].numpy()
+        noisy = values + fine * fine_noise + coarse * coarse_noise
         sigma_px = 0.85 * max(blur, 0)
         blurred = gaussian_filter(noisy, sigma_px)
         clipped = np.clip(blurred, -1, 1)
@@ -107,7 +109,8 @@ class RefinerStaged(MapTransform, Randomizable):
             shifts.append(amount * dense)
         pixels = np.indices(size, dtype=np.float32)
         places = pixels + shifts
-        shifted = map_coordinates(image[0].numpy(), places, order=1, mode="nearest")
+        values = image[0].numpy()
+        shifted = map_coordinates(values, places, order=1, mode="nearest")
         return _float_tensor(shifted)[None]
 
 

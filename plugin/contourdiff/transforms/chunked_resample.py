@@ -41,9 +41,11 @@ def sample_chunked(
     ``AffineTransform``, whose ``affine_grid`` takes 56 bytes of float64 for each voxel of the result; here it is
     evaluated for a chunk of ``chunk_voxels`` at a time.
     """
-    thetas = to_norm_affine(affine.to(volume)[None], volume.shape[1:], shape, align_corners)
+    affines = affine.to(volume)[None]
+    thetas = to_norm_affine(affines, volume.shape[1:], shape, align_corners)
     reversed_axes = [2, 1, 0, 3]  # affine_grid counts axes from the last one
-    theta = thetas[0, reversed_axes[:3]][:, reversed_axes]
+    theta = thetas[0, reversed_axes[:3]]
+    theta = theta[:, reversed_axes]
     plane_voxels = max(math.prod(shape[1:]), 1)
     thickness = max(chunk_voxels // plane_voxels, 1)
     thickness = min(thickness, shape[0])
@@ -73,7 +75,9 @@ def _normalized(size: int, align_corners: bool, like: Tensor) -> Tensor:
     if size <= 1:
         return like.new_zeros(size)
     line = torch.linspace(-1, 1, size, dtype=like.dtype, device=like.device)
-    return line if align_corners else line * (size - 1) / size
+    if align_corners:
+        return line
+    return line * (size - 1) / size
 
 
 class ChunkedResample(SpatialResample):
@@ -112,9 +116,9 @@ class ChunkedResample(SpatialResample):
         source_affine = np.asarray(image.affine, dtype=np.float64)
         target_affine = np.asarray(dst_affine, dtype=np.float64)
         affine = np.linalg.solve(source_affine, target_affine)
-        is_same = np.allclose(source_affine, target_affine, atol=UNCHANGED)
-        is_same = is_same or np.allclose(affine, np.eye(4), atol=UNCHANGED)
-        if is_same and shape == image.shape[1:]:
+        is_same_grid = np.allclose(source_affine, target_affine, atol=UNCHANGED)
+        is_identity = np.allclose(affine, np.eye(4), atol=UNCHANGED)
+        if shape == image.shape[1:] and (is_same_grid or is_identity):
             return stock()
         working = get_equivalent_dtype(dtype or self.dtype or image.dtype, Tensor)
         sampling: dict[str, Any] = {

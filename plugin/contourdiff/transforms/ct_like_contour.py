@@ -47,6 +47,15 @@ def contour_fragments(
     return fragments, pieces.shape[1]
 
 
+def random_fragments(
+    contour: np.ndarray, cell_px: int, random: Generator
+) -> tuple[np.ndarray, int]:
+    """[`contour_fragments`][] with a random offset."""
+    row_offset = int(random.integers(cell_px))
+    column_offset = int(random.integers(cell_px))
+    return contour_fragments(contour, cell_px, (row_offset, column_offset))
+
+
 def pixels_of(chosen: np.ndarray, fragments: np.ndarray) -> np.ndarray:
     """Pixels ``(H, W)`` bool of the fragments, numbered from 1 in ``fragments``, that ``chosen (n,)`` bool has."""
     return np.append(False, chosen)[fragments]
@@ -77,9 +86,7 @@ def ct_like_contour(
     on = np.asarray(contour) != 0
     if random.random() < 0.5:
         on = without_short_lines(on, random.uniform(*SHORTEST_PX))
-    row_offset = int(random.integers(FRAGMENT_PX))
-    column_offset = int(random.integers(FRAGMENT_PX))
-    fragments, count = contour_fragments(on, FRAGMENT_PX, (row_offset, column_offset))
+    fragments, count = random_fragments(on, FRAGMENT_PX, random)
     if count == 0:
         return on
     smooth = gaussian_filter(image.astype(np.float64), sigma_px)

@@ -38,7 +38,8 @@ class GrayLevels(Transform):
         if self.dtype == "uint8":
             data.round(out=data)
         data = data.astype(self.dtype, copy=False)
-        return convert_to_dst_type(data, img, dtype=getattr(torch, self.dtype))[0]
+        dtype = getattr(torch, self.dtype)
+        return convert_to_dst_type(data, img, dtype=dtype)[0]
 
 
 class GrayLevelsd(KeyedTransform):

@@ -15,10 +15,10 @@ from numpy.random import default_rng
 
 from contourdiff.contours import contour_of
 from contourdiff.transforms.ct_like_contour import (
-    contour_fragments,
     ct_like_contour,
     moved,
     pixels_of,
+    random_fragments,
 )
 from contourdiff.transforms.keyed import RandomKeyedTransform
 from contourdiff.transforms.rand_remap import blend_with_curve
@@ -113,14 +113,13 @@ class RandContour(RandomizableTransform):
         if self.R.uniform() < self.remap:
             self._share = self.R.uniform()
         self._levels = self.R.uniform(0, 255, REMAP_KNOTS)
-        # draws nothing where it is off
-        self._is_ct_like = self.ct_like > 0 and self.R.uniform() < self.ct_like
+        self._is_ct_like = False
+        if self.ct_like > 0:  # draws nothing where it is off
+            self._is_ct_like = self.R.uniform() < self.ct_like
 
     def _broken(self, contour: np.ndarray) -> np.ndarray:
         random = default_rng(self._seed)
-        row_offset = int(random.integers(self.cell_px))
-        column_offset = int(random.integers(self.cell_px))
-        fragments, count = contour_fragments(contour, self.cell_px, (row_offset, column_offset))
+        fragments, count = random_fragments(contour, self.cell_px, random)
         kept = random.random(count) >= self._lost
         repeated = pixels_of(random.random(count) < self._added, fragments)
         return pixels_of(kept, fragments) | moved(repeated, random)
