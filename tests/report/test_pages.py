@@ -147,6 +147,7 @@ def test_the_viewer_is_the_released_one(reported: Path) -> None:
     assert "BSD 2-Clause License" in licence
 
 
+@pytest.mark.slow
 def test_a_thousand_cases_are_one_small_page(reported: Path, tmp_path: Path) -> None:
     large_cohort(reported, tmp_path / "mr", 1000)
     index = write_index(read_cohort(tmp_path / "mr"), tmp_path / "mr")
@@ -217,6 +218,7 @@ def test_a_run_shows_real_mr_and_the_ct_of_its_datalist(reported: Path, tmp_path
     )
 
 
+@pytest.mark.slow
 def test_the_command_on_a_page_can_be_copied(tmp_path: Path) -> None:
     (tmp_path / "tool").mkdir()
     (tmp_path / "tool" / "__main__.py").write_text(
