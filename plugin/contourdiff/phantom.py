@@ -48,8 +48,8 @@ SACRUM_SLOPE = np.tan(np.deg2rad(32.0))
 class Ellipsoid(NamedTuple):
     """Center and half axes in mm; with two of each, an elliptic tube."""
 
-    center: Sequence[float]
-    half_axes: Sequence[float]
+    center: Sequence[float] | np.ndarray
+    half_axes: Sequence[float] | np.ndarray
 
     def contains(self, *coordinates: np.ndarray) -> np.ndarray:
         """Mask of the points inside."""
