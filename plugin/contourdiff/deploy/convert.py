@@ -135,7 +135,7 @@ def convert_checkpoint(
     dtype = torch.float16 if half else torch.float32
     state = {key: value.to(dtype).contiguous() for key, value in state.items()}
     check_finite(state, source)
-    overlay = {
+    overlay: Entries = {
         "_desc_": f"Overlay of inference.json: a single network, converted from {source.name}",
         "ckpt_path": _path_in_config(output),
         "refiner_path": None,
