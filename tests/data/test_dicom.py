@@ -179,8 +179,8 @@ def test_a_folder_of_studies_is_a_folder_of_cases(tmp_path: Path) -> None:
     assert [has_ct_series(path) for path in sorted(ct.iterdir())] == [True, True, False]
     cases = TranslationCases(ct, tmp_path / "mr")
     cases.check()
-    assert cases.items == [{"image": str(tmp_path / "mr" / "ct" / "anna.nii.gz")}]
-    assert cases.sources == {"anna": "anna", "bert": "bert"}
+    images = [(item["case"], item["source"], item["image"]) for item in cases.items]
+    assert images == [("anna", "anna", str(tmp_path / "mr" / "ct" / "anna.nii.gz"))]
     assert "gantry tilt" in cases.failures["bert"]
     alone = TranslationCases(ct / "anna", tmp_path / "alone")
     alone.check()

@@ -164,7 +164,9 @@ def test_an_exported_bundle_has_all_that_its_configs_refer_to(
     assert elsewhere("-c", TARGETS, exported) == ""
     modules = {path.stem for path in (exported / "scripts").rglob("*.py")}
     assert {"networks", "inferer", "onnx_network", "slice_dataset"} <= modules
-    assert not any("_lab" in path.read_text() for path in (exported / "scripts").rglob("*.py"))
+    assert not any(
+        "contourdiff_lab" in path.read_text() for path in (exported / "scripts").rglob("*.py")
+    )
     assert not {"cli", "experiment", "bundle_export"} & modules
 
 
