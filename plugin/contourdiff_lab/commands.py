@@ -145,7 +145,8 @@ def _held_out_options(
     BUNDLE,
 )
 def _table(smoke: bool, folders: list[str], groups: list[str], **options: Any) -> None:
-    from contourdiff_lab.experiment.experiment import ExperimentPlan, run_experiment
+    from contourdiff_lab.experiment.plan import ExperimentPlan
+    from contourdiff_lab.experiment.run import run_experiment
 
     named: dict[str, Any] = {"folders": pairs_of(folders), "groups": pairs_of(groups)}
     settings = ("mr_training", "translation", "segmentation", "unconditional", "baselines")

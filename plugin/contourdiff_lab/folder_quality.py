@@ -213,7 +213,7 @@ def folder_quality(
         image, label = grid.load(case)
         contours = grid.contours(image)
         labelled = label.any((1, 2))
-        row = {"case": case_name(case["image"])}
+        row: dict[str, Any] = {"case": case_name(case["image"])}
         row.update(grid.flicker(image, contours))
         row.update(_boundaries(contours[labelled], label[labelled], grid.spacing_mm))
         if ct_contours is not None:
