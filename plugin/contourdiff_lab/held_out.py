@@ -18,12 +18,13 @@ from tqdm import tqdm
 from contourdiff.bundle import read_config
 from contourdiff.data.atomic import save_figure, write_csv, write_text
 from contourdiff.data.nifti_names import case_of
-from contourdiff.inference import denoiser_of
+from contourdiff.inference.execution import Execution
 from contourdiff.metrics.contour_agreement import contour_agreement
 from contourdiff.pictures import image_grid
 from contourdiff.sampling import Sampler
 from contourdiff.sampling.intensity import to_gray_levels
 from contourdiff.sampling.neighbor_guided import first_condition
+from contourdiff.sampling.noise import CandidateNoise, CandidatePlace
 from contourdiff.tables import markdown_table
 from contourdiff.weights import load_weights, sha256_of
 
@@ -69,7 +70,8 @@ class HeldOut:
             num_inference_steps,
             num_refinement_steps=self.num_refinement_steps,
         )
-        denoiser = denoiser_of(self.network, sampler, batch_size=self.batch_size, seed=self.seed)
+        denoiser = Execution(batch_size=self.batch_size).denoiser(self.network, sampler)
+        noise = CandidateNoise(self.seed)
         count = len(self.dataset)
         images: list[np.ndarray] = []
         with (
@@ -79,8 +81,8 @@ class HeldOut:
             for start in range(0, count, self.batch_size):
                 positions = range(start, min(start + self.batch_size, count))
                 conditions = [first_condition(self.dataset[position]) for position in positions]
-                items = [(f"slice{position}", position, 0, 0) for position in positions]
-                batch = denoiser(torch.stack(conditions).float().to(self.device), items)
+                places = [CandidatePlace(f"slice{index}", index, 0, 0) for index in positions]
+                batch = denoiser(torch.stack(conditions).float().to(self.device), places, noise)
                 images += list(batch.cpu().numpy())
                 progress.update(len(positions))
         return images

@@ -81,7 +81,7 @@ def _translator_costs(folder: Path, row: str, bundle: str | Path | None) -> list
         _mean([seconds / 60 for seconds in _recorded("seconds", trainings)], 1),
         _budget(trainings[0]),
         _mean([count / 1e6 for count in _recorded("parameters", trainings)], 2),
-        _mean([_evaluations(record) for record in translations], 0),
+        _mean([_evaluations(row, record) for record in translations], 0),
     ]
 
 
@@ -110,11 +110,11 @@ def _budget(training: Record) -> str:
     return ", ".join(parts) or UNKNOWN
 
 
-def _evaluations(record: Record) -> float:
+def _evaluations(row: str, record: Record) -> float:
     """Evaluations a translated slice: one of a generator; of a diffusion model rounds x candidates x steps."""
     settings = record["settings"]
     rounds = [entry["rounds"] for entry in record["slices"] if not entry["skipped"]]
-    if "Generator" in record["inferer"] or not rounds:
+    if row_of(row).baseline or not rounds:
         return 1.0
     steps = settings["num_inference_steps"]
     if "refiner" in record["weights"]:
