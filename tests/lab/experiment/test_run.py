@@ -41,6 +41,7 @@ def times_of(folder: Path) -> dict[Path, int]:
     return times
 
 
+@pytest.mark.slow
 def test_a_table_has_scores_of_every_row_and_group(table: Path) -> None:
     records = read_table(table)
     assert [(record["row"], record["group"]) for record in records] == [
@@ -53,6 +54,7 @@ def test_a_table_has_scores_of_every_row_and_group(table: Path) -> None:
     assert "0.683" in table.read_text()  # the paper's
 
 
+@pytest.mark.slow
 def test_single_candidates_and_empty_contours_are_what_the_rows_say(table: Path) -> None:
     folders = {row: table.parent / row / "translations_seed0" for row in ROWS[1:4]}
     settings = {row: read_json(folder / "a_mr.json")["settings"] for row, folder in folders.items()}
@@ -66,6 +68,7 @@ def test_single_candidates_and_empty_contours_are_what_the_rows_say(table: Path)
         assert value.isfinite().all()
 
 
+@pytest.mark.slow
 def test_only_what_is_missing_of_a_table_is_computed(
     plan: ExperimentPlan, table: Path, tmp_path: Path
 ) -> None:
@@ -82,18 +85,15 @@ def test_only_what_is_missing_of_a_table_is_computed(
     assert {path: after[path] for path in before} == before
 
 
-def test_a_folder_of_another_tool_is_a_row(
-    plan: ExperimentPlan, table: Path, tmp_path: Path
-) -> None:
-    folder = str(table.parent / "ours" / "translations_seed0")
-    page = run_experiment(
-        replace(plan, rows=(), folders={"other tool": folder}, output_dir=tmp_path)
-    )
+def test_a_folder_of_another_tool_is_a_row(plan: ExperimentPlan, tmp_path: Path) -> None:
+    changes = {"rows": (), "folders": {"other tool": plan.ct_dir}, "groups": {"t2": "*_t2"}}
+    page = run_experiment(replace(plan, output_dir=tmp_path, **changes))
     trained = read_json(tmp_path / "other tool" / "unet_translation0_seed0" / "trained.json")
-    assert trained["dataset_dir"] == folder
-    assert {record["row"] for record in read_table(page)} == {"other tool"}
+    assert trained["dataset_dir"] == str(plan.ct_dir)
+    assert [record["row"] for record in read_table(page)] == ["other tool"]
 
 
+@pytest.mark.slow
 def test_every_contrast_and_every_translation_seed_is_learned_from(
     plan: ExperimentPlan, tmp_path: Path
 ) -> None:
