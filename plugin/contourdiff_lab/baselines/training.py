@@ -53,6 +53,8 @@ TRAINED_SETTINGS = (
 """Settings of a training that a translation takes over."""
 STARTED = "started.json"
 """Method and settings of a training as they were passed, in its folder from its start on."""
+PACKAGE = "contourdiff_lab.baselines"
+FORMER_PACKAGE = "contourdiff.rivals"
 EXECUTION = {"device", "num_workers", "save_interval", "picture_interval"}
 """Settings that may differ when a training goes on, or is asked for again."""
 
@@ -161,6 +163,7 @@ def translate_with_baseline(
     """
     trained = read_record(baseline_dir)["settings"]
     taken_over = {name: trained[name] for name in TRAINED_SETTINGS if name in trained}
+    taken_over["network_def"] = _with_present_package(taken_over["network_def"])
     all_settings = {
         "ckpt_path": str(Path(baseline_dir) / "generator.pt"),
         **taken_over,
@@ -170,6 +173,14 @@ def translate_with_baseline(
     return translate(
         ct_dir, output_dir, bundle=bundle, overlays=(generator, *overlays), **all_settings
     )
+
+
+def _with_present_package(network_def: Mapping[str, Any]) -> dict[str, Any]:
+    """A recorded network, found where it is now if the training is older than its package."""
+    target = network_def["_target_"]
+    if target.startswith(FORMER_PACKAGE):
+        target = PACKAGE + target.removeprefix(FORMER_PACKAGE)
+    return {**network_def, "_target_": target}
 
 
 def _with_device(settings: Mapping[str, Any]) -> dict[str, Any]:
