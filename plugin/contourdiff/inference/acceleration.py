@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeGuard, cast
+from typing import Any, TypeGuard
 
 import torch
 from monai.networks.blocks import UpSample
@@ -131,12 +131,12 @@ class Accelerator:
         """Callable to use in place of ``network``, for inference with its present weights and inputs on ``device``."""
         if self.acceleration is None:
             return network
-        float32_on_cpu = device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-        if self._forward is None or self._key != (network, float32_on_cpu, _versions(network)):
+        convert = device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+        if self._forward is None or self._key != (network, convert, _versions(network)):
             self._forward = None  # frees the old copy before the new one is built
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
-            self._forward = with_fewer_multiplications(network) if float32_on_cpu else network
-            self._key = (network, float32_on_cpu, _versions(network))
+            self._forward = with_fewer_multiplications(network) if convert else network
+            self._key = (network, convert, _versions(network))
             self._weights = [weight.data for weight in _state(network)]
         return self._forward
 
@@ -193,9 +193,10 @@ class RowPairConv2d(nn.Module):
         half_difference = conv2d(lower - upper, self.difference, padding=(0, 1))
         even = conv2d(above - lower, self.first, padding=(0, 1))
         even = even.add_(half_sum).add_(half_difference)
-        odd = half_sum.sub_(half_difference)
-        odd = odd.sub_(conv2d(upper - below, self.last, padding=(0, 1)))
-        return torch.stack([even, odd], dim=3).flatten(2, 3)[:, :, : x.shape[2]]
+        odd = conv2d(upper - below, self.last, padding=(0, 1))
+        odd = half_sum.sub_(half_difference).sub_(odd)
+        pairs = torch.stack([even, odd], dim=3)
+        return pairs.flatten(2, 3)[:, :, : x.shape[2]]
 
 
 class UpsampledConv2d(nn.Module):
@@ -210,7 +211,8 @@ class UpsampledConv2d(nn.Module):
         channels_in = kernel.shape[1]
         ones = kernel.new_ones(1, 1, 2, 2)
         spread = conv_transpose2d(kernel.flatten(0, 1).unsqueeze(1), ones)
-        spread = spread.unflatten(0, (-1, channels_in)).squeeze(2).transpose(0, 1)
+        spread = spread.unflatten(0, (-1, channels_in)).squeeze(2)
+        spread = spread.transpose(0, 1)
         self.register_buffer("weight", spread.contiguous(memory_format=torch.channels_last))
         self.register_buffer("bias", _bias(convolution))
 
@@ -222,8 +224,10 @@ class UpsampledConv2d(nn.Module):
 
 def with_fewer_multiplications(network: nn.Module) -> nn.Module:
     """Copy of ``network`` for inference, its convolutions replaced where that pays; it shares all other weights."""
-    shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
-    return _replaced(copy.deepcopy(network, cast(dict, shared)))
+    shared: dict[int, Any] = {}
+    for tensor in (*network.parameters(), *network.buffers()):
+        shared[id(tensor)] = tensor
+    return _replaced(copy.deepcopy(network, shared))
 
 
 def _replaced(module: nn.Module) -> nn.Module:

@@ -81,10 +81,13 @@ class VolumeState:
         self.slice_axis = slice_axis
         self.class_label = class_label
         self.contours = _slices(contours, slice_axis)
-        self.indices: list[int] = self.contours.flatten(1).any(dim=1).nonzero().flatten().tolist()
+        filled = self.contours.flatten(1).any(dim=1)
+        self.indices: list[int] = filled.nonzero().flatten().tolist()
         self.rows, self.columns = contour_box(self.contours, margin_px)
         shown = self.contours if image is None else _slices(image, slice_axis)
-        self.framed = _padded(shown[:, self.rows, self.columns], multiple)
+        box = shown[:, self.rows, self.columns]
+        height, width = box.shape[1:]
+        self.framed = pad(box, (0, -width % multiple, 0, -height % multiple))
         self.translated = torch.zeros_like(self.contours)
         self.spread = torch.zeros_like(self.contours) if keep_spread else None
         self.choices: list[Choice | None] = [None] * len(self.contours)
@@ -92,7 +95,7 @@ class VolumeState:
         self.batch_size: int | None = None
         self._single: Tensor | None = None  # first candidate of the slice before
         self._single_distances = torch.full(
-            (len(self.contours),), torch.nan, dtype=torch.float64, device=self.contours.device
+            self.contours.shape[:1], torch.nan, dtype=torch.float64, device=self.contours.device
         )
 
     @property
@@ -122,7 +125,7 @@ class VolumeState:
         single = self._cut(candidates[0])
         if choice.neighbor is not None and self._single is not None:
             distances = neighbor_distances(single[None], self._single)
-            self._single_distances[index : index + 1] = distances
+            self._single_distances[index] = distances[0]
         self._single = single
 
     def result(self) -> VolumeResult:
@@ -131,7 +134,10 @@ class VolumeState:
         box = [self.rows, self.columns]
         box.insert(axis, slice(0, len(self.contours)))
         gray_levels = self.translated.moveaxis(0, axis)[None]
-        single: list[float] = self._single_distances.tolist()
+        spread = None
+        if self.spread is not None:
+            spread = self.spread.moveaxis(0, axis).cpu()
+        distances: list[float] = self._single_distances.tolist()
         return VolumeResult(
             case=self.case,
             choices=self.choices,
@@ -139,8 +145,8 @@ class VolumeState:
             contours=self.contours.moveaxis(0, axis).cpu(),
             gray_levels=convert_to_dst_type(gray_levels, self.volume, dtype=torch.float32)[0],
             box=(box[0], box[1], box[2]),
-            spread=None if self.spread is None else self.spread.moveaxis(0, axis).cpu(),
-            single_distances=[None if math.isnan(distance) else distance for distance in single],
+            spread=spread,
+            single_distances=[None if math.isnan(value) else value for value in distances],
             batch_size=self.batch_size,
         )
 
@@ -154,7 +160,9 @@ class VolumeState:
 def contour_box(contours: Any, margin_px: int) -> tuple[slice, slice]:
     """Rows and columns of the box around all contours ``(N, H, W)`` with a margin; the whole slice without any."""
     present = torch.as_tensor(contours != 0).any(dim=0)
-    return _span(present.any(dim=1), margin_px), _span(present.any(dim=0), margin_px)
+    rows = _span(present.any(dim=1), margin_px)
+    columns = _span(present.any(dim=0), margin_px)
+    return rows, columns
 
 
 def _span(lines: Tensor, margin_px: int) -> slice:
@@ -162,14 +170,11 @@ def _span(lines: Tensor, margin_px: int) -> slice:
     filled = lines.nonzero().flatten().tolist()
     if not filled:
         return slice(0, len(lines))
-    return slice(max(filled[0] - margin_px, 0), min(filled[-1] + 1 + margin_px, len(lines)))
+    start = max(filled[0] - margin_px, 0)
+    stop = min(filled[-1] + margin_px + 1, len(lines))
+    return slice(start, stop)
 
 
 def _slices(volume: Tensor, slice_axis: int) -> Tensor:
-    return torch.as_tensor(volume[0]).as_subclass(Tensor).moveaxis(slice_axis, 0).float()
-
-
-def _padded(slices: Tensor, multiple: int) -> Tensor:
-    """Slices ``(N, H, W)``, padded behind with 0 to a multiple."""
-    height, width = slices.shape[1:]
-    return pad(slices, (0, -width % multiple, 0, -height % multiple))
+    plain = torch.as_tensor(volume[0]).as_subclass(Tensor)
+    return plain.moveaxis(slice_axis, 0).float()

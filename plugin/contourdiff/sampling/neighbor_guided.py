@@ -56,6 +56,11 @@ class _Step(NamedTuple):
     last: int
     translation: Tensor
 
+    @property
+    def size(self) -> torch.Size:
+        """Height and width of the slice."""
+        return self.volume.contours.shape[1:]
+
 
 def guided_slices(
     volumes: Sequence[GuidedVolume],
@@ -72,11 +77,11 @@ def guided_slices(
     """
     steps: list[_Step] = []
     for number, volume in enumerate(volumes):
-        for run in runs_of(volume.slice_indices):
-            choice, image = _start(volume, run[0], denoise, rules)
-            steps.append(_Step(number, volume, run[0] + 1, run[-1], image))
+        for first, *following in runs_of(volume.slice_indices):
+            choice, image = _start(volume, first, denoise, rules)
             yield number, choice, image
-    steps = [step for step in steps if step.slice_index <= step.last]
+            if following:
+                steps.append(_Step(number, volume, following[0], following[-1], image))
     while steps:
         batch, steps = _next_batch(steps, batch_size)
         conditions = []
@@ -111,12 +116,11 @@ def _start(
 
 
 def _next_batch(steps: Sequence[_Step], batch_size: int) -> tuple[list[_Step], list[_Step]]:
-    """Up to ``batch_size`` steps of the first one's size, and those that remain."""
-    size = steps[0].volume.contours.shape[1:]
+    """Up to ``batch_size`` steps of the first one's size, and those that wait."""
     batch: list[_Step] = []
     waiting: list[_Step] = []
     for step in steps:
-        if step.volume.contours.shape[1:] == size and len(batch) < batch_size:
+        if step.size == steps[0].size and len(batch) < batch_size:
             batch.append(step)
         else:
             waiting.append(step)
@@ -129,9 +133,9 @@ def _choices(steps: Sequence[_Step], images: Tensor, rules: SelectionRules) -> l
     for step, image in zip(steps, images, strict=True):
         distances.append(neighbor_distances(image[None], step.translation))
     means = images.double().mean(dim=(1, 2))
-    measures: list[list[float]] = torch.stack([means, torch.cat(distances)]).T.tolist()
+    measures = torch.stack([means, torch.cat(distances)], dim=1)
     choices = []
-    for step, (mean, distance) in zip(steps, measures, strict=True):
+    for step, (mean, distance) in zip(steps, measures.tolist(), strict=True):
         choice = Choice(
             slice_index=step.slice_index,
             round=0,
