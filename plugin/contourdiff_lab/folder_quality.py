@@ -194,8 +194,8 @@ def folder_quality(
     ``reference_flicker`` is the mean over ``mr_dir``, a value for the setting of that name. The result has ``cases`` (a
     row each), their ``mean``, ``set`` (what [`image_quality`][] returns, or ``None``) and ``grid``.
 
-    Both folders hold cases with labels, see [`contourdiff.data.training_cases.labelled_cases`][]; ``mr_pattern`` is that
-    of case ids of the MR. For ``extractor``, which requires ``mr_dir``, and ``foreground_only`` see
+    Both folders hold cases with labels, see [`contourdiff.data.training_cases.labelled_cases`][]; ``mr_pattern`` is the
+    pattern of the case ids of the MR. For ``extractor``, which requires ``mr_dir``, and ``foreground_only`` see
     [`contourdiff_lab.metrics.image_quality.image_quality`][]; ``extractor_name`` is recorded. Grid and contour are
     those of ``inference.json`` of the ``bundle``, with ``overlays`` and ``settings``, such as ``{"spacing_mm": 1.6}``.
 
