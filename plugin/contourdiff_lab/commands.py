@@ -10,6 +10,7 @@ from typing import Any
 
 from contourdiff.cli.commands import (
     BUNDLE,
+    DEVICE,
     INFERENCE,
     OUTPUT,
     OVERLAYS,
@@ -129,7 +130,7 @@ def _table(smoke: bool, folders: list[str], groups: list[str], **options: Any) -
         type=float,
     ),
     argument("--seed", "of the training; default: 0", type=int),
-    argument("--device", "cpu, cuda, cuda:1; default: a GPU if there is one"),
+    DEVICE,
     several("settings", "settings of cyclegan.json, such as generator_blocks=6"),
     BUNDLE,
     examples="""examples:

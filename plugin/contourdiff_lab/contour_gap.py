@@ -25,8 +25,9 @@ from skimage.measure import label as connected_components
 from tqdm import tqdm
 
 from contourdiff.bundle import config_files, find_bundle, read_config
-from contourdiff.data.cases import case_name, labelled_cases
 from contourdiff.data.label_map import LabelMap
+from contourdiff.data.nifti_names import case_name
+from contourdiff.data.training_cases import labelled_cases
 from contourdiff.transforms import RemapLabelsd
 from contourdiff_lab.experiment.label_crop import OPPOSITE
 from contourdiff_lab.metrics.image_quality import label_boundary_agreement
@@ -224,7 +225,7 @@ def contour_gap(
     ``train.json``, in the orientation and at the spacing of the CT.
 
     Args:
-        ct_dir: CT with labels, see [`contourdiff.data.cases.labelled_cases`][].
+        ct_dir: CT with labels, see [`contourdiff.data.training_cases.labelled_cases`][].
         mr_dir: real MR with labels, the same.
         ct_pattern: pattern of the case ids of the CT.
         mr_pattern: pattern of the case ids of the MR.

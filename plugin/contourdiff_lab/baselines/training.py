@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from contourdiff.bundle import run_training, translate
+from contourdiff.bundle import run_inference_config, run_training
 from contourdiff.data.atomic import write_text
 from contourdiff.info import usable_device
 from contourdiff.training.handlers import newest_checkpoint
@@ -144,7 +144,7 @@ def translate_with_baseline(
     overlays: tuple[str, ...] = (),
     **settings: Any,
 ) -> Path:
-    """Translate CT with the generator of a finished training, otherwise as [`contourdiff.bundle.translate`][].
+    """Translate CT with the generator of a finished training, as [`contourdiff.bundle.run_inference_config`][] does.
 
     Args:
         baseline_dir: the ``output_dir`` of [`train_baseline`][].
@@ -158,8 +158,8 @@ def translate_with_baseline(
         ``output_dir``.
 
     Raises:
-        FileNotFoundError: without a finished training, and as ``translate`` does.
-        ValueError: as ``translate`` does.
+        FileNotFoundError: without a finished training, and as ``run_inference_config``.
+        ValueError: as ``run_inference_config``.
     """
     trained = read_record(baseline_dir)["settings"]
     taken_over = {name: trained[name] for name in TRAINED_SETTINGS if name in trained}
@@ -170,7 +170,7 @@ def translate_with_baseline(
         **_with_device(settings),
     }
     generator = lab_config("generator")
-    return translate(
+    return run_inference_config(
         ct_dir, output_dir, bundle=bundle, overlays=(generator, *overlays), **all_settings
     )
 

@@ -11,7 +11,7 @@ from monai.transforms import Randomizable
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from contourdiff.data.cases import TranslationCases, case_of
+from contourdiff.data.translation_cases import TranslationCases
 
 Slices = Sequence[dict[str, Tensor]]
 
@@ -84,22 +84,18 @@ def ct_cases(
         )
     cases = TranslationCases(dataset_dir, output_dir)
     cases.check()
-    items = list(cases.items)
-    expected = "volumes that pass the checks"
-    if "label" in keys:
-        items = _labelled(cases)
-        expected = "labels/<case>.nii.gz beside <case>.nii.gz"
+    with_label = "label" in keys
+    items = []
+    for case in cases.items:
+        if not with_label:
+            items.append({"image": case["image"]})
+        elif case["label"] is not None:
+            items.append({"image": case["image"], "label": case["label"]})
     if not items:
+        expected = "volumes that pass the checks"
+        if with_label:
+            expected = "labels/<case>.nii.gz beside <case>.nii.gz"
         raise ValueError(
             f"expected {expected} in {dataset_dir}, found none; see the messages above"
         )
-    return items
-
-
-def _labelled(cases: TranslationCases) -> list[dict[str, str]]:
-    items = []
-    for item in cases.items:
-        label = cases.labels.get(case_of(item["image"]))
-        if label is not None:
-            items.append({**item, "label": str(label)})
     return items

@@ -13,7 +13,8 @@ import numpy as np
 
 from contourdiff.bundle import config_files, read_config
 from contourdiff.data.atomic import save_figure
-from contourdiff.data.cases import case_name, case_of, labelled_cases
+from contourdiff.data.nifti_names import case_name, case_of
+from contourdiff.data.training_cases import labelled_cases
 from contourdiff.pictures import image_grid
 from contourdiff.tables import markdown_table
 from contourdiff.transforms.gray_levels import MR_PERCENTILES

@@ -9,10 +9,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from contourdiff.bundle import training_overlays, translate
+from contourdiff.bundle import run_inference_config, training_overlays
 from contourdiff.data.atomic import copy_file, write_text
-from contourdiff.data.cases import case_of
 from contourdiff.data.label_map import LabelMap
+from contourdiff.data.nifti_names import case_of
 from contourdiff_lab.baselines.training import train_baseline, translate_with_baseline
 from contourdiff_lab.experiment.folds import merge_folds
 from contourdiff_lab.experiment.label_crop import write_label_crop
@@ -49,7 +49,7 @@ def write_translations(plan: ExperimentPlan, inputs: PlanInputs, cell: Cell) -> 
         if cell.row == UNCONDITIONAL:
             settings["unconditional"] = True
             settings["ckpt_path"] = str(_unconditional_weights(plan, inputs))
-        translate(
+        run_inference_config(
             plan.labelled_ct, output_dir, bundle=plan.bundle, overlays=plan.overlays, **settings
         )
 

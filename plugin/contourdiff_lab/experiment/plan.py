@@ -64,7 +64,7 @@ class ExperimentPlan:
         translation_seeds: the CT is translated with each, and every network is trained on every translation.
         groups: test groups that are scored apart, name -> pattern of case ids.
         patient_pattern: finds the patient of a test case, for intervals over patients; see
-            [`contourdiff.data.cases.patient_of`][].
+            [`contourdiff.data.training_cases.patient_of`][].
         ckpt_path: weights of the translator; ``None`` takes the bundle's.
         mr_training: ``dataset_dir``, ``datalist`` ... of ``train.json``: the MR of ``unconditional`` and of baselines.
         overlays: overlays of ``inference.json`` for every translation.

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from contourdiff.bundle import config_files, find_bundle, read_config
-from contourdiff.data.cases import case_name, labelled_cases, patient_of
 from contourdiff.data.label_map import LabelMap
+from contourdiff.data.nifti_names import case_name
+from contourdiff.data.training_cases import labelled_cases, patient_of
 from contourdiff_lab.experiment.folds import patient_folds
 from contourdiff_lab.experiment.plan import ExperimentPlan
 from contourdiff_lab.experiment.rows import OURS_T1_T2, UPPER_BOUND, baseline_settings

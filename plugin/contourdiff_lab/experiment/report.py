@@ -15,7 +15,8 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from contourdiff.data.atomic import save_figure, write_csv, write_text
-from contourdiff.data.cases import case_of, labelled_cases
+from contourdiff.data.nifti_names import case_of
+from contourdiff.data.training_cases import labelled_cases
 from contourdiff.pictures import image_grid
 from contourdiff.report import write_markdown_page
 from contourdiff.tables import markdown_table
@@ -92,8 +93,8 @@ def write_report(
         groups: patterns of case ids of ``mr_dir``, by name.
         mr_dir: real MR that the networks were tested on.
         first: rows that come first, in this order.
-        inference: options of [`contourdiff.bundle.translate`][]; with them, the rows' costs and what they do to the
-            anatomy are added, and ``translations.png``.
+        inference: options of [`contourdiff.bundle.run_inference_config`][]; with them, the rows' costs and what they do
+            to the anatomy are added, and ``translations.png``.
 
     Returns the path of ``table.md``.
     """
