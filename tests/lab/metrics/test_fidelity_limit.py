@@ -3,16 +3,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
+from monai.bundle import ConfigParser
 
+from contourdiff.inference import IndependentCandidates, VolumeInferer
 from contourdiff.metrics.contour_agreement import contour_agreement
+from contourdiff.sampling import Sampler, SelectionRules
 from contourdiff_lab.metrics.fidelity_limit import (
     best_limit,
     centered_on,
     flag_rates,
     own_and_swapped_scores,
 )
+from helpers import CONFIGS
+
+CT = ("torso", "thorax")
+"""Real CT of two patients."""
 
 
 def random_contour(seed: int, share: float = 0.1) -> np.ndarray:
@@ -54,3 +65,46 @@ def test_own_and_swapped_scores_are_those_of_each_pair() -> None:
         moved = centered_on(partner, contour)
         assert score == contour_agreement(contour, moved, 0.0).f1
         assert score < 0.3
+
+
+@pytest.mark.slow
+def test_swapped_slices_are_flagged_and_untouched_ones_pass(
+    real_data: Path, inference_parser: Callable[..., ConfigParser]
+) -> None:
+    """Slices of two real CT volumes at the limit that ships, against their own contours and the other patient's."""
+    parser = inference_parser(bundle_root=str(CONFIGS.parent), device="$torch.device('cpu')")
+    network = parser.get_parsed_content("network").eval()
+    check = parser.get_parsed_content("fidelity")
+    sampler = Sampler(parser.get_parsed_content("scheduler"), num_inference_steps=8)
+    painter = IndependentCandidates(sampler, SelectionRules(candidates=1, max_rounds=1))
+    sources = [four_slices(parser, real_data / "ct" / f"{name}_ct.nii.gz") for name in CT]
+    results = VolumeInferer(painter, progress=False).translate(sources, network)
+    own = []
+    swapped = []
+    for result, partner in (results, results[::-1]):
+        exchanged = torch.zeros_like(result.contours)
+        places = zip(filled(result.contours), filled(partner.contours), strict=True)
+        for index, partner_index in places:
+            moved = centered_on(partner.contours[partner_index], result.contours[index])
+            exchanged[index] = torch.as_tensor(moved)
+        for scores, contours in ((own, result.contours), (swapped, exchanged)):
+            verdicts = check(contours, result.gray_levels[0], (1.0, 1.1, 1.1), result.box).slices
+            scores += [verdict.fidelity for verdict in verdicts if verdict is not None]
+    assert len(own) == len(swapped) == 8
+    assert flag_rates(own, swapped, check.limit) == (1.0, 1.0), (own, swapped)
+    assert flag_rates(own, swapped, best_limit(own, swapped)) == (1.0, 1.0)
+
+
+def four_slices(parser: ConfigParser, path: Path) -> torch.Tensor:
+    """Contours ``(1, H, W, D)`` of a CT, of four of its slices alone."""
+    volume = parser.get_parsed_content("preprocessing")({"image": str(path)})["image"]
+    contours = torch.zeros_like(volume)
+    for share in (0.3, 0.4, 0.5, 0.6):
+        index = int(share * volume.shape[1])
+        contours[:, index] = volume[:, index]
+    return contours
+
+
+def filled(contours: torch.Tensor) -> list[int]:
+    """Slices that have a contour."""
+    return contours.flatten(1).any(dim=1).nonzero().flatten().tolist()
