@@ -49,6 +49,7 @@ def test_shape_of_network_is_that_of_the_metadata() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("contrast", ["t1", "t2"])
 def test_translations_follow_their_own_contour_and_not_another_patients(
     contrast: str, real_data: Path, tmp_path: Path
@@ -70,6 +71,7 @@ def test_translations_follow_their_own_contour_and_not_another_patients(
     assert summary["own_ssim"]["mean"] > summary["shuffled_ssim"]["mean"] + 0.1
 
 
+@pytest.mark.slow
 def test_real_ct_keeps_grid_and_labels_and_looks_like_t1(real_data: Path, tmp_path: Path) -> None:
     """Four sagittal slices of a real CT: fat and vertebrae are bright, air is black."""
     source, label = (
@@ -95,6 +97,7 @@ def test_real_ct_keeps_grid_and_labels_and_looks_like_t1(real_data: Path, tmp_pa
     assert vertebrae > air + 40
 
 
+@pytest.mark.slow
 def test_example_of_the_readme(tmp_path: Path) -> None:
     output_dir = run_example(tmp_path / "example")
     record = json.loads((output_dir / "phantom_mr.json").read_text())
