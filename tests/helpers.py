@@ -20,7 +20,14 @@ from scipy.spatial.transform import Rotation
 
 from contourdiff.bundle import translate
 from contourdiff.data.itk_files import TO_LPS
-from contourdiff.inference.inferer import ContourTranslationInferer, Execution
+from contourdiff.inference import (
+    CascadeDenoiser,
+    Denoiser,
+    Execution,
+    IndependentCandidates,
+    Painter,
+    VolumeInferer,
+)
 from contourdiff.networks import ContourUNet
 from contourdiff.sampling import Sampler, SelectionRules
 
@@ -46,11 +53,15 @@ TINY_NETWORK = {
 }
 
 
+SMALL_NETWORK: dict[str, Any] = {
+    key: value for key, value in TINY_NETWORK.items() if key != "_target_"
+}
+"""Arguments of the tiny network."""
+
+
 def make_tiny_network() -> ContourUNet:
     """Untrained, but with an output that depends on the contour: the last layer is drawn, not zero."""
-    network = ContourUNet(
-        **{key: value for key, value in TINY_NETWORK.items() if key != "_target_"}
-    )
+    network = ContourUNet(**SMALL_NETWORK)
     torch.nn.init.normal_(network.out[2].conv.weight, std=0.05)
     return network.eval()
 
@@ -122,22 +133,48 @@ def as_case(volumes: list[torch.Tensor], names: list[str]) -> MetaTensor:
 
 SAMPLING = ("solver", "num_inference_steps", "eta")
 EXECUTION = ("batch_size", "amp", "acceleration", "retain_heap")
+INFERER = ("slice_axis", "margin_px", "keep_spread", "progress")
 
 
 def inferer(
-    kind: type = ContourTranslationInferer, scheduler: Any = SCHEDULER, **given: Any
-) -> Any:
-    """An inferer whose arguments, and those of its sampler and its execution, are given by name."""
-    given = {
+    kind: type[Painter] = IndependentCandidates, scheduler: Any = SCHEDULER, **arguments: Any
+) -> VolumeInferer:
+    """An inferer whose arguments, and those of its painter, sampler and execution, are given by name."""
+    defaults = {
         "rules": RULES,
         "num_inference_steps": 3,
         "batch_size": 4,
         "margin_px": 2,
         "progress": False,
-    } | given
-    sampler = Sampler(scheduler, **{name: given.pop(name) for name in SAMPLING if name in given})
-    execution = Execution(**{name: given.pop(name) for name in EXECUTION if name in given})
-    return kind(sampler, execution=execution, **given)
+    }
+    groups: dict[str, dict[str, Any]] = {
+        "sampler": {},
+        "execution": {},
+        "inferer": {},
+        "painter": {},
+    }
+    for name, value in {**defaults, **arguments}.items():
+        if name in SAMPLING:
+            groups["sampler"][name] = value
+        elif name in EXECUTION:
+            groups["execution"][name] = value
+        elif name in INFERER:
+            groups["inferer"][name] = value
+        else:
+            groups["painter"][name] = value
+    painter = kind(  # type: ignore[call-arg]
+        sampler=Sampler(scheduler, **groups["sampler"]),
+        execution=Execution(**groups["execution"]),
+        **groups["painter"],
+    )
+    return VolumeInferer(painter, **groups["inferer"])
+
+
+def denoiser_of(inferer: VolumeInferer, network: torch.nn.Module) -> Denoiser | CascadeDenoiser:
+    """The denoiser that the inferer's painter uses."""
+    painter = inferer.painter
+    assert isinstance(painter, IndependentCandidates)
+    return painter.execution.denoiser(network, painter.sampler)
 
 
 def translate_contours(volume: torch.Tensor, name: str = "a", **given: Any) -> torch.Tensor:

@@ -67,6 +67,8 @@ class CaseEvaluator(SupervisedEvaluator):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**{**kwargs, "decollate": False})
+        self.class_label: int | None = None
+        self.case_suffix = ""
         self.completed: dict[str, float] = {}
         self.failures: dict[str, str] = {}
         self.add_event_handler(Events.GET_BATCH_STARTED, _release)
@@ -102,7 +104,11 @@ class CaseEvaluator(SupervisedEvaluator):
                 for item in items
             ]
             with self.mode(self.network):
-                results = cast(VolumeInferer, self.inferer).translate(inputs, self.network)
+                labels = [self.class_label] * len(items)
+                names = [f"{_case_of(item)}{self.case_suffix}" for item in items]
+                results = cast(VolumeInferer, self.inferer).translate(
+                    inputs, self.network, labels, names
+                )
             return [result._replace(gray_levels=result.gray_levels.cpu()) for result in results]
         except Exception as error:
             if len(items) == 1:

@@ -19,6 +19,7 @@ from contourdiff.inference.evaluator import CaseEvaluator
 from contourdiff.inference.inferer import VolumeInferer
 from contourdiff.inference.progress import RunProgress, run_progress, slice_count
 from contourdiff.inference.summary import Outcome, check_table, report
+from contourdiff.networks import contrast_label
 
 A_DAY_S = 86400.0
 """Age of partial files that no other run writes."""
@@ -39,14 +40,15 @@ def translate_contrasts(parser: ConfigParser, contrasts: Contrasts) -> dict[str,
                 path, axcodes, evaluator.inferer.slice_axis
             )
     with run_progress(slices, bool(evaluator.inferer.progress)) as progress:
-        for number, (progress.suffix, contrast) in enumerate(contrasts.items()):
+        for number, (suffix, contrast) in enumerate(contrasts.items()):
             if number:
                 parser["cases"] = cases  # which are checked already
-                _use_contrast(parser, progress.suffix, contrast)
-            cases.select(progress.suffix)
-            outcomes[progress.suffix] = _translate_cases(
-                parser.get_parsed_content("evaluator"), cases, progress
-            )
+                _use_contrast(parser, suffix, contrast)
+            cases.select(suffix)
+            evaluator = parser.get_parsed_content("evaluator")
+            evaluator.class_label = _class_label(parser)
+            evaluator.case_suffix = suffix
+            outcomes[suffix] = _translate_cases(evaluator, cases, progress)
     return outcomes
 
 
@@ -113,6 +115,14 @@ def _use_contrast(parser: ConfigParser, suffix: str, contrast: str | None) -> No
     if contrast is not None:
         parser["contrast"], parser["case_suffix"] = contrast, suffix
         parser.parse(reset=True)
+
+
+def _class_label(parser: ConfigParser) -> int | None:
+    """Position of the contrast; ``None`` for a network of a single one."""
+    contrasts = parser.get_parsed_content("contrasts") if "contrasts" in parser else []
+    wanted = parser.get("contrast")
+    name = wanted if isinstance(wanted, str) or not wanted else wanted[0]
+    return contrast_label(contrasts, name) if contrasts else None
 
 
 def _translate_cases(

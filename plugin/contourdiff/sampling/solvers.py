@@ -8,12 +8,12 @@ schedule. ``alpha_bar`` is the cumulative product of ``1 - beta``, the paper's a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
-import torch
+from torch import Tensor
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 KARRAS_RHO = 7.0  # the value of Karras et al.: many small steps near the clean image
@@ -28,14 +28,14 @@ class NoiseLevel(NamedTuple):
 
 
 Schedule = Sequence[NoiseLevel]
-Denoise = Callable[[torch.Tensor, NoiseLevel], torch.Tensor]
+Denoise = Callable[[Tensor, NoiseLevel], Tensor]
 """``(x (B, 1, H, W), level) -> x0 (B, 1, H, W)``"""
-Draw = Callable[[], torch.Tensor]
-OnStep = Callable[[int, torch.Tensor], None]
+DrawNoise = Callable[[], Tensor]
+OnStep = Callable[[int, Tensor], None]
 """Called after each step with its number and the predicted clean image."""
 
 
-def even_schedule(alphas_cumprod: torch.Tensor, num_inference_steps: int) -> list[NoiseLevel]:
+def even_schedule(alphas_cumprod: Tensor, num_inference_steps: int) -> list[NoiseLevel]:
     """Evenly spaced timesteps, descending from ``T - 1`` to 0; a single step is the noisiest.
 
     ``alphas_cumprod (T,)`` are the cumulative products of the training schedule; ``T`` steps take every timestep.
@@ -43,13 +43,18 @@ def even_schedule(alphas_cumprod: torch.Tensor, num_inference_steps: int) -> lis
     """
     total = len(alphas_cumprod)
     _check_steps(total, num_inference_steps)
-    timesteps = [round(t) for t in np.linspace(total - 1, 0, num_inference_steps)]
-    alpha_bars = [float(alphas_cumprod[t]) for t in timesteps]
-    sigmas = [math.sqrt((1 - a) / a) if a > 0 else math.inf for a in alpha_bars]
-    return [NoiseLevel(*level) for level in zip(timesteps, alpha_bars, sigmas, strict=True)]
+    schedule = []
+    for place in np.linspace(total - 1, 0, num_inference_steps):
+        timestep = round(place)
+        alpha_bar = float(alphas_cumprod[timestep])
+        sigma = math.inf
+        if alpha_bar > 0:
+            sigma = math.sqrt((1 - alpha_bar) / alpha_bar)
+        schedule.append(NoiseLevel(timestep, alpha_bar, sigma))
+    return schedule
 
 
-def karras_schedule(alphas_cumprod: torch.Tensor, num_inference_steps: int) -> list[NoiseLevel]:
+def karras_schedule(alphas_cumprod: Tensor, num_inference_steps: int) -> list[NoiseLevel]:
     """Noise levels that are dense near the clean image (Karras et al., arXiv 2206.00364, eq. 5).
 
     ``sigma`` falls from that of the last training timestep to that of the first. The timestep of a level is the nearest
@@ -65,18 +70,19 @@ def karras_schedule(alphas_cumprod: torch.Tensor, num_inference_steps: int) -> l
             "sample a schedule that ends in pure noise with ddim"
         )
     levels = np.sqrt((1 - alpha_bars) / alpha_bars)
-    ends = levels[[-1, 0]] ** (1 / KARRAS_RHO)
-    sigmas = np.linspace(ends[0], ends[1], num_inference_steps) ** KARRAS_RHO
-    timesteps = np.interp(np.log(sigmas), np.log(levels), np.arange(len(levels))).round()
-    return [
-        NoiseLevel(int(t), 1 / (1 + s**2), s)
-        for t, s in zip(timesteps, sigmas.tolist(), strict=True)
-    ]
+    noisiest, cleanest = levels[[-1, 0]] ** (1 / KARRAS_RHO)
+    sigmas = np.linspace(noisiest, cleanest, num_inference_steps) ** KARRAS_RHO
+    positions = np.arange(len(levels))
+    timesteps = np.interp(np.log(sigmas), np.log(levels), positions).round()
+    schedule = []
+    for timestep, sigma in zip(timesteps, sigmas.tolist(), strict=True):
+        schedule.append(NoiseLevel(int(timestep), 1 / (1 + sigma**2), sigma))
+    return schedule
 
 
 def clean_image(
-    output: torch.Tensor, x: torch.Tensor, alpha_bar: float, prediction_type: str, clip: bool = True
-) -> torch.Tensor:
+    output: Tensor, x: Tensor, alpha_bar: float, prediction_type: str, clip: bool = True
+) -> Tensor:
     """Clean image that a network's output implies, for ``x = sqrt(alpha_bar) * x0 + sqrt(1 - alpha_bar) * epsilon``.
 
     ``output`` is ``epsilon``, or with ``"v_prediction"`` the velocity ``sqrt(alpha_bar) * epsilon - sqrt(1 - alpha_bar)
@@ -87,24 +93,22 @@ def clean_image(
         raise ValueError(
             f"prediction_type must be one of {PREDICTION_TYPES}, got {prediction_type!r}"
         )
-    signal, noise = alpha_bar**0.5, (1 - alpha_bar) ** 0.5
-    x0 = (
-        (x - noise * output) / signal
-        if prediction_type == "epsilon"
-        else signal * x - noise * output
-    )
+    signal = alpha_bar**0.5
+    noise = (1 - alpha_bar) ** 0.5
+    remainder = noise * output
+    x0 = (x - remainder) / signal if prediction_type == "epsilon" else signal * x - remainder
     return x0.clamp(-1, 1) if clip else x0
 
 
 def ddim(
     denoise: Denoise,
-    x: torch.Tensor,
+    x: Tensor,
     schedule: Schedule,
     *,
     eta: float = 0.0,
-    draw: Draw | None = None,
+    draw: DrawNoise | None = None,
     on_step: OnStep | None = None,
-) -> torch.Tensor:
+) -> Tensor:
     """Denoise ``x`` with DDIM (Song et al., arXiv 2010.02502).
 
     Each step lands on the next level of the schedule; the last lands on the clean image.
@@ -117,7 +121,11 @@ def ddim(
         draw: noise of one step, shaped like ``x``; called only if ``eta > 0``.
         on_step: receives the number of each step and its predicted clean image.
 
-    Returns clean images, shaped like ``x``. Raises ``ValueError`` for ``eta`` below 0, or above 0 without ``draw``.
+    Returns:
+        Clean images, shaped like ``x``.
+
+    Raises:
+        ValueError: for ``eta`` below 0, or above 0 without ``draw``.
     """
     if eta < 0 or (eta > 0 and draw is None):
         raise ValueError(
@@ -127,17 +135,11 @@ def ddim(
         # 1. predicted clean image, eq. (9), and the noise that goes with it
         x0, epsilon = _clean_and_noise(denoise, x, level)
         # 2. noise to add, eq. (16)
-        sigma = (
-            eta
-            * (
-                (1 - alpha_bar_prev)
-                / (1 - level.alpha_bar)
-                * (1 - level.alpha_bar / alpha_bar_prev)
-            )
-            ** 0.5
-        )
+        shrink = (1 - alpha_bar_prev) / (1 - level.alpha_bar)
+        sigma = eta * (shrink * (1 - level.alpha_bar / alpha_bar_prev)) ** 0.5
         # 3. direction to x_t and the step, eq. (12)
-        x = alpha_bar_prev**0.5 * x0 + max(1 - alpha_bar_prev - sigma**2, 0.0) ** 0.5 * epsilon
+        direction = max(1 - alpha_bar_prev - sigma**2, 0.0) ** 0.5 * epsilon
+        x = alpha_bar_prev**0.5 * x0 + direction
         if sigma > 0 and draw is not None:
             x = x + sigma * draw()
         if on_step is not None:
@@ -147,19 +149,20 @@ def ddim(
 
 def ddpm(
     denoise: Denoise,
-    x: torch.Tensor,
+    x: Tensor,
     schedule: Schedule,
     *,
-    draw: Draw,
+    draw: DrawNoise,
     on_step: OnStep | None = None,
-) -> torch.Tensor:
+) -> Tensor:
     """Denoise ``x`` with the ancestral sampler, Algorithm 2 of the paper, with variance ``beta`` between two levels.
 
     Arguments as in [`ddim`][]; the paper's schedule is every training timestep. ``draw`` is called at every step but
     the last.
     """
     for step, (level, alpha_bar_prev) in enumerate(_with_previous(schedule)):
-        alpha, beta = level.alpha_bar / alpha_bar_prev, 1 - level.alpha_bar / alpha_bar_prev
+        alpha = level.alpha_bar / alpha_bar_prev
+        beta = 1 - alpha
         x0, epsilon = _clean_and_noise(denoise, x, level)
         x = (x - beta / (1 - level.alpha_bar) ** 0.5 * epsilon) / alpha**0.5
         if step < len(schedule) - 1:
@@ -170,8 +173,8 @@ def ddpm(
 
 
 def dpm_solver(
-    denoise: Denoise, x: torch.Tensor, schedule: Schedule, *, on_step: OnStep | None = None
-) -> torch.Tensor:
+    denoise: Denoise, x: Tensor, schedule: Schedule, *, on_step: OnStep | None = None
+) -> Tensor:
     """Denoise ``x`` with DPM-Solver++(2M) (Lu et al., arXiv 2211.01095, Algorithm 2).
 
     Deterministic and of second order: a step extrapolates the clean image from the last two predictions. The first
@@ -179,14 +182,16 @@ def dpm_solver(
     [`karras_schedule`][] the steps are those of diffusers' ``DPMSolverMultistepScheduler`` with
     ``use_karras_sigmas``, but for the clipping of the clean image. Arguments as in [`ddim`][].
     """
+    weights = _multistep_weights(schedule)
     x0_before = None
-    for step, (level, (keep, pull, ahead)) in enumerate(
-        zip(schedule, _multistep_weights(schedule), strict=True)
-    ):
+    for step, level in enumerate(schedule):
+        keep, pull, ahead = weights[step]
         # 1. predicted clean image
         x0 = denoise(x, level)
         # 2. extrapolated to the middle of the step: D_i of Algorithm 2
-        target = x0 if x0_before is None or ahead == 0 else (1 + ahead) * x0 - ahead * x0_before
+        target = x0
+        if x0_before is not None and ahead != 0:
+            target = (1 + ahead) * x0 - ahead * x0_before
         # 3. the step, exact where the clean image is constant
         x = keep * x + pull * target
         x0_before = x0
@@ -195,16 +200,17 @@ def dpm_solver(
     return x
 
 
-def _with_previous(schedule: Schedule) -> list[tuple[NoiseLevel, float]]:
+def _with_previous(schedule: Schedule) -> Iterator[tuple[NoiseLevel, float]]:
     """Each level with the ``alpha_bar`` of the next one in the schedule, 1 after the last."""
-    return list(zip(schedule, [*(level.alpha_bar for level in schedule[1:]), 1.0], strict=True))
+    for level, following in pairwise(schedule):
+        yield level, following.alpha_bar
+    yield schedule[-1], 1.0
 
 
-def _clean_and_noise(
-    denoise: Denoise, x: torch.Tensor, level: NoiseLevel
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _clean_and_noise(denoise: Denoise, x: Tensor, level: NoiseLevel) -> tuple[Tensor, Tensor]:
     x0 = denoise(x, level)
-    return x0, (x - level.alpha_bar**0.5 * x0) / (1 - level.alpha_bar) ** 0.5
+    epsilon = (x - level.alpha_bar**0.5 * x0) / (1 - level.alpha_bar) ** 0.5
+    return x0, epsilon
 
 
 def _multistep_weights(schedule: Schedule) -> list[tuple[float, float, float]]:
@@ -216,15 +222,15 @@ def _multistep_weights(schedule: Schedule) -> list[tuple[float, float, float]]:
     sigmas = [level.sigma for level in schedule]
     weights = []
     for step, (sigma, sigma_next) in enumerate(pairwise([*sigmas, 0.0])):
-        shrink, signal, signal_next = (
-            sigma_next / sigma,
-            (1 + sigma**2) ** -0.5,
-            (1 + sigma_next**2) ** -0.5,
-        )
+        shrink = sigma_next / sigma
+        signal = (1 + sigma**2) ** -0.5
+        signal_next = (1 + sigma_next**2) ** -0.5
         ahead = 0.0
         if 0 < step < len(sigmas) - 1:
             ahead = math.log(sigma / sigma_next) / math.log(sigmas[step - 1] / sigma) / 2
-        weights.append((shrink * signal_next / signal, signal_next * (1 - shrink), ahead))
+        keep = shrink * signal_next / signal
+        pull = signal_next * (1 - shrink)
+        weights.append((keep, pull, ahead))
     return weights
 
 
