@@ -18,9 +18,9 @@ from monai.data import MetaTensor
 from monai.networks.schedulers import DDPMScheduler
 from scipy.spatial.transform import Rotation
 
-from contourdiff.bundle import translate
+from contourdiff.bundle import run_inference_config
 from contourdiff.data.itk_files import TO_LPS
-from contourdiff.inference.inferer import ContourTranslationInferer, Execution
+from contourdiff.inference import Execution, IndependentCandidates, Painter, VolumeInferer
 from contourdiff.networks import ContourUNet
 from contourdiff.sampling import Sampler, SelectionRules
 
@@ -122,22 +122,41 @@ def as_case(volumes: list[torch.Tensor], names: list[str]) -> MetaTensor:
 
 SAMPLING = ("solver", "num_inference_steps", "eta")
 EXECUTION = ("batch_size", "amp", "acceleration", "retain_heap")
+INFERER = ("slice_axis", "margin_px", "keep_spread", "progress")
 
 
 def inferer(
-    kind: type = ContourTranslationInferer, scheduler: Any = SCHEDULER, **given: Any
-) -> Any:
-    """An inferer whose arguments, and those of its sampler and its execution, are given by name."""
-    given = {
+    kind: type[Painter] = IndependentCandidates, scheduler: Any = SCHEDULER, **arguments: Any
+) -> VolumeInferer:
+    """An inferer whose arguments, and those of its painter, sampler and execution, are given by name."""
+    defaults = {
         "rules": RULES,
         "num_inference_steps": 3,
         "batch_size": 4,
         "margin_px": 2,
         "progress": False,
-    } | given
-    sampler = Sampler(scheduler, **{name: given.pop(name) for name in SAMPLING if name in given})
-    execution = Execution(**{name: given.pop(name) for name in EXECUTION if name in given})
-    return kind(sampler, execution=execution, **given)
+    }
+    groups: dict[str, dict[str, Any]] = {
+        "sampler": {},
+        "execution": {},
+        "inferer": {},
+        "painter": {},
+    }
+    for name, value in {**defaults, **arguments}.items():
+        if name in SAMPLING:
+            groups["sampler"][name] = value
+        elif name in EXECUTION:
+            groups["execution"][name] = value
+        elif name in INFERER:
+            groups["inferer"][name] = value
+        else:
+            groups["painter"][name] = value
+    painter = kind(  # type: ignore[call-arg]
+        sampler=Sampler(scheduler, **groups["sampler"]),
+        execution=Execution(**groups["execution"]),
+        **groups["painter"],
+    )
+    return VolumeInferer(painter, **groups["inferer"])
 
 
 def translate_contours(volume: torch.Tensor, name: str = "a", **given: Any) -> torch.Tensor:
@@ -194,7 +213,7 @@ def run(dataset_dir: Path, output_dir: Path, weights: Path, **settings: object) 
         "batch_size": 4,
         "logging_file": False,
     }
-    return translate(dataset_dir, output_dir, **{**tiny, **settings})  # type: ignore[arg-type]
+    return run_inference_config(dataset_dir, output_dir, **{**tiny, **settings})  # type: ignore[arg-type]
 
 
 def write_events(folder: Path) -> None:

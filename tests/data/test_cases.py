@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from contourdiff.data.cases import TranslationCases, labelled_cases, training_cases
 from contourdiff.data.nifti_names import case_of
+from contourdiff.data.training_cases import labelled_cases, training_cases
+from contourdiff.data.translation_cases import TranslationCases
 from helpers import make_mr, write_nifti
 
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])

@@ -16,7 +16,7 @@ from monai.bundle import ConfigParser
 from safetensors.torch import load_file, save_file
 
 from contourdiff import cli
-from contourdiff.bundle import config_files, read_config, translate
+from contourdiff.bundle import config_files, read_config, run_inference_config
 from contourdiff.deploy.convert import (
     convert_checkpoint,
     scheduler_entry,
@@ -467,7 +467,7 @@ def test_a_converted_network_translates_the_phantom(paper_contour: bool, tmp_pat
             (str(tmp_path / suffix / "model.json"), "fast"),
             {"num_inference_steps": 2},
         )
-        translate(
+        run_inference_config(
             tmp_path / "ct", tmp_path / suffix, overlays=overlays, logging_file=False, **short
         )
     first, second = (

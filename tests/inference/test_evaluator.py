@@ -26,8 +26,8 @@ from monai.engines.utils import IterationEvents
 from monai.handlers import MeanAbsoluteError, from_engine
 from monai.transforms import Identity, Lambdad
 
-from contourdiff.data.cases import TranslationCases
 from contourdiff.data.nifti_names import case_of
+from contourdiff.data.translation_cases import TranslationCases
 from contourdiff.inference import outputs
 from contourdiff.inference.evaluator import CaseDataset, CaseEvaluator, UnreadCase
 from contourdiff.inference.inferer import ContourTranslationInferer
@@ -271,10 +271,10 @@ def test_a_stop_by_the_user_ends_the_run_and_leaves_whole_cases(
 CHILD = """
 import json, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what runs in the background
-from contourdiff.bundle import translate
+from contourdiff.bundle import run_inference_config
 
 dataset_dir, output_dir, settings = json.loads(sys.argv[1])
-translate(dataset_dir, output_dir, **settings)
+run_inference_config(dataset_dir, output_dir, **settings)
 """
 
 

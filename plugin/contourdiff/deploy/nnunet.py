@@ -14,10 +14,10 @@ import numpy as np
 from tqdm import tqdm
 
 from contourdiff.data.atomic import atomic_folder
-from contourdiff.data.cases import labelled_cases
 from contourdiff.data.label_map import LabelMap
 from contourdiff.data.nifti import save_like
 from contourdiff.data.nifti_names import case_name, case_of
+from contourdiff.data.training_cases import labelled_cases
 from contourdiff.transforms import RemapLabels
 
 
@@ -30,7 +30,7 @@ def write_nnunet(
     the labels are the CT's. The channel is named ``MR``, which nnU-Net normalizes by each image's own statistics.
 
     Args:
-        dataset_dir: one folder of translations or several, see [`contourdiff.data.cases.labelled_cases`][].
+        dataset_dir: one folder of translations or several, see [`contourdiff.data.training_cases.labelled_cases`][].
         output_dir: new or empty folder named as nnU-Net requires, ``Dataset001_Name``.
         label_map: see [`contourdiff.data.label_map.LabelMap`][].
 

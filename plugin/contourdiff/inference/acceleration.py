@@ -14,23 +14,22 @@ from typing import Any, TypeGuard, cast
 
 import torch
 from monai.networks.blocks import UpSample
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import conv2d, conv_transpose2d, pad
 
 logger = logging.getLogger(__name__)
 
-ACCELERATIONS = (None, "lean", "compile")
-Forward = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+ACCELERATIONS = (None, "lean")
+Forward = Callable[..., Tensor]
 
 MIN_CHANNELS = 128
 """Channels, in and out, from which pairs of rows pay: 1.2 to 1.35 times faster at 128 and more, slower below 64."""
 
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX = (
-    -1,
-    -2,
-    -3,
-    -4,
-)  # malloc.h of the GNU C library
+# parameters of mallopt, from malloc.h of the GNU C library
+M_TRIM_THRESHOLD = -1
+M_TOP_PAD = -2
+M_MMAP_THRESHOLD = -3
+M_MMAP_MAX = -4
 RETAIN = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 512 * 2**20}
 RELEASE = {
     M_MMAP_MAX: 65536,
@@ -59,19 +58,19 @@ def retained_heap(enabled: bool = True) -> Iterator[bool]:
         Whether the heap is retained by this setting; ``False`` with another C library.
     """
     global _retaining
-    taken = (
-        enabled and "MALLOC_MMAP_MAX_" not in os.environ and (_retaining > 0 or _mallopt(RETAIN))
-    )
-    if enabled and not taken:
+    retained = enabled and "MALLOC_MMAP_MAX_" not in os.environ
+    if retained and _retaining == 0:
+        retained = _mallopt(RETAIN)
+    if enabled and not retained:
         logger.info(
             "the heap is not retained: the environment sets malloc, or this is not the GNU C library"
         )
-    _retaining += taken
+    _retaining += retained
     try:
-        yield taken
+        yield retained
     finally:
-        _retaining -= taken
-        if taken and not _retaining:
+        _retaining -= retained
+        if retained and _retaining == 0:
             _mallopt(RELEASE)
             release_heap()
 
@@ -84,14 +83,16 @@ def release_heap() -> bool:
 
 def _mallopt(values: dict[int, int]) -> bool:
     mallopt = _libc_function("mallopt")
-    return mallopt is not None and all(
-        mallopt(parameter, value) == 1 for parameter, value in values.items()
-    )
+    if mallopt is None:
+        return False
+    return all(mallopt(parameter, value) == 1 for parameter, value in values.items())
 
 
 def _libc_function(name: str) -> Any:
     """A function of the C library, or ``None`` where it has none of that name."""
-    return getattr(ctypes.CDLL(None), name, None) if sys.platform.startswith("linux") else None
+    if not sys.platform.startswith("linux"):
+        return None
+    return getattr(ctypes.CDLL(None), name, None)
 
 
 class Accelerator:
@@ -105,8 +106,10 @@ class Accelerator:
         acceleration: ``None`` calls the network as it is. ``"lean"`` puts it into channels-last order, in place, and on
             a CPU in float32 calls a copy whose convolutions take fewer multiplications: on 2 cores 1.09 times faster
             than without with 128 x 104 pixels, 1.14 times with 256 x 256, 1.25 times for the paper's network (113.7 M
-            weights). ``"compile"`` calls ``torch.compile`` with CUDA graphs; it has not run on a CUDA device yet, and
-            on a CPU it takes 35 s to compile for 0.92 to 1.15 times the speed. Another value is a ``ValueError``.
+            weights).
+
+    Raises:
+        ValueError: for another acceleration.
     """
 
     def __init__(self, acceleration: str | None = None) -> None:
@@ -114,52 +117,43 @@ class Accelerator:
             raise ValueError(f"acceleration must be one of {ACCELERATIONS}, got {acceleration!r}")
         self.acceleration = acceleration
         self._key: Any = None
-        self._weights: list[
-            torch.Tensor
-        ] = []  # held so that no other tensor takes an address of the key
+        self._weights: list[Tensor] = []  # held so that no other tensor takes an address of the key
         self._forward: Forward | None = None
 
-    def __call__(self, network: Forward, inputs: torch.Tensor, timesteps: torch.Tensor) -> Forward:
-        """Callable to use in place of ``network``, for inference with its present weights and inputs like these."""
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """Of the inputs that suit the accelerated network."""
+        if self.acceleration is None:
+            return torch.contiguous_format
+        return torch.channels_last
+
+    def __call__(self, network: nn.Module, device: torch.device) -> Forward:
+        """Callable to use in place of ``network``, for inference with its present weights and inputs on ``device``."""
         if self.acceleration is None:
             return network
-        float32_on_cpu = inputs.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+        float32_on_cpu = device.type == "cpu" and not torch.is_autocast_enabled("cpu")
         if self._forward is None or self._key != (network, float32_on_cpu, _versions(network)):
             self._forward = None  # frees the old copy before the new one is built
-            network.to(memory_format=torch.channels_last)  # type: ignore[attr-defined]  # a function has no weights
-            if self.acceleration == "compile":
-                self._forward = _compiled(network, inputs, timesteps)
-            else:
-                self._forward = with_fewer_multiplications(network) if float32_on_cpu else network  # type: ignore[arg-type]
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
+            self._forward = with_fewer_multiplications(network) if float32_on_cpu else network
             self._key = (network, float32_on_cpu, _versions(network))
             self._weights = [weight.data for weight in _state(network)]
         return self._forward
 
 
-def _state(network: Forward) -> list[torch.Tensor]:
-    return (
-        list(network.state_dict(keep_vars=True).values()) if isinstance(network, nn.Module) else []
-    )
+def _state(network: nn.Module) -> list[Tensor]:
+    """Weights and buffers; none of a function, which has none."""
+    if not isinstance(network, nn.Module):
+        return []
+    return list(network.state_dict(keep_vars=True).values())
 
 
-def _versions(network: Forward) -> list[tuple[Any, ...]]:
-    return [
-        (v.data_ptr(), v.dtype, v.device, 0 if v.is_inference() else v._version)
-        for v in _state(network)
-    ]
-
-
-def _compiled(network: Forward, inputs: torch.Tensor, timesteps: torch.Tensor) -> Forward:
-    """``torch.compile`` of the network, or the network itself where that fails, as without a C++ compiler."""
-    compiled: Forward = torch.compile(network, mode="reduce-overhead")
-    try:
-        compiled(inputs, timesteps)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:
-        logger.warning("the network is not compiled: %s", str(error).strip().split("\n")[0])
-        return network
-    return compiled
+def _versions(network: nn.Module) -> list[tuple[Any, ...]]:
+    versions = []
+    for weight in _state(network):
+        version = 0 if weight.is_inference() else weight._version
+        versions.append((weight.data_ptr(), weight.dtype, weight.device, version))
+    return versions
 
 
 class RowPairConv2d(nn.Module):
@@ -168,65 +162,59 @@ class RowPairConv2d(nn.Module):
     Winograd's minimal filtering F(2, 3) along the rows (Lavin and Gray, CVPR 2016).
     """
 
-    first: torch.Tensor
-    sum: torch.Tensor
-    difference: torch.Tensor
-    last: torch.Tensor
-    bias: torch.Tensor | None
+    first: Tensor
+    sum: Tensor
+    difference: Tensor
+    last: Tensor
+    bias: Tensor | None
 
     def __init__(self, convolution: nn.Conv2d) -> None:
         super().__init__()
         first, middle, last = convolution.weight.detach().unbind(2)
-        kernels = (first, (first + middle + last) / 2, (first - middle + last) / 2, last)
-        for name, kernel in zip(("first", "sum", "difference", "last"), kernels, strict=True):
-            self.register_buffer(
-                name, kernel.unsqueeze(2).contiguous(memory_format=torch.channels_last)
-            )
-        self.register_buffer(
-            "bias", None if convolution.bias is None else convolution.bias.detach()
-        )
+        kernels = {
+            "first": first,
+            "sum": (first + middle + last) / 2,
+            "difference": (first - middle + last) / 2,
+            "last": last,
+        }
+        for name, kernel in kernels.items():
+            rows = kernel.unsqueeze(2).contiguous(memory_format=torch.channels_last)
+            self.register_buffer(name, rows)
+        self.register_buffer("bias", _bias(convolution))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """``(B, C, H, W) -> (B, C', H, W)``, for even and odd H."""
         rows = pad(x, (0, 0, 1, 2))
-        above, upper, lower, below = (
-            rows[:, :, :-3:2],
-            rows[:, :, 1:-2:2],
-            rows[:, :, 2:-1:2],
-            rows[:, :, 3::2],
-        )
+        above = rows[:, :, :-3:2]
+        upper = rows[:, :, 1:-2:2]
+        lower = rows[:, :, 2:-1:2]
+        below = rows[:, :, 3::2]
         half_sum = conv2d(upper + lower, self.sum, self.bias, padding=(0, 1))
         half_difference = conv2d(lower - upper, self.difference, padding=(0, 1))
-        even = (
-            conv2d(above - lower, self.first, padding=(0, 1)).add_(half_sum).add_(half_difference)
-        )
-        odd = half_sum.sub_(half_difference).sub_(conv2d(upper - below, self.last, padding=(0, 1)))
+        even = conv2d(above - lower, self.first, padding=(0, 1))
+        even = even.add_(half_sum).add_(half_difference)
+        odd = half_sum.sub_(half_difference)
+        odd = odd.sub_(conv2d(upper - below, self.last, padding=(0, 1)))
         return torch.stack([even, odd], dim=3).flatten(2, 3)[:, :, : x.shape[2]]
 
 
 class UpsampledConv2d(nn.Module):
     """Nearest-neighbor doubling and a plain 3 x 3 convolution as one transposed one: 4/9 of the multiplications."""
 
-    weight: torch.Tensor
-    bias: torch.Tensor | None
+    weight: Tensor
+    bias: Tensor | None
 
     def __init__(self, convolution: nn.Conv2d) -> None:
         super().__init__()
         kernel = convolution.weight.detach().flip(2, 3)
         channels_in = kernel.shape[1]
         ones = kernel.new_ones(1, 1, 2, 2)
-        spread = (
-            conv_transpose2d(kernel.flatten(0, 1).unsqueeze(1), ones)
-            .unflatten(0, (-1, channels_in))
-            .squeeze(2)
-        )
-        spread = spread.transpose(0, 1)
+        spread = conv_transpose2d(kernel.flatten(0, 1).unsqueeze(1), ones)
+        spread = spread.unflatten(0, (-1, channels_in)).squeeze(2).transpose(0, 1)
         self.register_buffer("weight", spread.contiguous(memory_format=torch.channels_last))
-        self.register_buffer(
-            "bias", None if convolution.bias is None else convolution.bias.detach()
-        )
+        self.register_buffer("bias", _bias(convolution))
 
-    def forward(self, x: torch.Tensor, emb: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
         """``(B, C, H, W) -> (B, C', 2H, 2W)``; ``emb`` is ignored, as by MONAI's upsampling."""
         del emb
         return conv_transpose2d(x, self.weight, self.bias, stride=2, padding=1)
@@ -239,7 +227,8 @@ def with_fewer_multiplications(network: nn.Module) -> nn.Module:
 
 
 def _replaced(module: nn.Module) -> nn.Module:
-    if (convolution := _upsampled(module)) is not None:
+    convolution = _upsampled(module)
+    if convolution is not None:
         return UpsampledConv2d(convolution)
     if _replaceable(module) and min(module.in_channels, module.out_channels) >= MIN_CHANNELS:
         return RowPairConv2d(module)
@@ -253,22 +242,26 @@ def _upsampled(module: nn.Module) -> nn.Conv2d | None:
     if not isinstance(module, UpSample):
         return None
     leaves = [leaf for leaf in module.modules() if not any(leaf.children())]
-    if len(leaves) != 2 or not isinstance(leaves[0], nn.Upsample) or not _replaceable(leaves[1]):
+    if len(leaves) != 2:
         return None
-    doubles = leaves[0].mode == "nearest" and leaves[0].scale_factor in (2.0, (2.0, 2.0))
-    return leaves[1] if doubles else None
+    upsample, convolution = leaves
+    if not isinstance(upsample, nn.Upsample) or not _replaceable(convolution):
+        return None
+    doubles = upsample.mode == "nearest" and upsample.scale_factor in (2.0, (2.0, 2.0))
+    return convolution if doubles else None
 
 
 def _replaceable(module: nn.Module) -> TypeGuard[nn.Conv2d]:
     """A plain 3 x 3 convolution in float32: nothing that subclasses or parametrizes one."""
     if type(module) is not nn.Conv2d or module.weight.dtype != torch.float32:
         return False
-    geometry = (
-        module.kernel_size,
-        module.stride,
-        module.padding,
-        module.dilation,
-        module.groups,
-        module.padding_mode,
+    return (
+        module.kernel_size == (3, 3)
+        and module.stride == module.padding == module.dilation == (1, 1)
+        and module.groups == 1
+        and module.padding_mode == "zeros"
     )
-    return geometry == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros")
+
+
+def _bias(convolution: nn.Conv2d) -> Tensor | None:
+    return None if convolution.bias is None else convolution.bias.detach()

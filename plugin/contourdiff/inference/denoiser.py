@@ -9,36 +9,38 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import pixel_unshuffle
 
 from contourdiff.inference.acceleration import Accelerator
-from contourdiff.networks import CascadeUNet, enlarge
+from contourdiff.networks import enlarge
 from contourdiff.sampling.intensity import to_gray_levels, to_model_range
-from contourdiff.sampling.noise import CandidateKey, Item, NoiseStream
+from contourdiff.sampling.noise import CandidateNoise, CandidatePlace
 from contourdiff.sampling.sampler import Sampler
 from contourdiff.sampling.solvers import OnStep
 
 logger = logging.getLogger(__name__)
 
+LARGEST_BATCH = 64
+"""The most candidates of a batch that is fitted to a device's memory."""
+
 
 @dataclass(eq=False)
 class Denoiser:
-    """Denoise candidates in batches of exactly ``batch_size``; an item's result depends on nothing else in its batch.
+    """Denoise candidates in batches of exactly ``batch_size``; a result depends on nothing else in its batch.
 
     Args:
-        network: called with ``(cat[x, conditions] (B, 1 + C, H, W), timesteps (B,))``.
+        network: called with ``(cat[x, conditions] (B, 1 + C, H, W), timesteps (B,))``, and with MONAI's
+            ``class_labels=`` where the call of the denoiser has some.
         sampler: solver, steps and training schedule.
-        batch_size: items in every call of the network, 1 or more; a smaller batch is padded. Halved, with a warning in
-            the log, when the device runs out of memory.
-        seed: seed of the noise.
-        noise_weights: see [`contourdiff.sampling.noise.NoiseStream`][].
+        batch_size: candidates in every call of the network, 1 or more; a smaller batch is padded. Halved, with a
+            warning in the log, when the device runs out of memory.
         amp: run the network in bfloat16 where autocast holds it safe.
         accelerator: what to call in place of the network.
 
     Attributes:
         calls: chains of network calls so far, one for each batch.
-        halved: whether the device has run out of memory.
+        largest_batch: what [`fit`][] does not exceed; less once the device has run out of memory.
 
     Notes:
         A forward pass is bit-identical at one batch size whatever the other items are; between two batch sizes it
@@ -53,100 +55,113 @@ class Denoiser:
         >>> import torch
         >>> from monai.networks.schedulers import DDPMScheduler
         >>> from contourdiff.inference import Denoiser
-        >>> from contourdiff.sampling import Sampler
+        >>> from contourdiff.sampling import CandidateNoise, Sampler
         >>> class Zero(torch.nn.Module):
         ...     def forward(self, x, timesteps):
         ...         return torch.zeros_like(x[:, :1])
         >>> denoiser = Denoiser(Zero(), Sampler(DDPMScheduler(), num_inference_steps=2), batch_size=4)
         >>> contours = torch.zeros(3, 1, 8, 8)
-        >>> denoiser(contours, [("case", index, 0, 0) for index in range(3)]).shape, denoiser.calls
+        >>> places = [("case", slice_index, 0, 0) for slice_index in range(3)]
+        >>> denoiser(contours, places, CandidateNoise(seed=7)).shape, denoiser.calls
         (torch.Size([3, 8, 8]), 1)
     """
 
     network: nn.Module
     sampler: Sampler
     batch_size: int = 8
-    seed: int = 0
-    noise_weights: Sequence[float] = (1.0,)
     amp: bool = False
     accelerator: Accelerator = field(default_factory=Accelerator)
     calls: int = field(default=0, init=False)
-    halved: bool = field(default=False, init=False)
+    largest_batch: int = field(default=LARGEST_BATCH, init=False)
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, got {self.batch_size}")
-        self._white: dict[torch.Size, dict[CandidateKey, torch.Tensor]] = {}  # of the last batch
 
     @torch.inference_mode()
-    def fit(self, conditions: torch.Tensor) -> int:
-        """Set ``batch_size`` to what fits into the free memory of a CUDA device, for ``conditions (N, C, H, W)``."""
+    def fit(self, conditions: Tensor, class_labels: int | None = None) -> int:
+        """Set ``batch_size`` to what fits into the free memory of a CUDA device, for ``conditions (1, C, H, W)``."""
         device = conditions.device
+        channels, *size = conditions.shape[1:]
 
-        def needed(items: int) -> int:
+        def needed(count: int) -> int:
             torch.cuda.reset_peak_memory_stats(device)
             before = torch.cuda.memory_allocated(device)
-            buffer = torch.zeros(
-                items, 1 + conditions.shape[1], *conditions.shape[2:], device=device
-            )
+            buffer = torch.zeros(count, 1 + channels, *size, device=device)
+            timesteps = torch.zeros(count, dtype=torch.long, device=device)
             with self._autocast(device):
-                self.network(buffer, torch.zeros(items, dtype=torch.long, device=device))
+                self.network(buffer, timesteps, **_keywords(class_labels, count, device))
             return int(torch.cuda.max_memory_allocated(device)) - before
 
-        self.batch_size = fitting_batch_size(needed, torch.cuda.mem_get_info(device)[0])
+        free, _ = torch.cuda.mem_get_info(device)
+        self.batch_size = fitting_batch_size(needed, free, self.largest_batch)
         logger.info("batch_size is %d, from the free memory of %s", self.batch_size, device)
         return self.batch_size
 
     @torch.inference_mode()
     def __call__(
-        self, conditions: torch.Tensor, items: Sequence[Item], on_step: OnStep | None = None
-    ) -> torch.Tensor:
+        self,
+        conditions: Tensor,
+        places: Sequence[CandidatePlace],
+        noise: CandidateNoise | None = None,
+        class_labels: int | Sequence[int] | Tensor | None = None,
+        on_step: OnStep | None = None,
+    ) -> Tensor:
         """Gray levels in [0, 255], ``(N, H, W)``.
 
         Args:
             conditions: ``(N, C, H, W)``, what the network is given beside the noisy image.
-            items: identifies the noise of each.
+            places: of each candidate, ``(case, slice, round, candidate)``; they identify its noise.
+            noise: by default independent noise of seed 0.
+            class_labels: positions in the network's ``contrasts``, one for all candidates or one for each; ``None``
+                for the network's own contrast.
             on_step: receives, for each batch, the number of each step and its predicted clean image ``(B, 1, H, W)``
                 in [-1, 1], padding included.
+
+        Raises:
+            MemoryError: if not even one candidate fits into the device's memory.
         """
+        noise = CandidateNoise() if noise is None else noise
+        keywords = _keywords(class_labels, len(places), conditions.device)
         images = []
         start = 0
-        while start < len(items):
-            stop = start + self.batch_size
+        while start < len(places):
+            batch = slice(start, start + self.batch_size)
+            labels = {name: values[batch] for name, values in keywords.items()}
             try:
-                images.append(self._batch(conditions[start:stop], items[start:stop], on_step))
+                images.append(self._batch(conditions[batch], places[batch], noise, labels, on_step))
             except torch.OutOfMemoryError:
                 self._halve()
             else:
-                start = stop
+                start = batch.stop
         return torch.cat(images)
 
     def _batch(
-        self, conditions: torch.Tensor, items: Sequence[Item], on_step: OnStep | None
-    ) -> torch.Tensor:
-        missing = self.batch_size - len(items)
-        conditions = torch.cat([conditions, conditions[:1].expand(missing, -1, -1, -1)]).float()
-        device, size = conditions.device, conditions.shape[2:]
-        keys = [CandidateKey(self.seed, *item) for item in (*items, *[items[0]] * missing)]
-        noise = NoiseStream(keys, (1, *size), device, self.noise_weights, self._white.get(size, {}))
-        layout = torch.channels_last if self.accelerator.acceleration else torch.contiguous_format
-        buffer = torch.cat([torch.zeros_like(conditions[:, :1]), conditions], dim=1).contiguous(
-            memory_format=layout
-        )
+        self,
+        conditions: Tensor,
+        places: Sequence[CandidatePlace],
+        noise: CandidateNoise,
+        keywords: dict[str, Tensor],
+        on_step: OnStep | None,
+    ) -> Tensor:
+        missing = self.batch_size - len(places)
+        conditions = _filled(conditions, missing).float()
+        keywords = {name: _filled(values, missing) for name, values in keywords.items()}
+        device = conditions.device
+        stream = noise.stream([*places, *[places[0]] * missing], (1, *conditions.shape[2:]), device)
+        buffer = torch.cat([torch.zeros_like(conditions[:, :1]), conditions], dim=1)
+        buffer = buffer.contiguous(memory_format=self.accelerator.memory_format)
         with self._autocast(device):
-            start = torch.zeros(self.batch_size, dtype=torch.long, device=device)
-            forward = self.accelerator(self.network, buffer, start)
+            forward = self.accelerator(self.network, device)
 
-        def predict(x: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        def predict(x: Tensor, timesteps: Tensor) -> Tensor:
             buffer[:, :1] = x
             with self._autocast(device):
-                # a copy, for a CUDA graph writes the next step's result into the same memory
-                return forward(buffer, timesteps).to(torch.float32, copy=True)
+                return forward(buffer, timesteps, **keywords).float()
 
         self.calls += 1
-        images = self.sampler(predict, noise.draw, on_step)
-        self._white = {size: noise.first}
-        return to_gray_levels(images[: len(items), 0]).clamp(0, 255)
+        images = self.sampler(predict, stream.draw, on_step)
+        return to_gray_levels(images[: len(places), 0]).clamp(0, 255)
 
     def _autocast(self, device: torch.device) -> torch.autocast:
         return torch.autocast(
@@ -160,7 +175,7 @@ class Denoiser:
                 "network, a larger spacing_mm, or device cpu"
             )
         self.batch_size //= 2
-        self.halved = True
+        self.largest_batch = self.batch_size
         logger.warning("out of memory: batch_size is %d from here on", self.batch_size)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -188,61 +203,55 @@ class CascadeDenoiser:
         """Of the second network, which needs more memory."""
         return self.refiner.batch_size
 
-    @batch_size.setter
-    def batch_size(self, value: int) -> None:
-        self.coarse.batch_size = self.refiner.batch_size = value
-
     @property
     def calls(self) -> int:
         """Chains of network calls so far, of both networks."""
         return self.coarse.calls + self.refiner.calls
 
-    @property
-    def halved(self) -> bool:
-        """Whether the device has run out of memory."""
-        return self.coarse.halved or self.refiner.halved
-
-    def fit(self, conditions: torch.Tensor) -> int:
+    def fit(self, conditions: Tensor, class_labels: int | None = None) -> int:
         """Set ``batch_size`` to what fits into the free memory, see [`Denoiser.fit`][]."""
-        self.coarse.batch_size = self.refiner.fit(torch.cat([conditions, conditions], dim=1))
-        return self.batch_size
+        del class_labels  # the second network, which decides, has no contrasts
+        fitting = self.refiner.fit(torch.cat([conditions, conditions], dim=1))
+        self.coarse.batch_size = min(fitting, self.coarse.largest_batch)
+        return fitting
 
     def __call__(
-        self, conditions: torch.Tensor, items: Sequence[Item], on_step: OnStep | None = None
-    ) -> torch.Tensor:
-        """Gray levels in [0, 255], ``(N, H, W)``; ``on_step`` receives the steps of the first network."""
+        self,
+        conditions: Tensor,
+        places: Sequence[CandidatePlace],
+        noise: CandidateNoise | None = None,
+        class_labels: int | Sequence[int] | Tensor | None = None,
+        on_step: OnStep | None = None,
+    ) -> Tensor:
+        """Gray levels in [0, 255], ``(N, H, W)``; ``class_labels`` and ``on_step`` are for the first network."""
         folded = pixel_unshuffle(conditions.float(), self.factor)
-        enlarged = enlarge(
-            to_model_range(self.coarse(folded, items, on_step)[:, None]), self.factor
-        )
-        named = [(f"{case} refined", *place) for case, *place in items]
-        return self.refiner(torch.cat([conditions.to(enlarged), enlarged], dim=1), named)  # type: ignore[arg-type]
-
-
-def denoiser_of(network: nn.Module, sampler: Sampler, **options: Any) -> Denoiser | CascadeDenoiser:
-    """Denoiser for a network or a [`contourdiff.networks.CascadeUNet`][]; options are those of [`Denoiser`][].
-
-    ``accelerators`` is a pair, of which the second is for the second network.
-    """
-    first, second = options.pop("accelerators", (Accelerator(), Accelerator()))
-    if not isinstance(network, CascadeUNet):
-        return Denoiser(network, sampler, accelerator=first, **options)
-    coarse = Denoiser(network.coarse, sampler, accelerator=first, **options)
-    return CascadeDenoiser(
-        coarse,
-        Denoiser(network.refiner, sampler.refinement, accelerator=second, **options),
-        network.factor,
-    )
+        coarse = self.coarse(folded, places, noise, class_labels, on_step)
+        enlarged = enlarge(to_model_range(coarse[:, None]), self.factor)
+        refined = [CandidatePlace(f"{case} refined", *numbers) for case, *numbers in places]
+        return self.refiner(torch.cat([conditions.to(enlarged), enlarged], dim=1), refined, noise)
 
 
 def fitting_batch_size(
-    needed: Callable[[int], int], free: int, largest: int = 64, share: float = 0.8
+    needed: Callable[[int], int], free: int, largest: int = LARGEST_BATCH, share: float = 0.8
 ) -> int:
     """Largest power of two up to ``largest`` whose forward pass takes at most a ``share`` of the ``free`` bytes.
 
-    ``needed`` returns the bytes that a forward pass of so many items takes at its peak; it is called for 1 and 2.
+    ``needed`` returns the bytes that a forward pass of so many candidates takes at its peak; it is called for 1 and 2.
     """
-    one, two = needed(1), needed(2)
-    item = max(two - one, 1)
-    fitting = int((share * free - (one - item)) // item)
+    alone = needed(1)
+    item = max(needed(2) - alone, 1)
+    fitting = int((share * free - (alone - item)) // item)
     return int(2 ** (max(1, min(fitting, largest)).bit_length() - 1))
+
+
+def _filled(batch: Tensor, missing: int) -> Tensor:
+    """A batch with its first item repeated behind it, ``missing`` times."""
+    return torch.cat([batch, batch[:1].expand(missing, *batch.shape[1:])])
+
+
+def _keywords(class_labels: Any, count: int, device: torch.device) -> dict[str, Tensor]:
+    """Class labels ``(count,)`` as a network takes them; nothing for ``None``, so that it need not take any."""
+    if class_labels is None:
+        return {}
+    labels = torch.as_tensor(class_labels, dtype=torch.long, device=device)
+    return {"class_labels": labels.expand(count)}

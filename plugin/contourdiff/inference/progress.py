@@ -20,29 +20,21 @@ LINE = "{desc}{n_fmt} of {total_fmt} {unit}s, {elapsed} passed, {remaining} left
 
 
 class RunProgress:
-    """Progress of a run: the case, its number, the translated slices of all cases, and the time left.
+    """Progress of a run: the volume, its number, the translated slices of all volumes, and the time left.
 
-    The total starts with all slices of all cases. Slices without contour, and those that a failed case leaves, are
-    taken from it, so the time left is that of slices with work to do. Use [`run_progress`][].
-
-    Attributes:
-        suffix: of the cases' names in ``slices``, where a case is translated several times.
+    The total starts with all slices of all volumes. Slices that need no work (no contour, or a failed case) are
+    subtracted from it, so the time left is that of slices with work to do. Use [`run_progress`][].
     """
 
     def __init__(self, slices: Mapping[str, int], bar: tqdm) -> None:
-        self.suffix = ""
         self._bar = bar
-        self._ahead = dict(slices)
+        self._counts = list(slices.values())
         self._numbers = {name: number for number, name in enumerate(slices, start=1)}
 
-    def begin(self, cases: Sequence[str], slices: int) -> None:
-        """Start cases with ``slices`` to translate in all; those before them in the run are over."""
-        names = [f"{case}{self.suffix}" for case in cases]
+    def begin(self, names: Sequence[str], slices: int) -> None:
+        """Start volumes with ``slices`` to translate in all; those before them in the run are over."""
         number = max((self._numbers.get(name, 0) for name in names), default=0)
-        self._ahead = {
-            name: count for name, count in self._ahead.items() if self._numbers[name] > number
-        }
-        self._bar.total = self._bar.n + slices + sum(self._ahead.values())
+        self._bar.total = self._bar.n + slices + sum(self._counts[number:])
         self._bar.set_description(f"{', '.join(names)} ({number} of {len(self._numbers)})")
 
     def update(self) -> None:
@@ -52,14 +44,19 @@ class RunProgress:
 
 def progress_bar(total: int, unit: str, show: bool = True, **changes: Any) -> tqdm:
     """Bar of a run on a terminal, elsewhere a line a minute; ``changes`` are arguments of ``tqdm``."""
-    plain: dict[str, Any] = {
-        "file": _Lines(sys.stderr),
-        "bar_format": LINE,
-        "mininterval": LINE_INTERVAL_S,
+    options: dict[str, Any] = {
+        "desc": "translate: ",
+        "total": total,
+        "unit": unit,
+        "miniters": 1,
+        "smoothing": 0,  # slices come in bursts
+        "disable": not show,
     }
-    style = {} if sys.stderr.isatty() else {**plain, "maxinterval": LINE_INTERVAL_S}
-    options = {"miniters": 1, "smoothing": 0, "disable": not show, **style}  # slices come in bursts
-    return tqdm(**{"desc": "translate: ", "total": total, "unit": unit, **options, **changes})
+    if not sys.stderr.isatty():
+        options["file"] = _Lines(sys.stderr)
+        options["bar_format"] = LINE
+        options["mininterval"] = options["maxinterval"] = LINE_INTERVAL_S
+    return tqdm(**{**options, **changes})
 
 
 @contextmanager
@@ -67,12 +64,11 @@ def run_progress(slices: Mapping[str, int], show: bool = True) -> Iterator[RunPr
     """Show the progress of a run as a [`progress_bar`][].
 
     Args:
-        slices: case -> number of its slices, in the order of the run.
+        slices: number of slices of each volume, by its name in the progress, in the order of the run.
         show: ``False`` counts in silence.
     """
-    lines = (
-        logging_redirect_tqdm() if show else nullcontext()
-    )  # which would print them where nothing does, in workers
+    # without a bar, redirected lines of the log would be printed where nothing else prints, in workers
+    lines = logging_redirect_tqdm() if show else nullcontext()
     with lines, progress_bar(sum(slices.values()), "slice", show and bool(slices)) as bar:
         yield RunProgress(slices, bar)
         bar.total = bar.n  # of the last case, if it failed
@@ -88,7 +84,8 @@ def slice_count(path: str | Path, axcodes: str, slice_axis: int) -> int:
     except OSError:
         return 0
     moves = ornt_transform(io_orientation(image.affine), axcodes2ornt(axcodes))
-    return int(image.shape[[int(axis) for axis in moves[:, 0]].index(slice_axis)])
+    axes = moves[:, 0].astype(int).tolist()
+    return int(image.shape[axes.index(slice_axis)])
 
 
 class _Lines:
@@ -98,6 +95,7 @@ class _Lines:
         self._stream = stream
 
     def write(self, text: str) -> None:
-        if line := text.strip():
+        line = text.strip()
+        if line:
             self._stream.write(f"{line}\n")
             self._stream.flush()

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from monai.data import MetaTensor
 from monai.utils import convert_to_dst_type
+from torch import Tensor
 from torch.nn.functional import pad
 
-from contourdiff.metrics.flicker import contour_box
 from contourdiff.sampling.selection import Choice, neighbor_distances
 
 
@@ -33,66 +34,98 @@ class VolumeResult(NamedTuple):
     case: str
     choices: list[Choice | None]
     network_calls: int
-    contours: torch.Tensor
-    gray_levels: torch.Tensor
+    contours: Tensor
+    gray_levels: Tensor
     box: tuple[slice, slice, slice]
-    spread: torch.Tensor | None = None
+    spread: Tensor | None = None
     single_distances: list[float | None] | None = None
     batch_size: int | None = None
 
 
 class VolumeState:
-    """One volume: what the network sees of it, in a frame, and the translated slices so far.
+    """One volume: what a painter sees of it, in a frame, and the slices that are painted so far.
 
-    ``volume`` has contours of 0 and 1, ``(1, H, W, D)``, slices along ``slice_axis``. The frame around all contours,
-    ``margin_px`` wider, is padded to a ``multiple`` in height and width. It shows the contours, or other ``inputs``.
+    The frame is the box around all contours, with a margin, padded with 0 behind.
+
+    Args:
+        contours: of 0 and 1, ``(1, H, W, D)``.
+        case: id of the volume.
+        slice_axis: spatial axis along which slices are stacked.
+        multiple: height and width of the frame are multiples of this.
+        margin_px: on each side of the box, where the volume allows it.
+        keep_spread: keep the standard deviation of each slice's candidates.
+        image: what the frame shows in place of the contours, as large as they are.
+        class_label: contrast to paint, a position in the network's ``contrasts``; ``None`` for the network's own.
+
+    Attributes:
+        framed: what the frame shows, ``(slices, height, width)`` float32.
+        indices: slices that have a contour, ascending.
+        network_calls: chains of network calls for this volume, set by the painter.
+        batch_size: the last one used, set by the painter.
     """
 
     def __init__(
         self,
-        volume: torch.Tensor,
-        case: str,
-        slice_axis: int,
-        multiple: int,
-        margin_px: int,
+        contours: Tensor,
+        case: str = "",
+        *,
+        slice_axis: int = 0,
+        multiple: int = 1,
+        margin_px: int = 0,
         keep_spread: bool = False,
-        inputs: torch.Tensor | None = None,
+        image: Tensor | None = None,
+        class_label: int | None = None,
     ) -> None:
-        self.volume = volume
+        self.volume = contours
         self.case = case
         self.slice_axis = slice_axis
-        contours = _slices(volume, slice_axis)
-        self.contours = contours
-        self.indices: list[int] = torch.nonzero(contours.flatten(1).any(dim=1)).flatten().tolist()
-        self.rows, self.columns = contour_box(contours, margin_px)
-        seen = contours if inputs is None else _slices(inputs, slice_axis)
-        self.framed = _padded(seen[:, self.rows, self.columns], multiple)
-        self.translated = torch.zeros_like(contours)
-        self.spread = torch.zeros_like(contours) if keep_spread else None
-        self.choices: list[Choice | None] = [None] * len(contours)
-        self._single: torch.Tensor | None = None
+        self.class_label = class_label
+        self.contours = _slices(contours, slice_axis)
+        self.indices: list[int] = self.contours.flatten(1).any(dim=1).nonzero().flatten().tolist()
+        self.rows, self.columns = contour_box(self.contours, margin_px)
+        shown = self.contours if image is None else _slices(image, slice_axis)
+        self.framed = _padded(shown[:, self.rows, self.columns], multiple)
+        self.translated = torch.zeros_like(self.contours)
+        self.spread = torch.zeros_like(self.contours) if keep_spread else None
+        self.choices: list[Choice | None] = [None] * len(self.contours)
+        self.network_calls = 0
+        self.batch_size: int | None = None
+        self._single: Tensor | None = None  # first candidate of the slice before
         self._single_distances = torch.full(
-            (len(contours),), torch.nan, dtype=torch.float64, device=contours.device
+            (len(self.contours),), torch.nan, dtype=torch.float64, device=self.contours.device
         )
 
-    def put(self, choice: Choice, image: torch.Tensor, drawn: torch.Tensor | None = None) -> None:
-        """Take the chosen ``image (H, W)`` of a slice, and all its candidates ``drawn (N, H, W)``."""
+    @property
+    def noise_case(self) -> str:
+        """The case that keys the noise of this volume: a contrast beyond the first has noise of its own."""
+        return f"{self.case} contrast {self.class_label}" if self.class_label else self.case
+
+    @property
+    def slice_distance_mm(self) -> float | None:
+        """Distance of adjacent slices; ``None`` if the volume is not a MetaTensor, which knows it."""
+        if not isinstance(self.volume, MetaTensor):
+            return None
+        return float(self.volume.pixdim[self.slice_axis])
+
+    def put(self, choice: Choice, image: Tensor, candidates: Tensor | None = None) -> None:
+        """Take the chosen ``image (H, W)`` of a slice, and all its candidates ``(N, H, W)`` where there are several."""
         index = choice.slice_index
         self.choices[index] = choice
         self.translated[index, self.rows, self.columns] = self._cut(image)
-        if drawn is None:
+        if candidates is None:
             return
         if self.spread is not None:
-            deviation = drawn.std(dim=0) if len(drawn) > 1 else torch.full_like(image, torch.nan)
+            deviation = torch.full_like(image, torch.nan)
+            if len(candidates) > 1:
+                deviation = candidates.std(dim=0)
             self.spread[index, self.rows, self.columns] = self._cut(deviation)
-        single = self._cut(drawn[0])
+        single = self._cut(candidates[0])
         if choice.neighbor is not None and self._single is not None:
-            self._single_distances[index : index + 1] = neighbor_distances(
-                single[None], self._single
-            )
+            distances = neighbor_distances(single[None], self._single)
+            self._single_distances[index : index + 1] = distances
         self._single = single
 
-    def result(self, network_calls: int, batch_size: int) -> VolumeResult:
+    def result(self) -> VolumeResult:
         """The translated volume, its slices along ``slice_axis``."""
         axis = self.slice_axis
         box = [self.rows, self.columns]
@@ -102,24 +135,41 @@ class VolumeState:
         return VolumeResult(
             case=self.case,
             choices=self.choices,
-            network_calls=network_calls,
+            network_calls=self.network_calls,
             contours=self.contours.moveaxis(0, axis).cpu(),
             gray_levels=convert_to_dst_type(gray_levels, self.volume, dtype=torch.float32)[0],
             box=(box[0], box[1], box[2]),
             spread=None if self.spread is None else self.spread.moveaxis(0, axis).cpu(),
-            single_distances=[None if math.isnan(value) else value for value in single],
-            batch_size=batch_size,
+            single_distances=[None if math.isnan(distance) else distance for distance in single],
+            batch_size=self.batch_size,
         )
 
-    def _cut(self, image: torch.Tensor) -> torch.Tensor:
-        return image[: self.rows.stop - self.rows.start, : self.columns.stop - self.columns.start]
+    def _cut(self, image: Tensor) -> Tensor:
+        """An image of the frame without its padding."""
+        height = self.rows.stop - self.rows.start
+        width = self.columns.stop - self.columns.start
+        return image[:height, :width]
 
 
-def _slices(volume: torch.Tensor, slice_axis: int) -> torch.Tensor:
-    return torch.as_tensor(volume[0]).as_subclass(torch.Tensor).moveaxis(slice_axis, 0).float()
+def contour_box(contours: Any, margin_px: int) -> tuple[slice, slice]:
+    """Rows and columns of the box around all contours ``(N, H, W)`` with a margin; the whole slice without any."""
+    present = torch.as_tensor(contours != 0).any(dim=0)
+    return _span(present.any(dim=1), margin_px), _span(present.any(dim=0), margin_px)
 
 
-def _padded(box: torch.Tensor, multiple: int) -> torch.Tensor:
+def _span(lines: Tensor, margin_px: int) -> slice:
+    """From the first line that is true to the last, ``(N,)``, with a margin where there is room; all if none is."""
+    filled = lines.nonzero().flatten().tolist()
+    if not filled:
+        return slice(0, len(lines))
+    return slice(max(filled[0] - margin_px, 0), min(filled[-1] + 1 + margin_px, len(lines)))
+
+
+def _slices(volume: Tensor, slice_axis: int) -> Tensor:
+    return torch.as_tensor(volume[0]).as_subclass(Tensor).moveaxis(slice_axis, 0).float()
+
+
+def _padded(slices: Tensor, multiple: int) -> Tensor:
     """Slices ``(N, H, W)``, padded behind with 0 to a multiple."""
-    missing = [-size % multiple for size in box.shape[1:]]
-    return pad(box, (0, missing[1], 0, missing[0]))
+    height, width = slices.shape[1:]
+    return pad(slices, (0, -width % multiple, 0, -height % multiple))

@@ -18,8 +18,8 @@ from ignite.engine import Engine, Events
 from monai.metrics import compute_average_surface_distance, compute_dice, compute_hausdorff_distance
 
 from contourdiff.data.atomic import without_nan, write_csv, write_text
-from contourdiff.data.cases import patient_of
 from contourdiff.data.nifti_names import case_of
+from contourdiff.data.training_cases import patient_of
 
 ALL = "all"
 NAMES = ("case", "class", "patient")
@@ -158,7 +158,7 @@ class SegmentationScores:
     It reads ``pred`` and ``label``, ``(1, *spatial)`` integer classes on one grid, of the decollated
     ``engine.state.output``; spacing and case id are those of the label's file. For ``classes`` see [`score_case`][];
     the evaluator empties ``rows`` when it starts, and writes them by [`write_scores`][] when it has completed. The
-    patient of a case is found by ``patient_pattern``, see [`contourdiff.data.cases.patient_of`][].
+    patient of a case is found by ``patient_pattern``, see [`contourdiff.data.training_cases.patient_of`][].
     """
 
     classes: Mapping[int, str]

@@ -13,8 +13,7 @@ from typing import Any
 
 from contourdiff.data.bids import OURS, bids_images
 from contourdiff.data.inputs import find_inputs, is_url
-from contourdiff.data.nifti import OUTPUT_SUFFIXES
-from contourdiff.data.nifti_names import case_of, is_volume, volumes_by_case
+from contourdiff.data.nifti_names import OUTPUT_SUFFIXES, case_of, is_volume, volumes_by_case
 from contourdiff.inference.summary import measures, read_run
 
 RECORD = "_mr.json"
@@ -98,7 +97,7 @@ class Case:
 def read_cohort(output_dir: str | Path, rows: Sequence[Row] | None = None) -> list[Case]:
     """Cases of a folder, or of a BIDS derivative dataset, by name: those with a record, and those that failed.
 
-    ``rows`` are those of [`contourdiff.inference.summary.table`][], with ``case``, ``status``, ``seconds``, ``error``;
+    ``rows`` are those of [`contourdiff.inference.summary.summary_row`][], with ``case``, ``status``, ``seconds``, ``error``;
     ``None`` takes what [`contourdiff.inference.summary.write_run`][] left. A record that cannot be read counts as
     failed. Raises ``FileNotFoundError`` without the folder, ``ValueError`` without a case in it.
     """

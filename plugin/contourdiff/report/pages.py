@@ -70,7 +70,7 @@ def write_report(
         ct_dir: the CT that were translated, ``<case>.nii.gz`` or a BIDS dataset, for the viewer: they are linked or
             copied to ``report/ct``. ``None`` shows those in ``<output_dir>/ct``, if there are any, and of a derivative
             dataset in ``derivatives`` those of the dataset around it.
-        datalist: the CT in ``ct_dir`` as [`contourdiff.data.cases.TranslationCases`][] takes them.
+        datalist: the CT in ``ct_dir`` as [`contourdiff.data.translation_cases.TranslationCases`][] takes them.
         mr_dir: real MR (NIfTI), or a folder with them in ``images``, whose gray levels are drawn beside.
         stats: table of ``contourdiff translate --stats`` (CSV), for times and failed cases; ``None`` takes those that
             the runs left in ``<output_dir>/run.json``.

@@ -3,16 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
-from contourdiff.sampling.noise import DenoiseItems
+from contourdiff.sampling.noise import CandidatePlace, DenoiseCandidates
 from contourdiff.sampling.selection import SelectionRules
-
-Place = tuple[int, int, int]
-"""(slice, round, candidate)"""
 
 
 @dataclass(eq=False)
@@ -25,67 +24,83 @@ class CandidatePool:
     that memory does not grow with the number of slices.
 
     Args:
-        denoise: called with contours ``(N, 1, H, W)`` of up to ``batch_size`` items.
+        denoise: called with contours ``(N, 1, H, W)`` of up to ``batch_size`` candidates.
         contours: ``(slices, H, W)``, of all slices of the volume ``case``.
+        case: see [`contourdiff.sampling.noise.CandidatePlace`][].
         order: slices in the order in which they are requested.
         rules: candidates a round, and rounds that a slice may take.
+        batch_size: candidates of a full batch.
     """
 
-    denoise: DenoiseItems
-    contours: torch.Tensor
+    denoise: DenoiseCandidates
+    contours: Tensor
     case: str
     order: Sequence[int]
     rules: SelectionRules
     batch_size: int
-    _ready: dict[Place, torch.Tensor] = field(default_factory=dict, init=False)
-    _requested: dict[int, int] = field(default_factory=dict, init=False)
-    _position: int = field(default=0, init=False)
+    _ready: dict[CandidatePlace, Tensor] = field(default_factory=dict, init=False)
+    _requested: dict[int, int] = field(default_factory=dict, init=False)  # last round by slice
+    _position: int = field(default=0, init=False)  # of the current slice in the order
 
-    def __call__(self, slice_index: int, round_: int) -> torch.Tensor:
+    def __call__(self, slice_index: int, round_: int) -> Tensor:
         """All candidates of one round of one slice: ``(candidates, H, W)``."""
         self._requested[slice_index] = round_
-        places = self._round(slice_index, round_)
+        places = self._places(slice_index, round_)
         missing = [place for place in places if place not in self._ready]
-        while missing:
-            batch, missing = missing[: self.batch_size], missing[self.batch_size :]
-            batch += self._ahead(self.batch_size - len(batch), {*batch, *missing})
-            contours = self.contours[[place[0] for place in batch]][:, None]
-            images = self.denoise(contours, [(self.case, *place) for place in batch])
+        for start in range(0, len(missing), self.batch_size):
+            batch = missing[start : start + self.batch_size]
+            batch = batch + self._ahead(self.batch_size - len(batch), missing)
+            slices = [place.slice_index for place in batch]
+            images = self.denoise(self.contours[slices][:, None], batch)
             self._ready.update(zip(batch, images, strict=True))
         return torch.stack([self._ready[place] for place in places])
 
-    def drawn(self, slice_index: int) -> torch.Tensor:
+    def drawn(self, slice_index: int) -> Tensor:
         """Every requested candidate of all rounds of a slice that is not forgotten: ``(N, H, W)``."""
-        rounds = range(self._requested[slice_index] + 1)
-        return torch.stack(
-            [self._ready[place] for round_ in rounds for place in self._round(slice_index, round_)]
-        )
+        images = []
+        for round_ in range(self._requested[slice_index] + 1):
+            for place in self._places(slice_index, round_):
+                images.append(self._ready[place])
+        return torch.stack(images)
 
     def forget(self, slice_index: int) -> None:
         """Free the candidates of a chosen slice; slices are forgotten in slice order."""
-        self._ready = {
-            place: image for place, image in self._ready.items() if place[0] != slice_index
-        }
+        for place in list(self._ready):
+            if place.slice_index == slice_index:
+                del self._ready[place]
         self._position = self.order.index(slice_index, self._position) + 1
 
-    def _round(self, slice_index: int, round_: int) -> list[Place]:
-        return [(slice_index, round_, candidate) for candidate in range(self.rules.candidates)]
+    def _places(self, slice_index: int, round_: int) -> list[CandidatePlace]:
+        places = []
+        for candidate in range(self.rules.candidates):
+            places.append(CandidatePlace(self.case, slice_index, round_, candidate))
+        return places
 
-    def _ahead(self, count: int, taken: set[Place]) -> list[Place]:
-        """Up to ``count`` places that are neither ready nor ``taken``."""
-        near = self.order[
-            self._position : self._position + 1 + -(-2 * self.batch_size // self.rules.candidates)
-        ]
-        current, following = near[:1], near[1:]
-        waiting = sum(place[0] not in current for place in self._ready)
-        rounds = [(index, 0) for index in following if waiting < 2 * self.batch_size]
-        rounds += [
-            (index, round_) for round_ in range(1, self.rules.max_rounds) for index in current
-        ]
-        begun = [
-            index for index in following if (index, 0, 0) in self._ready or (index, 0) in rounds
-        ]
-        rounds += [(index, round_) for round_ in range(1, self.rules.max_rounds) for index in begun]
-        places = (place for index, round_ in rounds for place in self._round(index, round_))
-        free = [place for place in places if place not in self._ready and place not in taken]
-        return free[:count]
+    def _ahead(self, count: int, missing: Collection[CandidatePlace]) -> list[CandidatePlace]:
+        """Up to ``count`` places that are neither ready nor ``missing``."""
+        ahead: list[CandidatePlace] = []
+        for slice_index, round_ in self._rounds_ahead():
+            for place in self._places(slice_index, round_):
+                if len(ahead) == count:
+                    return ahead
+                if place not in self._ready and place not in missing:
+                    ahead.append(place)
+        return ahead
+
+    def _rounds_ahead(self) -> Iterator[tuple[int, int]]:
+        """Rounds ``(slice, round)`` to draw ahead of need, the most useful first."""
+        reach = math.ceil(2 * self.batch_size / self.rules.candidates)
+        current = self.order[self._position]
+        begun = self.order[self._position + 1 : self._position + 1 + reach]
+        waiting = [place for place in self._ready if place.slice_index != current]
+        if len(waiting) < 2 * self.batch_size:
+            for slice_index in begun:
+                yield slice_index, 0
+        else:
+            ready = {place.slice_index for place in waiting}
+            begun = [slice_index for slice_index in begun if slice_index in ready]
+        for round_ in range(1, self.rules.max_rounds):
+            yield current, round_
+        for round_ in range(1, self.rules.max_rounds):
+            for slice_index in begun:
+                yield slice_index, round_

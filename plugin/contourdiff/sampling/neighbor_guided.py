@@ -11,9 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from contourdiff.sampling.intensity import to_model_range
-from contourdiff.sampling.noise import DenoiseItems
+from contourdiff.sampling.noise import CandidatePlace, DenoiseCandidates
 from contourdiff.sampling.selection import (
     Choice,
     SelectionRules,
@@ -26,37 +27,43 @@ EMPTY = 0.0
 """Value of an empty neighbor channel: mid-gray, which no slice with air around it is."""
 
 
-def first_condition(item: Mapping[str, Any]) -> torch.Tensor:
+def first_condition(item: Mapping[str, Any]) -> Tensor:
     """Condition of a slice whose neighbor is not translated yet, ``(C, H, W)``.
 
     The item's ``contour (1, H, W)``, and an empty neighbor if the item has a ``neighbor``, as those of neighbor-guided
     training have.
     """
     contour = torch.as_tensor(item["contour"])
-    return torch.cat([contour, torch.full_like(contour, EMPTY)]) if "neighbor" in item else contour
+    if "neighbor" not in item:
+        return contour
+    return torch.cat([contour, torch.full_like(contour, EMPTY)])
 
 
 class GuidedVolume(NamedTuple):
     """A volume to translate: its case, contours ``(slices, H, W)``, and the slices that have one, ascending."""
 
     case: str
-    contours: torch.Tensor
+    contours: Tensor
     slice_indices: list[int]
 
 
 class _Step(NamedTuple):
-    """The next slice of a run, and the translation of the slice before it."""
+    """The next slice of a run of adjacent slices, and the translation of the slice before it."""
 
-    volume: int
+    number: int  # of the volume
+    volume: GuidedVolume
     slice_index: int
     last: int
-    translation: torch.Tensor
+    translation: Tensor
 
 
-def translate_guided(
-    volumes: Sequence[GuidedVolume], denoise: DenoiseItems, batch_size: int, rules: SelectionRules
-) -> Iterator[tuple[int, Choice, torch.Tensor]]:
-    """Translate volumes side by side; every run of adjacent slices has one item in a batch.
+def guided_slices(
+    volumes: Sequence[GuidedVolume],
+    denoise: DenoiseCandidates,
+    batch_size: int,
+    rules: SelectionRules,
+) -> Iterator[tuple[int, Choice, Tensor]]:
+    """Translate volumes side by side; every run of adjacent slices has one slice in a batch.
 
     A run starts with the best of several candidates, as in [`contourdiff.sampling.selection.choose`][]; of the other
     slices ``rules.distance_threshold`` decides which count as accepted. Only volumes of one size share a batch, of at
@@ -67,61 +74,65 @@ def translate_guided(
     for number, volume in enumerate(volumes):
         for run in runs_of(volume.slice_indices):
             choice, image = _start(volume, run[0], denoise, rules)
-            steps.append(_Step(number, run[0] + 1, run[-1], image))
+            steps.append(_Step(number, volume, run[0] + 1, run[-1], image))
             yield number, choice, image
     steps = [step for step in steps if step.slice_index <= step.last]
     while steps:
-        size = volumes[steps[0].volume].contours.shape[1:]
-        batch = [step for step in steps if volumes[step.volume].contours.shape[1:] == size][
-            :batch_size
-        ]
-        taken = {(step.volume, step.slice_index) for step in batch}
-        steps = [step for step in steps if (step.volume, step.slice_index) not in taken]
-        conditions = torch.stack(
-            [_condition(volumes[s.volume].contours[s.slice_index], s.translation) for s in batch]
-        )
-        images = denoise(
-            conditions, [(volumes[step.volume].case, step.slice_index, 0, 0) for step in batch]
-        )
-        for step, choice, image in zip(batch, _choices(batch, images, rules), images, strict=True):
+        batch, steps = _next_batch(steps, batch_size)
+        conditions = []
+        places = []
+        for step in batch:
+            contour = step.volume.contours[step.slice_index]
+            conditions.append(torch.stack([contour, to_model_range(step.translation)]))
+            places.append(CandidatePlace(step.volume.case, step.slice_index, 0, 0))
+        images = denoise(torch.stack(conditions), places)
+        choices = _choices(batch, images, rules)
+        for step, choice, image in zip(batch, choices, images, strict=True):
             if step.slice_index < step.last:
                 steps.append(step._replace(slice_index=step.slice_index + 1, translation=image))
-            yield step.volume, choice, image
+            yield step.number, choice, image
 
 
 def _start(
-    volume: GuidedVolume, index: int, denoise: DenoiseItems, rules: SelectionRules
-) -> tuple[Choice, torch.Tensor]:
+    volume: GuidedVolume, index: int, denoise: DenoiseCandidates, rules: SelectionRules
+) -> tuple[Choice, Tensor]:
     """Choose among candidates without a neighbor."""
-    condition = _condition(volume.contours[index], None)
+    contour = volume.contours[index]
+    condition = torch.stack([contour, torch.full_like(contour, EMPTY)])
+    conditions = condition.expand(rules.candidates, -1, -1, -1)
 
-    def draw(slice_index: int, round_: int) -> torch.Tensor:
-        items = [
-            (volume.case, slice_index, round_, candidate) for candidate in range(rules.candidates)
-        ]
-        return denoise(condition.expand(len(items), -1, -1, -1), items)
+    def draw(slice_index: int, round_: int) -> Tensor:
+        places = []
+        for candidate in range(rules.candidates):
+            places.append(CandidatePlace(volume.case, slice_index, round_, candidate))
+        return denoise(conditions, places)
 
     return choose_one(draw, index, None, None, rules)
 
 
-def _condition(contour: torch.Tensor, translation: torch.Tensor | None) -> torch.Tensor:
-    neighbor = (
-        torch.full_like(contour, EMPTY) if translation is None else to_model_range(translation)
-    )
-    return torch.stack([contour, neighbor])
+def _next_batch(steps: Sequence[_Step], batch_size: int) -> tuple[list[_Step], list[_Step]]:
+    """Up to ``batch_size`` steps of the first one's size, and those that remain."""
+    size = steps[0].volume.contours.shape[1:]
+    batch: list[_Step] = []
+    waiting: list[_Step] = []
+    for step in steps:
+        if step.volume.contours.shape[1:] == size and len(batch) < batch_size:
+            batch.append(step)
+        else:
+            waiting.append(step)
+    return batch, waiting
 
 
-def _choices(steps: Sequence[_Step], images: torch.Tensor, rules: SelectionRules) -> list[Choice]:
+def _choices(steps: Sequence[_Step], images: Tensor, rules: SelectionRules) -> list[Choice]:
     """Choices of single samples; one transfer from the device."""
-    distances = [
-        neighbor_distances(image[None], step.translation)
-        for step, image in zip(steps, images, strict=True)
-    ]
-    measures: list[list[float]] = torch.stack(
-        [images.double().mean(dim=(1, 2)), torch.cat(distances)]
-    ).T.tolist()
-    return [
-        Choice(
+    distances = []
+    for step, image in zip(steps, images, strict=True):
+        distances.append(neighbor_distances(image[None], step.translation))
+    means = images.double().mean(dim=(1, 2))
+    measures: list[list[float]] = torch.stack([means, torch.cat(distances)]).T.tolist()
+    choices = []
+    for step, (mean, distance) in zip(steps, measures, strict=True):
+        choice = Choice(
             slice_index=step.slice_index,
             round=0,
             candidate=0,
@@ -132,5 +143,5 @@ def _choices(steps: Sequence[_Step], images: torch.Tensor, rules: SelectionRules
             accepted=distance <= rules.distance_threshold,
             reason="single sample, given the neighbor's translation",
         )
-        for step, (mean, distance) in zip(steps, measures, strict=True)
-    ]
+        choices.append(choice)
+    return choices

@@ -6,17 +6,25 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
-Item = tuple[str, int, int, int]
-"""(case, slice, round, candidate)"""
-DenoiseItems = Callable[[torch.Tensor, Sequence[Item]], torch.Tensor]
-"""``(conditions (N, C, H, W), items) -> (N, H, W)`` gray levels in [0, 255]"""
+from contourdiff.limits import check_whole
+
 CUT_OFF = 4  # standard deviations of the kernel along the slices; beyond lies less than 1e-7 of the variance
+
+
+class CandidatePlace(NamedTuple):
+    """Which candidate of which slice of which volume."""
+
+    case: str
+    slice_index: int
+    round: int
+    candidate: int
 
 
 class CandidateKey(NamedTuple):
@@ -27,6 +35,10 @@ class CandidateKey(NamedTuple):
     slice_index: int
     round: int
     candidate: int
+
+
+DenoiseCandidates = Callable[[Tensor, Sequence[CandidatePlace]], Tensor]
+"""``(conditions (N, C, H, W), places) -> (N, H, W)`` gray levels in [0, 255]"""
 
 
 def candidate_generator(key: CandidateKey) -> torch.Generator:
@@ -53,10 +65,10 @@ def correlation_weights(length_mm: float, slice_spacing_mm: float) -> tuple[floa
     if deviation == 0:
         return (1.0,)
     reach = math.ceil(CUT_OFF * deviation)
-    gaussian = [
-        math.exp(-(offset / deviation) * (offset / deviation) / 2)
-        for offset in range(-reach, reach + 1)
-    ]
+    gaussian = []
+    for offset in range(-reach, reach + 1):
+        distance = offset / deviation
+        gaussian.append(math.exp(-distance * distance / 2))
     norm = math.fsum(value**2 for value in gaussian) ** 0.5
     return tuple(value / norm for value in gaussian)
 
@@ -71,24 +83,25 @@ class NoiseStream:
     a solver with ``eta > 0`` adds at each step, is each candidate's own white noise, independent from slice to slice.
 
     Args:
-        keys: one key for each item of the batch.
-        shape: shape of one item, ``(1, H, W)``.
+        keys: one for each candidate of the batch.
+        shape: of the noise of one candidate, ``(1, H, W)``.
         device: of the result; noise is drawn on the CPU so that every device sees the same.
         weights: of the white noise of a slice and its neighbors, from [`correlation_weights`][].
-        known: ``first`` of another stream of this shape and device: adjacent slices share most of it.
+        known: white noise of this shape and device that need not be drawn again, by its key.
 
     Attributes:
-        first: white noise of the first draw, by its key; empty before.
+        white: white noise of the first draw, by its key; empty before.
 
-    Raises ``ValueError`` for an even number of weights, or squares of them that do not sum to 1.
+    Raises:
+        ValueError: for an even number of weights, or squares of them that do not sum to 1.
     """
 
     keys: Sequence[CandidateKey]
     shape: Sequence[int]
     device: torch.device | str = "cpu"
     weights: Sequence[float] = (1.0,)
-    known: Mapping[CandidateKey, torch.Tensor] = field(default_factory=dict)
-    first: dict[CandidateKey, torch.Tensor] = field(default_factory=dict, init=False)
+    known: Mapping[CandidateKey, Tensor] = field(default_factory=dict)
+    white: dict[CandidateKey, Tensor] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         squares = math.fsum(weight**2 for weight in self.weights)
@@ -99,40 +112,77 @@ class NoiseStream:
             )
         self._generators: dict[CandidateKey, torch.Generator] = {}
 
-    def draw(self) -> torch.Tensor:
+    def draw(self) -> Tensor:
         """Next noise of every candidate: ``(B, 1, H, W)`` float32."""
-        if not self.first:
-            return self._draw_first()
+        if not self.white:
+            return self._first()
         if not self._generators:
-            self._generators = {key: candidate_generator(key) for key in self.keys}
-            for generator in self._generators.values():
-                torch.randn(self.shape, generator=generator)  # the first draw, which is past
-        drawn = {
-            key: torch.randn(self.shape, generator=generator)
-            for key, generator in self._generators.items()
-        }
-        return torch.stack([drawn[key] for key in self.keys]).to(self.device)
+            for key in self.keys:
+                generator = candidate_generator(key)
+                torch.randn(self.shape, generator=generator)  # the first noise, which is past
+                self._generators[key] = generator
+        noise = {}
+        for key, generator in self._generators.items():
+            noise[key] = torch.randn(self.shape, generator=generator)
+        return torch.stack([noise[key] for key in self.keys]).to(self.device)
 
-    def _draw_first(self) -> torch.Tensor:
+    def _first(self) -> Tensor:
         """Blend white noise on the device, in one order; product and sum apart, as a fused one rounds differently."""
         reach = len(self.weights) // 2
-        sources = [
-            [key._replace(slice_index=key.slice_index + j) for j in range(-reach, reach + 1)]
-            for key in self.keys
-        ]
-        white_keys = list(dict.fromkeys(key for row in sources for key in row))
-        if unknown := [key for key in white_keys if key not in self.known]:
-            drawn = torch.stack(
-                [torch.randn(self.shape, generator=candidate_generator(key)) for key in unknown]
-            )
-            self.first.update(zip(unknown, drawn.to(self.device), strict=True))
-        self.first = {
-            key: self.first[key] if key in self.first else self.known[key] for key in white_keys
-        }
-        places = {key: place for place, key in enumerate(white_keys)}
-        index = torch.tensor([[places[key] for key in row] for row in sources], device=self.device)
-        white = torch.stack(list(self.first.values()))
-        noise = self.weights[0] * white[index[:, 0]]
-        for offset, weight in enumerate(self.weights[1:], start=1):
-            noise = noise + weight * white[index[:, offset]]
+        positions: dict[CandidateKey, int] = {}  # in the stack of all white noise
+        rows = []
+        for key in self.keys:
+            row = []
+            for index in range(key.slice_index - reach, key.slice_index + reach + 1):
+                source = key._replace(slice_index=index)
+                row.append(positions.setdefault(source, len(positions)))
+            rows.append(row)
+        self.white = self._white_noise(positions)
+        white = torch.stack(list(self.white.values()))
+        places = torch.tensor(rows, device=self.device)
+        noise = self.weights[0] * white[places[:, 0]]
+        for column, weight in enumerate(self.weights[1:], start=1):
+            noise = noise + weight * white[places[:, column]]
         return noise
+
+    def _white_noise(self, keys: Collection[CandidateKey]) -> dict[CandidateKey, Tensor]:
+        white = dict(self.known)
+        self.known = {}  # frees what this batch does not need
+        unknown = [key for key in keys if key not in white]
+        if unknown:
+            drawn = [torch.randn(self.shape, generator=candidate_generator(key)) for key in unknown]
+            white.update(zip(unknown, torch.stack(drawn).to(self.device), strict=True))
+        return {key: white[key] for key in keys}
+
+
+@dataclass(eq=False)
+class CandidateNoise:
+    """The noise of all candidates of a translation; batch after batch takes a [`NoiseStream`][] of it.
+
+    Args:
+        seed: another seed gives other noise; 0 to 2^63 - 1.
+        weights: see [`NoiseStream`][].
+
+    Raises:
+        ValueError: for a seed out of range.
+    """
+
+    seed: int = 0
+    weights: Sequence[float] = (1.0,)
+
+    def __post_init__(self) -> None:
+        check_whole("seed", self.seed, 0, 2**63 - 1)
+        self._latest: dict[tuple[object, ...], NoiseStream] = {}
+
+    def stream(
+        self,
+        places: Sequence[CandidatePlace],
+        shape: Sequence[int],
+        device: torch.device | str = "cpu",
+    ) -> NoiseStream:
+        """Noise of a batch; it shares the white noise of adjacent slices with the batch before of its shape."""
+        keys = [CandidateKey(self.seed, *place) for place in places]
+        size = (*shape, str(device))
+        known = self._latest[size].white if size in self._latest else {}
+        self._latest[size] = NoiseStream(keys, shape, device, self.weights, known)
+        return self._latest[size]

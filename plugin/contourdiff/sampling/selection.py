@@ -3,12 +3,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
-Draw = Callable[[int, int], torch.Tensor]
+from contourdiff.limits import check_number, check_whole
+
+DrawCandidates = Callable[[int, int], Tensor]
+"""``(slice_index, round) -> (candidates, H, W)`` gray levels"""
 
 
 @dataclass(frozen=True)
@@ -21,6 +26,9 @@ class SelectionRules:
         mean_threshold: a slice without a neighbor requires a mean below this, in gray levels (the paper's m_thresh).
         distance_threshold: any other slice requires a neighbor distance of at most this, in gray levels squared
             (the paper's delta).
+
+    Raises:
+        ValueError: for a value out of range or of another type.
     """
 
     candidates: int = 4
@@ -29,10 +37,10 @@ class SelectionRules:
     distance_threshold: float = 50.0
 
     def __post_init__(self) -> None:
-        if self.candidates < 1 or self.max_rounds < 1:
-            raise ValueError(
-                f"candidates and max_rounds must be 1 or more, got {self.candidates}, {self.max_rounds}"
-            )
+        check_whole("candidates", self.candidates, 1, 10**4)
+        check_whole("max_rounds", self.max_rounds, 1, 10**4)
+        check_number("mean_threshold", self.mean_threshold, 0)
+        check_number("distance_threshold", self.distance_threshold, 0)
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,7 @@ class Choice:
     reason: str
 
 
-def neighbor_distances(candidates: torch.Tensor, neighbor: torch.Tensor) -> torch.Tensor:
+def neighbor_distances(candidates: Tensor, neighbor: Tensor) -> Tensor:
     """Mean squared difference in gray levels squared: ``(N, H, W)`` and ``(H, W)`` -> ``(N,)`` float64."""
     return (candidates.double() - neighbor.double()).square().mean(dim=(1, 2))
 
@@ -71,18 +79,9 @@ def runs_of(slice_indices: Sequence[int]) -> list[list[int]]:
     return runs
 
 
-def slice_order(slice_indices: Sequence[int]) -> list[tuple[int, int | None]]:
-    """Slices in the order in which they are chosen, ``(slice, neighbor)``; without a neighbor where a run starts."""
-    return [
-        (index, None if index == run[0] else index - 1)
-        for run in runs_of(slice_indices)
-        for index in run
-    ]
-
-
 def choose(
-    draw: Draw, slice_indices: Sequence[int], rules: SelectionRules
-) -> Iterator[tuple[Choice, torch.Tensor]]:
+    draw: DrawCandidates, slice_indices: Sequence[int], rules: SelectionRules
+) -> Iterator[tuple[Choice, Tensor]]:
     """Choose one candidate for each slice, in slice order (Chen et al. 2024, Algorithm 2).
 
     A slice whose neighbor was translated takes the candidate nearest to that translation, if it lies within
@@ -117,67 +116,71 @@ def choose(
         >>> [(choice.slice_index, choice.candidate, choice.accepted) for choice, _ in choose(draw, [3, 4, 9], rules)]
         [(3, 0, True), (4, 0, True), (9, 0, True)]
     """
-    previous: torch.Tensor | None = None
-    for slice_index, neighbor in slice_order(slice_indices):
-        choice, previous = choose_one(
-            draw, slice_index, neighbor, None if neighbor is None else previous, rules
-        )
-        yield choice, previous
+    for run in runs_of(slice_indices):
+        choice, image = choose_one(draw, run[0], None, None, rules)
+        yield choice, image
+        for index in run[1:]:
+            choice, image = choose_one(draw, index, index - 1, image, rules)
+            yield choice, image
 
 
 def choose_one(
-    draw: Draw,
+    draw: DrawCandidates,
     slice_index: int,
     neighbor: int | None,
-    translation: torch.Tensor | None,
+    translation: Tensor | None,
     rules: SelectionRules,
-) -> tuple[Choice, torch.Tensor]:
+) -> tuple[Choice, Tensor]:
     """Choose a candidate for one slice, given its neighbor and that neighbor's ``translation (H, W)``, or neither."""
-    best: tuple[float, Choice, torch.Tensor] | None = None
-    limit = rules.mean_threshold if translation is None else rules.distance_threshold
+    best_score = math.inf
     for round_ in range(rules.max_rounds):
         candidates = draw(slice_index, round_)
         means, scores = _measures(candidates, translation)
-        passing = [score < limit if translation is None else score <= limit for score in scores]
-        nearest = scores.index(min(scores))
-        position = passing.index(True) if translation is None and any(passing) else nearest
-        choice = Choice(
-            slice_index=slice_index,
-            round=round_,
-            candidate=position,
-            rounds=round_ + 1,
-            mean=means[position],
-            neighbor=neighbor,
-            neighbor_distance=None if translation is None else scores[position],
-            accepted=passing[position],
-            reason=_reason(translation is None, passing[position], limit),
-        )
-        if choice.accepted:
-            return choice, candidates[position]
-        if best is None or scores[position] < best[0]:
-            best = (scores[position], choice, candidates[position])
-    _, choice, image = best  # type: ignore[misc]  # max_rounds is 1 or more
+        if translation is None:
+            position, accepted = _first_below(scores, rules.mean_threshold)
+            reason = _reason("mean", "below", rules.mean_threshold, accepted)
+        else:
+            position = scores.index(min(scores))
+            accepted = scores[position] <= rules.distance_threshold
+            reason = _reason(
+                "distance to the neighbor", "within", rules.distance_threshold, accepted
+            )
+        if round_ == 0 or accepted or scores[position] < best_score:
+            best_score = scores[position]
+            image = candidates[position]
+            choice = Choice(
+                slice_index=slice_index,
+                round=round_,
+                candidate=position,
+                rounds=round_ + 1,
+                mean=means[position],
+                neighbor=neighbor,
+                neighbor_distance=None if translation is None else scores[position],
+                accepted=accepted,
+                reason=reason,
+            )
+        if accepted:
+            return choice, image
     return replace(choice, rounds=rules.max_rounds), image
 
 
-def _measures(
-    candidates: torch.Tensor, translation: torch.Tensor | None
-) -> tuple[list[float], list[float]]:
+def _measures(candidates: Tensor, translation: Tensor | None) -> tuple[list[float], list[float]]:
     """Means, and scores to compare with the threshold (distances if there is a neighbor); one transfer."""
     means = candidates.double().mean(dim=(1, 2))
-    if translation is None:
-        values: list[float] = means.tolist()
-        return values, values
-    both: list[list[float]] = torch.stack(
-        [means, neighbor_distances(candidates, translation)]
-    ).tolist()
-    return both[0], both[1]
+    scores = means if translation is None else neighbor_distances(candidates, translation)
+    measures: list[list[float]] = torch.stack([means, scores]).tolist()
+    return measures[0], measures[1]
 
 
-def _reason(first: bool, accepted: bool, limit: float) -> str:
-    what, bound = ("mean", "below") if first else ("distance to the neighbor", "within")
-    return (
-        f"{what} {bound} {limit:g}"
-        if accepted
-        else f"lowest {what} of all rounds, none {bound} {limit:g}"
-    )
+def _first_below(means: Sequence[float], threshold: float) -> tuple[int, bool]:
+    """Position of the first mean below the threshold, or else of the lowest; and whether it is below."""
+    for position, mean in enumerate(means):
+        if mean < threshold:
+            return position, True
+    return means.index(min(means)), False
+
+
+def _reason(measure: str, relation: str, threshold: float, accepted: bool) -> str:
+    if accepted:
+        return f"{measure} {relation} {threshold:g}"
+    return f"lowest {measure} of all rounds, none {relation} {threshold:g}"

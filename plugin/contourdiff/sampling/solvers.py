@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
-import torch
+from torch import Tensor
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 KARRAS_RHO = 7.0  # the value of Karras et al.: many small steps near the clean image
@@ -28,14 +28,14 @@ class NoiseLevel(NamedTuple):
 
 
 Schedule = Sequence[NoiseLevel]
-Denoise = Callable[[torch.Tensor, NoiseLevel], torch.Tensor]
+Denoise = Callable[[Tensor, NoiseLevel], Tensor]
 """``(x (B, 1, H, W), level) -> x0 (B, 1, H, W)``"""
-Draw = Callable[[], torch.Tensor]
-OnStep = Callable[[int, torch.Tensor], None]
+DrawNoise = Callable[[], Tensor]
+OnStep = Callable[[int, Tensor], None]
 """Called after each step with its number and the predicted clean image."""
 
 
-def even_schedule(alphas_cumprod: torch.Tensor, num_inference_steps: int) -> list[NoiseLevel]:
+def even_schedule(alphas_cumprod: Tensor, num_inference_steps: int) -> list[NoiseLevel]:
     """Evenly spaced timesteps, descending from ``T - 1`` to 0; a single step is the noisiest.
 
     ``alphas_cumprod (T,)`` are the cumulative products of the training schedule; ``T`` steps take every timestep.
@@ -49,7 +49,7 @@ def even_schedule(alphas_cumprod: torch.Tensor, num_inference_steps: int) -> lis
     return [NoiseLevel(*level) for level in zip(timesteps, alpha_bars, sigmas, strict=True)]
 
 
-def karras_schedule(alphas_cumprod: torch.Tensor, num_inference_steps: int) -> list[NoiseLevel]:
+def karras_schedule(alphas_cumprod: Tensor, num_inference_steps: int) -> list[NoiseLevel]:
     """Noise levels that are dense near the clean image (Karras et al., arXiv 2206.00364, eq. 5).
 
     ``sigma`` falls from that of the last training timestep to that of the first. The timestep of a level is the nearest
@@ -75,8 +75,8 @@ def karras_schedule(alphas_cumprod: torch.Tensor, num_inference_steps: int) -> l
 
 
 def clean_image(
-    output: torch.Tensor, x: torch.Tensor, alpha_bar: float, prediction_type: str, clip: bool = True
-) -> torch.Tensor:
+    output: Tensor, x: Tensor, alpha_bar: float, prediction_type: str, clip: bool = True
+) -> Tensor:
     """Clean image that a network's output implies, for ``x = sqrt(alpha_bar) * x0 + sqrt(1 - alpha_bar) * epsilon``.
 
     ``output`` is ``epsilon``, or with ``"v_prediction"`` the velocity ``sqrt(alpha_bar) * epsilon - sqrt(1 - alpha_bar)
@@ -98,13 +98,13 @@ def clean_image(
 
 def ddim(
     denoise: Denoise,
-    x: torch.Tensor,
+    x: Tensor,
     schedule: Schedule,
     *,
     eta: float = 0.0,
-    draw: Draw | None = None,
+    draw: DrawNoise | None = None,
     on_step: OnStep | None = None,
-) -> torch.Tensor:
+) -> Tensor:
     """Denoise ``x`` with DDIM (Song et al., arXiv 2010.02502).
 
     Each step lands on the next level of the schedule; the last lands on the clean image.
@@ -147,12 +147,12 @@ def ddim(
 
 def ddpm(
     denoise: Denoise,
-    x: torch.Tensor,
+    x: Tensor,
     schedule: Schedule,
     *,
-    draw: Draw,
+    draw: DrawNoise,
     on_step: OnStep | None = None,
-) -> torch.Tensor:
+) -> Tensor:
     """Denoise ``x`` with the ancestral sampler, Algorithm 2 of the paper, with variance ``beta`` between two levels.
 
     Arguments as in [`ddim`][]; the paper's schedule is every training timestep. ``draw`` is called at every step but
@@ -170,8 +170,8 @@ def ddpm(
 
 
 def dpm_solver(
-    denoise: Denoise, x: torch.Tensor, schedule: Schedule, *, on_step: OnStep | None = None
-) -> torch.Tensor:
+    denoise: Denoise, x: Tensor, schedule: Schedule, *, on_step: OnStep | None = None
+) -> Tensor:
     """Denoise ``x`` with DPM-Solver++(2M) (Lu et al., arXiv 2211.01095, Algorithm 2).
 
     Deterministic and of second order: a step extrapolates the clean image from the last two predictions. The first
@@ -200,9 +200,7 @@ def _with_previous(schedule: Schedule) -> list[tuple[NoiseLevel, float]]:
     return list(zip(schedule, [*(level.alpha_bar for level in schedule[1:]), 1.0], strict=True))
 
 
-def _clean_and_noise(
-    denoise: Denoise, x: torch.Tensor, level: NoiseLevel
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _clean_and_noise(denoise: Denoise, x: Tensor, level: NoiseLevel) -> tuple[Tensor, Tensor]:
     x0 = denoise(x, level)
     return x0, (x - level.alpha_bar**0.5 * x0) / (1 - level.alpha_bar) ** 0.5
 

@@ -22,6 +22,7 @@ from contourdiff.config_checks import root_cause
 from contourdiff.data.checks import check_case
 from contourdiff.data.nifti import save_like
 from contourdiff.inference.acceleration import release_heap
+from contourdiff.networks import contrast_label
 from contourdiff.transforms.gray_levels import GrayLevels
 
 BUNDLE, OVERLAYS, CONTRAST = "bundle", "overlays", "contrast"
@@ -87,6 +88,8 @@ class TranslationTask(BasicInferTask):
             step for step in postprocessing.transforms if not isinstance(step, SaveImaged)
         ]
         self._dtype, self._version = parser["output_dtype"], metadata["version"]
+        contrasts = parser.get_parsed_content("contrasts")
+        self._class_label = contrast_label(contrasts, parser["contrast"]) if contrasts else None
         config = {"seed": parser.get_parsed_content("seed")}
         super().__init__(
             None, network.eval(), InferType.OTHERS, {}, 3, metadata["description"], config=config
@@ -133,8 +136,10 @@ class TranslationTask(BasicInferTask):
         self, data: dict[str, Any], convert_to_batch: bool = True, device: str = ""
     ) -> dict[str, Any]:
         """Gray levels ``pred`` of the contours ``image``, ``(1, H, W, D)`` both."""
-        self._inferer.seed = data["seed"]
-        result = self._inferer.translate([data["image"].to(self._device)], self.network)[0]
+        self._inferer.painter.seed = data["seed"]
+        (result,) = self._inferer.translate(
+            [data["image"].to(self._device)], self.network, [self._class_label]
+        )
         return {**data, "pred": result.gray_levels.cpu()}
 
     def post_transforms(self, data: Any = None) -> Sequence[Callable]:

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a network is run: batch size, precision and acceleration."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from contourdiff.inference.acceleration import Accelerator, retained_heap
+from contourdiff.inference.denoiser import CascadeDenoiser, Denoiser
+from contourdiff.limits import check_flag, check_whole
+from contourdiff.networks import CascadeUNet
+from contourdiff.sampling.sampler import Sampler
+
+CPU_BATCH_SIZE = 8
+
+
+@dataclass(eq=False)
+class Execution:
+    """How networks are run; results differ by rounding alone.
+
+    Args:
+        batch_size: candidates a network call; ``None`` takes 8 on a CPU (and for neighbor-guided translation), and on
+            a CUDA device what fits into its free memory. Halved when the device runs out of memory.
+        amp: run the network in bfloat16 where autocast holds it safe.
+        acceleration: see [`contourdiff.inference.acceleration.Accelerator`][].
+        retain_heap: on a CPU, see [`contourdiff.inference.acceleration.retained_heap`][]; concerns the process.
+
+    Raises:
+        ValueError: for a value out of range or of another type.
+    """
+
+    batch_size: int | None = 8
+    amp: bool = False
+    acceleration: str | None = None
+    retain_heap: bool = False
+
+    def __post_init__(self) -> None:
+        if self.batch_size is not None:
+            check_whole("batch_size", self.batch_size, 1, 10**6)
+        check_flag("amp", self.amp)
+        check_flag("retain_heap", self.retain_heap)
+        Accelerator(self.acceleration)
+        self._network: nn.Module | None = None
+        self._sampler: Sampler | None = None
+        self._denoiser: Denoiser | CascadeDenoiser | None = None
+
+    def denoiser(self, network: nn.Module, sampler: Sampler) -> Denoiser | CascadeDenoiser:
+        """Denoiser for a network or a [`contourdiff.networks.CascadeUNet`][].
+
+        It is the same one as long as network and sampler are the same: a batch that was halved for lack of memory
+        stays so, and a network is converted once.
+        """
+        if self._denoiser is None or network is not self._network or sampler != self._sampler:
+            self._denoiser = self._built(network, sampler)
+            self._network = network
+            self._sampler = sampler
+        return self._denoiser
+
+    def fit(
+        self,
+        denoiser: Denoiser | CascadeDenoiser,
+        conditions: Tensor,
+        class_labels: int | None = None,
+    ) -> None:
+        """Without a ``batch_size``, take what fits on a CUDA device, for ``conditions (1, C, H, W)``."""
+        if self.batch_size is None and conditions.is_cuda:
+            denoiser.fit(conditions, class_labels)
+
+    def heap(self, device: torch.device) -> AbstractContextManager[bool]:
+        """Context in which to run networks on ``device``."""
+        return retained_heap(self.retain_heap and device.type == "cpu")
+
+    def _built(self, network: nn.Module, sampler: Sampler) -> Denoiser | CascadeDenoiser:
+        if isinstance(network, CascadeUNet):
+            coarse = self._single(network.coarse, sampler)
+            refiner = self._single(network.refiner, sampler.refinement)
+            return CascadeDenoiser(coarse, refiner, network.factor)
+        return self._single(network, sampler)
+
+    def _single(self, network: nn.Module, sampler: Sampler) -> Denoiser:
+        accelerator = Accelerator(self.acceleration)
+        return Denoiser(network, sampler, self.batch_size or CPU_BATCH_SIZE, self.amp, accelerator)

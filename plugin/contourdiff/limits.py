@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Refuse values of settings that are out of range or of another type, in one wording."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+
+def check_whole(name: str, value: Any, low: int, high: int) -> None:
+    """Raise ``ValueError`` unless ``value`` is an ``int`` from ``low`` to ``high``."""
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ValueError(
+            f"expected {name} to be a whole number from {low} to {high}, got {value!r}; pass another"
+        )
+
+
+def check_number(name: str, value: Any, low: float, high: float = math.inf) -> None:
+    """Raise ``ValueError`` unless ``value`` is a number from ``low`` to ``high``."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise ValueError(
+            f"expected {name} to be a number from {low} to {high}, got {value!r}; pass another"
+        )
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raise ``ValueError`` unless ``value`` is ``True`` or ``False``."""
+    if not isinstance(value, bool):
+        raise ValueError(f"expected {name} to be true or false, got {value!r}; pass another")
