@@ -71,4 +71,4 @@ def test_the_page_is_what_the_command_prints(capsys: pytest.CaptureFixture[str])
 def test_the_command_lists_a_config_for_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     text = printed(["train"], capsys)
     assert "epoch_length = 100\n    steps of an epoch" in text
-    assert printed(["all"], capsys).count(".json\n") == len(MEANINGS)
+    assert printed(["all"], capsys).count(".json\n\n") == len(MEANINGS)
