@@ -81,11 +81,16 @@ def run_python(example: Example) -> None:
         exec(compile(example.parsed, example.path, "exec"), {"__name__": "page"})
 
 
+def read_json(example: Example) -> None:
+    """Read a block, which fails unless it is JSON."""
+    json.loads(example.parsed)
+
+
 def examples(page: Path) -> Iterator[Example]:
     parsers = (
         CodeBlockParser("python", run_python),
         CodeBlockParser("bash", run_shell),
-        CodeBlockParser("json", lambda example: json.loads(example.parsed)),
+        CodeBlockParser("json", read_json),
         SkipParser(),
     )
     return Document.parse(str(page), *parsers).examples()
