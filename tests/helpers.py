@@ -20,7 +20,14 @@ from scipy.spatial.transform import Rotation
 
 from contourdiff.bundle import run_inference_config
 from contourdiff.data.itk_files import TO_LPS
-from contourdiff.inference import Execution, IndependentCandidates, Painter, VolumeInferer
+from contourdiff.inference import (
+    CascadeDenoiser,
+    Denoiser,
+    Execution,
+    IndependentCandidates,
+    Painter,
+    VolumeInferer,
+)
 from contourdiff.networks import ContourUNet
 from contourdiff.sampling import Sampler, SelectionRules
 
@@ -46,11 +53,15 @@ TINY_NETWORK = {
 }
 
 
+SMALL_NETWORK: dict[str, Any] = {
+    key: value for key, value in TINY_NETWORK.items() if key != "_target_"
+}
+"""Arguments of the tiny network."""
+
+
 def make_tiny_network() -> ContourUNet:
     """Untrained, but with an output that depends on the contour: the last layer is drawn, not zero."""
-    network = ContourUNet(
-        **{key: value for key, value in TINY_NETWORK.items() if key != "_target_"}
-    )
+    network = ContourUNet(**SMALL_NETWORK)
     torch.nn.init.normal_(network.out[2].conv.weight, std=0.05)
     return network.eval()
 
@@ -157,6 +168,13 @@ def inferer(
         **groups["painter"],
     )
     return VolumeInferer(painter, **groups["inferer"])
+
+
+def denoiser_of(inferer: VolumeInferer, network: torch.nn.Module) -> Denoiser | CascadeDenoiser:
+    """The denoiser that the inferer's painter uses."""
+    painter = inferer.painter
+    assert isinstance(painter, IndependentCandidates)
+    return painter.execution.denoiser(network, painter.sampler)
 
 
 def translate_contours(volume: torch.Tensor, name: str = "a", **given: Any) -> torch.Tensor:

@@ -176,7 +176,7 @@ def test_bad_requests_have_a_status_and_a_reason_and_the_server_lives(
     bad = {
         "expected one of the models": infer(url, "contourdiff_ct"),
         "expected the id of an image": infer(url, "contourdiff_t1", "otto"),
-        "it hardly is CT": infer(url, "contourdiff_t1", "mr"),
+        "it is probably not CT": infer(url, "contourdiff_t1", "mr"),
         "expected a readable NIfTI file": infer(url, "contourdiff_t1", "torn"),
         "expected a whole number as seed": infer(url, "contourdiff_t1", seed="x"),
         "expected result_extension": infer(url, "contourdiff_t1", result_extension=".png"),

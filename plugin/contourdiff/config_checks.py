@@ -7,124 +7,94 @@ import difflib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 from monai.bundle import ReferenceResolver
+
+from contourdiff.limits import check_flag, check_number, check_whole
 
 COMMENT = "//"
 AXES = ("LR", "PA", "IS")
 
 
-class Limit(NamedTuple):
-    """What a setting may be, in words and as a test."""
-
-    expected: str
-    accepts: Callable[[Any], bool]
-
-
-def whole(low: int, high: int) -> Limit:
-    """A whole number within limits, which belong to the range."""
-
-    def accepts(value: Any) -> bool:
-        is_whole = isinstance(value, int) and not isinstance(value, bool)
-        return is_whole and low <= value <= high
-
-    return Limit(f"a whole number from {low} to {high}", accepts)
+def check_window(name: str, value: Any) -> None:
+    """Raise ``ValueError`` unless ``value`` is two finite numbers, the lower one first."""
+    is_pair = isinstance(value, (list, tuple)) and len(value) == 2
+    if is_pair and all(isinstance(bound, (int, float)) for bound in value):
+        low, high = value
+        if -math.inf < low < high < math.inf:
+            return
+    raise ValueError(
+        f"expected {name} to be two numbers, the lower one first, got {value!r}; pass another"
+    )
 
 
-def number(low: float, high: float) -> Limit:
-    """A number within limits, which belong to the range."""
-
-    def accepts(value: Any) -> bool:
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return is_number and low <= value <= high
-
-    return Limit(f"a number from {low} to {high}", accepts)
-
-
-def optional(limit: Limit) -> Limit:
-    """``None``, or what another limit accepts."""
-    return Limit(limit.expected, lambda value: value is None or limit.accepts(value))
+def check_orientation(name: str, value: Any) -> None:
+    """Raise ``ValueError`` unless ``value`` has a letter for each axis, such as ``RAS``."""
+    has_letters = isinstance(value, str) and len(value) == len(AXES)
+    if not has_letters or not all(set(value) & set(axis) for axis in AXES):
+        raise ValueError(
+            f"expected {name} to be a letter each of R or L, A or P, S or I, got {value!r}; pass another"
+        )
 
 
-def _is_window(value: Any) -> bool:
-    if not isinstance(value, (list, tuple)) or len(value) != 2:
-        return False
-    if not all(isinstance(bound, (int, float)) for bound in value):
-        return False
-    return -math.inf < value[0] < value[1] < math.inf
+def check_file_name_part(name: str, value: Any) -> None:
+    """Raise ``ValueError`` unless ``value`` is a text that may be part of the name of a file."""
+    if not isinstance(value, str) or not value.isprintable() or set(value) & {"/", "\\"}:
+        raise ValueError(
+            f"expected {name} to be a text without slashes, got {value!r}; pass another"
+        )
 
 
-def _is_orientation(value: Any) -> bool:
-    if not isinstance(value, str) or len(value) != len(AXES):
-        return False
-    return all(any(letter in axis for letter in value) for axis in AXES)
+def check_contrast(name: str, value: Any) -> None:
+    """Raise ``ValueError`` unless ``value`` is a name, a list of names, or ``None``."""
+    names = value if isinstance(value, (list, tuple)) else [value or ""]
+    if not all(isinstance(contrast, str) for contrast in names):
+        raise ValueError(
+            f"expected {name} to be a name, or names with commas between them, got {value!r}; pass another"
+        )
 
 
-def _is_file_name_part(value: Any) -> bool:
-    return isinstance(value, str) and value.isprintable() and not set(value) & {"/", "\\"}
+def check_reference_flicker(name: str, value: Any) -> None:
+    """Raise ``ValueError`` unless ``value`` is a number of 0 or more, or ``None``."""
+    if value is not None:
+        check_number(name, value, 0)
 
 
-def _is_contrast(value: Any) -> bool:
-    if value is None or isinstance(value, str):
-        return True
-    return isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value)
-
-
-FLAG = Limit("true or false", lambda value: isinstance(value, bool))
-LIMITS: dict[str, Limit] = {
-    "case_suffix": Limit("a text without slashes", _is_file_name_part),
-    "overwrite": FLAG,
-    "progress": FLAG,
-    "report": FLAG,
-    "seed": whole(0, 2**63 - 1),
-    "contrast": Limit("a name, or names with commas between them", _is_contrast),
-    "axcodes": Limit("a letter each of R or L, A or P, S or I", _is_orientation),
-    "slice_axis": whole(0, 2),
-    "spacing_mm": number(0.01, 100),
-    "window_hu": Limit("two numbers, the lower one first", _is_window),
-    "filter_classes": whole(2, 5),  # the cost of the filter grows steeply with them
-    "min_object_mm2": number(0, 1e12),
-    "max_hole_mm2": number(0, 1e12),
-    "contour_sigma_px": number(0, 100),
-    "contour_low_threshold": number(0, 255),
-    "contour_high_threshold": number(0, 255),
-    "margin_px": whole(0, 4096),
-    "num_inference_steps": whole(1, 10**6),
-    "num_refinement_steps": whole(1, 10**6),
-    "refinement_guidance": number(0, 100),
-    "eta": number(0, 1),
-    "candidates": whole(1, 10**4),
-    "max_rounds": whole(1, 10**4),
-    "mean_threshold": number(0, math.inf),
-    "distance_threshold": number(0, math.inf),
-    "noise_length_mm": number(0, 1e6),
-    "unconditional": FLAG,
-    "fidelity_tolerance_mm": number(0, 1e6),
-    "fidelity_limit": number(0, 1),
-    "reference_flicker": optional(number(0, math.inf)),
-    "save_fidelity_map": FLAG,
-    "save_uncertainty_map": FLAG,
-    "batch_size": optional(whole(1, 10**6)),
-    "amp": FLAG,
-    "retain_heap": FLAG,
-    "num_workers": whole(0, 1024),
+CHECKS: dict[str, Callable[[str, Any], None]] = {
+    "case_suffix": check_file_name_part,
+    "overwrite": check_flag,
+    "progress": check_flag,
+    "report": check_flag,
+    "contrast": check_contrast,
+    "axcodes": check_orientation,
+    "spacing_mm": partial(check_number, low=0.01, high=100),
+    "window_hu": check_window,
+    "filter_classes": partial(
+        check_whole, low=2, high=5
+    ),  # the filter's cost grows steeply with them
+    "min_object_mm2": partial(check_number, low=0, high=1e12),
+    "max_hole_mm2": partial(check_number, low=0, high=1e12),
+    "contour_sigma_px": partial(check_number, low=0, high=100),
+    "contour_low_threshold": partial(check_number, low=0, high=255),
+    "contour_high_threshold": partial(check_number, low=0, high=255),
+    "refinement_guidance": partial(check_number, low=0, high=100),
+    "fidelity_tolerance_mm": partial(check_number, low=0, high=1e6),
+    "fidelity_limit": partial(check_number, low=0, high=1),
+    "reference_flicker": check_reference_flicker,
+    "save_fidelity_map": check_flag,
+    "save_uncertainty_map": check_flag,
+    "num_workers": partial(check_whole, low=0, high=1024),
 }
-"""Settings of ``inference.json`` whose values are checked here, before anything is built; components check the others.
-
-A component that is built from Python refuses only what it cannot work with.
-"""
-SETTINGS = tuple(LIMITS)
+"""Settings of ``inference.json`` that are checked before anything is built; the components check the others."""
 
 
 def check_values(settings: Mapping[str, Any]) -> None:
     """Raise ``ValueError`` for the first setting of a translation whose value is of another type or out of range."""
     for name, value in settings.items():
-        limit = LIMITS.get(name)
-        if limit is not None and not limit.accepts(value):
-            raise ValueError(
-                f"expected {name} to be {limit.expected}, got {value!r}; pass another --{name}"
-            )
+        if name in CHECKS:
+            CHECKS[name](name, value)
 
 
 def check_names(names: Iterable[str], known: Iterable[str]) -> None:

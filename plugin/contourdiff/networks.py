@@ -12,6 +12,8 @@ from monai.networks.nets.diffusion_model_unet import DiffusionModelUNet
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pixel_shuffle, pixel_unshuffle
 
+from contourdiff.limits import check_number
+
 
 class ContourUNet(DiffusionModelUNet):
     """MONAI's ``DiffusionModelUNet`` in two dimensions, epsilon_theta(x_t, t | c) of the paper.
@@ -57,7 +59,6 @@ class ContourUNet(DiffusionModelUNet):
         )
         self.patch_size = patch_size
         self.contrasts = tuple(contrasts)
-        self.contrast = self.contrasts[0] if contrasts and contrast is None else contrast
         self._label = contrast_label(self.contrasts, contrast)
 
     @property
@@ -88,6 +89,64 @@ class ContourUNet(DiffusionModelUNet):
         return pixel_shuffle(out, self.patch_size) if self.patch_size > 1 else out
 
 
+class CascadeUNet(nn.Module):
+    """Two networks: one paints a slice at low resolution, the other refines it to full resolution.
+
+    Both are given the full-resolution contour: the first has it folded into ``factor**2`` channels, the second beside
+    the enlarged output of the first. [`contourdiff.inference.denoiser.CascadeDenoiser`][] calls them, and
+    [`contourdiff.transforms.cascade_items`][] is what they are trained on (Ho et al., "Cascaded Diffusion Models for
+    High Fidelity Image Generation", JMLR 23, 2022).
+
+    Args:
+        coarse: ``in_channels`` is ``1 + factor**2``: noisy image and folded contour.
+        refiner: ``in_channels`` is 3: noisy image, contour and enlarged coarse image.
+        factor: pixels of the refiner along a side of a pixel of ``coarse``; ``ValueError`` below 2.
+    """
+
+    def __init__(self, coarse: nn.Module, refiner: nn.Module, factor: int = 2) -> None:
+        super().__init__()
+        if factor < 2:
+            raise ValueError(f"factor must be 2 or more, got {factor}")
+        self.coarse = coarse
+        self.refiner = refiner
+        self.factor = factor
+
+    @property
+    def size_divisor(self) -> int:
+        """Height and width of the contour must be multiples of this many pixels."""
+        return math.lcm(self.factor * size_divisor_of(self.coarse), size_divisor_of(self.refiner))
+
+
+class GuidedUNet(nn.Module):
+    """Classifier-free guidance: move a network's output away from its prediction without a contour.
+
+    ``out = f(x, 0) + scale * (f(x, c) - f(x, 0))``, for a network trained on incomplete contours, too. ``scale``, 0 to
+    100, is 1 for the network itself; any other takes two evaluations. Edges that the network would leave out are
+    painted; a large scale exaggerates them. The contour is channel 1 of the input; other conditions stay. Source: Ho
+    and Salimans, "Classifier-Free Diffusion Guidance", arXiv 2207.12598. Raises ``ValueError`` for another scale.
+    """
+
+    def __init__(self, network: nn.Module, scale: float = 1.0) -> None:
+        super().__init__()
+        check_number("refinement_guidance", scale, 0, 100)
+        self.network = network
+        self.scale = scale
+
+    @property
+    def size_divisor(self) -> int:
+        """Height and width of the input must be multiples of this many pixels."""
+        return size_divisor_of(self.network)
+
+    def forward(self, x: Tensor, timesteps: Tensor, **kwargs: Any) -> Tensor:
+        """Network output for ``x (B, C, H, W)`` at ``timesteps (B,)``; other arguments are the network's."""
+        out: Tensor = self.network(x, timesteps, **kwargs)
+        if self.scale == 1:
+            return out
+        empty = torch.cat([x[:, :1], torch.zeros_like(x[:, 1:2]), x[:, 2:]], dim=1)
+        without: Tensor = self.network(empty, timesteps, **kwargs)
+        return torch.lerp(without, out, self.scale)
+
+
 def contrast_label(contrasts: Sequence[str], contrast: str | None) -> int:
     """Position of a contrast, 0 for ``None`` or without ``contrasts``; ``ValueError`` for an unknown one."""
     if contrast is None or not contrasts:
@@ -97,70 +156,9 @@ def contrast_label(contrasts: Sequence[str], contrast: str | None) -> int:
     return contrasts.index(contrast)
 
 
-class CascadeUNet(nn.Module):
-    """Two networks: one paints a slice at low resolution, the other refines it to full resolution.
-
-    Both are given the full-resolution contour: the first has it folded into ``factor**2`` channels, the second beside
-    the enlarged output of the first. See [`contourdiff.inference.denoiser.CascadeDenoiser`][] for the translation
-    and [`contourdiff.transforms.cascade_items`][] for what they are trained on.
-
-    Args:
-        coarse: ``in_channels`` is ``1 + factor**2``: noisy image and folded contour.
-        refiner: ``in_channels`` is 3: noisy image, contour and enlarged coarse image.
-        factor: pixels of the refiner along a side of a pixel of ``coarse``.
-
-    References:
-        Ho et al., "Cascaded Diffusion Models for High Fidelity Image Generation", JMLR 23 (2022).
-    """
-
-    def __init__(self, coarse: nn.Module, refiner: nn.Module, factor: int = 2) -> None:
-        super().__init__()
-        if factor < 2:
-            raise ValueError(f"factor must be 2 or more, got {factor}")
-        self.coarse, self.refiner, self.factor = coarse, refiner, factor
-
-    @property
-    def size_divisor(self) -> int:
-        """Height and width of the contour must be multiples of this many pixels."""
-        coarse, refiner = (
-            getattr(network, "size_divisor", 1) for network in (self.coarse, self.refiner)
-        )
-        return math.lcm(self.factor * coarse, refiner)
-
-
-class GuidedUNet(nn.Module):
-    """A network whose contour counts more: its output is moved away from that without any contour.
-
-    ``out = f(x, 0) + scale * (f(x, c) - f(x, 0))``, for a network trained on incomplete contours, too. ``scale`` 1 is
-    the network itself; any other takes two evaluations. Edges that the network would leave out are painted; a large
-    scale exaggerates them. The contour is channel 1 of the input; other conditions stay.
-
-    Raises ``ValueError`` for a scale below 0.
-
-    References:
-        Ho and Salimans, "Classifier-Free Diffusion Guidance", arXiv 2207.12598.
-    """
-
-    def __init__(self, network: nn.Module, scale: float = 1.0) -> None:
-        super().__init__()
-        if scale < 0:
-            raise ValueError(f"scale of the guidance must be 0 or more, got {scale}")
-        self.network, self.scale = network, scale
-
-    @property
-    def size_divisor(self) -> int:
-        """Height and width of the input must be multiples of this many pixels."""
-        return int(getattr(self.network, "size_divisor", 1))
-
-    def forward(self, x: Tensor, timesteps: Tensor, **kwargs: Any) -> Tensor:
-        """Network output for ``x (B, C, H, W)`` at ``timesteps (B,)``; other arguments are the network's."""
-        out: Tensor = self.network(x, timesteps, **kwargs)
-        if self.scale == 1:
-            return out
-        without: Tensor = self.network(
-            torch.cat([x[:, :1], torch.zeros_like(x[:, 1:2]), x[:, 2:]], 1), timesteps, **kwargs
-        )
-        return torch.lerp(without, out, self.scale)
+def size_divisor_of(network: object) -> int:
+    """Height and width of a network's input must be multiples of this many pixels; 1 where it names no other."""
+    return int(getattr(network, "size_divisor", 1))
 
 
 def enlarge(image: Tensor, factor: int) -> Tensor:

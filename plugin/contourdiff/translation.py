@@ -146,19 +146,13 @@ def translate_path(
         ValueError: if a file ``output`` exists and ``overwrite`` is not set; others as in
             [`contourdiff.bundle.run_inference_config`][].
     """
-    settings = {"dataset_dir": source, **_selection(source, label), **settings}
+    settings = {"dataset_dir": source, **_selection(source, label), **_long_names(settings)}
     if contrast is not None:
         settings["contrast"] = contrast
     if weights is not None:
         settings["ckpt_path"] = Path(weights)
     if device is not None:
         settings["device"] = usable_device(device)
-    for short, name in LONG_NAMES.items():
-        if short in settings:
-            settings[name] = settings.pop(short)
-    for name in PATHS:
-        if settings.get(name):
-            settings[name] = Path(settings[name])
     settings["overlays"] = _all_overlays(anatomy, fast, overlays)
     pairs = TranslationCases(settings["dataset_dir"], output, settings.get("datalist")).find()
     settings["datalist"] = [_absolute_entry(*pair) for pair in pairs.values()]  # found once
@@ -231,6 +225,15 @@ def _translation(case: str, contrast: str | None, files: CaseFiles, ct: Path) ->
         picture=files.picture if files.picture.is_file() else None,
         ct=ct if ct.is_file() else None,
     )
+
+
+def _long_names(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of ``inference.json`` for their short names; paths are no text, which a config would evaluate."""
+    long = {}
+    for name, value in settings.items():
+        long_name = LONG_NAMES.get(name, name)
+        long[long_name] = Path(value) if long_name in PATHS and value else value
+    return long
 
 
 def _all_overlays(anatomy: str | None, fast: bool, overlays: Sequence[str]) -> list[str]:

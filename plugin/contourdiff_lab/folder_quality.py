@@ -26,7 +26,8 @@ from contourdiff.contours import contour_of
 from contourdiff.data.atomic import without_nan, write_csv, write_text
 from contourdiff.data.nifti_names import case_name, case_of, nifti_by_case
 from contourdiff.data.training_cases import labelled_cases
-from contourdiff.metrics.flicker import contour_box, flicker
+from contourdiff.inference.volume_state import contour_box
+from contourdiff.metrics.flicker import flicker
 from contourdiff.transforms import InPlaneResampled
 from contourdiff.transforms.gray_levels import MR_PERCENTILES
 from contourdiff_lab.metrics.image_quality import image_quality, label_boundary_agreement

@@ -17,10 +17,10 @@ from torch.nn.functional import avg_pool2d, pixel_unshuffle
 from contourdiff.bundle import config_files, run_inference_config
 from contourdiff.inference import (
     CascadeDenoiser,
-    ContourTranslationInferer,
     Denoiser,
     Execution,
-    denoiser_of,
+    IndependentCandidates,
+    VolumeInferer,
 )
 from contourdiff.inference.summary import read_run
 from contourdiff.networks import CascadeUNet, ContourUNet, GuidedUNet, enlarge
@@ -54,16 +54,16 @@ def contours() -> torch.Tensor:
 SAMPLER = Sampler(
     DDPMScheduler(prediction_type="v_prediction"), num_inference_steps=3, num_refinement_steps=2
 )
-ITEMS = [("case", index, 0, 0) for index in range(3)]
+PLACES = [("case", index, 0, 0) for index in range(3)]
 
 
-def test_the_second_network_refines_the_first_ones_image(
+def test_the_cascades_second_network_refines_the_first_ones_image(
     cascade: CascadeUNet, contours: torch.Tensor
 ) -> None:
-    denoise = denoiser_of(cascade, SAMPLER, batch_size=3)
+    denoise = Execution(batch_size=3).denoiser(cascade, SAMPLER)
     assert isinstance(denoise, CascadeDenoiser)
-    image = denoise(contours, ITEMS)
-    coarse = Denoiser(cascade.coarse, SAMPLER, batch_size=3)(pixel_unshuffle(contours, 2), ITEMS)
+    image = denoise(contours, PLACES)
+    coarse = Denoiser(cascade.coarse, SAMPLER, batch_size=3)(pixel_unshuffle(contours, 2), PLACES)
     conditions = torch.cat([contours, enlarge(coarse[:, None] / 127.5 - 1, 2)], dim=1)
     two_steps = Sampler(SAMPLER.scheduler, num_inference_steps=2)
     named = [("case refined", index, 0, 0) for index in range(3)]
@@ -76,34 +76,44 @@ def test_the_second_network_refines_the_first_ones_image(
 def test_a_candidate_depends_on_nothing_else_in_its_batch(
     cascade: CascadeUNet, contours: torch.Tensor
 ) -> None:
-    together = denoiser_of(cascade, SAMPLER, batch_size=4)(contours, ITEMS)
-    alone = denoiser_of(cascade, SAMPLER, batch_size=4)(contours[2:], ITEMS[2:])
+    denoise = Execution(batch_size=4).denoiser(cascade, SAMPLER)
+    together = denoise(contours, PLACES)
+    alone = denoise(contours[2:], PLACES[2:])
     assert torch.equal(together[2:], alone)
 
 
-def test_a_smaller_batch_counts_for_both_networks(
+def test_a_batch_size_counts_for_both_networks(
     cascade: CascadeUNet, contours: torch.Tensor
 ) -> None:
-    denoise = denoiser_of(cascade, SAMPLER, batch_size=3)
-    assert not denoise.halved
-    denoise.batch_size = 1
-    denoise(contours, ITEMS)
+    denoise = Execution(batch_size=1).denoiser(cascade, SAMPLER)
+    denoise(contours, PLACES)
     assert (denoise.calls, denoise.batch_size) == (6, 1)
-    denoise.coarse.halved = True  # type: ignore[union-attr]
-    assert denoise.halved
+
+
+def test_the_contrast_is_for_the_first_network(contours: torch.Tensor) -> None:
+    torch.manual_seed(0)
+    coarse = small(in_channels=5, contrasts=["t1", "t2"])
+
+    def refiner(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return -x[:, 2:]  # takes no class_labels
+
+    cascade = CascadeUNet(coarse, coarse)
+    cascade.refiner = refiner  # type: ignore[assignment]
+    denoise = Execution(batch_size=3).denoiser(cascade, SAMPLER)
+    default, first, second = (denoise(contours, PLACES, class_labels=n) for n in (None, 0, 1))
+    mixed = denoise(contours, PLACES, class_labels=[0, 1, 1])
+    assert torch.equal(default, first)
+    assert not torch.equal(first, second)
+    assert torch.equal(mixed, torch.cat([first[:1], second[1:]]))
 
 
 def test_a_volume_of_any_size_is_translated_and_cut_to_it(cascade: CascadeUNet) -> None:
     volume = torch.zeros(1, 1, 3, 37, 29)
     volume[..., 1:, 5:30, 8:20] = (torch.rand(2, 25, 12) < 0.2).float()
-    options = {
-        "rules": SelectionRules(candidates=2, max_rounds=1),
-        "execution": Execution(batch_size=2),
-        "margin_px": 4,
-    }
-    (result,) = ContourTranslationInferer(SAMPLER, progress=False, **options).translate(
-        volume, cascade
-    )  # type: ignore[arg-type]
+    rules = SelectionRules(candidates=2, max_rounds=1)
+    painter = IndependentCandidates(SAMPLER, rules, Execution(batch_size=2))
+    inferer = VolumeInferer(painter, margin_px=4, progress=False)
+    (result,) = inferer.translate(volume, cascade)
     assert cascade.size_divisor == 8
     assert result.gray_levels.shape == (1, 3, 37, 29)
     assert result.choices[0] is None
@@ -229,7 +239,9 @@ def test_guidance_moves_the_output_away_from_that_without_contour() -> None:
     torch.testing.assert_close(GuidedUNet(network, 0.0)(x, t), without)
     torch.testing.assert_close(GuidedUNet(network, 1.5)(x, t), without + 1.5 * (own - without))
     assert GuidedUNet(network, 1.5).size_divisor == network.size_divisor
-    with pytest.raises(ValueError, match="guidance must be 0 or more, got -1"):
+    with pytest.raises(
+        ValueError, match="expected refinement_guidance to be a number from 0 to 100, got -1"
+    ):
         GuidedUNet(network, -1)
 
 

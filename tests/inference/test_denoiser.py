@@ -8,6 +8,7 @@ import logging
 import pytest
 import torch
 
+from contourdiff.inference import Execution
 from contourdiff.inference.acceleration import Accelerator
 from contourdiff.inference.denoiser import Denoiser, fitting_batch_size
 from contourdiff.sampling import Sampler
@@ -22,7 +23,7 @@ from helpers import (
 )
 
 SAMPLER = Sampler(SCHEDULER, num_inference_steps=4)
-ITEMS = [("a", 1, 0, number) for number in range(4)]
+PLACES = [("a", 1, 0, number) for number in range(4)]
 
 
 def test_mixed_precision_is_near() -> None:
@@ -30,7 +31,7 @@ def test_mixed_precision_is_near() -> None:
     given = (torch.rand(4, 1, 32, 32, generator=torch.Generator().manual_seed(1)) > 0.8).float()
     exact, mixed, lean = (
         Denoiser(network, SAMPLER, batch_size=4, amp=amp, accelerator=Accelerator(acceleration))(
-            given, ITEMS
+            given, PLACES
         )
         for amp, acceleration in ((False, None), (True, None), (True, "lean"))
     )
@@ -98,6 +99,16 @@ def test_not_even_one_slice_fits() -> None:
 def test_each_step_hands_over_its_clean_image() -> None:
     given, steps = (torch.rand(3, 1, 16, 16) > 0.8).float(), []
     denoiser = Denoiser(make_seeded(), SAMPLER, batch_size=4)
-    result = denoiser(given, ITEMS[:3], on_step=lambda number, x0: steps.append((number, x0)))
+    result = denoiser(given, PLACES[:3], on_step=lambda number, x0: steps.append((number, x0)))
     assert [number for number, _ in steps] == [0, 1, 2, 3]
     assert torch.equal(((steps[-1][1][:3, 0] + 1) * 127.5).clamp(0, 255), result)
+
+
+def test_a_denoiser_is_kept_while_network_and_sampler_are_the_same() -> None:
+    """So a batch that was halved stays so, and a network is converted once."""
+    execution, network = Execution(), make_seeded()
+    denoiser = execution.denoiser(network, SAMPLER)
+    assert execution.denoiser(network, SAMPLER) is denoiser
+    assert execution.denoiser(make_seeded(), SAMPLER) is not denoiser
+    other = Sampler(SCHEDULER, num_inference_steps=2)
+    assert execution.denoiser(network, other).sampler is other  # type: ignore[union-attr]

@@ -3,14 +3,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import pytest
 import torch
+from monai.data import MetaTensor
 from monai.networks.schedulers import DDPMScheduler
 
+from contourdiff.inference import PaintedSlice, Painter, VolumeInferer, VolumeState
+from contourdiff.inference.inferer import split_batch
+from contourdiff.networks import ContourUNet
 from contourdiff.sampling.noise import CandidateKey, NoiseStream
 from contourdiff.sampling.selection import SelectionRules, choose
 from contourdiff.sampling.solvers import NoiseLevel, clean_image, ddim, even_schedule
-from helpers import RULES, SCHEDULER, as_case, contours, inferer, make_seeded, translate_contours
+from helpers import (
+    RULES,
+    SCHEDULER,
+    SMALL_NETWORK,
+    as_case,
+    contours,
+    denoiser_of,
+    inferer,
+    make_seeded,
+    translate_contours,
+)
 
 
 def test_same_shape_and_gray_levels_and_empty_slices_stay_empty() -> None:
@@ -77,7 +93,7 @@ def test_batched_selection_equals_a_plain_sequential_loop(solver: str) -> None:
         for candidate in range(RULES.candidates):
             contour = volume[index][None, None].expand(4, -1, -1, -1)
             images.append(
-                translation.denoiser(network)(contour, [("a", index, round_, candidate)] * 4)[0]
+                denoiser_of(translation, network)(contour, [("a", index, round_, candidate)] * 4)[0]
             )
         return torch.stack(images)
 
@@ -98,7 +114,7 @@ def test_solve_is_ddim_on_the_candidates_own_noise() -> None:
 
     with torch.no_grad():
         expected = ddim(denoise, noise, even_schedule(SCHEDULER.alphas_cumprod, 3))
-        got = inferer().denoiser(network)(stacked, keys)
+        got = denoiser_of(inferer(), network)(stacked, keys)
     assert torch.equal(got, ((expected[:, 0] + 1) * 127.5).clamp(0, 255))
 
 
@@ -169,17 +185,112 @@ def test_a_halved_batch_stays_for_the_volumes_that_follow() -> None:
     ("settings", "message"),
     [
         ({"solver": "euler"}, "solver must be one of"),
-        ({"eta": -1.0}, "eta must be 0 or more"),
-        ({"num_inference_steps": 0}, "num_inference_steps must lie in"),
-        ({"batch_size": 0}, "batch_size must be 1 or more"),
+        ({"eta": -1.0}, "expected eta to be a number from 0 to 1"),
+        ({"num_inference_steps": 0}, "expected num_inference_steps to be a whole number from 1"),
+        ({"batch_size": 0}, "expected batch_size to be a whole number from 1"),
         ({"acceleration": "trace"}, "acceleration must be one of"),
-        ({"noise_length_mm": -1.0}, "length_mm must be 0"),
+        ({"noise_length_mm": -1.0}, "expected noise_length_mm to be a number from 0"),
+        ({"seed": -1}, "expected seed to be a whole number from 0"),
+        ({"margin_px": 2.5}, "expected margin_px to be a whole number from 0 to 4096, got 2.5"),
+        ({"slice_axis": 3}, "expected slice_axis to be a whole number from 0 to 2"),
+        ({"unconditional": "no"}, "expected unconditional to be true or false, got 'no'"),
+        ({"amp": 1}, "expected amp to be true or false, got 1"),
         (
             {"keep_spread": True, "rules": SelectionRules(1, 1)},
             "an uncertainty map requires 2 candidates",
         ),
     ],
 )
-def test_arguments_are_validated_before_any_work(settings: dict[str, object], message: str) -> None:
+def test_inferers_validate_arguments_before_any_work(
+    settings: dict[str, object], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         inferer(**settings)
+
+
+def two_contrasts() -> ContourUNet:
+    torch.manual_seed(0)
+    network = ContourUNet(**SMALL_NETWORK, contrasts=("t1", "t2"))
+    torch.nn.init.normal_(network.out[2].conv.weight, std=0.05)
+    return network.eval()
+
+
+def gray_levels(
+    volumes: list[MetaTensor], network: object, **options: object
+) -> list[torch.Tensor]:
+    results = inferer().translate(volumes, network, **options)  # type: ignore[arg-type]
+    return [torch.as_tensor(result.gray_levels) for result in results]
+
+
+def test_a_contrast_is_the_same_alone_and_beside_another() -> None:
+    network, volumes = two_contrasts(), split_batch(as_case([contours()] * 2, ["a", "a"]))
+    first, second = gray_levels(volumes, network, class_labels=[0, 1])
+    assert not torch.equal(first, second)
+    assert torch.equal(gray_levels(volumes[:1], network)[0], first)
+    assert torch.equal(gray_levels(volumes[:1], network, class_labels=[None])[0], first)
+    assert torch.equal(gray_levels(volumes[:1], network, class_labels=[1])[0], second)
+    by_call = inferer()(as_case([contours()], ["a"]), network, class_labels=[1])
+    assert torch.equal(torch.as_tensor(by_call[0]), second)
+
+
+def test_contrasts_beyond_the_first_have_noise_of_their_own() -> None:
+    """A network that paints its noise, whatever the contrast."""
+
+    def network(x: torch.Tensor, t: torch.Tensor, **labels: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(x[:, :1])
+
+    volumes = split_batch(as_case([contours()] * 3, ["a", "a", "a"]))
+    images = gray_levels(volumes, network, class_labels=[None, 0, 1])
+    assert torch.equal(images[0], images[1])
+    assert not torch.equal(images[0], images[2])
+
+
+def test_a_network_is_given_the_label_of_every_candidate_and_none_without() -> None:
+    seen: list[dict[str, list[int]]] = []
+
+    def network(x: torch.Tensor, t: torch.Tensor, **labels: torch.Tensor) -> torch.Tensor:
+        seen.append({name: values.tolist() for name, values in labels.items()})
+        return torch.zeros_like(x[:, :1])
+
+    volumes = split_batch(as_case([contours()], ["a"]))
+    gray_levels(volumes, network)
+    assert seen
+    assert all(labels == {} for labels in seen)
+    seen.clear()
+    gray_levels(volumes, network, class_labels=[3])
+    assert all(labels == {"class_labels": [3] * 4} for labels in seen)
+
+
+@pytest.mark.parametrize("options", [{"class_labels": [0]}, {"names": ["a", "b", "c"]}])
+def test_labels_and_names_are_one_for_each_volume(options: dict[str, list]) -> None:
+    with pytest.raises(ValueError, match="a class label and a name for each of 2 volumes, got"):
+        inferer().translate(as_case([contours()] * 2, ["a", "b"]), make_seeded(), **options)
+
+
+class Brighten(Painter):
+    """A method that sees the image, whose contours are its bright pixels."""
+
+    def contours_of(self, volume: torch.Tensor) -> torch.Tensor:
+        return (volume > 100).float()
+
+    def paint(
+        self, volumes: Sequence[VolumeState], network: torch.nn.Module
+    ) -> Iterator[PaintedSlice]:
+        for volume in volumes:
+            for choice, image in choose(
+                lambda index, _: network(volume.framed[index][None]),  # noqa: B023
+                volume.indices,
+                SelectionRules(1, 1),
+            ):
+                yield PaintedSlice(volume, choice, image)
+
+
+def test_a_painter_may_see_the_image_in_the_frame_around_its_contours() -> None:
+    image = torch.full((1, 4, 20, 24), 50.0)
+    image[0, 1:3, 6:10, 8:14] = 200
+    inferer = VolumeInferer(Brighten(), margin_px=2, progress=False)
+    (result,) = inferer.translate([image], lambda x: x + 10)  # type: ignore[arg-type]
+    expected = torch.zeros(4, 20, 24)
+    expected[1:3, 4:12, 6:16] = image[0, 1:3, 4:12, 6:16] + 10
+    assert torch.equal(result.gray_levels[0], expected)
+    assert torch.equal(result.contours, (image[0] > 100).float())

@@ -7,14 +7,15 @@ import io
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from monai.transforms import LoadImage, Orientation
 
+from contourdiff.inference import VolumeInferer
 from contourdiff.inference import progress as module
-from contourdiff.inference.inferer import ContourTranslationInferer
 from contourdiff.inference.progress import run_progress, slice_count
 from contourdiff.networks import ContourUNet
 from helpers import (
@@ -27,7 +28,7 @@ from helpers import (
     write_nifti,
 )
 
-TRANSLATE = ContourTranslationInferer.translate
+TRANSLATE = VolumeInferer.translate
 
 
 class Terminal(io.StringIO):
@@ -115,14 +116,14 @@ def test_an_interrupted_run_does_not_look_complete(capsys: pytest.CaptureFixture
 def failing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever contains the case b fails after its first slice."""
 
-    def translate(self: ContourTranslationInferer, inputs: list, network: torch.nn.Module) -> list:
+    def translate(self: VolumeInferer, inputs: list, *arguments: Any, **options: Any) -> list:
         if any("b.nii.gz" in volume.meta["filename_or_obj"] for volume in inputs):
             self.progress.begin(["b"], 8)
             self.progress.update()
             raise ValueError("b is bad")
-        return TRANSLATE(self, inputs, network)
+        return TRANSLATE(self, inputs, *arguments, **options)
 
-    monkeypatch.setattr(ContourTranslationInferer, "translate", translate)
+    monkeypatch.setattr(VolumeInferer, "translate", translate)
 
 
 @pytest.mark.usefixtures("every_slice", "failing")

@@ -5,14 +5,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from contourdiff.inference import VolumeResult
+from contourdiff.inference.volume_state import contour_box
 from contourdiff.sampling import SelectionRules
 from helpers import (
     as_case,
     contours,
+    denoiser_of,
     inferer,
     make_seeded,
 )
@@ -69,7 +72,7 @@ def test_spread_is_the_deviation_over_every_candidate_of_every_round() -> None:
         keys = [
             ("a", index, round_, number) for round_ in range(choice.rounds) for number in range(3)
         ]
-        images = torch.stack([plain.denoiser(network)(contour, [key] * 4)[0] for key in keys])
+        images = torch.stack([denoiser_of(plain, network)(contour, [key] * 4)[0] for key in keys])
         torch.testing.assert_close(record.spread[index], images.std(dim=0))
     assert not record.spread[[0, 3]].any()
 
@@ -81,3 +84,13 @@ def test_spread_of_a_single_candidate_is_unknown() -> None:
     assert record.spread[1][record.box[1:]].isnan().all()
     with pytest.raises(ValueError, match="an uncertainty map requires 2 candidates a slice"):
         inferer(rules=SelectionRules(candidates=1, max_rounds=1), keep_spread=True)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])
+def test_the_box_surrounds_all_contours_with_a_margin_where_there_is_room(kind: Any) -> None:
+    edges = np.zeros((2, 5, 6))
+    edges[0, 1, 2] = edges[1, 2, 3] = 1
+    assert contour_box(kind(edges), 0) == (slice(1, 3), slice(2, 4))
+    assert contour_box(kind(edges), 1) == (slice(0, 4), slice(1, 5))
+    assert contour_box(kind(edges), 9) == (slice(0, 5), slice(0, 6))
+    assert contour_box(kind(np.zeros((2, 5, 6))), 1) == (slice(0, 5), slice(0, 6))

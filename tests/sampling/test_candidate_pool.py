@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from contourdiff.sampling.candidate_pool import CandidatePool
+from contourdiff.sampling.noise import CandidatePlace
 from contourdiff.sampling.selection import SelectionRules, choose
 from helpers import as_case, contours, inferer, make_seeded
 
@@ -27,12 +28,15 @@ def test_work_ahead_changes_no_choice_and_is_bounded(batch_size: int, threshold:
     seen: list[int] = []
     current = [0]
 
-    def denoise(contours: torch.Tensor, items: list[tuple[str, int, int, int]]) -> torch.Tensor:
+    def denoise(contours: torch.Tensor, places: list[CandidatePlace]) -> torch.Tensor:
         batches.append(len(contours))
-        seen.extend(index for _, index, _, _ in items)
+        seen.extend(index for _, index, _, _ in places)
         assert max(seen) <= current[0] + 2 + -(-2 * batch_size // 4) + 1
         return torch.stack(
-            [levels[index, round_, candidate].expand(2, 2) for _, index, round_, candidate in items]
+            [
+                levels[index, round_, candidate].expand(2, 2)
+                for _, index, round_, candidate in places
+            ]
         )
 
     pool = CandidatePool(denoise, torch.ones(20, 2, 2), "a", indices, rules, batch_size)
@@ -61,7 +65,7 @@ def test_a_low_pass_rate_wastes_no_full_batch() -> None:
     """Slices that fail all rounds: batches of 8 take two rounds of 4 at once, so half the calls of batches of 4."""
     calls = {}
     for batch_size in (4, 8):
-        rules = SelectionRules(4, 4, mean_threshold=0.0, distance_threshold=-1.0)
+        rules = SelectionRules(4, 4, mean_threshold=0.0, distance_threshold=0.0)
         (result,) = inferer(rules=rules, batch_size=batch_size).translate(
             as_case([contours()], ["a"]), make_seeded()
         )

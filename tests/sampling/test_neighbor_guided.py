@@ -13,13 +13,13 @@ import torch
 from monai.bundle import ConfigParser
 from monai.networks.schedulers import DDPMScheduler
 
-from contourdiff.inference import ContourTranslationInferer, NeighborGuidedInferer
+from contourdiff.inference import IndependentCandidates, NeighborGuided, Painter, VolumeInferer
 from contourdiff.sampling import Sampler, SelectionRules
 from contourdiff.sampling.neighbor_guided import (
     EMPTY,
     GuidedVolume,
     first_condition,
-    translate_guided,
+    guided_slices,
 )
 from contourdiff.training.inferer import ContourPrepareBatch
 from contourdiff.training.slice_dataset import SliceDataset
@@ -43,7 +43,7 @@ RULES = SelectionRules(candidates=3, max_rounds=2, mean_threshold=120.0, distanc
 
 
 def guided(**given: Any) -> Any:
-    return inferer(NeighborGuidedInferer, rules=RULES, **given)
+    return inferer(NeighborGuided, rules=RULES, **given)
 
 
 def test_every_slice_is_given_its_neighbors_translation() -> None:
@@ -125,7 +125,7 @@ def test_cases_run_side_by_side_and_do_not_depend_on_each_other() -> None:
 def test_frames_of_different_sizes_do_not_share_a_batch() -> None:
     sizes: list[tuple[int, ...]] = []
 
-    def denoise(conditions: torch.Tensor, items: object) -> torch.Tensor:
+    def denoise(conditions: torch.Tensor, places: object) -> torch.Tensor:
         sizes.append(tuple(conditions.shape))
         return torch.zeros(len(conditions), *conditions.shape[2:])
 
@@ -133,7 +133,7 @@ def test_frames_of_different_sizes_do_not_share_a_batch() -> None:
         GuidedVolume("a", torch.ones(3, 4, 4), [0, 1, 2]),
         GuidedVolume("b", torch.ones(3, 6, 4), [0, 1, 2]),
     ]
-    steps = list(translate_guided(volumes, denoise, 8, SelectionRules(candidates=2)))
+    steps = list(guided_slices(volumes, denoise, 8, SelectionRules(candidates=2)))
     assert [(number, choice.slice_index) for number, choice, _ in steps] == [
         (0, 0),
         (1, 0),
@@ -246,8 +246,9 @@ def test_trained_and_translated_end_to_end_it_flickers_less(
     sampler = Sampler(parser.get_parsed_content("scheduler"), num_inference_steps=10)
     rules = SelectionRules(candidates=1, max_rounds=1)
 
-    def flicker(kind: type, network: Any) -> float:
-        (result,) = kind(sampler, rules, progress=False).translate(given[None].float(), network)
+    def flicker(painter: Painter, network: Any) -> float:
+        inferer = VolumeInferer(painter, progress=False)
+        (result,) = inferer.translate(given[None].float(), network)
         return float(
             np.mean(
                 [
@@ -262,6 +263,5 @@ def test_trained_and_translated_end_to_end_it_flickers_less(
         return network(torch.cat([x, torch.full_like(x[:, :1], EMPTY)], 1), t)
 
     without_neighbor.size_divisor = 32  # type: ignore[attr-defined]  # the same frame as that of guided translation
-    assert flicker(NeighborGuidedInferer, network) < flicker(
-        ContourTranslationInferer, without_neighbor
-    )
+    guided, independent = NeighborGuided(sampler, rules), IndependentCandidates(sampler, rules)
+    assert flicker(guided, network) < flicker(independent, without_neighbor)

@@ -5,19 +5,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 
-from contourdiff.sampling import noise
 from contourdiff.sampling.noise import (
     CandidateKey,
+    CandidateNoise,
+    CandidatePlace,
     NoiseStream,
     candidate_generator,
     correlation_weights,
 )
 from contourdiff.sampling.selection import SelectionRules
-from helpers import as_case, contours, inferer, make_seeded, translate_contours
+from helpers import contours, inferer, make_seeded, translate_contours
 
 KEY = CandidateKey(seed=7, case="case_01", slice_index=12, round=0, candidate=3)
 SHAPE = (1, 8, 8)
@@ -197,59 +199,40 @@ def test_impossible_kernels_are_refused() -> None:
 
 
 @pytest.mark.parametrize("weights", [(1.0,), (0.6, 0.0, 0.8)])
-def test_known_noise_changes_nothing_and_is_not_drawn_again(
-    weights: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
+def test_batches_that_share_white_noise_are_those_of_streams_of_their_own(
+    weights: tuple[float, ...],
 ) -> None:
-    keys = [KEY._replace(slice_index=index) for index in range(6)]
-    expected = draws(keys[2:], weights=weights)
-    known = NoiseStream(keys[:4], SHAPE, weights=weights)
-    known.draw()
-    drawn: list[CandidateKey] = []
-    monkeypatch.setattr(
-        noise, "candidate_generator", lambda key: drawn.append(key) or candidate_generator(key)
-    )
-    stream = NoiseStream(keys[2:], SHAPE, weights=weights, known=known.first)
-    assert torch.equal(stream.draw(), expected[:, 0])
-    assert {key.slice_index for key in drawn} == ({4, 5} if len(weights) == 1 else {5, 6})
-    assert not set(drawn) & set(known.first)
-    assert all(torch.equal(stream.draw(), expected[:, number]) for number in (1, 2))
+    noise = CandidateNoise(KEY.seed, weights)
+    places = [CandidatePlace("case_01", index, 0, 3) for index in range(6)]
+    for batch in (places[:4], places[2:], places[5:], places[:1]):
+        keys = [CandidateKey(KEY.seed, *place) for place in batch]
+        stream, alone = noise.stream(batch, SHAPE), NoiseStream(keys, SHAPE, weights=weights)
+        for _ in range(3):
+            assert torch.equal(stream.draw(), alone.draw())
 
 
-def test_white_noise_that_slices_share_is_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fewer draws than a quarter of those that every batch would make by itself."""
-    drawn: list[object] = []
-    generator = noise.candidate_generator
-    monkeypatch.setattr(
-        noise, "candidate_generator", lambda key: drawn.append(key) or generator(key)
-    )
-    volume = as_case([contours(shape=(24, 16, 16))], ["a"])
-    rules = SelectionRules(candidates=2, max_rounds=1)
-    settings = {"rules": rules, "noise_length_mm": 3.0, "batch_size": 4, "num_inference_steps": 1}
-    (result,) = inferer(**settings).translate(volume, make_seeded())
-    reach = len(correlation_weights(3.0, 1.0)) // 2
-    for_each_batch = (2 + 2 * reach) * rules.candidates
-    assert len(drawn) == len(set(drawn))
-    assert 4 * len(drawn) < result.network_calls * for_each_batch
+def test_sizes_share_no_noise() -> None:
+    noise, place = CandidateNoise(), CandidatePlace("a", 0, 0, 0)
+    for shape in (SHAPE, LARGE, SHAPE):
+        key = CandidateKey(0, *place)
+        assert torch.equal(noise.stream([place], shape).draw(), NoiseStream([key], shape).draw())
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 1.0, True])
+def test_impossible_seeds_are_refused(seed: Any) -> None:
+    with pytest.raises(ValueError, match=r"expected seed to be a whole number from 0 to .*, got"):
+        CandidateNoise(seed)
 
 
 @pytest.mark.parametrize("weights", [(1.0,), correlation_weights(8.0, 3.0)])
-def test_noise_of_later_steps_is_each_candidates_own(
-    weights: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """However far the first noise is correlated along the slices, a later draw costs one array a candidate."""
+def test_noise_of_later_steps_is_each_candidates_own(weights: tuple[float, ...]) -> None:
+    """However far the first noise is correlated along the slices."""
     keys = [CandidateKey(0, "case", index, 0, 0) for index in (3, 4)]
-    stream = NoiseStream(keys, (1, 6, 5), weights=weights)
+    stream, alone = NoiseStream(keys, SHAPE, weights=weights), NoiseStream(keys[1:], SHAPE)
     stream.draw()
-    stream.draw()
-    draws: list[object] = []
-    randn = torch.randn
-    monkeypatch.setattr(
-        torch, "randn", lambda *args, **named: draws.append(args) or randn(*args, **named)
-    )
-    third = stream.draw()
-    assert len(draws) == len(keys)
-    alone = NoiseStream(keys[1:], (1, 6, 5))
-    assert torch.equal(third[1:], [alone.draw() for _ in range(3)][-1])
+    alone.draw()
+    for _ in range(2):
+        assert torch.equal(stream.draw()[1:], alone.draw())
 
 
 def test_correlated_noise_calms_a_volume_and_zero_length_changes_nothing() -> None:

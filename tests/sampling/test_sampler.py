@@ -72,7 +72,8 @@ def test_a_sampler_does_not_change() -> None:
     ("settings", "message"),
     [
         ({"solver": "euler"}, r"solver must be one of .* got 'euler'"),
-        ({"eta": -0.1}, r"eta must be 0 or more, got -0\.1"),
+        ({"eta": -0.1}, r"expected eta to be a number from 0 to 1, got -0\.1"),
+        ({"num_refinement_steps": 1.5}, r"expected num_refinement_steps to be a whole number"),
         ({"num_inference_steps": 41}, r"num_inference_steps must lie in 1\.\.40 .* got 41"),
     ],
 )

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -11,7 +13,6 @@ from contourdiff.sampling.selection import (
     choose,
     neighbor_distances,
     runs_of,
-    slice_order,
 )
 
 
@@ -70,12 +71,12 @@ def test_rounds_are_bounded_and_drawn_only_where_needed() -> None:
         drawn.append((index, round_))
         return candidates_of(index, round_)
 
-    list(choose(draw, [0, 1], SelectionRules(4, 3, mean_threshold=300, distance_threshold=-1)))
+    list(choose(draw, [0, 1], SelectionRules(4, 3, mean_threshold=300, distance_threshold=0)))
     assert drawn == [(0, 0), (1, 0), (1, 1), (1, 2)]
 
 
 def test_nearest_of_all_rounds_when_none_passes() -> None:
-    rules = SelectionRules(4, 5, mean_threshold=300, distance_threshold=-1)
+    rules = SelectionRules(4, 5, mean_threshold=300, distance_threshold=0)
     (_, first), (choice, image) = choose(candidates_of, [0, 1], rules)
     all_candidates = torch.cat([candidates_of(1, round_) for round_ in range(5)])
     distances = neighbor_distances(all_candidates, first)
@@ -100,11 +101,29 @@ def test_distance_is_honest() -> None:
     assert distances.tolist() == [float(offset) ** 2 for offset in offsets]
 
 
-def test_rules_refuse_nothing_to_draw() -> None:
-    with pytest.raises(ValueError, match="candidates and max_rounds must be 1 or more, got 0, 5"):
-        SelectionRules(candidates=0)
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ({"candidates": 0}, "expected candidates to be a whole number from 1 to 10000, got 0"),
+        ({"max_rounds": True}, "expected max_rounds to be a whole number .*, got True"),
+        ({"mean_threshold": "110"}, "expected mean_threshold to be a number from 0 to inf"),
+        ({"distance_threshold": -1}, "expected distance_threshold to be a number .* got -1"),
+        ({"distance_threshold": float("nan")}, "got nan; pass another"),
+    ],
+)
+def test_impossible_rules_are_refused(rules: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SelectionRules(**rules)
 
 
-def test_runs_and_slice_order() -> None:
+def test_runs_end_where_a_slice_is_missing() -> None:
     assert runs_of([1, 2, 5, 7, 8]) == [[1, 2], [5], [7, 8]]
-    assert slice_order([1, 2, 5]) == [(1, None), (2, 1), (5, None)]
+
+
+def test_each_slice_is_compared_with_the_one_before_it_in_its_run() -> None:
+    choices = [choice for choice, _ in choose(candidates_of, [1, 2, 5], SelectionRules())]
+    assert [(choice.slice_index, choice.neighbor) for choice in choices] == [
+        (1, None),
+        (2, 1),
+        (5, None),
+    ]

@@ -63,7 +63,7 @@ class SourceGridReader(NibabelReader):
         return open_volume(self.filenames[0])
 
     def _get_array_data(self, img: nib.Nifti1Image, *args: Any) -> np.ndarray:
-        voxels = scaled_voxels(self.filenames[0])
+        voxels = scaled_voxels(str(self.filenames[0]))
         if voxels.dtype == np.float32 and not voxels.flags.writeable:
             return voxels.copy()  # a tensor would share the memory of what is kept
         return voxels

@@ -59,7 +59,7 @@ def scaled_voxels(path: str | Path) -> np.ndarray:
 
 @contextmanager
 def keep_voxels() -> Iterator[None]:
-    """Within, keep decompressed voxels until [`release_voxels`][], while they take a sixteenth of the memory or less."""
+    """Within, keep decompressed voxels until [`release_voxels`][], in up to a sixteenth of the memory."""
     token = _kept.set({})
     try:
         yield
@@ -67,8 +67,8 @@ def keep_voxels() -> Iterator[None]:
         _kept.reset(token)
 
 
-def release_voxels(paths: Iterable[str | Path]) -> None:
-    """Release what is kept of some files."""
+def release_voxels(paths: Iterable[str | Path | None]) -> None:
+    """Release what is kept of some files; ``None`` is none."""
     kept = _kept.get()
     if kept:
         names = {str(path) for path in paths}

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from monai.data import save_net_with_metadata
@@ -25,7 +25,6 @@ SIZES = ((1, 4, 4), (3, 8, 6))
 """Batch, height and width that a file is checked at, in ``size_divisor`` pixels; it is traced at another size."""
 TRACED_SIZE = (2, 6, 4)
 OPSET = 17
-Inputs = tuple[Tensor, ...]
 
 
 def export_networks(
@@ -49,42 +48,29 @@ def export_networks(
         overlays: names of overlays of ``inference.json``, such as ``"single"``.
         settings: settings of ``inference.json``, such as ``ckpt_path="model.pt"``.
 
-    Returns the files and, for each, the largest difference from the network at two sizes and several timesteps: 0 for
-    TorchScript. Raises ``ValueError`` if it is larger, 1e-4 for ONNX, or for another format, ``ImportError`` without
-    onnx or onnxruntime, and what loading the weights raises.
+    Returns:
+        The files and, for each, the largest difference from the network at two sizes and several timesteps: 0 for
+        TorchScript.
+
+    Raises:
+        ValueError: if it is larger, 1e-4 for ONNX, or for another format.
+        ImportError: without onnx or onnxruntime.
+        OSError: if the weights cannot be loaded, as ``ValueError``.
     """
     if file_format not in FORMATS:
         raise ValueError(f"file_format must be one of {list(FORMATS)}, got {file_format!r}")
-    suffix, write, load, tolerance = FORMATS[file_format]
-    parser = read_config(
-        config_files(bundle, overlays), {"device": "$torch.device('cpu')", **settings}
-    )
-    with plain_errors():
-        network = parser.get_parsed_content("network")
-    parts = {"model": network}
-    if isinstance(network, CascadeUNet):
-        parts = {
-            "model": network.coarse,
-            "refiner": parser.get_parsed_content("refiner"),
-        }  # without guidance
-    if unfit := [
-        type(part).__name__ for part in parts.values() if not isinstance(part, ContourUNet)
-    ]:
-        raise ValueError(
-            f"expected networks of the class ContourUNet, got {unfit}; leave out the overlay onnx"
-        )
+    target = FORMATS[file_format]
     differences = {}
-    for name, part in parts.items():
-        path = Path(output_dir) / f"{name}{suffix}"
-        with atomic_write(path) as aside, torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # tracing and its ONNX export are deprecated; their result is checked
-            write(part, aside)
-            differences[path] = largest_difference(part, load(aside))
-            if not differences[path] <= tolerance:
+    for name, network in _networks(bundle, overlays, settings).items():
+        path = Path(output_dir) / f"{name}{target.suffix}"
+        with atomic_write(path) as partial, torch.no_grad(), warnings.catch_warnings():
+            # tracing and its ONNX export are deprecated; their result is checked
+            warnings.simplefilter("ignore")
+            target.write(network, partial)
+            differences[path] = largest_difference(network, target.load(partial))
+            if not differences[path] <= target.tolerance:
                 raise ValueError(
-                    f"expected {path.name} to differ from its network by at most {tolerance}, got "
+                    f"expected {path.name} to differ from its network by at most {target.tolerance}, got "
                     f"{differences[path]:.3g}; use the versions of torch and onnxruntime in constraints.txt"
                 )
     return differences
@@ -93,28 +79,44 @@ def export_networks(
 @torch.no_grad()
 def largest_difference(network: ContourUNet, exported: Callable[..., Tensor]) -> float:
     """Largest absolute difference of ``exported(x, timesteps[, class_labels])`` at ``SIZES`` and ``TIMESTEPS``."""
-    named = _named(network)
-    pairs = ((named(*inputs), exported(*inputs)) for inputs in _checks(network))
-    return max(float((expected - got).abs().max()) for expected, got in pairs)
-
-
-def _checks(network: ContourUNet) -> Iterator[Inputs]:
+    positional = _positional(network)
+    differences = []
     for size in SIZES:
         for timestep in TIMESTEPS:
-            yield _inputs(network, size, timestep)
+            inputs = _inputs(network, size, timestep)
+            differences.append(float((positional(*inputs) - exported(*inputs)).abs().max()))
+    return max(differences)
 
 
-def _inputs(network: ContourUNet, size: tuple[int, int, int], timestep: int) -> Inputs:
-    batch, *sides = size
+def _networks(
+    bundle: str | Path | None, overlays: Sequence[str], settings: dict[str, Any]
+) -> dict[str, ContourUNet]:
+    """Networks of the config by the names of their files; the second one is without guidance."""
+    files = config_files(bundle, overlays)
+    parser = read_config(files, {"device": "$torch.device('cpu')", **settings})
+    with plain_errors():
+        network = parser.get_parsed_content("network")
+    networks = {"model": network}
+    if isinstance(network, CascadeUNet):
+        networks = {"model": network.coarse, "refiner": parser.get_parsed_content("refiner")}
+    kinds = [type(network).__name__ for network in networks.values()]
+    if not all(isinstance(network, ContourUNet) for network in networks.values()):
+        raise ValueError(
+            f"expected networks of the class ContourUNet, got {kinds}; leave out the overlay onnx"
+        )
+    return networks
+
+
+def _inputs(network: ContourUNet, size: tuple[int, int, int], timestep: int) -> tuple[Tensor, ...]:
+    batch, height, width = size
     channels = network.in_channels // network.patch_size**2
-    shape = (batch, channels, *(side * network.size_divisor for side in sides))
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(timestep))
+    divisor = network.size_divisor
+    generator = torch.Generator().manual_seed(timestep)
+    x = torch.randn(batch, channels, height * divisor, width * divisor, generator=generator)
     timesteps = torch.full((batch,), timestep)
-    return (
-        (x, timesteps, torch.arange(batch) % len(network.contrasts))
-        if network.contrasts
-        else (x, timesteps)
-    )
+    if not network.contrasts:
+        return x, timesteps
+    return x, timesteps, torch.arange(batch) % len(network.contrasts)
 
 
 class _Labelled(nn.Module):
@@ -129,8 +131,9 @@ class _Labelled(nn.Module):
         return out
 
 
-def _named(network: ContourUNet) -> nn.Module:
-    return (_Labelled(network) if network.contrasts else network).eval()
+def _positional(network: ContourUNet) -> nn.Module:
+    """The network, called with the inputs of its file."""
+    return _Labelled(network).eval() if network.contrasts else network.eval()
 
 
 def _facts(network: ContourUNet) -> dict[str, Any]:
@@ -138,7 +141,8 @@ def _facts(network: ContourUNet) -> dict[str, Any]:
 
 
 def _write_torchscript(network: ContourUNet, path: Path) -> None:
-    traced = torch.jit.trace(_named(network), _inputs(network, TRACED_SIZE, 500), check_trace=False)
+    inputs = _inputs(network, TRACED_SIZE, 500)
+    traced = torch.jit.trace(_positional(network), inputs, check_trace=False)
     save_net_with_metadata(traced, str(path), meta_values=_facts(network))
 
 
@@ -150,28 +154,35 @@ def _write_onnx(network: ContourUNet, path: Path) -> None:
             "ONNX files are written with onnx; pip install 'contourdiff[onnx]'"
         ) from error
     inputs = _inputs(network, TRACED_SIZE, 500)
-    names = ("x", "timesteps", "class_labels")[: len(inputs)]
-    image = {0: "batch", 2: "height", 3: "width"}
+    image_axes = {0: "batch", 2: "height", 3: "width"}
+    axes = {"x": image_axes, "timesteps": {0: "batch"}, "pred": image_axes}
+    if network.contrasts:
+        axes["class_labels"] = {0: "batch"}
     model = convert_to_onnx(
-        _named(network),
+        _positional(network),
         inputs,
-        input_names=names,
+        input_names=("x", "timesteps", "class_labels")[: len(inputs)],
         output_names=("pred",),
         opset_version=OPSET,
-        dynamic_axes={name: {0: "batch"} for name in names} | {"x": image, "pred": image},
+        dynamic_axes=axes,
         filename=str(path),
         dynamo=False,  # needs no onnxscript
     )
-    onnx.helper.set_model_props(
-        model, {name: json.dumps(value) for name, value in _facts(network).items()}
-    )
+    facts = {name: json.dumps(value) for name, value in _facts(network).items()}
+    onnx.helper.set_model_props(model, facts)
     onnx.save(model, str(path))
 
 
-FORMATS: dict[
-    str,
-    tuple[str, Callable[[ContourUNet, Path], None], Callable[[Path], Callable[..., Tensor]], float],
-] = {
-    "torchscript": (".ts", _write_torchscript, torch.jit.load, 0.0),
-    "onnx": (".onnx", _write_onnx, OnnxNetwork, 1e-4),
+class _Format(NamedTuple):
+    """How networks are written and read back, and how far their outputs may differ."""
+
+    suffix: str
+    write: Callable[[ContourUNet, Path], None]
+    load: Callable[[Path], Callable[..., Tensor]]
+    tolerance: float
+
+
+FORMATS = {
+    "torchscript": _Format(".ts", _write_torchscript, torch.jit.load, 0.0),
+    "onnx": _Format(".onnx", _write_onnx, OnnxNetwork, 1e-4),
 }

@@ -22,13 +22,16 @@ class OnnxNetwork(nn.Module):
         path: file of [`contourdiff.deploy.network_export.export_networks`][].
         contrast: see [`contourdiff.networks.ContourUNet`][]; the file knows the names.
 
-    Raises ``FileNotFoundError`` if there is no file, ``ValueError`` if it is damaged or not of ``contourdiff export``,
-    or for an unknown contrast, ``ImportError`` without onnxruntime.
+    Raises:
+        FileNotFoundError: if there is no file.
+        ValueError: if it is damaged or not of ``contourdiff export``, or for an unknown contrast.
+        ImportError: without onnxruntime.
     """
 
     def __init__(self, path: str | Path, contrast: str | None = None) -> None:
         super().__init__()
-        self._session = _session(path)
+        self._path = Path(path)
+        self._session = _session(self._path)
         facts = self._session.get_modelmeta().custom_metadata_map
         if not {"size_divisor", "contrasts"} <= facts.keys():
             raise ValueError(
@@ -43,28 +46,36 @@ class OnnxNetwork(nn.Module):
         return self
 
     def forward(self, x: Tensor, timesteps: Tensor, class_labels: Tensor | None = None) -> Tensor:
-        """Output for ``x (B, C, H, W)`` at ``timesteps (B,)``: ``(B, 1, H, W)`` float32, on the device of ``x``."""
+        """Output for ``x (B, C, H, W)`` at ``timesteps (B,)``: ``(B, 1, H, W)`` float32, on the device of ``x``.
+
+        ``class_labels (B,)`` are positions in ``contrasts``; a file without contrasts has the label 0 alone. Raises
+        ``ValueError`` for another label.
+        """
+        labels = torch.full_like(timesteps, self._label) if class_labels is None else class_labels
+        last = max(len(self.contrasts) - 1, 0)
+        if labels.min() < 0 or labels.max() > last:
+            raise ValueError(
+                f"expected class labels from 0 to {last}, as {self._path.name} has the contrasts "
+                f"{list(self.contrasts)}, got {labels.tolist()}; export a network with that contrast"
+            )
         inputs = {
             "x": x.detach().float().cpu().contiguous().numpy(),
             "timesteps": timesteps.long().cpu().numpy(),
         }
         if self.contrasts:
-            labels = (
-                torch.full_like(timesteps, self._label) if class_labels is None else class_labels
-            )
             inputs["class_labels"] = labels.long().cpu().numpy()
         (pred,) = self._session.run(["pred"], inputs)
         return torch.from_numpy(pred).to(x.device)
 
 
-def _session(path: str | Path) -> Any:
+def _session(path: Path) -> Any:
     try:
         import onnxruntime
     except ImportError as error:
         raise ImportError(
             "ONNX files are run by onnxruntime; pip install 'contourdiff[onnx]'"
         ) from error
-    if not Path(path).is_file():
+    if not path.is_file():
         raise FileNotFoundError(
             f"expected an ONNX file at {path}, found none; write it by contourdiff export"
         )

@@ -42,7 +42,7 @@ class CaseDataset(Dataset):
     def __init__(self, cases: TranslationCases, transform: Transform) -> None:
         super().__init__(cases.items, transform)
 
-    def __getitem__(self, index: int) -> Any:
+    def __getitem__(self, index: Any) -> Any:
         """Item ``index``, transformed."""
         self._release_before(index)
         name = self.data[index]["name"]

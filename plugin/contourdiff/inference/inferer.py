@@ -34,6 +34,7 @@ from contourdiff.inference.execution import Execution
 from contourdiff.inference.progress import RunProgress, run_progress
 from contourdiff.inference.volume_state import VolumeResult, VolumeState
 from contourdiff.limits import check_flag, check_number, check_whole
+from contourdiff.networks import size_divisor_of
 from contourdiff.sampling.candidate_pool import CandidatePool
 from contourdiff.sampling.neighbor_guided import GuidedVolume, guided_slices
 from contourdiff.sampling.noise import CandidateNoise, correlation_weights
@@ -177,7 +178,7 @@ class VolumeInferer(Inferer):
                 f"expected a class label and a name for each of {len(volumes)} volumes, "
                 f"got {class_labels} and {names}"
             )
-        multiple = math.lcm(getattr(network, "size_divisor", 1), self.painter.frame_multiple)
+        multiple = math.lcm(size_divisor_of(network), self.painter.frame_multiple)
         states = []
         for volume, label in zip(volumes, labels, strict=True):
             states.append(self._state(volume, label, multiple))

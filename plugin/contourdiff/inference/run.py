@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from monai.bundle import ConfigParser
 
-from contourdiff.config_checks import SETTINGS, check_values
+from contourdiff.config_checks import CHECKS, check_values
 from contourdiff.data.atomic import remove_partial_files
 from contourdiff.data.bids import check_subjects
 from contourdiff.data.checks import check_output_dir
@@ -55,8 +55,7 @@ def run_inference(
         ValueError: if nothing can be translated; after all others are done, if a case failed.
         OSError: if a file or a folder is missing.
     """
-    values = {name: parser.get_parsed_content(name) for name in SETTINGS if name in parser}
-    check_values(values)
+    check_values({name: parser.get_parsed_content(name) for name in CHECKS if name in parser})
     output_dir = parser.get_parsed_content("output_dir")
     stats = _optional(parser, "stats")
     if stats is not None:
