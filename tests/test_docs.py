@@ -47,6 +47,7 @@ BASES = {
     "agreement": "train",
 }
 """Config that the settings of a command belong to."""
+LAB_CONFIGS = Path(lab.__file__).parent / "configs"
 L4 = 28
 """TotalSegmentator's number of a vertebra."""
 
@@ -199,8 +200,8 @@ def test_the_programs_take_what_the_pages_show(line: str) -> None:
     if base is not None:
         overlays = []
         for name in values.get("overlays", []):
-            own = name.endswith(".json")  # of the reader
-            if not own and (base == "inference" or name.startswith("train")):
+            of_the_reader = name.endswith(".json")
+            if not of_the_reader and (base == "inference" or name.startswith("train")):
                 overlays.append(name)
         files = config_files(overlays=overlays, base=base)
         read_config(files, parse_settings(values["settings"]))
@@ -214,11 +215,12 @@ def check_bundle_command(words: list[str]) -> None:
     assert all(word.startswith("--") for word in words[::2])
     names = [word.removeprefix("--") for word in words[::2]]
     options = dict(zip(names, words[1::2], strict=True))
+    options.pop("meta_file", None)  # of MONAI, no setting
     text = options.pop("config_file")
     files = []
     for name in ast.literal_eval(text) if text.startswith("[") else [text]:
-        path = CONFIGS / Path(name).name
-        if name != "paper.json":
-            assert path.is_file(), name
-            files.append(str(path))
+        paths = [root / Path(name).name for root in (CONFIGS, LAB_CONFIGS)]
+        existing = [str(path) for path in paths if path.is_file()]
+        assert existing or name == "paper.json", name  # that one is the reader's
+        files += existing
     read_config(files, options)
