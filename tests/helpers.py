@@ -18,7 +18,7 @@ from monai.data import MetaTensor
 from monai.networks.schedulers import DDPMScheduler
 from scipy.spatial.transform import Rotation
 
-from contourdiff.bundle import translate
+from contourdiff.bundle import run_inference_config
 from contourdiff.data.itk_files import TO_LPS
 from contourdiff.inference import (
     CascadeDenoiser,
@@ -231,7 +231,7 @@ def run(dataset_dir: Path, output_dir: Path, weights: Path, **settings: object) 
         "batch_size": 4,
         "logging_file": False,
     }
-    return translate(dataset_dir, output_dir, **{**tiny, **settings})  # type: ignore[arg-type]
+    return run_inference_config(dataset_dir, output_dir, **{**tiny, **settings})  # type: ignore[arg-type]
 
 
 def write_events(folder: Path) -> None:

@@ -19,7 +19,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow, verify_metadata
 
-from contourdiff.bundle import config_files, read_config, translate
+from contourdiff.bundle import config_files, read_config, run_inference_config
 from contourdiff.inference.evaluator import CaseEvaluator
 from helpers import (
     CONFIGS,
@@ -392,7 +392,7 @@ def test_a_misspelled_setting_of_translate_stops_before_the_run(tmp_path: Path) 
     with pytest.raises(
         ValueError, match="got 'num_inference_step'; did you mean num_inference_steps"
     ):
-        translate(tmp_path, tmp_path / "mr", num_inference_step=15)
+        run_inference_config(tmp_path, tmp_path / "mr", num_inference_step=15)
     assert not (tmp_path / "mr").exists()
 
 

@@ -16,7 +16,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from contourdiff.bundle import translate
+from contourdiff.bundle import run_inference_config
 from contourdiff.phantom import write_phantom
 
 GOLDEN = Path(__file__).parent / "golden" / "translations.npz"
@@ -47,7 +47,7 @@ def assert_golden(case: str, output_dir: Path) -> None:
 
 def test_phantom(tmp_path: Path) -> None:
     write_phantom(tmp_path / "ct")
-    translate(tmp_path / "ct", tmp_path / "mr", candidates=1, max_rounds=1, **COMMON)
+    run_inference_config(tmp_path / "ct", tmp_path / "mr", candidates=1, max_rounds=1, **COMMON)
     assert_golden("phantom", tmp_path / "mr")
 
 
@@ -57,5 +57,5 @@ def test_torso(tmp_path: Path, real_data: Path) -> None:
         nib.load(real_data / "ct" / "torso_ct.nii.gz").slicer[49:73],
         tmp_path / "ct" / "torso.nii.gz",
     )
-    translate(tmp_path / "ct", tmp_path / "mr", candidates=2, max_rounds=2, **COMMON)
+    run_inference_config(tmp_path / "ct", tmp_path / "mr", candidates=2, max_rounds=2, **COMMON)
     assert_golden("torso", tmp_path / "mr")

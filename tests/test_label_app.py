@@ -20,7 +20,7 @@ import pytest
 import requests
 import SimpleITK
 
-from contourdiff.bundle import translate
+from contourdiff.bundle import run_inference_config
 from contourdiff.phantom import write_phantom
 from helpers import REPOSITORY, voxels
 
@@ -100,7 +100,9 @@ def url(case: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def by_bundle(case: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output_dir = tmp_path_factory.mktemp("mr")
     options: dict[str, Any] = {**SETTINGS, "logging_file": False}
-    return translate(case.parent, output_dir, overlays=("fast",), contrast="t1,t2", **options)
+    return run_inference_config(
+        case.parent, output_dir, overlays=("fast",), contrast="t1,t2", **options
+    )
 
 
 def upload(url: str, image: str, content: bytes) -> None:
@@ -142,7 +144,7 @@ def test_a_seed_of_the_request_is_the_seed_of_the_bundle_and_lasts_for_the_reque
     url: str, case: Path, by_bundle: Path, tmp_path: Path
 ) -> None:
     options: dict[str, Any] = {**SETTINGS, "logging_file": False}
-    translate(case.parent, tmp_path, overlays=("fast",), seed=7, **options)
+    run_inference_config(case.parent, tmp_path, overlays=("fast",), seed=7, **options)
     assert (
         infer(url, "contourdiff_t1", seed=7).content == (tmp_path / "anna_mr.nii.gz").read_bytes()
     )
@@ -174,7 +176,7 @@ def test_bad_requests_have_a_status_and_a_reason_and_the_server_lives(
     bad = {
         "expected one of the models": infer(url, "contourdiff_ct"),
         "expected the id of an image": infer(url, "contourdiff_t1", "otto"),
-        "it hardly is CT": infer(url, "contourdiff_t1", "mr"),
+        "it is probably not CT": infer(url, "contourdiff_t1", "mr"),
         "expected a readable NIfTI file": infer(url, "contourdiff_t1", "torn"),
         "expected a whole number as seed": infer(url, "contourdiff_t1", seed="x"),
         "expected result_extension": infer(url, "contourdiff_t1", result_extension=".png"),

@@ -158,7 +158,7 @@ def test_killed_workers_change_nothing(tiny: dict[str, Any], tmp_path: Path) -> 
     """Of three workers one is killed again and again: each case is done once, with the files of one process."""
     cases, kills = 20, 10  # a kill costs 8 s of imports
     dataset_dir, many = make_cohort(tmp_path / "ct", cases), tmp_path / "many"
-    expected = bundle.translate(dataset_dir, tmp_path / "one", **tiny)
+    expected = bundle.run_inference_config(dataset_dir, tmp_path / "one", **tiny)
     run = start_command(tiny, dataset_dir, many, tmp_path / "log", "--workers", "3")
     killed, files = kill_workers(run, many, cases, kills)
     log = (tmp_path / "log").read_text()
@@ -195,7 +195,7 @@ def test_two_runs_at_once_leave_the_files_of_one(
     """A volume that is converted among them. No library prints lines of its own."""
     dataset_dir, both = make_cohort(tmp_path / "ct", 4), tmp_path / "both"
     sitk.WriteImage(sitk.ReadImage(dataset_dir / "case00.nii.gz"), dataset_dir / "case04.nrrd")
-    expected = bundle.translate(dataset_dir, tmp_path / "one", **tiny)
+    expected = bundle.run_inference_config(dataset_dir, tmp_path / "one", **tiny)
     logs = [tmp_path / "log0", tmp_path / "log1"]
     runs = [start_command(tiny, dataset_dir, both, log, *options) for log in logs]
     codes, lines = (
@@ -224,7 +224,7 @@ def test_failures_tables_and_logs_are_those_of_one_process(
     ) as cluster:
         for name, options in {"one": {}, "many": {"scheduler": cluster.scheduler_address}}.items():
             caplog.clear()
-            run = parallel.translate if options else bundle.translate
+            run = parallel.run_inference_config if options else bundle.run_inference_config
             with pytest.raises(
                 ValueError, match="1 of 3 cases failed: bad: expected a readable"
             ) as error:
@@ -254,9 +254,9 @@ def test_one_line_counts_the_cases_of_both_contrasts(
     monkeypatch.setattr(progress, "LINE_INTERVAL_S", 0.0)
     dataset_dir = make_dataset(tmp_path / "ct", ("a", "b"))
     both = {**tiny, "contrasts": ["t1", "t2"], "contrast": "t1,t2"}
-    expected = bundle.translate(dataset_dir, tmp_path / "one", **both)
+    expected = bundle.run_inference_config(dataset_dir, tmp_path / "one", **both)
     capsys.readouterr()
-    parallel.translate(dataset_dir, tmp_path / "many", workers=1, **both)
+    parallel.run_inference_config(dataset_dir, tmp_path / "many", workers=1, **both)
     assert contents(tmp_path / "many") == contents(expected)
     assert re.findall(r"^translate: (\d) of (\d) cases, ", capsys.readouterr().err, re.M)[-1] == (
         "4",
@@ -269,7 +269,7 @@ def test_one_line_counts_the_cases_of_both_contrasts(
 )
 def test_workers_or_a_scheduler(options: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"expected workers, 1 or more, or a scheduler, got"):
-        parallel.translate(tmp_path, tmp_path / "mr", **options)
+        parallel.run_inference_config(tmp_path, tmp_path / "mr", **options)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from contourdiff.bundle import config_files, read_config, run_example, translate
+from contourdiff.bundle import config_files, read_config, run_example, run_inference_config
 from contourdiff.weights import load_weights, sha256_of
 from contourdiff_lab.held_out import evaluate_bundle
 from helpers import CONFIGS, voxels, write_nifti
@@ -81,7 +81,9 @@ def test_real_ct_keeps_grid_and_labels_and_looks_like_t1(real_data: Path, tmp_pa
     affine[:3, 3] += 58 * affine[:3, 0]
     write_nifti(tmp_path / "ct" / "slab.nii.gz", ct, affine)
     write_nifti(tmp_path / "ct" / "labels" / "slab.nii.gz", classes, affine)
-    output_dir = translate(tmp_path / "ct", tmp_path / "mr", overlays=("fast",), logging_file=False)
+    output_dir = run_inference_config(
+        tmp_path / "ct", tmp_path / "mr", overlays=("fast",), logging_file=False
+    )
     mr = nib.load(output_dir / "slab_mr.nii.gz")
     np.testing.assert_array_equal(mr.affine, nib.load(tmp_path / "ct" / "slab.nii.gz").affine)
     np.testing.assert_array_equal(voxels(output_dir / "slab_label.nii.gz"), classes)

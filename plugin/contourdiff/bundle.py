@@ -15,7 +15,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow, ReferenceResolver
 from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 
 from contourdiff.config_checks import COMMENT, check_names, plain_errors, references
-from contourdiff.data.atomic import write_text
+from contourdiff.data.atomic import write_json
 from contourdiff.data.inputs import is_url
 from contourdiff.inference.run import run_inference
 from contourdiff.phantom import write_phantom
@@ -26,22 +26,25 @@ logger = logging.getLogger(__name__)
 Kind = TypeVar("Kind")
 
 BUNDLE_NAME = "contourdiff_ct2mr"
-RESERVED = {"imports", "initialize", "run", "finalize"} | set(DEFAULT_MLFLOW_SETTINGS["configs"])  # type: ignore[call-overload]
+MLFLOW_ENTRIES = set(DEFAULT_MLFLOW_SETTINGS["configs"])  # type: ignore[call-overload]
+RESERVED = {"imports", "initialize", "run", "finalize"} | MLFLOW_ENTRIES
 """Entries with a meaning to MONAI, whether or not a config refers to them."""
-SETTINGS_KEY = "// settings"
+WORKFLOW_ARGUMENTS = inspect.signature(ConfigWorkflow).parameters.keys() - {"override"}
+SETTINGS_HEAD = "// settings"
+RECORDED_COMPONENTS = ("network_def", "refiner_def", "scheduler", "contour")
 
 
 def find_bundle(bundle: str | Path | None = None) -> Path:
     """Folder of the bundle: the given one, the installed one, or the repository's; ``FileNotFoundError`` if absent."""
     package = Path(__file__).resolve().parent
-    places = [
-        package / "bundles" / BUNDLE_NAME,
-        package.parent,
-        package.parents[1] / "bundles" / BUNDLE_NAME,
-    ]
-    root = Path(
-        bundle or next((place for place in places if (place / "configs").is_dir()), places[-1])
-    )
+    if bundle is not None:
+        root = Path(bundle)
+    else:
+        root = package.parents[1] / "bundles" / BUNDLE_NAME
+        for place in (package / "bundles" / BUNDLE_NAME, package.parent):
+            if (place / "configs").is_dir():
+                root = place
+                break
     if not (root / "configs" / "inference.json").is_file():
         raise FileNotFoundError(
             f"expected the bundle {BUNDLE_NAME} at {root}, found none; pass its folder as bundle"
@@ -54,46 +57,42 @@ def config_files(
 ) -> list[str]:
     """Paths of a config of the bundle and of its overlays, each by name, or any other overlay by its path ``*.json``.
 
-    Raises ``FileNotFoundError`` if one is missing, ``ValueError`` if one is no JSON.
+    Raises:
+        FileNotFoundError: if one is missing.
     """
     configs = find_bundle(bundle) / "configs"
-    files = [
-        Path(name) if name.endswith(".json") else configs / f"{name}.json"
-        for name in (base, *overlays)
-    ]
-    if missing := [file.stem for file in files if not file.is_file()]:
+    files = []
+    for name in (base, *overlays):
+        files.append(Path(name) if name.endswith(".json") else configs / f"{name}.json")
+    missing = [file.stem for file in files if not file.is_file()]
+    if missing:
         raise FileNotFoundError(f"expected configs by name in {configs}, found no {missing}")
-    for file in files:
-        try:
-            ConfigParser.load_config_file(file)
-        except ValueError as error:
-            raise ValueError(
-                f"expected JSON in the config {file}, got: {error}; repair it"
-            ) from error
     return [str(file) for file in files]
 
 
 def training_overlays(bundle: str | Path | None, overlays: Sequence[str]) -> list[str]:
     """Overlays of ``train.json`` for what overlays of ``inference.json`` translate with: ``train_<name>`` for each."""
     configs = find_bundle(bundle) / "configs"
-    return [f"train_{name}" for name in overlays if (configs / f"train_{name}.json").is_file()]
+    names = [f"train_{name}" for name in overlays]
+    return [name for name in names if (configs / f"{name}.json").is_file()]
 
 
 def read_config(files: str | Sequence[str], settings: Mapping[str, Any]) -> ConfigParser:
     """Parser of a config with its overlays and with other settings; ``"network_def#channels"`` is inside an entry.
 
-    ``bundle_root`` is the folder above the first file's, unless it is among the settings. Raises ``ValueError`` for a
-    setting that the config does not have, and names the nearest.
+    ``bundle_root`` is the folder above the first file's, unless it is among the settings.
+
+    Raises:
+        ValueError: for a file that is no JSON; for a setting that the config does not have, with the nearest.
     """
     parser = ConfigParser()
-    parser.read_config(files)
-    check_names(settings, parser.get().keys())
-    first = files if isinstance(files, str) else files[0]
-    parser.update({"bundle_root": str(Path(first).resolve().parents[1]), **settings})
+    with _json_errors(files):
+        parser.read_config(files)
+    _apply_settings(parser, files, settings)
     return parser
 
 
-def translate(
+def run_inference_config(
     dataset_dir: str | Path,
     output_dir: str | Path,
     *,
@@ -111,36 +110,35 @@ def translate(
         settings: settings of ``inference.json``, such as ``seed=1`` or ``ckpt_path="model.pt"``, and arguments of
             MONAI's ``ConfigWorkflow``, such as ``logging_file=False``.
 
-    Returns ``output_dir``. Raises ``FileNotFoundError`` for a missing bundle, overlay, weights or ``dataset_dir``,
-    ``ValueError`` for an unknown setting, bad weights, no case, or, after all others are done, a case that failed.
+    Returns:
+        ``output_dir``.
+
+    Raises:
+        FileNotFoundError: for a missing bundle, overlay, weights or ``dataset_dir``.
+        ValueError: for an unknown setting, bad weights, no case, or, after all others are done, a case that failed.
     """
-    parser = translation_parser(
-        dataset_dir, output_dir, bundle=bundle, overlays=overlays, **settings
-    )
+    parser = inference_parser(dataset_dir, output_dir, bundle=bundle, overlays=overlays, **settings)
     with plain_errors():
         run_inference(parser)
     return Path(output_dir)
 
 
-def translation_parser(
+def inference_parser(
     dataset_dir: str | Path,
     output_dir: str | Path,
     *,
-    bundle: Any = None,
-    overlays: Any = (),
+    bundle: str | Path | None = None,
+    overlays: Sequence[str] = (),
     **settings: Any,
 ) -> ConfigParser:
-    """Parser of ``inference.json`` for the arguments of [`translate`][], with its errors; nothing is created yet."""
+    """Parser of ``inference.json``; arguments and errors as in [`run_inference_config`][]; nothing is created yet."""
+    paths = {
+        "dataset_dir": dataset_dir if is_url(dataset_dir) else Path(dataset_dir),
+        "output_dir": Path(output_dir),
+    }
     files = config_files(bundle, overlays)
-    source = dataset_dir if is_url(dataset_dir) else Path(dataset_dir)
-    settings = {"dataset_dir": source, "output_dir": Path(output_dir), **settings}
-    arguments = settings.keys() & inspect.signature(ConfigWorkflow).parameters.keys()
-    parser = read_config(
-        files, {name: value for name, value in settings.items() if name not in arguments}
-    )
-    settings.setdefault("bundle_root", parser["bundle_root"])
     with plain_errors():
-        return _initialized(files, {"workflow_type": "inference", **settings}).parser
+        return _workflow("inference", files, {**paths, **settings}).parser
 
 
 def train(
@@ -159,57 +157,97 @@ def train(
         output_dir: folder of ``model.pt``, checkpoints, pictures and the loss curve.
         bundle: folder of the bundle, see [`find_bundle`][].
         overlays: names or paths of overlays of ``train.json``, such as ``"train_refiner"``.
-        resume: go on from the newest checkpoint in ``output_dir``; ``FileNotFoundError`` without one.
+        resume: go on from the newest checkpoint in ``output_dir``.
         settings: settings of ``train.json``.
 
-    Returns the path of the weights. Raises ``ValueError`` for an unknown setting, bad weights or no images.
+    Returns:
+        Path of the weights.
+
+    Raises:
+        FileNotFoundError: for a missing bundle, overlay or folder, or no checkpoint to resume from.
+        ValueError: for an unknown setting, bad weights or no images.
     """
     files = config_files(bundle, overlays, base="train")
     settings = {"dataset_dir": Path(mr_dir), "output_dir": Path(output_dir), **settings}
     if resume:
-        if (checkpoint := newest_checkpoint(output_dir)) is None:
+        checkpoint = newest_checkpoint(output_dir)
+        if checkpoint is None:
             raise FileNotFoundError(
                 f"expected a checkpoint in {output_dir}, found none; start without --resume"
             )
         settings["resume_from"] = str(checkpoint)
-    settings.setdefault("bundle_root", read_config(files, settings)["bundle_root"])
     run_training(files, settings)
     return Path(output_dir) / "model.pt"
 
 
 def run_training(files: Sequence[str], settings: Mapping[str, Any]) -> None:
-    """Run a training config with its overlays; ``settings`` have its ``bundle_root``; errors are its components'."""
+    """Run a training config with its overlays; errors are those of its components, and of [`read_config`][]."""
     with plain_errors():
-        workflow = _initialized(files, {"workflow_type": "train", **settings})
+        workflow = _workflow("train", files, settings)
         workflow.run()
         workflow.finalize()
 
 
-def _initialized(files: Sequence[str], settings: Mapping[str, Any]) -> ConfigWorkflow:
-    """MONAI's workflow, whose remark that no logging is configured would stand in the output of the command."""
+def _workflow(kind: str, files: Sequence[str], settings: Mapping[str, Any]) -> ConfigWorkflow:
+    """MONAI's workflow, initialized; settings may be its arguments, too."""
+    arguments: dict[str, Any] = {"logging_file": False, "workflow_type": kind}
+    entries = {}
+    for name, value in settings.items():
+        if name in WORKFLOW_ARGUMENTS:
+            arguments[name] = value
+        else:
+            entries[name] = value
     monai_logger = logging.getLogger(ConfigWorkflow.__module__)
     level = monai_logger.level
-    monai_logger.setLevel(logging.ERROR)
+    monai_logger.setLevel(logging.ERROR)  # it remarks that no logging is configured
     try:
-        workflow = ConfigWorkflow(files, **{"logging_file": False, **settings})
+        with _json_errors(files):
+            workflow = ConfigWorkflow(files, **arguments)
     finally:
         monai_logger.setLevel(level)
+    _apply_settings(workflow.parser, files, entries)
     workflow.initialize()
     return workflow
+
+
+def _apply_settings(
+    parser: ConfigParser, files: str | Sequence[str], settings: Mapping[str, Any]
+) -> None:
+    check_names(settings, parser.get().keys())
+    first = files if isinstance(files, str) else files[0]
+    parser.update({"bundle_root": str(Path(first).resolve().parents[1]), **settings})
+
+
+@contextmanager
+def _json_errors(files: str | Sequence[str]) -> Iterator[None]:
+    """Name the file that is no JSON."""
+    try:
+        yield
+    except ValueError:
+        for file in [files] if isinstance(files, str) else files:
+            try:
+                ConfigParser.load_config_file(file)
+            except ValueError as error:
+                raise ValueError(
+                    f"expected JSON in the config {file}, got: {error}; repair it"
+                ) from error
+        raise
 
 
 def run_example(folder: str | Path, bundle: str | Path | None = None) -> Path:
     """Make the digital lumbar phantom in ``<folder>/ct`` and translate it, fast, to ``<folder>/mr``."""
     ct = Path(folder) / "ct"
     write_phantom(ct)
-    return translate(ct, Path(folder) / "mr", bundle=bundle, overlays=("fast",), overwrite=True)
+    return run_inference_config(
+        ct, Path(folder) / "mr", bundle=bundle, overlays=("fast",), overwrite=True
+    )
 
 
 def run_translation() -> None:
     """``run`` of ``inference.json``: validate settings, weights, output folder and cases, translate, log a summary.
 
-    Uses ``network``, ``evaluator``, ``cases`` and ``output_dir`` of the config that calls it. Raises ``SystemExit``
-    with one line, and status 1, if nothing can be translated or a case failed.
+    Uses the config that calls it, see [`contourdiff.inference.run.run_inference`][]. Raises ``SystemExit`` with one
+    line, and status 1, if nothing can be translated or a case failed.
     """
     with _exit_status():
         parser = _caller(ConfigParser)
@@ -231,7 +269,7 @@ def join_processes(device: Any) -> None:
 
 def write_settings(output_dir: str | Path) -> None:
     """Step of a training's ``run``: write the settings to ``<output_dir>/settings.json``."""
-    write_text(Path(output_dir) / "settings.json", json.dumps(settings_section(), indent=2) + "\n")
+    write_json(Path(output_dir) / "settings.json", settings_section())
 
 
 def settings_section() -> dict[str, Any]:
@@ -241,13 +279,16 @@ def settings_section() -> dict[str, Any]:
     ``scheduler`` and ``contour`` are added. Expressions are evaluated; a device becomes its name.
     """
     parser = _caller(ConfigParser)
-    section, head = {}, ""
+    section = {}
+    head = ""
     for name in parser.get():
-        head = name if name.startswith(COMMENT) else head
-        if head.startswith(SETTINGS_KEY) and name != head:
+        if name.startswith(COMMENT):
+            head = name
+        elif head.startswith(SETTINGS_HEAD):
             section[name] = parser.get_parsed_content(name)
-    for name in ("network_def", "refiner_def", "scheduler", "contour"):
-        if entry := parser.get(name):
+    for name in RECORDED_COMPONENTS:
+        entry = parser.get(name)
+        if entry:
             section[name] = {key: parser.get_parsed_content(f"{name}::{key}") for key in entry}
     return dict(json.loads(json.dumps(section, default=str)))
 
@@ -266,21 +307,22 @@ def bundle_root() -> str:
 def _check_settings(parser: ConfigParser) -> None:
     """Compare the top-level entries with what the config refers to, and with the bundle's configs that it contains."""
     config = parser.get()
-    known = RESERVED | {
-        ReferenceResolver.split_id(reference)[0] for reference in references(config)
-    }
+    known = set(RESERVED)
+    for reference in references(config):
+        known.add(ReferenceResolver.split_id(reference)[0])
     for file in (Path(parser.get_parsed_content("bundle_root")) / "configs").glob("*.json"):
-        own = ConfigParser.load_config_file(file)
-        if "run" in own and own.keys() <= config.keys():
-            known |= own.keys()
+        entries = ConfigParser.load_config_file(file).keys()
+        if "run" in entries and entries <= config.keys():
+            known |= entries
     check_names(config, known)
 
 
 def _caller(kind: type[Kind]) -> Kind:
-    """Nearest object of a class whose method is among the callers."""
+    """Nearest object of a class whose method is among the callers: MONAI passes a component no parser."""
     frame = inspect.currentframe()
     while frame is not None:
-        if isinstance(owner := frame.f_locals.get("self"), kind):
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, kind):
             return owner
         frame = frame.f_back
     raise LookupError(

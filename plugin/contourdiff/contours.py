@@ -31,9 +31,8 @@ def foreground_mask(
         threshold = float(threshold_multiotsu(image, classes=classes)[0])
     except ValueError:  # gaps in the histogram leave scikit-image too few values
         threshold = float(image.mean())
-    mask = binary_erosion(
-        image > threshold, border_value=1
-    )  # the border of the image is not one of the body
+    # the border of the image is no border of the body
+    mask = binary_erosion(image > threshold, border_value=1)
     mask = remove_small_objects(mask, max_size=max(round(min_object_px) - 1, 0))
     if not mask.any():  # a small slice without a body would be filled as one hole
         return np.zeros(image.shape, dtype=bool)

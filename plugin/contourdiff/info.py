@@ -18,14 +18,17 @@ from contourdiff.weights import sha256_of
 def installation(bundle: str | Path | None = None) -> dict[str, str]:
     """Versions, devices, and the bundle's weights with their SHA-256, as text."""
     root = find_bundle(bundle)
-    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    values = {"contourdiff": __version__, "python": platform.python_version()}
-    values |= {name: version(name) for name in PACKAGES}
-    values |= {
-        "devices": ", ".join([f"cpu ({torch.get_num_threads()} threads)", *names]),
+    devices = [f"cpu ({torch.get_num_threads()} threads)"]
+    for index in range(torch.cuda.device_count()):
+        devices.append(torch.cuda.get_device_name(index))
+    return {
+        "contourdiff": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in PACKAGES},
+        "devices": ", ".join(devices),
         "bundle": str(root),
+        **{path.name: sha256_of(path) for path in sorted((root / "models").glob("*.pt"))},
     }
-    return values | {path.name: sha256_of(path) for path in sorted((root / "models").glob("*.pt"))}
 
 
 def usable_device(device: torch.device | str) -> torch.device:

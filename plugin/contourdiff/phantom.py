@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
+from nibabel.affines import from_matvec
+from nibabel.eulerangles import euler2mat
 
 from contourdiff.data.atomic import atomic_write
 
@@ -17,33 +19,70 @@ LABELS = {"L5": 27, "L4": 28, "L3": 29, "L2": 30, "L1": 31}
 
 SHAPE = (48, 112, 128)
 SPACING_MM = (4.0, 2.2, 2.2)
+
+AIR_HU = -1000
+GAS_HU = -900
+TABLE_CORE_HU = -300
+FAT_HU = -100
+CSF_HU = 5
+BOWEL_HU = 35
+MUSCLE_HU = 50
+LIVER_HU = 65
+DISC_HU = 80
+TABLE_SHELL_HU = 100
+MARROW_HU = 180
+ARCH_HU = 420
+CORTEX_HU = 550
 NOISE_HU = 12.0
-AIR_HU, GAS_HU, FAT_HU, CSF_HU, BOWEL_HU, MUSCLE_HU, LIVER_HU, DISC_HU = (
-    -1000,
-    -900,
-    -100,
-    5,
-    35,
-    50,
-    65,
-    80,
-)
-MARROW_HU, ARCH_HU, CORTEX_HU = 180, 420, 550
-TABLE_CORE_HU, TABLE_SHELL_HU = -300, 100
 
-_LEVELS = len(LABELS) + 2  # above L1 the unlabeled T12 and T11
-_LOWEST_CENTER_MM, _PITCH_MM = 68.0, 37.0  # height of L5's center and from one vertebra to the next
-_HALF_HEIGHT_MM, _HALF_DEPTH_MM, _HALF_WIDTH_MM = 13.5, 17.0, 22.5  # of a vertebral body
-_CORTEX_MM, _SACRUM_TILT = 2.6, np.deg2rad(32.0)
+LEVELS = len(LABELS) + 2  # above L1 the unlabeled T12 and T11
+LOWEST_CENTER_MM = 68.0  # height of L5's center
+PITCH_MM = 37.0  # from one vertebra to the next
+BODY_HALF_WIDTH_MM = 22.5
+BODY_HALF_DEPTH_MM = 17.0
+BODY_HALF_HEIGHT_MM = 13.5
+CORTEX_MM = 2.6
+SACRUM_SLOPE = np.tan(np.deg2rad(32.0))
 
 
-class _Grid(NamedTuple):
-    """Voxel centers in mm, shaped to broadcast: ``x`` from the midline, ``y`` from the back, ``z`` from below."""
+class Ellipsoid(NamedTuple):
+    """Center and half axes in mm; with two of each, an elliptic tube."""
 
-    x: np.ndarray
-    y: np.ndarray
-    z: np.ndarray
-    extent: np.ndarray
+    center: Sequence[float] | np.ndarray
+    half_axes: Sequence[float] | np.ndarray
+
+    def contains(self, *coordinates: np.ndarray) -> np.ndarray:
+        """Mask of the points inside."""
+        squares = np.zeros(())
+        for position, center, half_axis in zip(coordinates, *self, strict=True):
+            squares = squares + ((position - center) / half_axis) ** 2
+        return squares < 1
+
+
+class Box(NamedTuple):
+    """Ranges in mm: beside the midline, and to the front and up from the center of a vertebra."""
+
+    side: tuple[float, float]
+    front: tuple[float, float]
+    up: tuple[float, float]
+
+    def contains(self, *coordinates: np.ndarray) -> np.ndarray:
+        """Mask of the points inside."""
+        inside = np.ones((), dtype=bool)
+        for position, (low, high) in zip(coordinates, self, strict=True):
+            inside = inside & (position > low) & (position < high)
+        return inside
+
+
+LIVER = Ellipsoid(center=(45, 165, 255), half_axes=(52, 62, 62))
+# tubes along the spine: beside the midline, and to the front from the centers of the vertebral bodies
+PSOAS = Ellipsoid(center=(38, 3), half_axes=(17, 19))
+AORTA = Ellipsoid(center=(-6, 29), half_axes=(9.5, 9.5))
+CANAL = Ellipsoid(center=(0, -27), half_axes=(11, 7.5))
+LAMINA = Ellipsoid(center=(0, -27), half_axes=(17, 12))
+PEDICLES = Box(side=(8, 16), front=(-30, -10), up=(-1, 11))
+TRANSVERSE_PROCESSES = Box(side=(12, 40), front=(-28, -20), up=(-1, 9))
+SPINOUS_PROCESS = Box(side=(-5, 5), front=(-57, -33), up=(-12, 4))
 
 
 def lumbar_phantom(
@@ -66,23 +105,17 @@ def lumbar_phantom(
             f"expected three positive sizes and spacings (R, A, S), got {shape} and {spacing_mm}"
         )
     rng = np.random.default_rng(seed)
-    axes = [(np.arange(n) + 0.5) * step for n, step in zip(shape, spacing_mm, strict=True)]
-    x, y, z = np.meshgrid(*axes, indexing="ij", sparse=True)
-    extent = np.multiply(shape, spacing_mm)
-    grid = _Grid(x - extent[0] / 2, y, z, extent)
-    volume, label = (
-        np.full(tuple(shape), AIR_HU, dtype=np.float64),
-        np.zeros(tuple(shape), dtype=np.uint8),
-    )
-    _paint_table(volume, grid)
-    _paint_soft_tissue(volume, grid, rng)
-    _paint_sacrum_and_discs(volume, grid)
-    for level in range(_LEVELS):
-        _paint_vertebra(volume, label, grid, level)
-    canal = _canal(grid, 11.0, 7.5)
-    volume[canal], label[canal] = CSF_HU, 0
-    volume += rng.normal(0.0, NOISE_HU, size=volume.shape)
-    return np.clip(np.rint(volume), -1024, 3071).astype(np.int16), label
+    phantom = _Phantom(shape, spacing_mm)
+    phantom.paint_table()
+    phantom.paint_soft_tissue(rng)
+    phantom.paint_sacrum()
+    for level in range(LEVELS):
+        phantom.paint_disc(level)
+    for level in range(LEVELS):
+        phantom.paint_vertebra(level)
+    phantom.paint_canal()
+    volume = phantom.volume + rng.normal(0.0, NOISE_HU, shape)
+    return np.clip(np.rint(volume), -1024, 3071).astype(np.int16), phantom.label
 
 
 def write_phantom(
@@ -95,113 +128,145 @@ def write_phantom(
 ) -> Path:
     """Write ``<dataset_dir>/<case>.nii.gz`` and ``labels/<case>.nii.gz`` on an oblique grid; return the first path.
 
-    A file appears whole or not at all. The other arguments are those of [`lumbar_phantom`][].
+    A file appears whole or not at all. The other arguments, and errors, are those of [`lumbar_phantom`][].
     """
+    volume, label = lumbar_phantom(shape, spacing_mm, seed)
     affine = oblique_affine(shape, spacing_mm)
     path = Path(dataset_dir) / f"{case}.nii.gz"
-    paths = (path, path.parent / "labels" / path.name)
-    for array, target in zip(lumbar_phantom(shape, spacing_mm, seed), paths, strict=True):
-        image = nib.Nifti1Image(array, affine)
-        image.set_qform(affine, code=1)
-        image.set_sform(affine, code=1)
-        image.header.set_xyzt_units("mm")
-        with atomic_write(target) as aside:
-            nib.save(image, aside)
+    _save(volume, affine, path)
+    _save(label, affine, path.parent / "labels" / path.name)
     return path
 
 
 def oblique_affine(shape: Sequence[int], spacing_mm: Sequence[float]) -> np.ndarray:
     """``(4, 4)`` RAS+ affine in mm: turned by 12 degrees about x and 7 about z, its center off the origin."""
-    about_x, about_z = np.deg2rad([12.0, 7.0])
-    cx, sx, cz, sz = np.cos(about_x), np.sin(about_x), np.cos(about_z), np.sin(about_z)
-    turn = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]]) @ np.array(
-        [[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]]
-    )
-    affine = np.eye(4)
-    affine[:3, :3] = turn @ np.diag(spacing_mm)
-    affine[:3, 3] = np.array([8.0, -30.0, -110.0]) - affine[:3, :3] @ ((np.asarray(shape) - 1) / 2)
-    return affine
+    axes = euler2mat(x=np.deg2rad(12.0), z=np.deg2rad(7.0)) @ np.diag(spacing_mm)
+    center = (np.asarray(shape) - 1) / 2
+    return from_matvec(axes, np.array([8.0, -30.0, -110.0]) - axes @ center)
 
 
-def _paint_table(volume: np.ndarray, grid: _Grid) -> None:
-    """Hollow curved slab, 8 mm thick, under the body with air between."""
-    depth = grid.y - (4.0 + 9.0 * (2 * grid.x / grid.extent[0]) ** 2)
-    slab = (depth >= 0) & (depth < 8.8) & (grid.z >= 0)
-    volume[slab] = TABLE_CORE_HU
-    volume[slab & ((depth < 2.2) | (depth >= 6.6))] = TABLE_SHELL_HU
+def _save(array: np.ndarray, affine: np.ndarray, path: Path) -> None:
+    image = nib.Nifti1Image(array, affine)
+    image.set_qform(affine, code=1)
+    image.set_sform(affine, code=1)
+    image.header.set_xyzt_units("mm")
+    with atomic_write(path) as aside:
+        nib.save(image, aside)
 
 
-def _paint_soft_tissue(volume: np.ndarray, grid: _Grid, rng: np.random.Generator) -> None:
-    """Skin fat, muscle wall, abdominal cavity with aorta, liver and bowel; paraspinal muscle behind."""
-    side, front = np.abs(grid.x), grid.y - _spine_y(grid.z)
-    volume[_outline(grid, 0.0)] = FAT_HU
-    volume[_outline(grid, 14.0)] = MUSCLE_HU
-    cavity = _outline(grid, 24.0) & ((front > 8.0) | (side > 62.0))
-    volume[cavity] = FAT_HU
-    volume[cavity & (((side - 38) / 17) ** 2 + ((front - 3) / 19) ** 2 < 1)] = MUSCLE_HU  # psoas
-    volume[cavity & _ellipsoid(grid, (45, 165, 255), (52, 62, 62))] = LIVER_HU
-    volume[cavity & ((grid.x + 6) ** 2 + (front - 29) ** 2 < 9.5**2) & (grid.z > 85)] = (
-        MUSCLE_HU  # aorta
-    )
-    for height in np.linspace(20, 205, 14):
-        x, y, z = (rng.uniform(-52, 52), rng.uniform(162, 195), height + rng.uniform(-8, 8))
-        radii = rng.uniform(13, 22, size=3)
-        loop = cavity & _ellipsoid(grid, (x, y, z), radii)
-        volume[loop] = BOWEL_HU
-        if rng.random() < 0.6:  # gas rises to the front of a supine patient
-            volume[loop & _ellipsoid(grid, (x, y + 4.0, z), radii * 0.65)] = GAS_HU
+class _Phantom:
+    """Volume in HU and labels to paint on, and the positions of the voxels in mm, shaped to broadcast."""
 
+    def __init__(self, shape: Sequence[int], spacing_mm: Sequence[float]) -> None:
+        self.volume = np.full(shape, AIR_HU, dtype=np.float64)
+        self.label = np.zeros(shape, dtype=np.uint8)
+        self.width, self.depth, _ = np.multiply(shape, spacing_mm)
+        i, j, k = np.indices(shape, sparse=True)
+        right, front, up = spacing_mm
+        self.x = (i + 0.5) * right - self.width / 2  # from the midline
+        self.y = (j + 0.5) * front  # from the back
+        self.z = (k + 0.5) * up  # from below
+        self.side = np.abs(self.x)
+        self.front = self.y - _spine_y(self.z)
 
-def _paint_sacrum_and_discs(volume: np.ndarray, grid: _Grid) -> None:
-    """Wedge down and back from the lowest disc, thinner and narrower below; discs up to T12 where it is not."""
-    start_z = 45.0
-    y, z = grid.y - _spine_y(start_z), grid.z - start_z
-    down = -np.sin(_SACRUM_TILT) * y - np.cos(_SACRUM_TILT) * z
-    front = np.cos(_SACRUM_TILT) * y - np.sin(_SACRUM_TILT) * z
-    taper = np.clip(1 - down / 110.0, 0.3, 1.0)
-    inside = np.minimum(
-        np.minimum(down, 16.0 * taper - np.abs(front)), 42.0 * taper - np.abs(grid.x)
-    )
-    volume[inside > 0] = CORTEX_HU
-    volume[inside > _CORTEX_MM] = MARROW_HU
-    for level in range(_LEVELS):
-        up, _, radius = _local(grid, _LOWEST_CENTER_MM + (level - 0.5) * _PITCH_MM)
-        volume[(np.abs(up) < 8.0) & (radius < 0.98) & (volume < MARROW_HU)] = DISC_HU
+    def paint_table(self) -> None:
+        """Hollow curved slab, 8.8 mm thick, under the body with air between."""
+        surface = 4.0 + 9.0 * (2 * self.x / self.width) ** 2
+        depth = self.y - surface
+        slab = (depth >= 0) & (depth < 8.8)
+        core = (depth >= 2.2) & (depth < 6.6)
+        np.copyto(self.volume, TABLE_SHELL_HU, where=slab)
+        np.copyto(self.volume, TABLE_CORE_HU, where=core)
 
+    def paint_soft_tissue(self, rng: np.random.Generator) -> None:
+        """Skin fat, muscle wall and paraspinal muscle; in the cavity fat, psoas, liver, aorta and bowel."""
+        cavity = self._body(inset_mm=24.0) & ((self.front > 8.0) | (self.side > 62.0))
+        psoas = PSOAS.contains(self.side, self.front)
+        liver = LIVER.contains(self.x, self.y, self.z)
+        aorta = AORTA.contains(self.x, self.front) & (self.z > 85)
+        self.volume[self._body(inset_mm=0.0)] = FAT_HU
+        self.volume[self._body(inset_mm=14.0)] = MUSCLE_HU
+        self.volume[cavity] = FAT_HU
+        self.volume[cavity & psoas] = MUSCLE_HU
+        self.volume[cavity & liver] = LIVER_HU
+        self.volume[cavity & aorta] = MUSCLE_HU
+        for height in np.linspace(20, 205, 14):
+            center = rng.uniform((-52, 162, height - 8), (52, 195, height + 8))
+            half_axes = rng.uniform(13, 22, size=3)
+            loop = cavity & Ellipsoid(center, half_axes).contains(self.x, self.y, self.z)
+            self.volume[loop] = BOWEL_HU
+            if rng.random() < 0.6:
+                center[1] += 4.0  # gas rises to the front of a supine patient
+                gas = Ellipsoid(center, half_axes * 0.65).contains(self.x, self.y, self.z)
+                self.volume[loop & gas] = GAS_HU
 
-def _paint_vertebra(volume: np.ndarray, label: np.ndarray, grid: _Grid, level: int) -> None:
-    """Body with cortical shell and waist, behind it pedicles, transverse processes, lamina and spinous process."""
-    up, front, radius = _local(grid, _LOWEST_CENTER_MM + level * _PITCH_MM)
-    side = np.abs(grid.x)
-    waist = 1 - 0.08 * np.clip(1 - (up / _HALF_HEIGHT_MM) ** 2, 0, 1)
-    below_surface = np.minimum(
-        (1 - radius / waist) * _HALF_DEPTH_MM, _HALF_HEIGHT_MM - np.abs(up)
-    )  # in mm
-    body = below_surface > 0
-    pedicle = (side > 8) & (side < 16) & (front < -10) & (front > -30) & (np.abs(up - 5) < 6)
-    transverse = (side > 12) & (side < 40) & (np.abs(front + 24) < 4) & (np.abs(up - 4) < 5)
-    lamina = _canal(grid, 17.0, 12.0) & (front < -22) & (np.abs(up + 2) < 9)
-    spinous = (
-        (side < 5) & (front < -33) & (front > -57) & (np.abs(up + 4 - 0.25 * (front + 33)) < 8)
-    )
-    arch = (pedicle | transverse | lamina | spinous) & ~body
-    volume[arch] = ARCH_HU
-    volume[body] = CORTEX_HU
-    volume[below_surface > _CORTEX_MM] = MARROW_HU
-    if level < len(LABELS):
-        label[body | arch] = list(LABELS.values())[level]
+    def paint_sacrum(self) -> None:
+        """Wedge down and back from the lowest disc, thinner and narrower below."""
+        front, up = self._along_spine(45.0, SACRUM_SLOPE)
+        taper = np.clip(1 + up / 110.0, 0.3, 1.0)
+        from_front = 16.0 * taper - np.abs(front)
+        from_side = 42.0 * taper - self.side
+        self._paint_bone(np.minimum(-up, np.minimum(from_front, from_side)))
 
+    def paint_disc(self, level: int) -> None:
+        """Disc below a vertebra, where the sacrum is not."""
+        _, up, radius = self._at_level(level - 0.5)
+        disc = (np.abs(up) < 8.0) & (radius < 0.98)
+        self.volume[disc & (self.volume < MARROW_HU)] = DISC_HU
 
-def _outline(grid: _Grid, inset_mm: float) -> np.ndarray:
-    """Body outline shrunk by ``inset_mm``: an ellipse in each axial slice, flattened, with a hollow lower back."""
-    x, y, z, extent = grid
-    back = 26.0 + 9.0 * np.exp(-(((z - 135) / 60) ** 2))
-    belly = 0.92 * extent[1] - 5.0 * ((z - 130) / 130) ** 2
-    half_width, half_depth = (
-        np.maximum(half - inset_mm, 1e-3) for half in (0.46 * extent[0], (belly - back) / 2)
-    )
-    radius = (np.abs(x) / half_width) ** 2.4 + (np.abs(y - (belly + back) / 2) / half_depth) ** 2.4
-    return np.asarray((radius < 1) & (0.46 * extent[0] > inset_mm))
+    def paint_vertebra(self, level: int) -> None:
+        """Pedicles, transverse processes, lamina and spinous process; before them the body, which has a waist."""
+        front, up, radius = self._at_level(level)
+        pedicles = PEDICLES.contains(self.side, front, up)
+        transverse = TRANSVERSE_PROCESSES.contains(self.side, front, up)
+        spinous = SPINOUS_PROCESS.contains(self.side, front, up - 0.25 * (front + 33))
+        lamina = self._behind_spine(LAMINA) & (front < -22) & (np.abs(up + 2) < 9)
+        arch = pedicles | transverse | spinous | lamina
+        waist = 1 - 0.08 * np.clip(1 - (up / BODY_HALF_HEIGHT_MM) ** 2, 0, 1)
+        from_rim = (1 - radius / waist) * BODY_HALF_DEPTH_MM
+        below_surface = np.minimum(from_rim, BODY_HALF_HEIGHT_MM - np.abs(up))
+        self.volume[arch] = ARCH_HU
+        self._paint_bone(below_surface)
+        if level < len(LABELS):
+            self.label[arch | (below_surface > 0)] = list(LABELS.values())[level]
+
+    def paint_canal(self) -> None:
+        """Spinal canal, which has no label."""
+        canal = self._behind_spine(CANAL)
+        self.volume[canal] = CSF_HU
+        self.label[canal] = 0
+
+    def _paint_bone(self, below_surface_mm: np.ndarray) -> None:
+        self.volume[below_surface_mm > 0] = CORTEX_HU
+        self.volume[below_surface_mm > CORTEX_MM] = MARROW_HU
+
+    def _body(self, inset_mm: float) -> np.ndarray:
+        """Body shrunk by ``inset_mm``: an ellipse in each axial slice, flattened, with a hollow lower back."""
+        back = 26.0 + 9.0 * np.exp(-(((self.z - 135) / 60) ** 2))
+        belly = 0.92 * self.depth - 5.0 * ((self.z - 130) / 130) ** 2
+        half_width = 0.46 * self.width - inset_mm
+        half_depth = np.maximum((belly - back) / 2 - inset_mm, 1e-3)
+        y = self.y - (belly + back) / 2
+        return (half_width > 0) & (_radius(self.x / half_width, y / half_depth, 2.4) < 1)
+
+    def _behind_spine(self, tube: Ellipsoid) -> np.ndarray:
+        """Inside of a tube, above the sacrum's end."""
+        return tube.contains(self.x, self.front) & (self.z > 28.0)
+
+    def _at_level(self, level: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Front and up from the center of a vertebra, in mm, and the radius in its body, 1 on the rim."""
+        center_z = LOWEST_CENTER_MM + level * PITCH_MM
+        slope = float(_spine_y(center_z + 0.5) - _spine_y(center_z - 0.5))
+        front, up = self._along_spine(center_z, slope)
+        radius = _radius(self.x / BODY_HALF_WIDTH_MM, front / BODY_HALF_DEPTH_MM, 2.6)
+        return front, up, radius
+
+    def _along_spine(self, center_z: float, slope: float) -> tuple[np.ndarray, np.ndarray]:
+        """Distances in mm to the front and up from the spine at ``center_z``, of ``slope`` there."""
+        cos = 1 / np.hypot(1.0, slope)
+        y = self.y - _spine_y(center_z)
+        z = self.z - center_z
+        return cos * (y - slope * z), cos * (slope * y + z)
 
 
 def _spine_y(z: np.ndarray | float) -> np.ndarray:
@@ -209,29 +274,6 @@ def _spine_y(z: np.ndarray | float) -> np.ndarray:
     return 100.0 + 22.0 * np.exp(-(((np.asarray(z) - 135.0) / 70.0) ** 2))
 
 
-def _local(grid: _Grid, center_z: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Up along the spine and to its front from its line at ``center_z``, in mm; radius in a body, 1 on the rim."""
-    slope = float(_spine_y(center_z + 0.5) - _spine_y(center_z - 0.5))
-    cos = 1 / np.hypot(1.0, slope)
-    y, z = grid.y - _spine_y(center_z), grid.z - center_z
-    front = cos * (y - slope * z)
-    radius = (
-        (np.abs(grid.x) / _HALF_WIDTH_MM) ** 2.6 + (np.abs(front) / _HALF_DEPTH_MM) ** 2.6
-    ) ** (1 / 2.6)
-    return cos * (slope * y + z), front, radius
-
-
-def _canal(grid: _Grid, half_width_mm: float, half_depth_mm: float) -> np.ndarray:
-    """Tube behind the vertebral bodies, above the sacrum's end."""
-    behind = grid.y - (_spine_y(grid.z) - _HALF_DEPTH_MM - 10.0)
-    return np.asarray(
-        ((grid.x / half_width_mm) ** 2 + (behind / half_depth_mm) ** 2 < 1) & (grid.z > 28.0)
-    )
-
-
-def _ellipsoid(
-    grid: _Grid, center: Sequence[float], radii: Sequence[float] | np.ndarray
-) -> np.ndarray:
-    return np.asarray(
-        sum(((axis - c) / r) ** 2 for axis, c, r in zip(grid[:3], center, radii, strict=True)) < 1
-    )
+def _radius(x: np.ndarray, y: np.ndarray, exponent: float) -> np.ndarray:
+    """Distance from the center of a circle that is flattened by an exponent above 2."""
+    return (np.abs(x) ** exponent + np.abs(y) ** exponent) ** (1 / exponent)

@@ -16,15 +16,17 @@ import torch
 from monai.data import MetaTensor
 from nibabel.spatialimages import SpatialImage
 
-from contourdiff import bundle as bundle_folder
-from contourdiff import parallel
-from contourdiff.data.cases import TranslationCases
-from contourdiff.data.inputs import is_url
-from contourdiff.data.nifti import OUTPUT_SUFFIXES
-from contourdiff.data.nifti_names import case_of, is_volume
+from contourdiff import bundle, parallel
+from contourdiff.data.case_files import CaseFiles, converted_ct
+from contourdiff.data.inputs import Source, is_url
+from contourdiff.data.nifti_names import OUTPUT_SUFFIXES, is_volume
+from contourdiff.data.translation_cases import TranslationCases, contrast_names
 from contourdiff.info import usable_device
 
 DATALISTS = (".csv", ".json")
+DEFAULT_ANATOMY = "lumbar"
+LONG_NAMES = {"series": "series_uid", "format": "output_ext", "bids": "bids_dir"}
+PATHS = ("bids_dir", "stats", "mr_dir")
 
 
 class Translation(NamedTuple):
@@ -65,18 +67,25 @@ def translate(
         anatomy: ``"lumbar"`` or ``"hip_thigh"``, the paper's settings.
         fast: 15 steps and a single candidate a slice.
         device: of torch; ``None`` takes a GPU if there is one.
-        seed: another seed gives another MR of the same anatomy.
+        seed: of the noise; each seed gives a different MR of the same anatomy.
         case: name of an image in memory; the noise depends on it, as on the name of a file.
-        settings: of ``inference.json``, and ``bundle`` and ``overlays`` as in [`contourdiff.bundle.translate`][].
+        settings: of ``inference.json``, and ``bundle`` and ``overlays`` as in
+            [`contourdiff.bundle.run_inference_config`][].
 
-    Returns the MR on the grid of ``ct``, gray levels from 0 to 255: an image of the same kind. For a path it is the
-    path of the MR or, without ``output``, a nibabel image. Raises ``TypeError`` for another kind of image,
-    ``ValueError`` for a bad image, label or setting, ``FileNotFoundError`` for a missing file.
+    Returns:
+        The MR on the grid of ``ct``, gray levels from 0 to 255: an image of the same kind. For a path it is the path
+        of the MR or, without ``output``, a nibabel image.
+
+    Raises:
+        TypeError: for another kind of image.
+        ValueError: for a bad image, label or setting.
+        FileNotFoundError: for a missing file.
 
     Example: ``mr = contourdiff.translate(sitk.ReadImage("ct.nrrd"), contrast="t2", fast=True)``.
     """
-    given = isinstance(ct, (str, Path))
-    options = {
+    is_path = isinstance(ct, (str, Path))
+    options: dict[str, Any] = {
+        "progress": False,
         "contrast": contrast,
         "anatomy": anatomy,
         "fast": fast,
@@ -84,23 +93,24 @@ def translate(
         "seed": seed,
         **settings,
     }
-    with TemporaryDirectory() as folder:
-        if not given:
-            label = (
-                None if label is None else _write(label, Path(folder) / "labels" / f"{case}.nii.gz")
-            )
-            source = _write(ct, Path(folder) / f"{case}.nii.gz")
-        target = Path(folder) / "mr" if output is None else output
-        results = translate_path(
-            ct if given else source, target, label=label, **{"progress": False, **options}
-        )
-        if given and output is not None:
-            images: list[Any] = [result.mr for result in results]
-        else:
-            images = [_as_given(result.mr, None if given else ct) for result in results]
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        source = ct
+        if not is_path:
+            source = _write_image(ct, folder / f"{case}.nii.gz")
+            if label is not None:
+                label = _write_image(label, folder / "labels" / f"{case}.nii.gz")
+        target = folder / "mr" if output is None else output
+        results = translate_path(source, target, label=label, **options)
+        images: dict[str | None, Any] = {}
+        for result in results:
+            if is_path and output is not None:
+                images[result.contrast] = result.mr
+            else:
+                images[result.contrast] = _read_image(result.mr, None if is_path else ct)
     if len(images) == 1:
-        return images[0]
-    return {result.contrast: image for result, image in zip(results, images, strict=True)}
+        return images.popitem()[1]
+    return images
 
 
 def translate_path(
@@ -118,143 +128,181 @@ def translate_path(
 ) -> list[Translation]:
     """Translate a file, a folder, a DICOM folder or the cases of a datalist, and return what was written.
 
-    ``output`` is a folder, or, for a single case, a file (``.nii.gz``, ``.nii``, ``.nrrd``, ``.mha``): label, record
-    and picture are then named after it. ``series`` and ``format`` among the settings stand for ``series_uid`` and
-    ``output_ext``; ``workers`` or ``scheduler`` share the cases as [`contourdiff.parallel.translate`][] does. Other
-    arguments as in [`translate`][]; errors as in [`contourdiff.bundle.translate`][], which this calls, and
-    ``ValueError`` if a file ``output`` exists and ``overwrite`` is not set.
+    Args:
+        source: what to translate, see [`contourdiff.data.translation_cases.TranslationCases`][], or a single file.
+        output: a folder, or, for a single case, a file (``.nii.gz``, ``.nii``, ``.nrrd``, ``.mha``): label, record and
+            picture are then named after it.
+        label: of a single CT.
+        contrast: see [`translate`][].
+        anatomy: see [`translate`][].
+        fast: see [`translate`][].
+        weights: for the network of the bundle.
+        device: see [`translate`][].
+        overlays: see [`contourdiff.bundle.run_inference_config`][].
+        settings: its settings, where ``series``, ``format`` and ``bids`` stand for ``series_uid``, ``output_ext`` and
+            ``bids_dir``; ``workers`` or ``scheduler`` share the cases as [`contourdiff.parallel`][] does.
+
+    Raises:
+        ValueError: if a file ``output`` exists and ``overwrite`` is not set; others as in
+            [`contourdiff.bundle.run_inference_config`][].
     """
-    settings = {"dataset_dir": source, **_selection(source, label), **settings}
-    settings |= {} if contrast is None else {"contrast": contrast}
-    settings |= {} if weights is None else {"ckpt_path": Path(weights)}
-    settings |= {} if device is None else {"device": usable_device(device)}
-    for short, name in (("series", "series_uid"), ("format", "output_ext"), ("bids", "bids_dir")):
-        if short in settings:
-            settings[name] = settings.pop(short)
-    settings |= {
-        name: Path(settings[name]) for name in ("bids_dir", "stats", "mr_dir") if settings.get(name)
-    }
-    cases = TranslationCases(settings["dataset_dir"], output, settings.get("datalist"))
-    settings["datalist"] = cases.entries()  # headers of DICOM files are read once
-    overlays = [*([anatomy] if anatomy else []), *(["fast"] if fast else []), *overlays]
+    settings = {"dataset_dir": source, **_selection(source, label), **_long_names(settings)}
+    if contrast is not None:
+        settings["contrast"] = contrast
+    if weights is not None:
+        settings["ckpt_path"] = Path(weights)
+    if device is not None:
+        settings["device"] = usable_device(device)
+    settings["overlays"] = _all_overlays(anatomy, fast, overlays)
+    pairs = TranslationCases(settings["dataset_dir"], output, settings.get("datalist")).find()
+    settings["datalist"] = [_absolute_entry(*pair) for pair in pairs.values()]  # found once
     output = Path(output)
-    suffix = next(
-        (suffix for suffix in OUTPUT_SUFFIXES if output.name.lower().endswith(suffix)), None
-    )
-    if suffix is None:
-        return _run(output, overlays, settings)
+    for suffix in OUTPUT_SUFFIXES:
+        if output.name.lower().endswith(suffix):
+            return _translate_to_file(list(pairs), output, {**settings, "output_ext": suffix})
+    _run(output, settings)
+    results = []
+    for case in pairs:
+        for contrast_name, files in _files_of(case, output, settings).items():
+            results.append(_translation(case, contrast_name, files, converted_ct(output, case)))
+    return results
+
+
+def _run(folder: Path, settings: dict[str, Any]) -> None:
+    if "workers" in settings or "scheduler" in settings:
+        parallel.run_inference_config(output_dir=folder, **settings)
+    else:
+        bundle.run_inference_config(output_dir=folder, **settings)
+
+
+def _translate_to_file(
+    cases: Sequence[str], output: Path, settings: dict[str, Any]
+) -> list[Translation]:
+    """Translate a single case in a hidden folder, and move its files to the names that the file asks for."""
     if output.exists() and not settings.get("overwrite"):
         raise ValueError(
             f"expected no file at {output}, found one; pass --overwrite or another name"
         )
-    if (count := len(settings["datalist"])) > 1:
+    if len(cases) > 1:
         raise ValueError(
-            f"expected a single case for the file {output}, got {count}; pass a folder"
+            f"expected a single case for the file {output}, got {len(cases)}; pass a folder"
         )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=output.parent, prefix=".contourdiff_") as folder:
-        results = _run(Path(folder), overlays, {**settings, "output_ext": suffix})
-        return [_named_after(result, output, suffix) for result in results]
-
-
-def _run(folder: Path, overlays: Sequence[str], settings: dict[str, Any]) -> list[Translation]:
-    """Translate to a folder, and list the files of the datalist's cases there."""
-    run = (
-        parallel.translate
-        if "workers" in settings or "scheduler" in settings
-        else bundle_folder.translate
-    )
-    run(output_dir=folder, overlays=overlays, **settings)
-    contrasts, suffix = _contrasts(settings.get("contrast")), settings.get("output_ext", ".nii.gz")
+    (case,) = cases
+    length = len(settings["output_ext"])
+    stem, extension = output.name[:-length], output.name[-length:]
     results = []
-    for case in (case_of(entry["image"]) for entry in settings["datalist"]):
-        for contrast in contrasts if len(contrasts) > 1 else [None]:
-            base = f"{folder / case}{'' if contrast is None else f'_{contrast}'}"
-            optional = (f"{base}_label{suffix}", f"{base}_mr.png", f"{folder}/ct/{case}.nii.gz")
-            found = (Path(path) if Path(path).is_file() else None for path in optional)
-            results.append(
-                Translation(
-                    case, contrast, Path(f"{base}_mr{suffix}"), Path(f"{base}_mr.json"), *found
-                )
-            )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=output.parent, prefix=".contourdiff_") as name:
+        folder = Path(name)
+        _run(folder, settings)
+        ct = output.with_name(f"{stem}_ct.nii.gz")
+        if converted_ct(folder, case).is_file():
+            shutil.copy(converted_ct(folder, case), ct)
+        for contrast, files in _files_of(case, folder, settings).items():
+            file_stem = stem if contrast is None else f"{stem}_{contrast}"
+            target = CaseFiles(output.parent, file_stem, extension, mr_ending="")
+            files.move_to(target)
+            results.append(_translation(case, contrast, target, ct))
     return results
 
 
-def _selection(source: str | Path, label: str | Path | None) -> dict[str, Any]:
-    """Settings that select the cases of an input; ``dataset_dir`` among them overrides the folder given.
+def _files_of(case: str, folder: Path, settings: dict[str, Any]) -> dict[str | None, CaseFiles]:
+    """Files of a case by contrast, which is ``None`` where there is a single one."""
+    extension = settings.get("output_ext", ".nii.gz")
+    contrasts = contrast_names(settings.get("contrast"))
+    if len(contrasts) > 1:
+        return {name: CaseFiles(folder, f"{case}_{name}", extension) for name in contrasts}
+    return {None: CaseFiles(folder, f"{case}{settings.get('case_suffix', '')}", extension)}
 
-    Names of files are paths, not text, which a config would evaluate where it begins with ``$``.
-    """
-    url = str(source) if is_url(source) else ""
+
+def _translation(case: str, contrast: str | None, files: CaseFiles, ct: Path) -> Translation:
+    return Translation(
+        case=case,
+        contrast=contrast,
+        mr=files.mr,
+        record=files.record,
+        label=files.label if files.label.is_file() else None,
+        picture=files.picture if files.picture.is_file() else None,
+        ct=ct if ct.is_file() else None,
+    )
+
+
+def _long_names(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of ``inference.json`` for their short names; paths are no text, which a config would evaluate."""
+    long = {}
+    for name, value in settings.items():
+        long_name = LONG_NAMES.get(name, name)
+        long[long_name] = Path(value) if long_name in PATHS and value else value
+    return long
+
+
+def _all_overlays(anatomy: str | None, fast: bool, overlays: Sequence[str]) -> list[str]:
+    names = []
+    if anatomy is not None and anatomy != DEFAULT_ANATOMY:
+        names.append(anatomy)
+    if fast:
+        names.append("fast")
+    return [*names, *overlays]
+
+
+def _absolute_entry(image: Source, label: Source | None) -> dict[str, Source]:
+    """Entry of a datalist; names of files are paths, as a config would evaluate text that begins with ``$``."""
+    entry = {"image": image if is_url(image) else Path(image).absolute()}
+    if label is not None:
+        entry["label"] = label if is_url(label) else Path(label).absolute()
+    return entry
+
+
+def _selection(source: str | Path, label: str | Path | None) -> dict[str, Any]:
+    """``dataset_dir`` and ``datalist`` for an input; none for a folder as it is."""
+    if is_url(source):
+        return _remote_selection(str(source), label)
     source = Path(source)
-    if url:
-        file = url.lower().endswith(OUTPUT_SUFFIXES)
-        chosen: dict[str, Any] = (
-            {"dataset_dir": url.rsplit("/", 1)[0], "datalist": [{"image": url}]} if file else {}
-        )
-        if label is not None and not file:
-            raise ValueError(
-                f"expected labels in {url}/labels, got a label beside the folder; leave out the label"
-            )
-    elif source.is_file() and source.suffix.lower() in DATALISTS:
-        chosen = {"dataset_dir": source.parent, "datalist": Path(source.name)}
-    elif is_volume(source) or (source.is_dir() and label is not None):
-        chosen = {"dataset_dir": source.parent, "datalist": [{"image": Path(source.name)}]}
-    elif source.is_dir():
-        chosen = {}
-    else:
+    is_datalist = source.is_file() and source.suffix.lower() in DATALISTS
+    if not source.is_dir() and not is_datalist and not is_volume(source):
         raise FileNotFoundError(
             f"expected a CT file (NIfTI, NRRD, MetaImage), a folder, DICOM or a datalist (CSV, JSON) at {source}, "
             f"found {'another kind of file' if source.exists() else 'nothing'}"
         )
-    if label is not None:
-        if source.suffix.lower() in DATALISTS:
+    if is_datalist:
+        if label is not None:
             raise ValueError(
                 "expected the labels in the datalist, got a label beside it; leave out the label"
             )
-        if not Path(label).is_file():
-            raise FileNotFoundError(
-                f"expected a label at {label}, found none; pass another or leave it out"
-            )
-        chosen["datalist"][0]["label"] = Path(label).resolve()
-    return chosen
+        return {"dataset_dir": source.parent, "datalist": Path(source.name)}
+    if source.is_dir() and label is None:
+        return {}
+    return {"dataset_dir": source.parent, "datalist": [_entry(Path(source.name), label)]}
 
 
-def _contrasts(contrast: str | Sequence[str] | None) -> list[str]:
-    names = contrast.split(",") if isinstance(contrast, str) else list(contrast or [])
-    return [name.strip() for name in names]
+def _remote_selection(url: str, label: str | Path | None) -> dict[str, Any]:
+    if url.lower().endswith(OUTPUT_SUFFIXES):
+        return {"dataset_dir": url.rsplit("/", 1)[0], "datalist": [_entry(url, label)]}
+    if label is not None:
+        raise ValueError(
+            f"expected labels in {url}/labels, got a label beside the folder; leave out the label"
+        )
+    return {}
 
 
-def _named_after(result: Translation, output: Path, suffix: str) -> Translation:
-    """Move the files of a result to the names that a single file asks for: ``mr.nii.gz``, ``mr_label.nii.gz`` ..."""
-    base = result.record.name.removesuffix("_mr.json")
-    stem = output.name[: -len(suffix)] + base.removeprefix(result.case)
-
-    def move(path: Path, name: str) -> Path:
-        return Path(shutil.move(path, output.with_name(f"{stem}{name}")))
-
-    for name in (f"_fidelity{suffix}", f"_uncertainty{suffix}"):
-        if (path := result.record.with_name(f"{base}{name}")).is_file():
-            move(path, name)
-    label, picture = (
-        result.label and move(result.label, f"_label{suffix}"),
-        result.picture and move(result.picture, ".png"),
-    )
-    ct = result.ct and Path(
-        shutil.copy(result.ct, output.with_name(f"{output.name[: -len(suffix)]}_ct.nii.gz"))
-    )
-    record, mr = move(result.record, ".json"), move(result.mr, output.name[-len(suffix) :])
-    return result._replace(mr=mr, record=record, label=label, picture=picture, ct=ct)
+def _entry(image: Source, label: str | Path | None) -> dict[str, Source]:
+    if label is None:
+        return {"image": image}
+    if not Path(label).is_file():
+        raise FileNotFoundError(
+            f"expected a label at {label}, found none; pass another or leave it out"
+        )
+    return {"image": image, "label": Path(label).resolve()}
 
 
-def _write(image: Any, path: Path) -> Path:
+def _write_image(image: Any, path: Path) -> Path:
     """Write an image in memory as NIfTI."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(image, MetaTensor):
-        data = image.as_tensor().cpu().numpy()
-        image = nib.Nifti1Image(
-            data[0] if data.ndim == 4 and len(data) == 1 else data, image.affine.cpu().numpy()
-        )
+        voxels = image.as_tensor().cpu().numpy()
+        if voxels.ndim == 4 and len(voxels) == 1:
+            voxels = voxels[0]
+        image = nib.Nifti1Image(voxels, image.affine.cpu().numpy())
     if isinstance(image, SpatialImage):
         nib.save(nib.Nifti1Image(np.asanyarray(image.dataobj), image.affine), path)
     elif isinstance(image, sitk.Image):
@@ -270,23 +318,23 @@ def _write(image: Any, path: Path) -> Path:
     return path
 
 
-def _as_given(path: Path, like: Any) -> Any:
+def _read_image(path: Path, like: Any) -> Any:
     """Read a translation as an image of the same kind and with the geometry of ``like``; ``None`` is nibabel's."""
     image = nib.load(path)
-    data = np.asarray(image.dataobj)
+    voxels = np.asarray(image.dataobj)
     if like is None:
-        return nib.Nifti1Image(data, image.affine, image.header)
+        return nib.Nifti1Image(voxels, image.affine, image.header)
     if isinstance(like, MetaTensor):
-        tensor = torch.as_tensor(data).reshape(like.shape)
+        tensor = torch.as_tensor(voxels).reshape(like.shape)
         return MetaTensor(tensor, affine=like.affine.clone(), meta=dict(like.meta))
     if isinstance(like, SpatialImage):
-        return nib.Nifti1Image(data, like.affine)
-    voxels = np.ascontiguousarray(data.transpose())
+        return nib.Nifti1Image(voxels, like.affine)
+    in_itk_order = np.ascontiguousarray(voxels.transpose())
     if isinstance(like, sitk.Image):
-        mr = sitk.GetImageFromArray(voxels)
+        mr = sitk.GetImageFromArray(in_itk_order)
     else:
         import itk
 
-        mr = itk.image_from_array(voxels)
+        mr = itk.image_from_array(in_itk_order)
     mr.CopyInformation(like)
     return mr

@@ -4,28 +4,20 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-# Raised by torch.load for files with changed or missing bytes.
-DAMAGED: tuple[type[Exception], ...] = (
-    pickle.UnpicklingError,
-    struct.error,
-    OSError,
-    RuntimeError,
-    EOFError,
-)
-DAMAGED += (ValueError, LookupError, TypeError, AttributeError, AssertionError)
-
 
 def start_weights(network: nn.Module, path: str | Path | None) -> nn.Module:
-    """Load the weights that a training starts from, strictly; without ``path`` the network is returned unchanged."""
+    """Load the weights that a training starts from, strictly; without ``path`` the network is returned unchanged.
+
+    Errors are those of [`load_weights`][].
+    """
     return load_weights(network, path).train() if path else network
 
 
@@ -35,14 +27,11 @@ def load_weights(
     """Load a state dict of tensors into ``network``, strictly, and return the network in evaluation mode.
 
     Half precision is cast to the network's. The network is moved to ``device``, if one is given. Errors are those of
-    [`read_weights`][] and [`check_keys`][], and ``ValueError`` for weights that are not finite.
+    [`read_weights`][], [`check_keys`][] and [`check_finite`][].
     """
     state = read_weights(path)
     check_keys(network.state_dict(), state, path)
-    if broken := [key for key, value in state.items() if not value.isfinite().all()]:
-        raise ValueError(
-            f"expected finite weights in {path}, got NaN or infinity in {broken[:2]}; copy or train it again"
-        )
+    check_finite(state, path)
     network.load_state_dict(state, strict=True)
     return network.eval().to(device)
 
@@ -58,27 +47,46 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         raise FileNotFoundError(
             f"expected weights at {path}, found none; pass --ckpt_path or train a model first"
         )
-    safetensors = import_safetensors() if path.suffix == ".safetensors" else None
-    damaged = DAMAGED if safetensors is None else (*DAMAGED, safetensors.SafetensorError)
     try:
-        state = (
-            safetensors.torch.load_file(path)
-            if safetensors
-            else torch.load(path, "cpu", weights_only=True)
-        )
-    except damaged as error:
+        state = _read(path)
+    except (ImportError, MemoryError):
+        raise
+    except Exception as error:  # of damaged files, torch.load raises errors of many kinds
         first_line = str(error).strip().split("\n")[0][:200]
         raise ValueError(
             f"expected {path} to be an undamaged file of tensors (weights_only=True); reading it failed: {first_line}; "
             "copy or train it again"
         ) from error
-    if not isinstance(state, dict) or not all(
-        isinstance(value, Tensor) for value in state.values()
-    ):
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ValueError(
             f"expected a state dict of tensors in {path}, got something else; save network.state_dict()"
         )
     return state
+
+
+def check_keys(
+    expected: Mapping[str, Tensor], state: Mapping[str, Tensor], path: str | Path
+) -> None:
+    """Raise ``ValueError`` unless ``state``, read from ``path``, has the keys and shapes of ``expected``."""
+    missing = sorted(expected.keys() - state.keys())
+    unknown = sorted(state.keys() - expected.keys())
+    common = sorted(expected.keys() & state.keys())
+    reshaped = [key for key in common if expected[key].shape != state[key].shape]
+    if missing or unknown or reshaped:
+        raise ValueError(
+            f"the weights in {path} are of another network: {len(missing)} keys missing {missing[:2]}, "
+            f"{len(unknown)} unknown {unknown[:2]}, {len(reshaped)} of another shape {reshaped[:2]}; "
+            "use the network_def that they were trained with"
+        )
+
+
+def check_finite(state: Mapping[str, Tensor], path: str | Path) -> None:
+    """Raise ``ValueError`` for NaN or infinity in ``state``, read from ``path``."""
+    broken = [key for key, value in state.items() if not value.isfinite().all()]
+    if broken:
+        raise ValueError(
+            f"expected finite weights in {path}, got NaN or infinity in {broken[:2]}; copy or train it again"
+        )
 
 
 def count_parameters(path: str | Path) -> int:
@@ -86,29 +94,15 @@ def count_parameters(path: str | Path) -> int:
     return sum(value.numel() for value in read_weights(path).values())
 
 
-def check_keys(
-    expected: Mapping[str, Tensor], state: Mapping[str, Tensor], path: str | Path
-) -> None:
-    """Raise ``ValueError`` unless ``state``, read from ``path``, has the keys and shapes of ``expected``."""
-    missing, unknown = (
-        sorted(expected.keys() - state.keys()),
-        sorted(state.keys() - expected.keys()),
-    )
-    shapes = sorted(
-        key for key in expected.keys() & state.keys() if expected[key].shape != state[key].shape
-    )
-    if missing or unknown or shapes:
-        raise ValueError(
-            f"the weights in {path} are of another network: {len(missing)} keys missing {missing[:2]}, "
-            f"{len(unknown)} unknown {unknown[:2]}, {len(shapes)} of another shape {shapes[:2]}; "
-            "use the network_def that they were trained with"
-        )
+def sha256_of(path: str | Path) -> str:
+    """SHA-256 of a file in hexadecimal, as recorded of the weights beside every translation."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def import_safetensors() -> ModuleType:
     """``safetensors``; ``ImportError`` that names what to install if it is missing."""
     try:
-        import safetensors
         import safetensors.torch
     except ImportError as error:
         raise ImportError(
@@ -117,6 +111,7 @@ def import_safetensors() -> ModuleType:
     return safetensors
 
 
-def sha256_of(path: str | Path) -> str:
-    """SHA-256 of a file in hexadecimal, as recorded of the weights beside every translation."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+def _read(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        return import_safetensors().torch.load_file(path)
+    return torch.load(path, "cpu", weights_only=True)

@@ -24,8 +24,9 @@ from skimage.measure import label as connected_components
 from tqdm import tqdm
 
 from contourdiff.bundle import config_files, find_bundle, read_config
-from contourdiff.data.cases import case_name, labelled_cases
 from contourdiff.data.label_map import LabelMap
+from contourdiff.data.nifti_names import case_name
+from contourdiff.data.training_cases import labelled_cases
 from contourdiff.transforms import RemapLabelsd
 from contourdiff_lab.experiment.label_crop import OPPOSITE
 from contourdiff_lab.metrics.image_quality import label_boundary_agreement
@@ -207,7 +208,7 @@ def contour_gap(
     CT goes through ``preprocessing`` of ``inference.json``; MR through ``volume_transform`` and ``contour`` of
     ``train.json``, in the orientation and at the spacing of the CT.
 
-    Folders hold cases with labels ([`contourdiff.data.cases.labelled_cases`][]) whose ids match the patterns. Slices
+    Folders hold cases with labels ([`contourdiff.data.training_cases.labelled_cases`][]) whose ids match the patterns. Slices
     with less area inside the bone than ``min_inside_cm2`` are left out; 0 takes every slice with a label. For
     ``label_map`` see [`contourdiff.data.label_map.LabelMap`][]; ``None`` takes the bundle's vertebrae. ``overlays``
     and ``settings`` are those of ``inference.json``, such as ``window_hu=[-160, 240]``; ``mr_settings`` those of

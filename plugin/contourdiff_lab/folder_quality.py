@@ -24,9 +24,10 @@ from tqdm import tqdm
 from contourdiff.bundle import config_files, read_config
 from contourdiff.contours import contour_of
 from contourdiff.data.atomic import without_nan, write_csv, write_text
-from contourdiff.data.cases import case_name, labelled_cases
-from contourdiff.data.nifti_names import case_of, nifti_by_case
-from contourdiff.metrics.flicker import contour_box, flicker
+from contourdiff.data.nifti_names import case_name, case_of, nifti_by_case
+from contourdiff.data.training_cases import labelled_cases
+from contourdiff.inference.volume_state import contour_box
+from contourdiff.metrics.flicker import flicker
 from contourdiff.transforms import InPlaneResampled
 from contourdiff.transforms.gray_levels import MR_PERCENTILES
 from contourdiff_lab.metrics.image_quality import image_quality, label_boundary_agreement
@@ -182,7 +183,7 @@ def folder_quality(
     ``reference_flicker`` is the mean over ``mr_dir``, a value for the setting of that name. The result has ``cases`` (a
     row each), their ``mean``, ``set`` (what [`image_quality`][] returns, or ``None``) and ``grid``.
 
-    Both folders hold cases with labels ([`contourdiff.data.cases.labelled_cases`][]), ``mr_pattern`` is that of case
+    Both folders hold cases with labels ([`contourdiff.data.training_cases.labelled_cases`][]), ``mr_pattern`` is that of case
     ids of the MR. For ``extractor``, which requires ``mr_dir``, and ``foreground_only`` see
     [`contourdiff_lab.metrics.image_quality.image_quality`][]; ``extractor_name`` is recorded. Grid and contour are
     those of ``inference.json`` of the ``bundle``, with ``overlays`` and ``settings``, such as ``{"spacing_mm": 1.6}``.

@@ -31,15 +31,17 @@ class ContourdiffApp(MONAILabelApp):
 
     def infer(self, request: dict[str, Any], datastore: Any = None) -> dict[str, Any]:
         """Translate; an unknown model or image has status 404, any other error of the input 422, with its message."""
-        if (model := request.get("model")) not in self._infers:
+        model = request.get("model")
+        if model not in self._infers:
             raise HTTPException(
                 404, f"expected one of the models {sorted(self._infers)}, got {model!r}"
             )
         try:
             return super().infer(request, datastore)
         except Exception as error:
-            if isinstance(cause := root_cause(error), (ValueError, FileNotFoundError)):
-                raise HTTPException(
-                    404 if isinstance(cause, FileNotFoundError) else 422, str(cause)
-                ) from error
+            cause = root_cause(error)
+            if isinstance(cause, FileNotFoundError):
+                raise HTTPException(404, str(cause)) from error
+            if isinstance(cause, ValueError):
+                raise HTTPException(422, str(cause)) from error
             raise

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from contourdiff.data.datalists import read_split
 from contourdiff.data.inputs import find_inputs
 
 ENTRIES = [
@@ -45,3 +46,15 @@ def test_a_list_without_its_column_or_section_is_refused(tmp_path: Path) -> None
             find_inputs(tmp_path, "list.csv")
     with pytest.raises(ValueError, match=r"expected the list 'testing' in .*list.json, got \[\]"):
         find_inputs(tmp_path, "list.json")
+
+
+def test_a_training_list_as_csv_is_read_as_one_of_cases(tmp_path: Path) -> None:
+    path = tmp_path / "list.csv"
+    path.write_text("\ufefffile,split\na.nii.gz,train\nb.nii.gz,val\n", encoding="utf-8")
+    assert read_split(path, "train") == ["a.nii.gz"]
+    assert read_split(path, "val") == ["b.nii.gz"]
+    path.write_text("file,part\na.nii.gz,train\n")
+    with pytest.raises(
+        ValueError, match=r"expected a column 'split' in .*, got \['file', 'part'\]"
+    ):
+        read_split(path, "train")

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from contourdiff.data.cases import TranslationCases
 from contourdiff.data.dicom import has_ct_series, read_ct_series
 from contourdiff.data.itk_files import convert_to_nifti
+from contourdiff.data.translation_cases import TranslationCases
 from helpers import AXIAL, ball_ct, nibabel_of, write_series
 
 pydicom = pytest.importorskip("pydicom")

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from contourdiff import cli
-from contourdiff.bundle import translate
+from contourdiff.bundle import run_inference_config
 from contourdiff.deploy.bundle_export import export_bundle
 from contourdiff.phantom import write_phantom
 from helpers import CONFIGS, REPOSITORY, voxels
@@ -121,7 +121,9 @@ def test_the_same_mr_without_the_package_from_another_directory(
     exported: Path, elsewhere: Elsewhere, tmp_path: Path
 ) -> None:
     write_phantom(tmp_path / "ct", shape=(5, 112, 128), spacing_mm=(38.0, 2.2, 2.2))
-    here = translate(tmp_path / "ct", tmp_path / "here", **QUICK, device="$torch.device('cpu')")
+    here = run_inference_config(
+        tmp_path / "ct", tmp_path / "here", **QUICK, device="$torch.device('cpu')"
+    )
     root = os.path.relpath(exported, tmp_path)
     command = [
         "-m",

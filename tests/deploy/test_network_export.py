@@ -15,7 +15,7 @@ from monai.data import load_net_with_metadata
 from torch import Tensor
 
 from contourdiff import cli
-from contourdiff.bundle import config_files, read_config, translate
+from contourdiff.bundle import config_files, read_config, run_inference_config
 from contourdiff.deploy.network_export import export_networks
 from contourdiff.deploy.onnx_network import OnnxNetwork
 from contourdiff.phantom import write_phantom
@@ -98,8 +98,10 @@ def test_the_bundle_translates_from_onnx_files(
         "refiner_path": str(onnx_dir / "refiner.onnx"),
     }
     settings = {**QUICK, "acceleration": acceleration, "logging_file": False}
-    eager = translate(tmp_path / "ct", tmp_path / "eager", device=CPU, **settings)
-    run = translate(tmp_path / "ct", tmp_path / "onnx", overlays=["onnx"], **files, **settings)
+    eager = run_inference_config(tmp_path / "ct", tmp_path / "eager", device=CPU, **settings)
+    run = run_inference_config(
+        tmp_path / "ct", tmp_path / "onnx", overlays=["onnx"], **files, **settings
+    )
     mr, expected = (voxels(folder / "phantom_mr.nii.gz") for folder in (run, eager))
     assert expected.std() > 10
     np.testing.assert_allclose(mr, expected, atol=0.05)

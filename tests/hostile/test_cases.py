@@ -13,7 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from contourdiff.data.cases import case_of
+from contourdiff.data.nifti_names import case_of
 from helpers import run, voxels
 from hostile.corpus import IGNORED, KINDS, WARNED
 

@@ -19,8 +19,8 @@ import torch
 
 from contourdiff.cli import main
 from contourdiff.config_checks import SETTINGS, check_values
-from contourdiff.data.cases import TranslationCases
 from contourdiff.data.checks import check_output_dir
+from contourdiff.data.translation_cases import TranslationCases
 from contourdiff.inference.inferer import ContourTranslationInferer
 from contourdiff.translation import translate_path
 from contourdiff.weights import load_weights

@@ -14,7 +14,7 @@ import torch
 from monai.networks.schedulers import DDPMScheduler
 from torch.nn.functional import avg_pool2d, pixel_unshuffle
 
-from contourdiff.bundle import config_files, translate
+from contourdiff.bundle import config_files, run_inference_config
 from contourdiff.inference import (
     CascadeDenoiser,
     Denoiser,
@@ -158,13 +158,17 @@ QUICK = {
 
 def test_several_contrasts_are_those_of_separate_runs(ct: Path, tmp_path: Path) -> None:
     """Shipped weights: two volumes with a label and a record each; a second run keeps them."""
-    both = translate(ct, tmp_path / "both", contrast="t1,t2", logging_file=False, **QUICK)
+    both = run_inference_config(
+        ct, tmp_path / "both", contrast="t1,t2", logging_file=False, **QUICK
+    )
     ends = ("label.nii.gz", "mr.json", "mr.nii.gz", "mr.png")
     written = [f"a_{contrast}_{end}" for contrast in ("t1", "t2") for end in ends]
     assert sorted(path.name for path in both.iterdir()) == [*written, "run.json"]
     images = []
     for contrast in ("t1", "t2"):
-        alone = translate(ct, tmp_path / contrast, contrast=contrast, logging_file=False, **QUICK)
+        alone = run_inference_config(
+            ct, tmp_path / contrast, contrast=contrast, logging_file=False, **QUICK
+        )
         images.append(np.asarray(nib.load(both / f"a_{contrast}_mr.nii.gz").dataobj))
         np.testing.assert_array_equal(
             images[-1], np.asarray(nib.load(alone / "a_mr.nii.gz").dataobj)
@@ -174,7 +178,7 @@ def test_several_contrasts_are_those_of_separate_runs(ct: Path, tmp_path: Path) 
         assert record["weights"]["refiner"]["sha256"] == sha256_of(MODELS / "refiner.pt")
     assert np.abs(images[0] - images[1]).mean() > 1
     times = [(both / name).stat().st_mtime_ns for name in written]
-    translate(ct, both, contrast="t1,t2", logging_file=False, **QUICK)
+    run_inference_config(ct, both, contrast="t1,t2", logging_file=False, **QUICK)
     assert [(both / name).stat().st_mtime_ns for name in written] == times
     assert [(row["case"], row["status"]) for row in read_run(both)["cases"]] == [
         ("a_t1", "kept"),
@@ -187,7 +191,7 @@ def test_an_unknown_contrast_is_refused_before_any_work(
     contrast: str, ct: Path, tmp_path: Path
 ) -> None:
     with pytest.raises((ValueError, RuntimeError), match=r"contrast must be|instantiating"):
-        translate(ct, tmp_path / "mr", contrast=contrast, logging_file=False)
+        run_inference_config(ct, tmp_path / "mr", contrast=contrast, logging_file=False)
     assert not list(tmp_path.glob("mr/*"))
 
 
@@ -244,7 +248,7 @@ def test_guidance_moves_the_output_away_from_that_without_contour() -> None:
 def test_guidance_is_a_setting(ct: Path, tmp_path: Path) -> None:
     images = []
     for scale in (1.0, 2.0):
-        out = translate(
+        out = run_inference_config(
             ct, tmp_path / str(scale), refinement_guidance=scale, logging_file=False, **QUICK
         )
         assert (

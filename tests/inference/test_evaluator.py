@@ -26,14 +26,13 @@ from monai.engines.utils import IterationEvents
 from monai.handlers import MeanAbsoluteError, from_engine
 from monai.transforms import Identity, Lambdad
 
-from contourdiff.data.cases import TranslationCases
 from contourdiff.data.nifti_names import case_of
+from contourdiff.data.translation_cases import TranslationCases
 from contourdiff.inference import outputs
 from contourdiff.inference.evaluator import CaseDataset, CaseEvaluator, UnreadCase
-from contourdiff.inference.inferer import ContourTranslationInferer
+from contourdiff.inference.inferer import VolumeInferer
 from contourdiff.transforms import InPlaneResampled
 from helpers import (
-    GUIDED_NETWORK,
     NAMES,
     OBLIQUE,
     TINY_NETWORK,
@@ -41,15 +40,13 @@ from helpers import (
     contours,
     inferer,
     make_dataset,
-    make_guided_network,
     make_seeded,
     run,
     translate_contours,
-    voxels,
     write_nifti,
 )
 
-TRANSLATE = ContourTranslationInferer.translate
+TRANSLATE = VolumeInferer.translate
 RESAMPLE = InPlaneResampled.__call__
 ENDS = ("label.nii.gz", "mr.json", "mr.nii.gz", "mr.png")
 
@@ -58,12 +55,12 @@ def watch(monkeypatch: pytest.MonkeyPatch, before: Callable[[list[str]], None]) 
     """Call ``before`` with the names of the cases whenever the inferer translates some."""
 
     def watched(
-        self: ContourTranslationInferer, inputs: Sequence[MetaTensor], network: torch.nn.Module
+        self: VolumeInferer, inputs: Sequence[MetaTensor], *args: Any, **options: Any
     ) -> Any:
         before([case_of(volume.meta["filename_or_obj"]) for volume in inputs])
-        return TRANSLATE(self, inputs, network)
+        return TRANSLATE(self, inputs, *args, **options)
 
-    monkeypatch.setattr(ContourTranslationInferer, "translate", watched)
+    monkeypatch.setattr(VolumeInferer, "translate", watched)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -103,12 +100,14 @@ class Volumes(torch.utils.data.Dataset):
         volume = contours(index)[None]
         return {
             "image": MetaTensor(volume, meta={"filename_or_obj": f"{name}.nii.gz"}),
+            "name": name,
+            "contrast": None,
             "target": torch.full_like(volume, 100.0),
         }
 
 
-def evaluator(names: Sequence[str], cases_at_once: int = 1, **options: Any) -> CaseEvaluator:
-    loader = DataLoader(Volumes(names), batch_size=cases_at_once, collate_fn=no_collation)
+def evaluator(names: Sequence[str], **options: Any) -> CaseEvaluator:
+    loader = DataLoader(Volumes(names), batch_size=1, collate_fn=no_collation)
     settings = {
         "device": torch.device("cpu"),
         "network": make_seeded(),
@@ -117,16 +116,16 @@ def evaluator(names: Sequence[str], cases_at_once: int = 1, **options: Any) -> C
     return CaseEvaluator(val_data_loader=loader, **{**settings, **options})
 
 
-def test_outputs_are_the_same_to_the_bit(tiny_weights: Path, tmp_path: Path) -> None:
-    """Alone or side by side, read in the main process or ahead in a worker."""
+def test_cases_read_ahead_in_a_worker_give_the_same_files(
+    tiny_weights: Path, tmp_path: Path
+) -> None:
     dataset_dir = make_sizes(tmp_path / "ct")
     plain = contents(run(dataset_dir, tmp_path / "plain", tiny_weights))
     assert len(plain) == 3 * len(NAMES)
-    for name, settings in {"two": {"cases_at_once": 2}, "worker": {"num_workers": 1}}.items():
-        assert contents(run(dataset_dir, tmp_path / name, tiny_weights, **settings)) == plain, name
+    assert contents(run(dataset_dir, tmp_path / "worker", tiny_weights, num_workers=1)) == plain
 
 
-def test_everything_runs_in_the_main_thread(
+def test_every_case_is_translated_in_the_main_thread(
     tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads: list[threading.Thread] = []
@@ -139,10 +138,9 @@ def test_everything_runs_in_the_main_thread(
     assert set(threading.enumerate()) <= before
 
 
-@pytest.mark.parametrize("cases_at_once", [1, 3])
 @pytest.mark.parametrize("stage", ["read", "translate", "write"])
 def test_a_case_that_fails_does_not_lose_the_others(
-    stage: str, cases_at_once: int, tiny_weights: Path, tmp_path: Path,
+    stage: str, tiny_weights: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     def fail(names: list[str]) -> None:
@@ -166,12 +164,7 @@ def test_a_case_that_fails_does_not_lose_the_others(
         monkeypatch.setattr(outputs, "save_like", wrapped)
     caplog.set_level("INFO")
     with pytest.raises(ValueError, match="1 of 3 cases failed: b: RuntimeError: a fault in b"):
-        run(
-            make_dataset(tmp_path / "ct"),
-            tmp_path / "mr",
-            tiny_weights,
-            cases_at_once=cases_at_once,
-        )
+        run(make_dataset(tmp_path / "ct"), tmp_path / "mr", tiny_weights)
     assert {path.name[0] for path in (tmp_path / "mr").glob("*_mr.json")} == {"a", "c"}
     lines = [record.getMessage() for record in caplog.records]
     assert any(line.startswith("b: failed, ") and "a fault in b" in line for line in lines)
@@ -191,8 +184,7 @@ def test_a_case_that_cannot_be_read_passes_a_process_boundary_as_text(tmp_path: 
     assert not isinstance(CaseDataset(cases, Identity())[0], UnreadCase)
 
 
-@pytest.mark.parametrize("cases_at_once", [1, 4])
-def test_metrics_and_handlers_of_completed_iterations_see_the_cases(cases_at_once: int) -> None:
+def test_metrics_and_handlers_of_completed_iterations_see_the_cases() -> None:
     """A metric of MONAI and one of ignite give the mean over all completed cases; a failed case is not among them."""
     names = ["a", "b", "bad", "unread", "c"]
     seen: list[list[str]] = []
@@ -207,7 +199,6 @@ def test_metrics_and_handlers_of_completed_iterations_see_the_cases(cases_at_onc
 
     engine = evaluator(
         names,
-        cases_at_once,
         postprocessing=Lambdad("pred", func=lambda pred: pred + 1),
         key_val_metric={"mae": MeanAbsoluteError(output_transform=from_engine(["pred", "target"]))},
         additional_metrics={
@@ -271,15 +262,15 @@ def test_a_stop_by_the_user_ends_the_run_and_leaves_whole_cases(
 CHILD = """
 import json, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what runs in the background
-from contourdiff.bundle import translate
+from contourdiff.bundle import run_inference_config
 
 dataset_dir, output_dir, settings = json.loads(sys.argv[1])
-translate(dataset_dir, output_dir, **settings)
+run_inference_config(dataset_dir, output_dir, **settings)
 """
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_one_interrupt_ends_the_process_at_once(
+def test_one_interrupt_ends_the_run_at_once(
     num_workers: int, tiny_weights: Path, tmp_path: Path
 ) -> None:
     """SIGINT to the whole process group, as a terminal sends it, once the first case is written."""
@@ -316,29 +307,7 @@ def test_one_interrupt_ends_the_process_at_once(
     assert "f_mr.json" not in written
 
 
-def test_neighbor_guided_cases_share_their_batches(tmp_path: Path) -> None:
-    weights = tmp_path / "guided.pt"
-    torch.save(make_guided_network().state_dict(), weights)
-    dataset_dir = make_dataset(tmp_path / "ct")
-    calls, volumes = {}, {}
-    for cases_at_once in (1, 3):
-        output_dir = run(
-            dataset_dir, tmp_path / str(cases_at_once), weights, network_def=GUIDED_NETWORK,
-            overlays=("neighbor_guided",), cases_at_once=cases_at_once, preview=None,
-        )  # fmt: skip
-        records = [json.loads((output_dir / f"{name}_mr.json").read_text()) for name in NAMES]
-        assert {record["inferer"] for record in records} == {"NeighborGuidedInferer"}
-        calls[cases_at_once] = [record["network_calls"] for record in records]
-        volumes[cases_at_once] = [voxels(output_dir / f"{name}_mr.nii.gz") for name in NAMES]
-    assert len(set(calls[3])) == 1  # of all of them together
-    starts = len(NAMES)
-    assert calls[3][0] - starts <= (sum(calls[1]) - starts) / 2
-    assert all(
-        (alone == beside).all() for alone, beside in zip(volumes[1], volumes[3], strict=True)
-    )
-
-
-def test_a_sequence_of_volumes_of_different_sizes() -> None:
+def test_volumes_of_different_sizes_are_translated_as_a_sequence() -> None:
     given = [contours(0), contours(1, (5, 18, 25))]
     volumes = [
         MetaTensor(each[None], meta={"filename_or_obj": f"{name}.nii"})

@@ -22,10 +22,10 @@ COPIES = 3.0
 CHILD = """
 import json, re, sys
 from pathlib import Path
-from contourdiff.bundle import translate
+from contourdiff.bundle import run_inference_config
 
 dataset_dir, output_dir, settings = json.loads(sys.argv[1])
-translate(dataset_dir, output_dir, **settings)
+run_inference_config(dataset_dir, output_dir, **settings)
 print("peak in kB:", re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 """
 

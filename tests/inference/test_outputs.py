@@ -13,8 +13,8 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, LoadImage
 
-from contourdiff.data.cases import TranslationCases
 from contourdiff.data.planes import ResampledPlanes
+from contourdiff.data.translation_cases import TranslationCases
 from contourdiff.inference import outputs
 from contourdiff.inference.outputs import Maps, TranslationOutputs
 from contourdiff.inference.preview import Preview, filled_slices

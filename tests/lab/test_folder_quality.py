@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from contourdiff.bundle import translate
+from contourdiff.bundle import run_inference_config
 from contourdiff.cli import main
 from contourdiff.phantom import write_phantom
 from contourdiff_lab.folder_quality import QualityGrid, folder_quality
@@ -87,7 +87,7 @@ def test_flicker_is_that_of_the_record_of_the_translation(tmp_path: Path) -> Non
     """The same definition; the box differs as far as the translation departs from its contours."""
     write_phantom(tmp_path / "ct", shape=(6, 100, 100), spacing_mm=(12.0, 2.2, 2.2))
     settings = {"num_inference_steps": 2, "candidates": 1, "max_rounds": 1, "logging_file": False}
-    translate(tmp_path / "ct", tmp_path / "mr", overlays=("fast",), **settings)
+    run_inference_config(tmp_path / "ct", tmp_path / "mr", overlays=("fast",), **settings)
     record = json.loads((tmp_path / "mr" / "phantom_mr.json").read_text())["flicker"]
     (case,) = folder_quality(tmp_path / "mr")["cases"]
     assert case["pairs"] == record["pairs"] == 5

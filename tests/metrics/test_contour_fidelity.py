@@ -3,33 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigParser
-from monai.data import MetaTensor
 
-from contourdiff.inference.inferer import ContourTranslationInferer
-from contourdiff.inference.volume_state import VolumeResult
 from contourdiff.metrics.contour_agreement import contour_agreement
 from contourdiff.metrics.contour_fidelity import (
     ContourFidelityCheck,
-    best_limit,
-    centered_on,
     fidelity_codes,
-    flag_rates,
-    own_and_swapped_scores,
     slice_fidelity,
 )
-from contourdiff.sampling import Sampler, SelectionRules
 from contourdiff.transforms import Contour
-from helpers import (
-    CONFIGS,
-    as_case,
-)
 
 
 def random_contour(seed: int, share: float = 0.1) -> np.ndarray:
@@ -129,78 +113,3 @@ def test_settings_out_of_range_are_explained(tolerance_mm: float, limit: float) 
         match=r"expected fidelity_tolerance_mm of 0 or more and fidelity_limit in \[0, 1\]",
     ):
         ContourFidelityCheck(Contour(), tolerance_mm, limit)
-
-
-def test_rates_and_the_limit_that_separates_best() -> None:
-    own, swapped = [0.9, 0.8, 0.7, 0.3], [0.5, 0.4, 0.2, 0.1]
-    assert flag_rates(own, swapped, 0.6) == (0.75, 1.0)
-    assert flag_rates(own, swapped, 0.3) == (1.0, 0.5)
-    assert best_limit(own, swapped) == pytest.approx(0.6)
-    with pytest.raises(
-        ValueError, match="expected scores of own and of swapped slices, got 4 and 0"
-    ):
-        flag_rates(own, [], 0.5)
-
-
-def test_a_swapped_contour_is_centered_on_the_own_one() -> None:
-    contour, reference = np.zeros((12, 9)), np.zeros((20, 30))
-    contour[2:5, 3:8] = 1
-    reference[10, 20] = reference[16, 26] = 1
-    moved = centered_on(contour, reference)
-    expected = np.zeros((20, 30), dtype=bool)
-    expected[12:15, 21:26] = True
-    np.testing.assert_array_equal(moved, expected)
-    reference[:] = 0
-    reference[0, 0] = 1
-    assert centered_on(contour, reference).sum() == 2 * 3  # the rest leaves the image
-    assert centered_on(contour, np.zeros((20, 30))).sum() == contour.sum()
-    assert not centered_on(np.zeros((12, 9)), reference).any()
-
-
-def test_own_and_swapped_scores_are_those_of_each_pair() -> None:
-    found = [random_contour(seed) for seed in (1, 2)]
-    own, swapped = own_and_swapped_scores(found, found, found[::-1], 0.0)
-    assert own == [1.0, 1.0]
-    for score, output, mine, other in zip(swapped, found, found, found[::-1], strict=True):
-        assert score == contour_agreement(output, centered_on(other, mine), 0.0).f1 < 0.3
-
-
-def test_swapped_slices_are_flagged_and_untouched_ones_pass(
-    real_data: Path, inference_parser: Callable[..., ConfigParser]
-) -> None:
-    """Slices of two real CT volumes at the limit that ships, against their own contours and the other patient's."""
-    parser = inference_parser(bundle_root=str(CONFIGS.parent), device="$torch.device('cpu')")
-    network, preprocessing = (
-        parser.get_parsed_content(name) for name in ("network", "preprocessing")
-    )
-    check = parser.get_parsed_content("fidelity")
-    records: list[VolumeResult] = []
-    sampler = Sampler(parser.get_parsed_content("scheduler"), num_inference_steps=8)
-    translator = ContourTranslationInferer(
-        sampler, SelectionRules(candidates=1, max_rounds=1), progress=False
-    )
-    for name in ("torso_ct", "thorax_ct"):
-        volume = preprocessing({"image": str(real_data / "ct" / f"{name}.nii.gz")})["image"]
-        given = torch.zeros_like(volume)
-        for share in (0.3, 0.4, 0.5, 0.6):
-            given[:, int(share * volume.shape[1])] = volume[:, int(share * volume.shape[1])]
-        records += translator.translate(
-            as_case([MetaTensor(given[0]).as_tensor()], [name]), network.eval()
-        )
-    own, swapped = [], []
-    for record, other in (records, records[::-1]):
-        filled = [
-            torch.nonzero(item.contours.any(dim=2).any(dim=1)).flatten().tolist()
-            for item in (record, other)
-        ]
-        exchanged = torch.zeros_like(record.contours)
-        for index, partner in zip(*filled, strict=True):
-            exchanged[index] = torch.as_tensor(
-                centered_on(other.contours[partner], record.contours[index])
-            )
-        for scores, contour in ((own, record.contours), (swapped, exchanged)):
-            verdicts = check(contour, record.gray_levels[0], (1.0, 1.1, 1.1), record.box).slices
-            scores.extend(verdict.fidelity for verdict in verdicts if verdict is not None)
-    assert len(own) == len(swapped) == 8
-    assert flag_rates(own, swapped, check.limit) == (1.0, 1.0), (own, swapped)
-    assert flag_rates(own, swapped, best_limit(own, swapped)) == (1.0, 1.0)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from contourdiff.inference import VolumeResult
-from contourdiff.metrics.flicker import Flicker, contour_box, flicker, flicker_line, flicker_record
+from contourdiff.metrics.flicker import Flicker, flicker, flicker_line, flicker_record
 from contourdiff.sampling import SelectionRules
 from helpers import as_case, contours, inferer, make_seeded
 
@@ -24,11 +24,9 @@ def by_hand() -> tuple[np.ndarray, np.ndarray]:
     return images, edges
 
 
-def test_figures_by_hand() -> None:
+def test_flicker_and_its_ratios_equal_those_by_hand() -> None:
     images, edges = by_hand()
-    box = contour_box(edges, 0)
-    assert box == (slice(1, 3), slice(1, 4))
-    measured = flicker(images, edges, box)
+    measured = flicker(images, edges, (slice(1, 3), slice(1, 4)))
     assert measured == Flicker(100.0, 2, pytest.approx(2 / 6))  # the last slice has no contour
     record = flicker_record(measured, [None, 300.0, 100.0, None], reference_flicker=50.0)
     assert record["of_single_candidates"] == 200
@@ -41,15 +39,7 @@ def test_figures_by_hand() -> None:
     )
 
 
-@pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])
-def test_the_box_has_a_margin_within_the_slice(kind: type) -> None:
-    edges = by_hand()[1]
-    assert contour_box(kind(edges), 1) == (slice(0, 4), slice(0, 5))
-    assert contour_box(kind(edges), 9) == (slice(0, 5), slice(0, 6))
-    assert contour_box(kind(np.zeros((2, 5, 6))), 1) == (slice(0, 5), slice(0, 6))
-
-
-def test_without_adjacent_slices_nothing_is_measured() -> None:
+def test_flicker_is_unknown_without_adjacent_slices() -> None:
     images, edges = by_hand()
     record = flicker_record(
         flicker(images[::2], edges[::2][::-1] * [[[1]], [[0]]], (slice(None), slice(None)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fire.parser import DefaultParseValue
@@ -23,22 +23,23 @@ class Command(NamedTuple):
 
 
 def argument(name: str, text: str | None = None, **options: Any) -> Argument:
-    """An argument with its help and the options of ``argparse``."""
+    """An argument with its help, which ends with the default of an option, and the options of ``argparse``."""
     return name, {"help": text, **options}
 
 
 def flag(name: str, text: str) -> Argument:
-    """An argument that is given or not."""
-    return argument(f"--{name}", text, action="store_true")
+    """An option that is on or off."""
+    return argument(f"--{name}", f"{text}; default: off", action="store_true")
 
 
 def several(name: str, text: str, metavar: str = "NAME=VALUE") -> Argument:
-    """An argument that takes a list."""
-    return argument(f"--{name}", text, nargs="*", default=[], metavar=metavar)
+    """An option that takes a list."""
+    return argument(f"--{name}", f"{text}; default: none", nargs="*", default=[], metavar=metavar)
 
 
 OUTPUT = argument("output_dir", "folder to write to")
-BUNDLE = argument("--bundle", "folder of the bundle, if not beside this package")
+BUNDLE = argument("--bundle", "folder of the bundle; default: the one beside this package")
+DEVICE = argument("--device", "cpu, cuda, cuda:1; default: a GPU if there is one")
 OVERLAYS = several(
     "overlays", "overlays of inference.json, such as fast, or paths of others", "NAME"
 )
@@ -60,26 +61,28 @@ def parse_value(text: str) -> Any:
 
 
 def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
-    """``["seed=1", "amp=false"]`` -> ``{"seed": 1, "amp": False}``."""
+    """``["seed=1", "amp=false"]`` -> ``{"seed": 1, "amp": False}``; ``ValueError`` as [`pairs_of`][]."""
     return {name: parse_value(value) for name, value in pairs_of(pairs).items()}
 
 
 def pairs_of(pairs: Sequence[str]) -> dict[str, str]:
-    """``["t1=*_t1_*"]`` -> ``{"t1": "*_t1_*"}``."""
-    if wrong := [pair for pair in pairs if "=" not in pair]:
+    """``["t1=*_t1_*"]`` -> ``{"t1": "*_t1_*"}``; ``ValueError`` for a text without ``=``."""
+    wrong = [pair for pair in pairs if "=" not in pair]
+    if wrong:
         raise ValueError(f"expected settings as name=value, got {wrong}")
     return dict(pair.split("=", 1) for pair in pairs)
 
 
-def given(options: dict[str, Any]) -> dict[str, Any]:
+def given(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that are on the command line: without ``None``, flags that are off and empty lists."""
-    return {
-        name: value
-        for name, value in options.items()
-        if value is not None and value is not False and value != []
-    }
+    present = {}
+    for name, value in options.items():
+        if value is not None and value is not False and value != []:
+            present[name] = value
+    return present
 
 
-def print_values(values: dict[str, Any]) -> None:
+def print_values(values: Mapping[str, Any]) -> None:
     """Print a line for each value."""
-    sys.stdout.write("".join(f"{name}: {value}\n" for name, value in values.items()))
+    for name, value in values.items():
+        sys.stdout.write(f"{name}: {value}\n")

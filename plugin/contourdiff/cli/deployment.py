@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands from and to other programs: convert, export, export-bundle, to-nnunet."""
+"""Commands from and to other programs: export, export-bundle, to-nnunet, convert."""
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import Any
 
@@ -27,20 +26,31 @@ from contourdiff.cli.program import PROGRAM
         "source", "folder of a UNet2DModel or its pipeline, or a state dict of a DiffusionModelUNet"
     ),
     argument("output", "weights to write, *.pt or *.safetensors; the overlay is *.json beside it"),
-    argument("--network_def", "JSON file with the arguments of the network of a state dict"),
+    argument(
+        "--network_def",
+        "JSON file with the arguments of the network, for a state dict; default: config.json in SOURCE",
+    ),
     flag("half", "write float16"),
-    flag("paper_contour", "contours by OpenCV, as the paper's; otherwise scikit-image"),
-    argument("--spacing_mm", "pixel size that the network was trained on", type=float),
+    flag("paper_contour", "contours by OpenCV, as the paper's, and not by scikit-image"),
+    argument(
+        "--spacing_mm",
+        "pixel size that the network was trained on; default: that of inference.json",
+        type=float,
+    ),
 )
 def _convert(source: str, output: str, **options: Any) -> None:
     from contourdiff.cli.trust import config_digest
+    from contourdiff.data.atomic import read_json
     from contourdiff.deploy.convert import convert_checkpoint
 
     overlay = convert_checkpoint(source, output, **options)
-    scheduler = json.loads(overlay.read_text(encoding="utf-8"))["scheduler"]
-    use = f"--overlays {overlay} --trust-config {config_digest([overlay])}"
     print_values(
-        {"weights": output, "overlay": overlay, "trained with": scheduler, "translate with": use}
+        {
+            "weights": output,
+            "overlay": overlay,
+            "trained with": read_json(overlay)["scheduler"],
+            "translate with": f"--overlays {overlay} --trust-config {config_digest([overlay])}",
+        }
     )
 
 
@@ -57,17 +67,20 @@ def _export_bundle(output_dir: str, bundle: str | None) -> None:
     "export",
     "write the networks as TorchScript or ONNX files",
     OUTPUT,
-    argument("--format", "default: onnx", choices=("torchscript", "onnx"), default="onnx"),
+    argument(
+        "--format",
+        "format of the files; default: onnx",
+        choices=("torchscript", "onnx"),
+        default="onnx",
+    ),
     OVERLAYS,
     INFERENCE,
     BUNDLE,
 )
-def _export(output_dir: str, settings: list[str], **options: Any) -> None:
+def _export(output_dir: str, format: str, settings: list[str], **options: Any) -> None:  # noqa: A002
     from contourdiff.deploy.network_export import export_networks
 
-    differences = export_networks(
-        output_dir, options.pop("format"), **options, **parse_settings(settings)
-    )
+    differences = export_networks(output_dir, format, **options, **parse_settings(settings))
     for path, difference in differences.items():
         sys.stdout.write(f"{path}: differs from the network by at most {difference:.1e}\n")
 

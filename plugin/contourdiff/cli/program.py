@@ -18,7 +18,7 @@ import shtab
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from contourdiff import __version__
-from contourdiff.cli.commands import BUNDLE, Argument, Command
+from contourdiff.cli.commands import BUNDLE, Argument, Command, argument, flag
 from contourdiff.logs import LIBRARIES
 
 EXIT_CODES = """exit status:
@@ -26,9 +26,16 @@ EXIT_CODES = """exit status:
   1   an input was refused, or a case failed (the others are done)
   2   the command line is wrong
   130 interrupted (143: terminated); the same command goes on where it stopped"""
-
-
 PACKAGES = ("contourdiff", "contourdiff_lab")
+EVERYWHERE = (
+    argument("--quiet", "print warnings and errors alone; default: off", action="store_true"),
+    flag("verbose", "print all that the libraries log, too"),
+)
+TRUST = argument(
+    "--trust-config",
+    "accept configs that are not of the installed bundle, by the digest that the error names; default: none",
+    metavar="SHA256",
+)
 
 
 @dataclass(eq=False)
@@ -39,11 +46,13 @@ class Program:
         name: what a user types.
         description: a line for its help.
         moved: commands that another program has now, name -> what to type instead.
+        order: names of the commands that its help lists first; the others follow as they were registered.
     """
 
     name: str
     description: str
     moved: Mapping[str, str] = field(default_factory=dict)
+    order: Sequence[str] = ()
     commands: dict[str, Command] = field(default_factory=dict, init=False)
 
     def command(
@@ -66,17 +75,20 @@ class Program:
         values = vars(self.parser().parse_args(arguments))
         del values["print_completion"]
         run = self.commands[values.pop("command")].run
-        verbose, quiet = values.pop("verbose"), values.pop("quiet")
+        verbose = values.pop("verbose")
+        quiet = values.pop("quiet")
+        accepted = values.pop("trust_config", None)
         try:
             with _logging(verbose, quiet), logging_redirect_tqdm(), _one_signal():
-                _check_trust(values)
+                _check_trust(values, accepted)
                 run(**values)
         except (ValueError, OSError, ImportError) as error:
             logging.getLogger(__name__).debug("traceback of the error below", exc_info=error)
             raise SystemExit(f"error: {error}") from error
         except KeyboardInterrupt as error:
             sys.stderr.write("interrupted\n")
-            raise SystemExit(128 + int(error.args[0] if error.args else signal.SIGINT)) from error
+            number = error.args[0] if error.args else signal.SIGINT
+            raise SystemExit(128 + int(number)) from error
 
     def parser(self) -> argparse.ArgumentParser:
         """Parser of all commands."""
@@ -86,36 +98,34 @@ class Program:
         )
         root.add_argument("--version", action="version", version=f"{self.name} {__version__}")
         shtab.add_argument_to(root, help="print the completion script of a shell")
-        commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
-        for name, (_, text, arguments, examples) in self.commands.items():
-            command = commands.add_parser(
+        subparsers = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
+        for name in self.ordered_names():
+            command = self.commands[name]
+            subparser = subparsers.add_parser(
                 name,
-                help=text,
-                description=f"{text[0].upper()}{text[1:]}.",
-                epilog=examples,
+                help=command.text,
+                description=f"{command.text[0].upper()}{command.text[1:]}.",
+                epilog=command.examples,
                 formatter_class=style,
             )
-            for argument, options in arguments:
-                command.add_argument(argument, **options)
-            if BUNDLE in arguments:
-                text = "accept configs that are not of the installed bundle, by the digest that the error names"
-                command.add_argument("--trust-config", help=text, metavar="SHA256")
-            command.add_argument(
-                "--quiet", "-q", help="print warnings and errors alone", action="store_true"
-            )
-            command.add_argument(
-                "--verbose", "-v", help="print all that the libraries log, too", action="store_true"
-            )
+            for argument_name, options in command.arguments:
+                subparser.add_argument(argument_name, **options)
+            if BUNDLE in command.arguments:
+                subparser.add_argument(TRUST[0], **TRUST[1])
+            for argument_name, options in EVERYWHERE:
+                subparser.add_argument(argument_name, argument_name[1:3], **options)
         return root
 
+    def ordered_names(self) -> list[str]:
+        """Names of the commands as the help lists them."""
+        first = [name for name in self.order if name in self.commands]
+        return [*first, *(name for name in self.commands if name not in first)]
 
-def _check_trust(values: dict[str, Any]) -> None:
-    """Take ``trust_config`` from the values of a command, and refuse other configs than the installed and accepted."""
-    accepted, bundle, overlays = (
-        values.pop("trust_config", None),
-        values.get("bundle"),
-        values.get("overlays") or (),
-    )
+
+def _check_trust(values: Mapping[str, Any], accepted: str | None) -> None:
+    """Refuse other configs than those of the installed bundle and the accepted."""
+    bundle = values.get("bundle")
+    overlays = values.get("overlays") or ()
     if bundle is not None or any(name.endswith(".json") for name in overlays):
         from contourdiff.cli.trust import check_trust
 
@@ -135,11 +145,11 @@ def _one_signal() -> Iterator[None]:
             received.append(number)
             raise KeyboardInterrupt(number)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, signal.SIG_IGN if received else handler)
 
 
@@ -148,10 +158,17 @@ def _logging(verbose: bool, quiet: bool) -> Iterator[None]:
     """Short lines on standard error; with ``verbose`` the libraries' lines and all details, too."""
     template = "%(asctime)s - %(name)s - %(levelname)s - %(message)s" if verbose else "%(message)s"
     logging.basicConfig(format=template, stream=sys.stderr)
-    levels = dict.fromkeys(LIBRARIES, logging.INFO if verbose else logging.ERROR)
-    for name in PACKAGES:
-        levels[name] = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
-    before = {name: logging.getLogger(name).level for name in levels}
+    if verbose:
+        package_level, library_level = logging.DEBUG, logging.INFO
+    elif quiet:
+        package_level, library_level = logging.WARNING, logging.ERROR
+    else:
+        package_level, library_level = logging.INFO, logging.ERROR
+    levels = {
+        **dict.fromkeys(LIBRARIES, library_level),
+        **dict.fromkeys(PACKAGES, package_level),
+    }
+    levels_before = {name: logging.getLogger(name).level for name in levels}
     for name, level in levels.items():
         logging.getLogger(name).setLevel(level)
     with warnings.catch_warnings():
@@ -160,12 +177,21 @@ def _logging(verbose: bool, quiet: bool) -> Iterator[None]:
             yield
         finally:
             logging.captureWarnings(False)
-            for name, level in before.items():
+            for name, level in levels_before.items():
                 logging.getLogger(name).setLevel(level)
 
 
-NOW_IN_THE_LAB = {
-    name: f"contourdiff-lab {name}" for name in ("agreement", "gap", "quality", "steps", "table")
-}
-NOW_IN_THE_LAB["rival"] = "contourdiff-lab baseline"
-PROGRAM = Program("contourdiff", "Translate labelled CT into MR.", moved=NOW_IN_THE_LAB)
+IN_THE_LAB = ("agreement", "gap", "quality", "steps", "table")
+PROGRAM = Program(
+    "contourdiff",
+    "Translate labelled CT into MR.",
+    moved={
+        **{name: f"contourdiff-lab {name}" for name in IN_THE_LAB},
+        "rival": "contourdiff-lab baseline",
+    },
+    order=(
+        *("example", "translate", "train", "report"),
+        *("info", "settings", "phantom", "curve"),
+        *("export", "export-bundle", "to-nnunet", "convert"),
+    ),
+)

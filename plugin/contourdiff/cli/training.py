@@ -8,6 +8,7 @@ from typing import Any
 
 from contourdiff.cli.commands import (
     BUNDLE,
+    DEVICE,
     OUTPUT,
     argument,
     flag,
@@ -26,13 +27,14 @@ from contourdiff.cli.program import PROGRAM
     OUTPUT,
     argument(
         "--datalist",
-        "CSV or JSON file that assigns images to training and validation, relative to MR_DIR",
+        "CSV or JSON file in MR_DIR that assigns images to training and validation; "
+        "default: all images, one in ten for validation",
     ),
     several(
         "contrasts", "contrasts of one network, and the patterns of their files", "NAME=PATTERN"
     ),
-    argument("--weights", "weights to start from"),
-    argument("--device", "cpu, cuda, cuda:1; default: a GPU if there is one"),
+    argument("--weights", "weights to start from; default: random ones"),
+    DEVICE,
     flag("resume", "go on from the last checkpoint in OUTPUT_DIR"),
     several("overlays", "overlays of train.json, such as train_single or train_refiner", "NAME"),
     several("settings", "settings of train.json, such as max_epochs=200"),
@@ -48,20 +50,20 @@ def _train(
     from contourdiff.bundle import train
     from contourdiff.info import usable_device
 
-    options = given(options)
+    arguments = {**parse_settings(settings), **given(options)}
     if contrasts:
-        options["contrasts"] = pairs_of(contrasts)
-    if "device" in options:
-        options["device"] = usable_device(options["device"])
-    if "weights" in options:
-        options["initial_weights"] = str(Path(options.pop("weights")).resolve())
-    train(mr_dir, output_dir, **parse_settings(settings), **options)
+        arguments["contrasts"] = pairs_of(contrasts)
+    if options["device"] is not None:
+        arguments["device"] = usable_device(options["device"])
+    if options["weights"] is not None:
+        arguments["initial_weights"] = str(Path(arguments.pop("weights")).resolve())
+    train(mr_dir, output_dir, **arguments)
 
 
 @PROGRAM.command(
     "curve",
     "draw the loss curve of a training",
-    argument("log_dir"),
+    argument("log_dir", "folder of the training"),
     argument("path", "PNG to write"),
 )
 def _curve(log_dir: str, path: str) -> None:

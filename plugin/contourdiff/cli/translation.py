@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands that make images and weights: example, phantom, translate, info."""
+"""Commands of a translation: example, translate, info, phantom."""
 
 from __future__ import annotations
 
 import json
 import logging
 import sys
+from pathlib import Path
 from typing import Any
 
 from contourdiff.cli.commands import (
     BUNDLE,
+    DEVICE,
     INFERENCE,
     OVERLAYS,
     argument,
@@ -22,31 +24,18 @@ from contourdiff.cli.program import PROGRAM
 
 
 @PROGRAM.command(
-    "example", "create the digital lumbar phantom and translate it", argument("folder"), BUNDLE
+    "example",
+    "create the digital lumbar phantom and translate it",
+    argument("folder", "folder to write to"),
+    BUNDLE,
 )
 def _example(folder: str, bundle: str | None) -> None:
     from contourdiff.bundle import run_example
+    from contourdiff.data.case_files import CaseFiles
 
-    output_dir = run_example(folder, bundle)
-    files = {"translated MR": "phantom_mr.nii.gz", "picture": "phantom_mr.png"}
-    print_values(
-        {
-            "CT and label": f"{folder}/ct",
-            **{name: f"{output_dir}/{file}" for name, file in files.items()},
-        }
-    )
-
-
-@PROGRAM.command(
-    "phantom",
-    "write the digital lumbar phantom",
-    argument("folder"),
-    argument("--seed", type=int, default=0),
-)
-def _phantom(folder: str, seed: int) -> None:
-    from contourdiff.phantom import write_phantom
-
-    sys.stdout.write(f"{write_phantom(folder, seed=seed)}\n")
+    files = CaseFiles(run_example(folder, bundle), "phantom")
+    ct = Path(folder) / "ct"
+    print_values({"CT and label": ct, "translated MR": files.mr, "picture": files.picture})
 
 
 @PROGRAM.command(
@@ -57,7 +46,7 @@ def _phantom(folder: str, seed: int) -> None:
         "a CT file, a folder of CT files, DICOM or a BIDS dataset, a datalist (CSV, JSON), or a URL",
     ),
     argument("output", "folder to write to, or the file of a single MR"),
-    argument("--label", "label of a single CT; those of a folder are in INPUT/labels"),
+    argument("--label", "label of a single CT; default: for a folder, those in INPUT/labels"),
     argument("--contrast", "t1, t2, or t1,t2 for both; default: t1"),
     argument(
         "--anatomy",
@@ -65,21 +54,40 @@ def _phantom(folder: str, seed: int) -> None:
         choices=["lumbar", "hip_thigh"],
     ),
     flag("fast", "15 steps and one candidate a slice: for CPUs, and for a first look"),
-    argument("--weights", "weights of your own, for the network of the bundle"),
-    argument("--device", "cpu, cuda, cuda:1; default: a GPU if there is one"),
-    argument("--seed", "another seed is another MR of the same anatomy; default: 0", type=int),
+    argument("--weights", "weights for the network of the bundle; default: those of the bundle"),
+    DEVICE,
     argument(
-        "--series", "SeriesInstanceUID, for a DICOM folder with several CT series", metavar="UID"
+        "--seed",
+        "seed of the noise; each seed gives a different MR of the same anatomy; default: 0",
+        type=int,
+    ),
+    argument(
+        "--series",
+        "SeriesInstanceUID, for a DICOM folder with several CT series; default: the only one",
+        metavar="UID",
     ),
     argument("--format", "of the MR and its label in a folder; default: .nii.gz", metavar=".nrrd"),
-    argument("--workers", "processes on this machine that share the cases", type=int, metavar="N"),
+    argument(
+        "--workers",
+        "processes on this machine that share the cases; default: this process alone",
+        type=int,
+        metavar="N",
+    ),
     argument(
         "--scheduler",
-        "address of a Dask scheduler whose workers share the cases",
+        "address of a Dask scheduler whose workers share the cases; default: none",
         metavar="tcp://HOST:8786",
     ),
-    argument("--bids", "folder of a BIDS derivative dataset to write, too", metavar="FOLDER"),
-    argument("--stats", "table to write, a line for each case (.csv, .parquet)", metavar="FILE"),
+    argument(
+        "--bids",
+        "folder of a BIDS derivative dataset to write, too; default: none",
+        metavar="FOLDER",
+    ),
+    argument(
+        "--stats",
+        "table to write, a line for each case (.csv, .parquet); default: none",
+        metavar="FILE",
+    ),
     flag("overwrite", "translate again what is there"),
     flag("json", "print the results as JSON"),
     OVERLAYS,
@@ -96,11 +104,9 @@ def _translate(input: str, output: str, json: bool, settings: list[str], **optio
     from contourdiff.translation import translate_path
 
     quiet = logging.getLogger("contourdiff").level > logging.INFO
-    options = given(options)
+    arguments = {"progress": not quiet, **parse_settings(settings), **given(options)}
     try:
-        results = translate_path(
-            input, output, **{"progress": not quiet, **parse_settings(settings), **options}
-        )
+        results = translate_path(input, output, **arguments)
     except ValueError as error:
         if json:
             _print_json({"error": str(error)})
@@ -108,7 +114,8 @@ def _translate(input: str, output: str, json: bool, settings: list[str], **optio
     if json:
         _print_json({"results": [result._asdict() for result in results]})
     elif not quiet:
-        print_values({result.case: result.mr for result in results})
+        for result in results:
+            sys.stdout.write(f"{result.case}: {result.mr}\n")
 
 
 def _print_json(values: dict[str, Any]) -> None:
@@ -120,3 +127,15 @@ def _info(bundle: str | None) -> None:
     from contourdiff.info import installation
 
     print_values(installation(bundle))
+
+
+@PROGRAM.command(
+    "phantom",
+    "write the digital lumbar phantom",
+    argument("folder", "folder to write to"),
+    argument("--seed", "seed of the noise in the CT; default: 0", type=int, default=0),
+)
+def _phantom(folder: str, seed: int) -> None:
+    from contourdiff.phantom import write_phantom
+
+    sys.stdout.write(f"{write_phantom(folder, seed=seed)}\n")

@@ -12,6 +12,8 @@ from typing import Any
 from contourdiff.bundle import find_bundle
 from contourdiff.weights import sha256_of
 
+SHOWN_CONFIGS = 3
+
 
 def check_trust(bundle: str | Path | None, overlays: Sequence[str], accepted: str | None) -> None:
     """Refuse configs that can run code, unless they are the installed bundle's, or accepted by their digest.
@@ -21,20 +23,22 @@ def check_trust(bundle: str | Path | None, overlays: Sequence[str], accepted: st
         overlays: overlays by name or path; the paths count.
         accepted: digest of these configs, from the error of an earlier call.
 
-    Raises ``ValueError`` that names the configs and their digest.
+    Raises:
+        ValueError: with the names of the configs and their digest.
     """
     files = [Path(name) for name in overlays if name.endswith(".json")]
     if bundle is not None:
         files += sorted((find_bundle(bundle) / "configs").glob("*.json"))
-    own = {path.read_bytes() for path in (find_bundle() / "configs").glob("*.json")}
-    foreign = [
-        path for path in files if path.is_file() and path.read_bytes() not in own and _can_run(path)
-    ]
+    installed = {path.read_bytes() for path in (find_bundle() / "configs").glob("*.json")}
+    foreign = []
+    for path in files:
+        if path.is_file() and path.read_bytes() not in installed and _can_run_code(path):
+            foreign.append(path)
     digest = config_digest(foreign)
     if foreign and digest != accepted:
-        names = ", ".join(map(str, foreign[:3])) + (
-            f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
-        )
+        names = ", ".join(map(str, foreign[:SHOWN_CONFIGS]))
+        if len(foreign) > SHOWN_CONFIGS:
+            names += f" and {len(foreign) - SHOWN_CONFIGS} more"
         raise ValueError(
             f"expected configs of the installed bundle, got {names}, which can run any code; read them, and if you "
             f"trust them add --trust-config {digest}"
@@ -47,21 +51,19 @@ def config_digest(files: Iterable[Path]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _can_run(path: Path) -> bool:
+def _can_run_code(path: Path) -> bool:
     """Whether a config has an expression, a component, or a macro, which may include another file; or is no JSON."""
     try:
-        return any(_parts(json.loads(path.read_bytes())))
+        return _has_code(json.loads(path.read_bytes()))
     except ValueError:
         return True
 
 
-def _parts(config: Any) -> Iterable[bool]:
+def _has_code(config: Any) -> bool:
+    if isinstance(config, str):
+        return config.lstrip().startswith(("$", "%"))
     if isinstance(config, dict):
-        for name, value in config.items():
-            yield "_target_" in name
-            yield from _parts(value)
-    elif isinstance(config, list):
-        for value in config:
-            yield from _parts(value)
-    elif isinstance(config, str):
-        yield config.lstrip().startswith(("$", "%"))
+        return any("_target_" in name or _has_code(value) for name, value in config.items())
+    if isinstance(config, list):
+        return any(_has_code(value) for value in config)
+    return False

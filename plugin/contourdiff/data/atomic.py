@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import os
 import shutil
@@ -82,6 +83,16 @@ def write_text(path: str | Path, text: str) -> None:
     """Write a text file, UTF-8, whole or not at all."""
     with atomic_write(path) as aside:
         aside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write a value as indented JSON, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """Value of a JSON file; ``OSError`` or ``ValueError`` if it cannot be read."""
+    return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
 def save_figure(figure: Any, path: str | Path, **options: Any) -> None:

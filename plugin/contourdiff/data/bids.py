@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +13,25 @@ from contourdiff import __version__
 from contourdiff.data.atomic import link_file, write_text
 from contourdiff.data.nifti_names import case_of, is_nifti
 
-ADDED = "space|res|den|seg|desc|label|atlas"
-"""Entities that a segmentation's name may have beside those of its image."""
+LABEL_ENTITIES = "space|res|den|seg|desc|label|atlas"
+"""Entities that the name of a segmentation may have beside those of its image."""
 OURS = "_desc-contourdiff"
-"""Of all that is written here, so that a label in it is no second label of its CT."""
+"""Entity of every file that is written here, so that a label among them is no second label of its CT."""
 README = (
     "These are no acquired MR: each was computed from the CT that its sidecar names, with the weights and settings "
     "there. A dseg is the label of the CT, voxel for voxel."
 )
 SUFFIXES = {"t1": "T1w", "t2": "T2w"}
+DESCRIPTION = {
+    "Name": "MR translated from CT by contourdiff",
+    "BIDSVersion": "1.10.0",
+    "DatasetType": "derivative",
+    "GeneratedBy": [{"Name": "contourdiff", "Version": __version__}],
+}
 
 
 def bids_inputs(root: Path) -> list[tuple[Path, Path | None]]:
-    """CT and label of a BIDS dataset; empty if the folder is none.
+    """CT and label of each case of a BIDS dataset; empty for another folder.
 
     CT are ``sub-*/[ses-*/]ct/*_ct.nii.gz``, as BEP 24 proposes. A label is ``*_dseg.nii.gz`` with the CT's entities,
     beside the CT or in the folders of its subject and session in ``derivatives/*``. Raises ``ValueError`` for a CT
@@ -36,34 +42,16 @@ def bids_inputs(root: Path) -> list[tuple[Path, Path | None]]:
 
 def bids_images(root: Path) -> list[Path]:
     """CT of a BIDS dataset, without a look for labels."""
-    found = [
-        path
-        for pattern in ("sub-*/ct/*_ct.*", "sub-*/ses-*/ct/*_ct.*")
-        for path in root.glob(pattern)
-    ]
-    return sorted(filter(is_nifti, found))
-
-
-def _label_of(image: Path, root: Path) -> Path | None:
-    entities = case_of(image).removesuffix("_ct")
-    name = re.compile(rf"{re.escape(entities)}(_({ADDED})-[a-zA-Z0-9]+)*_dseg\.nii(\.gz)?")
-    folder = image.parent.parent.relative_to(root)
-    places = [image.parent, *sorted(root.glob(f"derivatives/*/{folder}/*"))]
-    files = [path for place in places if place.is_dir() for path in sorted(place.iterdir())]
-    labels = [path for path in files if name.fullmatch(path.name) and OURS not in path.name]
-    if len(labels) > 1:
-        names = [path.relative_to(root).as_posix() for path in labels]
-        raise ValueError(
-            f"expected one label of {image.name}, found {names}; name the right ones in a datalist"
-        )
-    return labels[0] if labels else None
+    images = [*root.glob("sub-*/ct/*_ct.*"), *root.glob("sub-*/ses-*/ct/*_ct.*")]
+    return sorted(filter(is_nifti, images))
 
 
 def check_subjects(cases: Iterable[str]) -> None:
     """Raise ``ValueError`` for a case without a subject, which a derivative dataset has no place for."""
-    if wrong := [case for case in cases if not re.match(r"sub-[a-zA-Z0-9]+_", case)]:
+    without_subject = [case for case in cases if not re.match(r"sub-[a-zA-Z0-9]+_", case)]
+    if without_subject:
         raise ValueError(
-            f"expected cases sub-<label>_..._ct for a BIDS dataset, got {wrong[:3]}; leave out --bids"
+            f"expected cases sub-<label>_..._ct for a BIDS dataset, got {without_subject[:3]}; leave out --bids"
         )
 
 
@@ -91,27 +79,37 @@ def write_derivatives(records: Iterable[Path], bids_dir: str | Path) -> None:
             "Description": "MR translated from CT",
             "SkullStripped": False,
             "Sources": [record["image"]],
+            "contourdiff": record,
         }
-        write_text(
-            folder / f"{mr}.json", json.dumps({**sidecar, "contourdiff": record}, indent=2) + "\n"
-        )
+        _write_json(folder / f"{mr}.json", sidecar)
         if record["label"]:
-            sidecar = {
+            label_sidecar = {
                 "Description": "Label of the CT",
                 "SpatialReference": "orig",
                 "Sources": [record["label"]],
             }
-            write_text(folder / f"{stem}_dseg.json", json.dumps(sidecar, indent=2) + "\n")
-    description = _description()
-    write_text(target / "dataset_description.json", json.dumps(description, indent=2) + "\n")
+            _write_json(folder / f"{stem}_dseg.json", label_sidecar)
+    _write_json(target / "dataset_description.json", DESCRIPTION)
     if not any(target.glob("README*")):
-        write_text(target / "README", f"{description['Name']}. {README}\n")
+        write_text(target / "README", f"{DESCRIPTION['Name']}. {README}\n")
 
 
-def _description() -> dict[str, Any]:
-    return {
-        "Name": "MR translated from CT by contourdiff",
-        "BIDSVersion": "1.10.0",
-        "DatasetType": "derivative",
-        "GeneratedBy": [{"Name": "contourdiff", "Version": __version__}],
-    }
+def _label_of(image: Path, root: Path) -> Path | None:
+    entities = re.escape(case_of(image).removesuffix("_ct"))
+    name = re.compile(rf"{entities}(_({LABEL_ENTITIES})-[a-zA-Z0-9]+)*_dseg\.nii(\.gz)?")
+    subject = image.parent.parent.relative_to(root)
+    labels = []
+    for folder in (image.parent, *sorted(root.glob(f"derivatives/*/{subject}/*"))):
+        for path in sorted(folder.glob("*_dseg.nii*")):
+            if name.fullmatch(path.name) and OURS not in path.name:
+                labels.append(path)
+    if len(labels) > 1:
+        names = [path.relative_to(root).as_posix() for path in labels]
+        raise ValueError(
+            f"expected one label of {image.name}, found {names}; name the right ones in a datalist"
+        )
+    return labels[0] if labels else None
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    write_text(path, json.dumps(content, indent=2) + "\n")

@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import gzip
 import math
-import os
 import tempfile
 from itertools import product
 from pathlib import Path
@@ -13,7 +11,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from contourdiff.data.nifti_names import ITK_SUFFIXES, NIFTI_SUFFIXES
+from contourdiff.data.nifti_names import VOLUME_SUFFIXES
+from contourdiff.data.volumes import open_volume, physical_memory, scaled_voxels
 
 GRID_TOLERANCE_MM = 0.01
 """Distance of the corners of a label from those of its image, at most."""
@@ -21,25 +20,24 @@ MAX_EXTENT_MM = 10_000.0
 CT_MINIMUM_HU = -200
 MAX_COMPRESSION = 1032
 """Bytes that one byte of a gzip file can stand for, at most."""
+UNITS_OTHER_THAN_MM = {1: "meters", 3: "microns"}
 
 
 def check_volume(path: str | Path) -> np.ndarray:
-    """Read a NIfTI volume and return its voxels, ``(H, W, D)``.
+    """Read a NIfTI volume and return its voxels, ``(H, W, D)``, maybe read-only.
 
-    Raises ``ValueError`` if the file is not readable NIfTI or cannot hold what its header claims, or the volume is not
-    three-dimensional, empty, larger than memory, not of one finite number a voxel, or its grid is singular, not in mm
-    or longer than 10 m.
+    Raises:
+        ValueError: if the file is not readable NIfTI or cannot hold what its header claims, or the volume is not
+            three-dimensional, empty, larger than memory, not of one finite number a voxel, or its grid is singular,
+            not in mm or longer than 10 m.
     """
     path = Path(path)
     if not path.is_file():
         raise _unreadable(path, "no such file")
     try:
-        image = nib.load(path)
-        shape, dtype, units = (
-            image.shape,
-            image.get_data_dtype(),
-            int(image.header["xyzt_units"]) & 7,
-        )
+        image = open_volume(path)
+        shape = image.shape
+        dtype = image.get_data_dtype()
     except Exception as error:  # of a parser, on any bytes
         raise _unreadable(path, error) from error
     if len(shape) != 3 or min(shape) < 1:
@@ -50,14 +48,10 @@ def check_volume(path: str | Path) -> np.ndarray:
         got = f"{path.name}, got {image.header.get_value_label('datatype')}"
         raise ValueError(f"expected one number a voxel in {got}; save gray levels or label values")
     _check_size(path, math.prod(shape) * dtype.itemsize)
-    _check_affine(path, image.affine, shape, units)
+    _check_affine(path, image)
     check_memory(math.prod(shape) * (dtype.itemsize + 4), f"{path.name} of shape {shape}")
     try:
-        voxels = np.asanyarray(image.dataobj)
-        if path.suffix.lower() == ".gz":
-            with gzip.open(path) as file:
-                while file.read(2**20):  # to its end, where the checksum is
-                    pass
+        voxels = scaled_voxels(path)
     except MemoryError as error:
         raise ValueError(
             f"expected a volume that fits into memory, got {shape} in {path.name}; crop it"
@@ -78,18 +72,15 @@ def check_name(path: Path) -> None:
         raise ValueError(
             f"expected a name without control characters, got {path.name!a}; rename the file"
         )
-    suffixes = NIFTI_SUFFIXES + ITK_SUFFIXES
-    if not path.is_dir() and not path.name.lower().endswith(suffixes):
+    if not path.is_dir() and not path.name.lower().endswith(VOLUME_SUFFIXES):
         raise ValueError(
-            f"expected a volume ({', '.join(suffixes)}) or a DICOM folder, got {path.name}; convert it"
+            f"expected a volume ({', '.join(VOLUME_SUFFIXES)}) or a DICOM folder, got {path.name}; convert it"
         )
 
 
 def check_memory(size: int, what: str) -> None:
     """Raise ``ValueError`` if ``size``, in bytes, exceeds the memory of this machine, where that is known."""
-    if not hasattr(os, "sysconf"):
-        return
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = physical_memory()
     if size > memory > 0:
         got = f"{what}, which takes {size / 1e9:.1f} GB or more of {memory / 1e9:.1f} GB"
         raise ValueError(
@@ -104,21 +95,21 @@ def _unreadable(path: Path, error: object) -> ValueError:
     )
 
 
-def _check_affine(path: Path, affine: np.ndarray, shape: tuple[int, ...], units: int) -> None:
-    sizes = np.linalg.norm(affine[:3, :3], axis=0)
-    flat = not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6 * np.prod(
-        sizes
-    )
-    if flat or not sizes.all():
+def _check_affine(path: Path, image: nib.Nifti1Image) -> None:
+    affine = image.affine
+    voxel_mm = np.linalg.norm(affine[:3, :3], axis=0)
+    finite = np.isfinite(affine).all()
+    volume = abs(np.linalg.det(affine[:3, :3])) if finite else 0.0
+    if not finite or not voxel_mm.all() or volume < 1e-6 * np.prod(voxel_mm):
         raise ValueError(
             f"expected an invertible affine in {path.name}, got {affine.tolist()}; repair it"
         )
-    if units in (1, 3):
-        unit = "meters" if units == 1 else "microns"
+    unit = UNITS_OTHER_THAN_MM.get(int(image.header["xyzt_units"]) & 7)
+    if unit is not None:
         raise ValueError(
             f"expected a grid in mm in {path.name}, got {unit}; scale the affine and set the unit"
         )
-    extent = float((sizes * shape).max())
+    extent = float((voxel_mm * image.shape).max())
     if extent > MAX_EXTENT_MM:
         got = f"{extent / 1000:.4g} m in {path.name}"
         raise ValueError(
@@ -128,7 +119,8 @@ def _check_affine(path: Path, affine: np.ndarray, shape: tuple[int, ...], units:
 
 def _check_size(path: Path, claimed: int) -> None:
     size = path.stat().st_size
-    if claimed > size * (MAX_COMPRESSION if path.suffix.lower() == ".gz" else 1):
+    zipped = path.suffix.lower() == ".gz"
+    if claimed > size * (MAX_COMPRESSION if zipped else 1):
         got = f"{path.name} of {size} bytes claims {claimed} bytes of voxels"
         raise ValueError(f"expected a whole file, but {got}; copy or convert it again")
 
@@ -142,25 +134,27 @@ def check_case(image: str | Path, label: str | Path | None = None) -> list[str]:
         return []
     return [
         f"no voxel of {Path(image).name} lies below {CT_MINIMUM_HU} HU (lowest: {minimum:g}), "
-        "so it hardly is CT in Hounsfield units; its contours may mean nothing"
+        "so it is probably not CT in Hounsfield units, and its contours may be meaningless"
     ]
 
 
 def check_label(image: str | Path, label: str | Path) -> np.ndarray:
-    """Read a label and return its voxels, ``(H, W, D)``.
+    """Read a label and return its voxels, ``(H, W, D)``, maybe read-only.
 
-    Raises ``ValueError`` as [`check_volume`][], or if the label is not on its image's grid.
+    Raises:
+        ValueError: as [`check_volume`][], or if the label is not on its image's grid.
     """
     voxels = check_volume(label)
-    own, other = nib.load(label), nib.load(image)
-    corners = np.array(
-        [[*corner, 1] for corner in product(*((0, size - 1) for size in other.shape))]
-    )
-    apart = np.linalg.norm(corners @ (own.affine - other.affine).T, axis=1).max()
-    if own.shape != other.shape or apart > GRID_TOLERANCE_MM:
+    label_grid = open_volume(label)
+    image_grid = open_volume(image)
+    ends = [(0, size - 1) for size in image_grid.shape]
+    corners = np.array([[*corner, 1] for corner in product(*ends)])
+    distances = np.linalg.norm(corners @ (label_grid.affine - image_grid.affine).T, axis=1)
+    if label_grid.shape != image_grid.shape or distances.max() > GRID_TOLERANCE_MM:
         raise ValueError(
-            f"expected label {Path(label).name} on the image's grid {other.shape}, got {own.shape} with affine "
-            f"{np.round(own.affine, 3).tolist()} against {np.round(other.affine, 3).tolist()}; resample the label"
+            f"expected label {Path(label).name} on the image's grid {image_grid.shape}, "
+            f"got {label_grid.shape} with affine {np.round(label_grid.affine, 3).tolist()} "
+            f"against {np.round(image_grid.affine, 3).tolist()}; resample the label"
         )
     return voxels
 

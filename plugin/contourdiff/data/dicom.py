@@ -11,28 +11,45 @@ from typing import Any, NamedTuple
 import numpy as np
 import SimpleITK as sitk
 
-MODALITY, IMAGE_TYPE, DESCRIPTION = "0008|0060", "0008|0008", "0008|103e"
-POSITION, ORIENTATION, SPACING, FRAMES = "0020|0032", "0020|0037", "0028|0030", "0028|0008"
+IMAGE_TYPE = "0008|0008"
+MODALITY = "0008|0060"
+DESCRIPTION = "0008|103e"
+POSITION = "0020|0032"
+ORIENTATION = "0020|0037"
+FRAMES = "0028|0008"
+SPACING = "0028|0030"
+TAGS = (IMAGE_TYPE, MODALITY, DESCRIPTION, POSITION, ORIENTATION, FRAMES, SPACING)
 MAX_TILT_DEGREES = 0.05
 POSITION_TOLERANCE = 0.01
 """Share of the slice distance that the distance of two adjacent slices may differ by; positions are rounded text."""
+Header = dict[str, str]
+"""Tags of a file that are not empty, as text, and its ``size``."""
 
 
 class Series(NamedTuple):
-    """A series of a folder: UID, description, modality, and the header of each file that is no localizer."""
+    """A series, and the header of each of its files that holds an image and is no localizer."""
 
     uid: str
     description: str
     modality: str
-    slices: dict[str, dict[str, str]]
+    slices: dict[str, Header]
 
     def __str__(self) -> str:
         return f"{self.uid} ({self.modality} {self.description!r}, {len(self.slices)} slices)"
 
 
+def is_dicom(path: Path) -> bool:
+    """Whether a path is a DICOM file, by the letters DICM at byte 128."""
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
 def has_ct_series(folder: str | Path) -> bool:
-    """Whether a folder, subfolders included, holds a DICOM series of CT that is more than localizers."""
-    return any(one.modality == "CT" and one.slices for one in _series_of(folder))
+    """Whether a folder or a subfolder holds a series of CT slices; ``ValueError`` if it is no folder."""
+    return len(_ct_of(_series_of(folder))) > 0
 
 
 def read_ct_series(folder: str | Path, series_uid: str | None = None) -> Any:
@@ -48,23 +65,30 @@ def read_ct_series(folder: str | Path, series_uid: str | None = None) -> Any:
     Raises ``ValueError`` if there is no CT series, several and no ``series_uid``, or the slices are not one regular
     stack: a tilted gantry, missing slices, slices at one position, of several orientations or sizes, or multi-frame.
     """
-    found = _series_of(folder)
-    candidates = [one for one in found if one.modality == "CT" and one.slices]
-    listed = "; ".join(map(str, candidates or found)) or "no series"
+    all_series = _series_of(folder)
+    candidates = _ct_of(all_series)
+    listed = "; ".join(map(str, candidates or all_series)) or "no series"
+    expected = "one CT series"
     if series_uid is not None:
-        candidates = [one for one in candidates if one.uid == series_uid]
+        expected = f"the CT series {series_uid}"
+        candidates = [series for series in candidates if series.uid == series_uid]
     if len(candidates) != 1:
-        wanted = "one CT series" if series_uid is None else f"the CT series {series_uid}"
         advice = "pass the UID of one as series_uid" if candidates else "pass another folder or UID"
-        raise ValueError(f"expected {wanted} in {folder}, got {listed}; {advice}")
+        raise ValueError(f"expected {expected} in {folder}, got {listed}; {advice}")
     return _read(candidates[0].slices, str(folder))
 
 
-def _read(slices: dict[str, dict[str, str]], where: str) -> Any:
+def _ct_of(all_series: Sequence[Series]) -> list[Series]:
+    return [series for series in all_series if series.modality == "CT" and series.slices]
+
+
+def _read(slices: dict[str, Header], where: str) -> Any:
+    headers = list(slices.values())
+    _check_headers(headers, where)
+    order, slice_distance_mm = _stack(headers, where)
     files = list(slices)
-    ordered, distance = _stack(list(slices.values()), where)
     reader = sitk.ImageSeriesReader()
-    reader.SetFileNames([files[index] for index in ordered])
+    reader.SetFileNames([files[index] for index in order])
     try:
         image = reader.Execute()
     except RuntimeError as error:
@@ -72,56 +96,67 @@ def _read(slices: dict[str, dict[str, str]], where: str) -> Any:
         raise ValueError(
             f"expected readable DICOM slices in {where}, got: {reason}; decompress or copy them"
         ) from error
-    image.SetSpacing([*image.GetSpacing()[:2], distance])
+    image.SetSpacing([*image.GetSpacing()[:2], slice_distance_mm])
     voxels = sitk.GetArrayViewFromImage(image)
-    integer = voxels.dtype.kind in "iu" or bool((voxels == np.rint(voxels)).all())
+    whole = np.issubdtype(voxels.dtype, np.integer) or np.array_equal(voxels, np.rint(voxels))
     fits = voxels.min() >= -(2**15) and voxels.max() < 2**15
-    return sitk.Cast(image, sitk.sitkInt16 if integer and fits else sitk.sitkFloat32)
+    return sitk.Cast(image, sitk.sitkInt16 if whole and fits else sitk.sitkFloat32)
 
 
-def _stack(headers: Sequence[dict[str, str]], where: str) -> tuple[list[int], float]:
-    """Order of the slices along their normal, and their distance in mm; ``ValueError`` for an irregular stack."""
+def _check_headers(headers: Sequence[Header], where: str) -> None:
+    """Raise ``ValueError`` unless these are slices of one kind, one in each file."""
     if len(headers) < 2:
         raise ValueError(
             f"expected a stack of slices in {where}, got {len(headers)}; pass a volume"
         )
-    if any(int(header.get(FRAMES) or 1) > 1 for header in headers):
+    if any(int(header.get(FRAMES, 1)) > 1 for header in headers):
         raise ValueError(
             f"expected one slice a file in {where}, got multi-frame files; convert them with dcm2niix"
         )
-    if any(not header.get(tag) for header in headers for tag in (POSITION, ORIENTATION, SPACING)):
+    if any({POSITION, ORIENTATION, SPACING} - header.keys() for header in headers):
         raise ValueError(
             f"expected position, orientation and spacing in every file of {where}; export them again"
         )
-    shapes = {(header["size"], header[SPACING]) for header in headers}
-    orientations = np.array([_numbers(header[ORIENTATION]) for header in headers])
-    if len(shapes) > 1 or not np.allclose(orientations, orientations[0], atol=1e-3):
+    sizes = {(header["size"], header[SPACING]) for header in headers}
+    orientations = _numbers(headers, ORIENTATION)
+    if len(sizes) > 1 or not np.allclose(orientations, orientations[0], atol=1e-3):
         raise ValueError(
             f"expected slices of one orientation, size and pixel spacing in {where}, got a mixture; "
             "move the files of one stack to a folder of their own"
         )
-    normal = np.cross(orientations[0, :3], orientations[0, 3:])
-    positions = np.array([_numbers(header[POSITION]) for header in headers])
+
+
+def _stack(headers: Sequence[Header], where: str) -> tuple[list[int], float]:
+    """Order of the slices along their normal, and their distance in mm; ``ValueError`` for an irregular stack."""
+    orientation = _numbers(headers, ORIENTATION)[0]
+    normal = np.cross(orientation[:3], orientation[3:])
+    positions = _numbers(headers, POSITION)
     order = np.argsort(positions @ normal)
     offsets = positions[order] - positions[order[0]]
     depths = offsets @ normal
-    drift = np.linalg.norm(offsets[-1] - depths[-1] * normal)
-    tilt = float(np.degrees(np.arctan2(drift, depths[-1])))
-    if depths[-1] > 0 and tilt > MAX_TILT_DEGREES:
+    height = float(depths[-1])
+    drift = np.linalg.norm(offsets[-1] - height * normal)
+    tilt = float(np.degrees(np.arctan2(drift, height)))
+    if height > 0 and tilt > MAX_TILT_DEGREES:
         raise ValueError(
             f"expected slices straight above one another in {where}, got a gantry tilt of {tilt:.2f} degrees; "
             "correct it first, as dcm2niix does"
         )
     steps = np.diff(depths)
     distance = float(np.median(steps))
-    wrong = np.abs(steps - distance) > POSITION_TOLERANCE * distance
-    if distance <= 0 or wrong.any():
-        at = int(np.argmax(wrong)) if distance > 0 else 0
+    irregular = np.abs(steps - distance) > POSITION_TOLERANCE * distance
+    if distance <= 0 or irregular.any():
+        first = int(np.argmax(irregular))
         raise ValueError(
-            f"expected slices at equal distances in {where}, got {steps[at]:.3f} mm after slice {at + 1} of "
+            f"expected slices at equal distances in {where}, got {steps[first]:.3f} mm after slice {first + 1} of "
             f"{len(headers)} where others have {distance:.3f} mm (missing or repeated slices); export the series again"
         )
-    return [int(index) for index in order], float(depths[-1]) / (len(headers) - 1)
+    return order.tolist(), height / (len(headers) - 1)
+
+
+def _numbers(headers: Sequence[Header], tag: str) -> np.ndarray:
+    """Values of a tag, a row for each header."""
+    return np.array([header[tag].split("\\") for header in headers], dtype=float)
 
 
 def _series_of(folder: str | Path) -> list[Series]:
@@ -130,49 +165,39 @@ def _series_of(folder: str | Path) -> list[Series]:
         raise ValueError(
             f"expected a DICOM folder at {folder}, found none; pass the folder of the series"
         )
-    files: dict[str, list[str]] = {}
+    files_of: dict[str, list[str]] = {}
     for parent, _, names in sorted(os.walk(folder)):
-        if any(is_dicom(Path(parent) / name) for name in names):
-            for uid in sitk.ImageSeriesReader.GetGDCMSeriesIDs(parent):
-                files.setdefault(uid, []).extend(
-                    sitk.ImageSeriesReader.GetGDCMSeriesFileNames(parent, uid)
-                )
-    return [_series(uid, files[uid]) for uid in sorted(files)]
+        if not any(is_dicom(Path(parent, name)) for name in names):
+            continue
+        for uid in sitk.ImageSeriesReader.GetGDCMSeriesIDs(parent):
+            files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(parent, uid)
+            files_of.setdefault(uid, []).extend(files)
+    return [_series(uid, files_of[uid]) for uid in sorted(files_of)]
 
 
 def _series(uid: str, files: Sequence[str]) -> Series:
-    headers = {file: _header(file) for file in files}
-    images = {file: header for file, header in headers.items() if header}
-    first = next(iter(images.values()), {})
-    slices = {
-        file: header
-        for file, header in images.items()
-        if "LOCALIZER" not in header.get(IMAGE_TYPE, "").upper()
-    }
-    return Series(uid, first.get(DESCRIPTION, "").strip(), first.get(MODALITY, "?").strip(), slices)
+    first: Header = {}
+    slices: dict[str, Header] = {}
+    for file in files:
+        header = _header(file)
+        first = first or header
+        if header and "LOCALIZER" not in header.get(IMAGE_TYPE, "").upper():
+            slices[file] = header
+    description = first.get(DESCRIPTION, "").strip()
+    modality = first.get(MODALITY, "?").strip()
+    return Series(uid, description, modality, slices)
 
 
-def _header(file: str) -> dict[str, str]:
-    """Tags of a file as text, and its ``size``; empty if it holds no image."""
+def _header(file: str) -> Header:
+    """Header of a file; empty if it holds no image."""
     reader = sitk.ImageFileReader()
     reader.SetFileName(file)
     try:
         reader.ReadImageInformation()
     except RuntimeError:
         return {}
-    tags = (MODALITY, IMAGE_TYPE, DESCRIPTION, POSITION, ORIENTATION, SPACING, FRAMES)
-    header = {tag: reader.GetMetaData(tag) for tag in tags if reader.HasMetaDataKey(tag)}
-    return header | {"size": str(reader.GetSize()[:2])}
-
-
-def _numbers(text: str) -> list[float]:
-    return [float(part) for part in text.split("\\")]
-
-
-def is_dicom(path: Path) -> bool:
-    """Whether a path is a DICOM file, by the letters DICM at byte 128."""
-    try:
-        with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
+    header = {"size": str(reader.GetSize()[:2])}
+    for tag in TAGS:
+        if reader.HasMetaDataKey(tag) and reader.GetMetaData(tag):
+            header[tag] = reader.GetMetaData(tag)
+    return header

@@ -25,6 +25,8 @@ Source = str | Path
 """A path, or a URL as a string."""
 Pair = tuple[Source, Source | None]
 """Image and label of a case."""
+REMOTE_SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd", ".mha")
+"""Volumes of one file; ``.mhd`` is two."""
 
 
 def is_url(source: Any) -> bool:
@@ -37,22 +39,18 @@ def find_inputs(
     datalist: str | Path | Sequence[Any] | None = None,
     section: str = "testing",
 ) -> list[Pair]:
-    """Image and label of every case; arguments and errors as in [`contourdiff.data.cases.TranslationCases`][]."""
+    """Image and label of every case, as in [`contourdiff.data.translation_cases.TranslationCases`][].
+
+    Raises:
+        FileNotFoundError: if the folder or the datalist does not exist.
+        ValueError: for a datalist that lists no files.
+    """
     if not is_url(dataset_dir) and not Path(dataset_dir).is_dir():
         raise FileNotFoundError(
             f"expected a folder of CT volumes at {dataset_dir}, found none; pass --dataset_dir"
         )
     if datalist:
-        entries: Any = datalist
-        if isinstance(datalist, (str, Path)):
-            entries = read_cases(
-                Path(datalist) if is_url(dataset_dir) else Path(dataset_dir) / datalist, section
-            )
-        if not isinstance(entries, (list, tuple)):
-            raise ValueError(
-                f"expected a list of cases, got {type(entries).__name__}; list one entry a case"
-            )
-        return [_pair_of(dataset_dir, entry) for entry in entries]
+        return _listed_inputs(dataset_dir, datalist, section)
     if is_url(dataset_dir):
         return _remote_inputs(str(dataset_dir).rstrip("/"))
     root = Path(dataset_dir)
@@ -62,7 +60,8 @@ def find_inputs(
 def local_nifti(source: Source, path: Path, series_uid: str | None = None) -> Path:
     """The file itself if it is local NIfTI, or the file that it is converted or copied to: ``path``, or beside it.
 
-    Raises ``ValueError`` if it cannot be read.
+    Raises:
+        ValueError: if it cannot be read.
     """
     if is_url(source):
         copy = path.with_name(Path(source).name)
@@ -79,35 +78,50 @@ def local_nifti(source: Source, path: Path, series_uid: str | None = None) -> Pa
     return source
 
 
-def _joined(root: Source, name: Source) -> Source:
-    if is_url(name):
-        return name
-    return f"{str(root).rstrip('/')}/{name}" if is_url(root) else Path(root) / name
+def _listed_inputs(root: Source, datalist: str | Path | Sequence[Any], section: str) -> list[Pair]:
+    entries: Any = datalist
+    if isinstance(datalist, (str, Path)):
+        path = Path(datalist) if is_url(root) else Path(root) / datalist
+        entries = read_cases(path, section)
+    if not isinstance(entries, (list, tuple)):
+        raise ValueError(
+            f"expected a list of cases, got {type(entries).__name__}; list one entry a case"
+        )
+    return [_pair_of(root, entry) for entry in entries]
 
 
 def _pair_of(root: Source, entry: Any) -> Pair:
     """Image and label of an entry of a datalist, a path or ``{"image": path, "label": path}``, relative to ``root``."""
-    named = entry if isinstance(entry, dict) else {"image": entry}
-    image, label = named.get("image"), named.get("label")
-    if (
-        not isinstance(image, (str, Path))
-        or not str(image)
-        or not isinstance(label, (str, Path, type(None)))
-    ):
+    files = entry if isinstance(entry, dict) else {"image": entry}
+    image = files.get("image")
+    label = files.get("label")
+    image_is_named = isinstance(image, (str, Path)) and str(image)
+    if not image_is_named or not isinstance(label, (str, Path, type(None))):
         raise ValueError(
             f'expected {{"image": path, "label": path}} for each case, got {entry!r}; name the files'
         )
     return _joined(root, image), _joined(root, label) if label else None
 
 
+def _joined(root: Source, name: Source) -> Source:
+    if is_url(name):
+        return name
+    if is_url(root):
+        return f"{str(root).rstrip('/')}/{name}"
+    return Path(root) / name
+
+
 def _folder_inputs(root: Path) -> list[Pair]:
-    labels, inside = volumes_by_case(root / "labels"), sorted(root.iterdir())
-    volumes = [path for path in inside if is_volume(path)]
-    folders = [path for path in inside if path.is_dir() and path.name != "labels"]
-    images = volumes + [path for path in folders if has_ct_series(path)]
-    if not volumes and any(map(is_dicom, inside)):
-        images = [root.resolve()]  # the folder itself is the study
-    return [(path, labels.get(case_of(path))) for path in images]
+    """Volumes and DICOM folders directly in a folder; or the folder itself, if it holds the files of a DICOM study."""
+    content = sorted(root.iterdir())
+    labels = volumes_by_case(root / "labels")
+    images = [path for path in content if is_volume(path)]
+    if not images and any(is_dicom(path) for path in content):
+        images = [root.resolve()]
+    else:
+        folders = [path for path in content if path.is_dir() and path.name != "labels"]
+        images += [folder for folder in folders if has_ct_series(folder)]
+    return [(image, labels.get(case_of(image))) for image in images]
 
 
 def _remote_inputs(url: str) -> list[Pair]:
@@ -117,19 +131,17 @@ def _remote_inputs(url: str) -> list[Pair]:
     system, root = fsspec.core.url_to_fs(url)
     system.invalidate_cache()  # what was there in an earlier run of this process
 
-    def volumes(folder: str) -> list[str]:
-        names = system.ls(folder, detail=False) if system.isdir(folder) else []
-        suffixes = NIFTI_SUFFIXES + ITK_SUFFIXES[:-1]  # *.mhd is two files
-        return [
-            name
-            for name in sorted(names)
-            if name.lower().endswith(suffixes) and Path(name).name[0] != "."
-        ]
+    def volumes_in(folder: str) -> dict[str, str]:
+        urls = {}
+        for name in sorted(system.ls(folder, detail=False)) if system.isdir(folder) else []:
+            hidden = Path(name).name.startswith(".")
+            if name.lower().endswith(REMOTE_SUFFIXES) and not hidden:
+                urls[name] = str(system.unstrip_protocol(name))
+        return urls
 
-    labels = {
-        case_of(name): str(system.unstrip_protocol(name)) for name in volumes(f"{root}/labels")
-    }
-    return [(system.unstrip_protocol(name), labels.get(case_of(name))) for name in volumes(root)]
+    labels = {case_of(name): address for name, address in volumes_in(f"{root}/labels").items()}
+    images = volumes_in(root)
+    return [(address, labels.get(case_of(name))) for name, address in images.items()]
 
 
 def _fetch(url: str, path: Path) -> None:

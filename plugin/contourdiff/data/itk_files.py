@@ -20,41 +20,50 @@ def convert_to_nifti(source: str | Path, path: str | Path, series_uid: str | Non
     """Write a NRRD or MetaImage file, or the CT series of a DICOM folder, as NIfTI, whole or not at all.
 
     The affine is that of the source, rounded to float32. Raises ``ValueError`` as
-    [`contourdiff.data.dicom.read_ct_series`][], or if ``source`` cannot be read as a volume.
+    [`contourdiff.data.dicom.read_ct_series`][], or if ``source`` is no readable volume of one channel.
     """
-    if Path(source).is_dir():
-        image = read_ct_series(source, series_uid)
-    else:
-        try:
-            image = sitk.ReadImage(str(source))
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise ValueError(
-                f"expected a readable volume at {source}, got: {reason}; convert it again"
-            ) from error
-    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-        got = f"{image.GetDimension()} dimensions, {image.GetNumberOfComponentsPerPixel()} channels"
+    image = _read(source, series_uid)
+    dimensions = image.GetDimension()
+    channels = image.GetNumberOfComponentsPerPixel()
+    if dimensions != 3 or channels != 1:
         raise ValueError(
-            f"expected a volume of one channel at {source}, got {got}; save one 3-D volume a file"
+            f"expected a volume of one channel at {source}, got {dimensions} dimensions, {channels} channels; "
+            "save one 3-D volume a file"
         )
     for key in image.GetMetaDataKeys():
         image.EraseMetaData(key)  # texts may name a patient
     with atomic_write(path) as aside:
-        sitk.WriteImage(image, str(aside), True)
+        sitk.WriteImage(image, str(aside), useCompression=True)
+
+
+def write_itk(data: np.ndarray, affine: np.ndarray, path: str | Path) -> None:
+    """Write voxels ``(H, W, D)`` on a RAS+ affine ``(4, 4)`` as the format of the suffix, compressed."""
+    image = simpleitk_of(data, affine)
+    with atomic_write(path) as aside:
+        sitk.WriteImage(image, str(aside), useCompression=True)
 
 
 def simpleitk_of(data: np.ndarray, affine: np.ndarray) -> Any:
     """Voxels ``(H, W, D)`` with a RAS+ affine ``(4, 4)`` as a SimpleITK image."""
     image = sitk.GetImageFromArray(np.ascontiguousarray(data.transpose()))
     lps = TO_LPS @ affine
-    spacing = np.linalg.norm(lps[:3, :3], axis=0)
+    axes = lps[:3, :3]
+    origin = lps[:3, 3]
+    spacing = np.linalg.norm(axes, axis=0)
+    direction = axes / spacing
     image.SetSpacing(spacing.tolist())
-    image.SetOrigin(lps[:3, 3].tolist())
-    image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
+    image.SetOrigin(origin.tolist())
+    image.SetDirection(direction.ravel().tolist())
     return image
 
 
-def write_itk(data: np.ndarray, affine: np.ndarray, path: str | Path) -> None:
-    """Write voxels ``(H, W, D)`` on a RAS+ affine ``(4, 4)`` as the format of the suffix, compressed."""
-    with atomic_write(path) as aside:
-        sitk.WriteImage(simpleitk_of(data, affine), str(aside), True)
+def _read(source: str | Path, series_uid: str | None) -> Any:
+    if Path(source).is_dir():
+        return read_ct_series(source, series_uid)
+    try:
+        return sitk.ReadImage(str(source))
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise ValueError(
+            f"expected a readable volume at {source}, got: {reason}; convert it again"
+        ) from error

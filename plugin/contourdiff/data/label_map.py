@@ -33,14 +33,15 @@ class LabelMap:
             names = [str(name) for name in content["classes"]]
             self._values = {side: _values_of(content[side], names) for side in SIDES}
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            form = "classes and, for ct and mr, the label values of each class"
-            raise ValueError(f"expected {form} in {path}, got: {error!r}") from error
+            raise ValueError(
+                f"expected classes and, for ct and mr, the label values of each class in {path}, got: {error!r}"
+            ) from error
         if not names or len(set(names)) != len(names):
             raise ValueError(f"expected one class or more, each named once, in {path}, got {names}")
         self.classes = dict(enumerate(names, start=1))
 
     def values(self, side: str) -> dict[int, list[int]]:
-        """Label values of each class on one side: ``{1: [27, 28, ...]}``."""
+        """Label values of each class in ``"ct"`` or ``"mr"``, ``{1: [27, 28]}``; ``ValueError`` for another side."""
         if side not in SIDES:
             raise ValueError(f"side must be one of {SIDES}, got {side!r}")
         return {number: self._values[side][name] for number, name in self.classes.items()}
@@ -49,15 +50,17 @@ class LabelMap:
 def _values_of(side: dict, names: Sequence[str]) -> dict[str, list[int]]:
     if set(side) != set(names):
         raise ValueError(f"classes {sorted(names)} but values for {sorted(side)}")
-    values = {
-        name: [value for entry in ensure_tuple(side[name]) for value in _range(entry)]
-        for name in names
-    }
-    every = [value for listed in values.values() for value in listed]
-    if len(set(every)) != len(every):
-        raise ValueError(
-            f"values listed twice: {sorted({value for value in every if every.count(value) > 1})}"
-        )
+    values: dict[str, list[int]] = {}
+    listed: set[int] = set()
+    for name in names:
+        values[name] = []
+        for entry in ensure_tuple(side[name]):
+            numbers = _range(entry)
+            repeated = listed.intersection(numbers)
+            if repeated:
+                raise ValueError(f"values listed twice: {sorted(repeated)}")
+            listed.update(numbers)
+            values[name].extend(numbers)
     return values
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write volumes on exactly the grid of their source."""
+"""Read volumes for MONAI, and write them on exactly the grid of their source."""
 
 from __future__ import annotations
 
@@ -16,20 +16,15 @@ from monai.data import FolderLayoutBase, NibabelReader, NibabelWriter
 from monai.utils import convert_to_numpy, ensure_tuple
 
 from contourdiff.data.atomic import atomic_write
+from contourdiff.data.case_files import CaseFiles
 from contourdiff.data.itk_files import write_itk
-from contourdiff.data.nifti_names import ITK_SUFFIXES, case_of
+from contourdiff.data.nifti_names import ITK_SUFFIXES, OUTPUT_SUFFIXES, case_of
+from contourdiff.data.volumes import open_volume, scaled_voxels
 
-OUTPUT_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
-GRID_FIELDS = [
-    "pixdim",
-    "xyzt_units",
-    "qform_code",
-    "sform_code",
-    "quatern_b",
-    "quatern_c",
-    "quatern_d",
-]
-GRID_FIELDS += ["qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"]
+GRID_FIELDS = (
+    *("pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),
+    *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"),
+)
 """What is taken over from the header of a source; its texts and extensions may name a patient."""
 
 
@@ -39,7 +34,7 @@ def save_like(data: np.ndarray, source: str | Path, path: str | Path) -> None:
     Nothing else of its header is taken over. A ``path`` with the suffix of a NRRD or MetaImage file is written as such.
     Raises ``ValueError`` if the shapes differ.
     """
-    image = nib.load(source)
+    image = open_volume(source)
     if data.shape != image.shape:
         raise ValueError(
             f"expected shape {image.shape} of {source}, got {data.shape}; invert every transform first"
@@ -59,12 +54,19 @@ class SourceGridReader(NibabelReader):
     """Reader for ``LoadImaged`` that takes the affine as nibabel does: the sform if there is one, or else the qform.
 
     MONAI's reader prefers the form that agrees with the voxel size of the header, which a sheared sform does not.
+    Files are opened and read as in [`contourdiff.data.volumes`][].
     """
 
     def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Any:
         """Image of a single file."""
         self.filenames = ensure_tuple(data)
-        return nib.load(self.filenames[0], **{**self.kwargs, **kwargs})
+        return open_volume(self.filenames[0])
+
+    def _get_array_data(self, img: nib.Nifti1Image, *args: Any) -> np.ndarray:
+        voxels = scaled_voxels(str(self.filenames[0]))
+        if voxels.dtype == np.float32 and not voxels.flags.writeable:
+            return voxels.copy()  # a tensor would share the memory of what is kept
+        return voxels
 
 
 class SourceGridWriter(NibabelWriter):
@@ -82,16 +84,17 @@ class SourceGridWriter(NibabelWriter):
     ) -> None:
         """Store the path of the source and the geometry of the data."""
         meta = {} if meta_dict is None else meta_dict
+        affine = meta.get("affine")
         self._source = Path(str(meta.get("filename_or_obj", "")))
-        self._own_affine = None if meta.get("affine") is None else convert_to_numpy(meta["affine"])
+        self._result_affine = None if affine is None else convert_to_numpy(affine)
         super().set_metadata(meta_dict, resample, **options)
 
     def write(self, filename: str | os.PathLike[Any], verbose: bool = False, **kwargs: Any) -> None:
-        """Write the file, whole or not at all."""
+        """Write the file, whole or not at all; ``ValueError`` if the result is on another grid than its source."""
         data = np.asarray(convert_to_numpy(self.data_obj), dtype=self.output_dtype)[..., 0]
         self.data_obj = None  # SaveImage keeps its writer until the next case; the volume is freed
-        expected = nib.load(self._source).affine
-        if self._own_affine is None or not np.allclose(self._own_affine, expected, atol=1e-2):
+        expected = open_volume(self._source).affine
+        if self._result_affine is None or not np.allclose(self._result_affine, expected, atol=1e-2):
             raise ValueError(
                 f"the result is not on the grid of {self._source}; put Invertd before SaveImaged"
             )
@@ -100,15 +103,21 @@ class SourceGridWriter(NibabelWriter):
 
 @dataclass(eq=False)
 class CaseFolderLayout(FolderLayoutBase):
-    """Names for ``SaveImaged``: ``<output_dir>/<case><case_suffix>_<postfix><output_ext>``, for any spelling.
+    """Names for ``SaveImaged``: ``<output_dir>/<case>_<postfix><output_ext>``, see [`contourdiff.data.case_files`][].
 
-    MONAI's own layout knows ``.gz`` in lower case only: ``A.NII.GZ`` would become ``A.NII_mr.nii.gz``. ``output_ext``
-    is ``.nii.gz``, ``.nii``, ``.nrrd`` or ``.mha``, with ``ValueError`` for another.
+    MONAI's own layout knows ``.gz`` in lower case only: ``A.NII.GZ`` would become ``A.NII_mr.nii.gz``.
+
+    Args:
+        output_dir: folder of the files.
+        postfix: ``mr``, ``label`` or another kind of volume.
+        output_ext: ``.nii.gz``, ``.nii``, ``.nrrd`` or ``.mha``.
+
+    Raises:
+        ValueError: for another extension.
     """
 
     output_dir: str | Path
     postfix: str
-    case_suffix: str = ""
     output_ext: str = ".nii.gz"
 
     def __post_init__(self) -> None:
@@ -117,9 +126,14 @@ class CaseFolderLayout(FolderLayoutBase):
                 f"output_ext must be one of {list(OUTPUT_SUFFIXES)}, got {self.output_ext!r}"
             )
 
-    def filename(self, subject: str | Path = "subject", **kwargs: Any) -> Path:
-        """Path for an image that was read from ``subject``."""
-        return (
-            Path(self.output_dir)
-            / f"{case_of(subject)}{self.case_suffix}_{self.postfix}{self.output_ext}"
-        )
+    def filename(
+        self, subject: str | Path = "subject", name: str | None = None, **kwargs: Any
+    ) -> Path:
+        """Path for an image that was read from ``subject``; ``name`` stands for its case id."""
+        files = CaseFiles(Path(self.output_dir), name or case_of(subject), self.output_ext)
+        return files.volume(self.postfix)
+
+
+def item_name(meta: Mapping[str, Any], saver: Any) -> dict[str, Any]:
+    """``output_name_formatter`` for ``SaveImaged``: files are named after the item, as its metadata ``name`` says."""
+    return {"subject": meta.get("filename_or_obj", ""), "name": meta.get("name")}

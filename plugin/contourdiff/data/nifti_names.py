@@ -8,6 +8,9 @@ from pathlib import Path
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 ITK_SUFFIXES = (".nrrd", ".mha", ".mhd")
 """Volumes that are read through ITK; all but ``.mhd``, which is two files, can be written."""
+VOLUME_SUFFIXES = NIFTI_SUFFIXES + ITK_SUFFIXES
+OUTPUT_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
+"""Volumes that can be written."""
 
 
 def is_nifti(path: Path) -> bool:
@@ -15,7 +18,7 @@ def is_nifti(path: Path) -> bool:
     return is_volume(path, NIFTI_SUFFIXES)
 
 
-def is_volume(path: Path, suffixes: tuple[str, ...] = NIFTI_SUFFIXES + ITK_SUFFIXES) -> bool:
+def is_volume(path: Path, suffixes: tuple[str, ...] = VOLUME_SUFFIXES) -> bool:
     """Whether a path is a NIfTI, NRRD or MetaImage file by its name, as [`is_nifti`][]; or a link to no file."""
     exists = path.is_file() or (path.is_symlink() and not path.exists())
     return exists and path.name.lower().endswith(suffixes) and not path.name.startswith(".")
@@ -28,10 +31,11 @@ def case_of(path: str | Path) -> str:
         >>> case_of("ct/A.NII.GZ"), case_of("ct/b.nrrd")
         ('A', 'b')
     """
-    name, suffixes = Path(path).name, NIFTI_SUFFIXES + ITK_SUFFIXES
-    return next(
-        (name[: -len(suffix)] for suffix in suffixes if name.lower().endswith(suffix)), name
-    )
+    name = Path(path).name
+    for suffix in VOLUME_SUFFIXES:
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)]
+    return name
 
 
 def case_name(image: str | Path) -> str:
@@ -44,8 +48,6 @@ def nifti_by_case(folder: Path) -> dict[str, Path]:
     return volumes_by_case(folder, NIFTI_SUFFIXES)
 
 
-def volumes_by_case(
-    folder: Path, suffixes: tuple[str, ...] = NIFTI_SUFFIXES + ITK_SUFFIXES
-) -> dict[str, Path]:
+def volumes_by_case(folder: Path, suffixes: tuple[str, ...] = VOLUME_SUFFIXES) -> dict[str, Path]:
     """Volume files directly in a folder by case id; empty if the folder does not exist."""
     return {case_of(path): path for path in sorted(folder.glob("*")) if is_volume(path, suffixes)}

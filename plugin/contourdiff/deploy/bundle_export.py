@@ -17,14 +17,14 @@ from contourdiff.data.atomic import atomic_folder
 
 logger = logging.getLogger(__name__)
 
-PACKAGE, CODE = "contourdiff", "scripts"
+PACKAGE = "contourdiff"
+CODE = "scripts"
 REFERENCE = re.compile(rf"\b{PACKAGE}(?=\.[a-z])|(?<=from ){PACKAGE}(?= import)")
 TARGET = re.compile(rf'"({PACKAGE}(?:\.\w+)+)\.\w+"')
 OUTSIDE_LINK = re.compile(r"(!?)\[([^\]]*)\]\((?:\.\./){3}([^)#]*)[^)]*\)")
 MAX_FILE_BYTES = 25 * 10**6
 """Limit of the model zoo; for a larger file it takes a link in ``large_files.yml``."""
-DATA = ("assets", "templates")
-"""Folders of a package that its code reads."""
+IGNORED = shutil.ignore_patterns("eval", "__pycache__", ".*")
 SEARCH_PATH = (
     "$__import__('sys').path.insert(1, next(str(caller.frame.f_locals['self'].config_root_path.resolve().parent)"
     " for caller in __import__('inspect').stack(0)"
@@ -51,74 +51,78 @@ def export_bundle(output_dir: str | Path, bundle: str | Path | None = None) -> P
     References:
         https://github.com/Project-MONAI/model-zoo, CONTRIBUTING.md.
     """
-    root, output_dir = find_bundle(bundle).resolve(), Path(output_dir).resolve()
+    root = find_bundle(bundle).resolve()
+    output_dir = Path(output_dir).resolve()
     if output_dir.is_relative_to(root):
         raise ValueError(
             f"expected a folder outside the bundle {root}, got {output_dir}; choose another"
         )
     with atomic_folder(output_dir) as aside:
-        ignored = shutil.ignore_patterns("eval", "__pycache__", ".*")
-        shutil.copytree(root, aside, ignore=ignored, dirs_exist_ok=True)
+        shutil.copytree(root, aside, ignore=IGNORED, dirs_exist_ok=True)
         configs = sorted(aside.rglob("*.json"))
-        text = "".join(path.read_text(encoding="utf-8") for path in configs)
-        for name, source in _modules(set(TARGET.findall(text))).items():
-            _write_module(aside / CODE, name, source)
+        _write_code(aside / CODE, configs)
         for path in configs:
             _rewrite_config(path)
         _rewrite_card(aside / "docs" / "README.md", root.parent.parent)
-        for path in (path for path in aside.rglob("*") if path.stat().st_size > MAX_FILE_BYTES):
-            logger.warning(
-                "%s exceeds 25 MB; the model zoo takes a link in large_files.yml",
-                path.relative_to(aside),
-            )
+        for path in aside.rglob("*"):
+            if path.stat().st_size > MAX_FILE_BYTES:
+                name = path.relative_to(aside)
+                logger.warning(
+                    "%s exceeds 25 MB; the model zoo takes a link in large_files.yml", name
+                )
     return output_dir
 
 
-def _modules(names: Iterable[str]) -> dict[str, Path]:
-    """Modules of this package by name, with all that they import of it, and their files."""
-    folder = Path(__file__).parents[2]
-    others = [path.stem for path in folder.iterdir() if path.stem != PACKAGE]
-    finder = ModuleFinder(path=[str(folder)], excludes=others)
-    for name in sorted(names):
-        finder.import_hook(name)
-    files = {name: module.__file__ for name, module in finder.modules.items()}  # type: ignore[attr-defined]
-    return {
-        name: Path(file) for name, file in files.items() if name.split(".")[0] == PACKAGE and file
-    }
+def _write_code(code: Path, configs: Iterable[Path]) -> None:
+    """Write the modules that ``configs`` refer to, with all that they import of this package, and their data."""
+    package = Path(__file__).parents[1]
+    siblings = [path.stem for path in package.parent.iterdir() if path != package]
+    finder = ModuleFinder(path=[str(package.parent)], excludes=siblings)
+    for config in configs:
+        for name in TARGET.findall(config.read_text(encoding="utf-8")):
+            finder.import_hook(name)
+    for module in finder.modules.values():
+        source = Path(module.__file__ or "")  # type: ignore[attr-defined]
+        if source.is_relative_to(package):
+            target = code / source.relative_to(package)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(_renamed(source), encoding="utf-8")
+    for data in (*package.rglob("assets"), *package.rglob("templates")):
+        target = code / data.relative_to(package)
+        if target.parent.is_dir():
+            shutil.copytree(data, target)
 
 
-def _write_module(code: Path, name: str, source: Path) -> None:
-    target = code.joinpath(*name.split(".")[1:])
-    target = target / source.name if source.name == "__init__.py" else target.with_suffix(".py")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    for folder in DATA if source.name == "__init__.py" else ():
-        if (source.parent / folder).is_dir():
-            shutil.copytree(source.parent / folder, target.parent / folder)
-    target.write_text(REFERENCE.sub(CODE, source.read_text(encoding="utf-8")), encoding="utf-8")
+def _renamed(path: Path) -> str:
+    """Text of a file, which refers to the modules by their new names."""
+    return REFERENCE.sub(CODE, path.read_text(encoding="utf-8"))
 
 
 def _rewrite_config(path: Path) -> None:
-    config: dict[str, Any] = json.loads(REFERENCE.sub(CODE, path.read_text(encoding="utf-8")))
+    config: dict[str, Any] = json.loads(_renamed(path))
     if path.name == "metadata.json":
         config["required_packages_version"].pop(PACKAGE, None)
         if config["version"] not in config["changelog"]:
             raise ValueError(
                 f"expected version {config['version']} in the changelog of {path.name}; describe it there"
             )
-    if "_target_" in (root := config.get("bundle_root", "")) and root["_target_"].startswith(
-        f"{CODE}."
-    ):
+    root = config.get("bundle_root")
+    if isinstance(root, dict) and root["_target_"].startswith(f"{CODE}."):
         config["initialize"] = [SEARCH_PATH, *config.get("initialize", [])]
     path.write_text(json.dumps(config, indent=4) + "\n", encoding="utf-8")
 
 
 def _rewrite_card(card: Path, repository: Path) -> None:
+    """Copy pictures outside the bundle to ``images`` beside the card, and make text of other links that leave it."""
+    images = card.parent / "images"
+
     def local(link: re.Match[str]) -> str:
-        picture, text, path = link.groups()
-        if not picture or not (repository / path).is_file():
+        mark, text, path = link.groups()
+        source = repository / path
+        if mark != "!" or not source.is_file():
             return text
-        (card.parent / "images").mkdir(exist_ok=True)
-        copy = shutil.copy(repository / path, card.parent / "images")
-        return f"![{text}](images/{Path(copy).name})"
+        images.mkdir(exist_ok=True)
+        shutil.copy(source, images)
+        return f"![{text}](images/{source.name})"
 
     card.write_text(OUTSIDE_LINK.sub(local, card.read_text(encoding="utf-8")), encoding="utf-8")

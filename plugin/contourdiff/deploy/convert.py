@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,20 @@ from torch import Tensor
 from contourdiff.data.atomic import atomic_write, write_text
 from contourdiff.networks import ContourUNet
 from contourdiff.sampling.solvers import PREDICTION_TYPES
-from contourdiff.weights import check_keys, import_safetensors, read_weights
+from contourdiff.weights import check_finite, check_keys, import_safetensors, read_weights
 
+Entries = dict[str, Any]
 State = dict[str, Tensor]
+Renaming = Sequence[tuple[str, str]]
+"""Patterns of keys, applied in order, and what stands there in MONAI."""
+
 WEIGHTS_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
-BLOCKS = {"DownBlock2D": "UpBlock2D", "AttnDownBlock2D": "AttnUpBlock2D"}
-BLOCKS |= {"ResnetDownsampleBlock2D": "ResnetUpsampleBlock2D"}
+UP_BLOCKS = {
+    "DownBlock2D": "UpBlock2D",
+    "AttnDownBlock2D": "AttnUpBlock2D",
+    "ResnetDownsampleBlock2D": "ResnetUpsampleBlock2D",
+}
+"""Blocks of a ``UNet2DModel`` that MONAI's network has: each way down, and the way up that belongs to it."""
 SUPPORTED: dict[str, tuple[Any, ...]] = {
     "_class_name": ("UNet2DModel",),
     "center_input_sample": (False,),
@@ -37,23 +45,16 @@ SUPPORTED: dict[str, tuple[Any, ...]] = {
     "num_class_embeds": (None,),
 }
 """Values of a ``UNet2DModel`` that MONAI's network has; the first of each is the default of diffusers."""
-REQUIRED = {
-    "block_out_channels",
-    "down_block_types",
-    "up_block_types",
-    "in_channels",
-    "out_channels",
+NEEDED = ("in_channels", "out_channels", "block_out_channels", "down_block_types", "up_block_types")
+DEFAULTS = {
+    "layers_per_block": 2,
+    "attention_head_dim": 8,
+    "norm_num_groups": 32,
+    "norm_eps": 1e-5,
+    "downsample_type": "conv",
 }
-USED = {
-    "downsample_type",
-    "upsample_type",
-    "layers_per_block",
-    "attention_head_dim",
-    "norm_num_groups",
-    "norm_eps",
-}
-USED |= {"sample_size", "dropout", "num_train_timesteps"}
-RENAMED = (
+UNUSED = ("upsample_type", "sample_size", "dropout", "num_train_timesteps")
+UNET2D_KEYS: Renaming = (
     (r"^conv_in\.", "conv_in.conv."),
     (r"^conv_norm_out\.", "out.0."),
     (r"^conv_out\.", "out.2.conv."),
@@ -73,25 +74,22 @@ RENAMED = (
     (r"\.(to_v|value)\.", ".attn.to_v."),
     (r"\.(to_out\.0|proj_attn)\.", ".attn.out_proj."),
 )
-"""Patterns of keys of a ``UNet2DModel``, applied in order, and what stands there in MONAI."""
-SCHEDULES = {
-    "linear": "linear_beta",
-    "scaled_linear": "scaled_linear_beta",
-    "sigmoid": "sigmoid_beta",
-}
-PAPER_SCHEDULER = {
-    "beta_schedule": "linear",
-    "beta_start": 1e-4,
-    "beta_end": 0.02,
-    "prediction_type": "epsilon",
-}
+GENERATIVE_KEYS: Renaming = (
+    (r"\.(to_[qkv])\.", r".attn.\1."),
+    (r"\.upsampler\.conv\.", ".upsampler.postconv."),
+)
+"""Of monai-generative 0.2.3. Its attention had an output layer, ``proj_attn``, that was never applied."""
+SCHEDULES = ("linear", "scaled_linear", "sigmoid")
+PAPER_SCHEDULER = {"beta_schedule": "linear"}
 CONTOUR = {"contour_sigma_px": 0.8, "contour_low_threshold": 60.0, "contour_high_threshold": 112.0}
 """The nearest that scikit-image has to the paper's contour."""
-PAPER_CONTOUR: dict[str, Any] = {
+PAPER_CONTOUR = {
     "_target_": "contourdiff.transforms.OpenCVContourd",
     "keys": "image",
+    "slice_axis": "@slice_axis",
+    "low_threshold": 80.0,
+    "high_threshold": 150.0,
 }
-PAPER_CONTOUR |= {"slice_axis": "@slice_axis", "low_threshold": 80.0, "high_threshold": 150.0}
 
 
 def convert_checkpoint(
@@ -119,99 +117,135 @@ def convert_checkpoint(
     those of the network, or an output exists; ``FileNotFoundError`` if a part of ``source`` is missing; ``ImportError``
     if safetensors is needed and missing.
     """
-    source, output = Path(source), Path(output)
+    source = Path(source)
+    output = Path(output)
     overlay_path = output.with_suffix(".json")
     _check_outputs(output, overlay_path)
     if spacing_mm is not None and spacing_mm <= 0:
         raise ValueError(f"spacing_mm must be positive, got {spacing_mm}")
-    if source.is_dir():
-        if network_def is not None:
-            raise ValueError(
-                f"expected network_def for a state dict alone, but {source} has a config.json; omit it"
-            )
+    if not source.is_dir():
+        arguments, scheduler, state = _read_state_dict(source, network_def)
+    elif network_def is None:
         arguments, scheduler, state = _read_diffusers(source)
     else:
-        arguments, scheduler, state = _read_state_dict(source, network_def)
-    state = {
-        key: value.to(torch.float16 if half else torch.float32).contiguous()
-        for key, value in state.items()
-    }
-    if broken := [key for key, value in state.items() if not value.isfinite().all()]:
         raise ValueError(
-            f"expected finite weights in {source}, got NaN or infinity in {broken[:3]}; train it again"
+            f"expected network_def for a state dict alone, but {source} has a config.json; omit it"
         )
-    overlay: dict[str, Any] = {
+    check_keys(_shapes(arguments), state, source)
+    dtype = torch.float16 if half else torch.float32
+    state = {key: value.to(dtype).contiguous() for key, value in state.items()}
+    check_finite(state, source)
+    overlay: Entries = {
         "_desc_": f"Overlay of inference.json: a single network, converted from {source.name}",
         "ckpt_path": _path_in_config(output),
-        **dict.fromkeys(("refiner_path", "refiner_def", "refiner")),
+        "refiner_path": None,
+        "refiner_def": None,
+        "refiner": None,
         "contrasts": [],
-        **({} if spacing_mm is None else {"spacing_mm": spacing_mm}),
+        "spacing_mm": spacing_mm,
         **CONTOUR,
         "network_def": {"_target_": "contourdiff.networks.ContourUNet", **arguments},
         "network": "@coarse_network",
         "scheduler": scheduler,
-        **({"contour": PAPER_CONTOUR} if paper_contour else {}),
+        "contour": PAPER_CONTOUR,
     }
+    if spacing_mm is None:
+        del overlay["spacing_mm"]
+    if not paper_contour:
+        del overlay["contour"]
     _write_weights(state, output)
     write_text(overlay_path, json.dumps(overlay, indent=4) + "\n")
     return overlay_path
 
 
-def unet2d_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+def unet2d_arguments(config: Mapping[str, Any]) -> Entries:
     """Arguments of [`ContourUNet`][] for the ``config.json`` of a diffusers ``UNet2DModel``.
 
     Raises ``ValueError`` that names the values which MONAI's network does not have.
     """
-    if missing := sorted(REQUIRED - config.keys()):
+    missing = sorted(set(NEEDED) - config.keys())
+    if missing:
         raise ValueError(f"expected the config.json of a UNet2DModel, got one without {missing}")
-    channels, down = config["block_out_channels"], config["down_block_types"]
-    groups, head = config.get("norm_num_groups", 32), config.get("attention_head_dim", 8)
-    supported = SUPPORTED | {
+    values = {**DEFAULTS, **config}
+    channels = values["block_out_channels"]
+    down = values["down_block_types"]
+    supported = {
+        **SUPPORTED,
         "time_embedding_dim": (None, 4 * channels[0]),
-        "attn_norm_num_groups": (None, groups),
-        "down_block_types": ([kind for kind in down if kind in BLOCKS],),
-        "up_block_types": ([BLOCKS.get(kind) for kind in reversed(down)],),
+        "attn_norm_num_groups": (None, values["norm_num_groups"]),
+        "down_block_types": ([kind for kind in down if kind in UP_BLOCKS],),
+        "up_block_types": ([UP_BLOCKS.get(kind) for kind in reversed(down)],),
     }
-    wrong = {
-        name: config[name]
-        for name, values in supported.items()
-        if config.get(name, values[0]) not in values
-    }
-    wrong |= {
-        name: config[name]
-        for name in config
-        if name[0] != "_" and name not in USED | REQUIRED | supported.keys()
-    }
-    if wrong:
-        named = ", ".join(f"{name}={value!r}" for name, value in list(wrong.items())[:3])
+    readable = {*supported, *NEEDED, *DEFAULTS, *UNUSED}
+    unsupported = [
+        name for name, good in supported.items() if values.get(name, good[0]) not in good
+    ]
+    unsupported += [name for name in config if name not in readable and name[0] != "_"]
+    if unsupported:
+        listed = ", ".join(f"{name}={values[name]!r}" for name in unsupported[:3])
         raise ValueError(
-            f"expected a UNet2DModel that MONAI's network equals, got {named}; it cannot be converted"
+            f"expected a UNet2DModel that MONAI's network equals, got {listed}; it cannot be converted"
         )
-    resnet = any(
-        kind[0] == "R" or (kind[0] == "A" and config.get("downsample_type") == "resnet")
-        for kind in down[:-1]
-    )
+    resampling = ["ResnetDownsampleBlock2D"]
+    if values["downsample_type"] == "resnet":
+        resampling.append("AttnDownBlock2D")
+    head_channels = values["attention_head_dim"]
     return {
-        "in_channels": config["in_channels"],
-        "out_channels": config["out_channels"],
+        "in_channels": values["in_channels"],
+        "out_channels": values["out_channels"],
         "patch_size": 1,
         "channels": channels,
         "attention_levels": [kind == "AttnDownBlock2D" for kind in down],
-        "num_res_blocks": config.get("layers_per_block", 2),
-        "num_head_channels": channels if head is None else head,
-        "norm_num_groups": groups,
-        "norm_eps": config.get("norm_eps", 1e-5),
-        "resblock_updown": resnet,
+        "num_res_blocks": values["layers_per_block"],
+        "num_head_channels": channels if head_channels is None else head_channels,
+        "norm_num_groups": values["norm_num_groups"],
+        "norm_eps": values["norm_eps"],
+        "resblock_updown": any(kind in resampling for kind in down[:-1]),
         "use_flash_attention": True,
     }
 
 
 def unet2d_state(state: Mapping[str, Tensor]) -> State:
-    """State dict of a diffusers ``UNet2DModel`` with MONAI's keys; values are unchanged, unknown keys are kept."""
-    renamed = {}
+    """State dict of a diffusers ``UNet2DModel`` with MONAI's keys; ``ValueError`` if two keys become one.
+
+    Values are unchanged, unknown keys are kept.
+    """
+    return _renamed(state, UNET2D_KEYS)
+
+
+def scheduler_entry(config: Mapping[str, Any]) -> Entries:
+    """Entry ``scheduler`` of a config for the ``scheduler_config.json`` of diffusers: what training depends on.
+
+    Solver, steps, spacing and clipping are settings of the translation, and not taken over. Raises ``ValueError`` for
+    betas or a prediction that are not supported.
+    """
+    schedule = config.get("beta_schedule")
+    prediction = config.get("prediction_type", "epsilon")
+    names = [name for name in ("trained_betas", "rescale_betas_zero_snr") if config.get(name)]
+    unsupported = {name: config[name] for name in names}
+    if prediction not in PREDICTION_TYPES:
+        unsupported["prediction_type"] = prediction
+    if schedule not in SCHEDULES:
+        unsupported["beta_schedule"] = schedule
+    if unsupported:
+        raise ValueError(
+            f"expected betas {SCHEDULES} and a prediction of {PREDICTION_TYPES}, got {unsupported}"
+        )
+    return {
+        "_target_": "DDPMScheduler",
+        "num_train_timesteps": config.get("num_train_timesteps", 1000),
+        "schedule": f"{schedule}_beta",
+        "beta_start": config.get("beta_start", 1e-4),
+        "beta_end": config.get("beta_end", 0.02),
+        "prediction_type": prediction,
+    }
+
+
+def _renamed(state: Mapping[str, Tensor], renaming: Renaming) -> State:
+    renamed: State = {}
     for key, value in state.items():
         name = key
-        for pattern, replacement in RENAMED:
+        for pattern, replacement in renaming:
             name = re.sub(pattern, replacement, name)
         if name in renamed:
             raise ValueError(
@@ -221,118 +255,65 @@ def unet2d_state(state: Mapping[str, Tensor]) -> State:
     return renamed
 
 
-def scheduler_entry(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Entry ``scheduler`` of a config for the ``scheduler_config.json`` of diffusers: what training depends on.
-
-    Solver, steps, spacing and clipping are settings of the translation, and not taken over. Raises ``ValueError`` for
-    betas or a prediction that are not supported.
-    """
-    wrong = {
-        name: config[name]
-        for name in ("trained_betas", "rescale_betas_zero_snr")
-        if config.get(name)
-    }
-    prediction = config.get("prediction_type", "epsilon")
-    wrong |= {} if prediction in PREDICTION_TYPES else {"prediction_type": prediction}
-    schedule = config.get("beta_schedule")
-    wrong |= {} if schedule in SCHEDULES else {"beta_schedule": schedule}
-    if wrong:
-        raise ValueError(
-            f"expected betas {list(SCHEDULES)} and a prediction of {PREDICTION_TYPES}, got {wrong}"
-        )
-    return {
-        "_target_": "DDPMScheduler",
-        "num_train_timesteps": config.get("num_train_timesteps", 1000),
-        "schedule": SCHEDULES[config["beta_schedule"]],
-        "beta_start": config.get("beta_start", 1e-4),
-        "beta_end": config.get("beta_end", 0.02),
-        "prediction_type": prediction,
-    }
-
-
-def generative_state(state: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> State:
-    """State dict of a ``DiffusionModelUNet`` of monai-generative 0.2.3 with MONAI's keys, by ``load_old_state_dict``.
-
-    Its attention had an output layer, ``proj_attn``, that was never applied: those keys are left out, and
-    ``arguments`` must have ``include_fc=False``. Raises ``ValueError`` unless every other key has its counterpart.
-    """
-    network, left = _network(arguments), dict(state)
-    expected = "expected weights of a monai-generative network with the given network_def"
-    try:
-        network.load_old_state_dict(left)  # takes what it finds out of ``left``
-    except (KeyError, RuntimeError) as error:
-        raise ValueError(f"{expected}, got {' '.join(str(error).split())[:300]}") from error
-    renamed = network.state_dict()
-    unknown, count = [key for key in left if ".proj_attn." not in key], len(state) - len(left)
-    if unknown or count != len(renamed):  # what is absent would keep the values of a new network
-        raise ValueError(
-            f"{expected}, got {count} of {len(renamed)} keys and {len(unknown)} unknown {unknown[:3]}"
-        )
-    return renamed
-
-
-def _read_diffusers(source: Path) -> tuple[dict[str, Any], dict[str, Any], State]:
+def _read_diffusers(source: Path) -> tuple[Entries, Entries, State]:
     """Arguments, scheduler and state dict of a folder with ``config.json`` or of a pipeline with ``unet/``."""
     folder = source / "unet" if (source / "unet").is_dir() else source
     arguments = unet2d_arguments(_read_json(folder / "config.json"))
     scheduler = folder.parent / "scheduler" / "scheduler_config.json"
     entry = scheduler_entry(_read_json(scheduler) if scheduler.is_file() else PAPER_SCHEDULER)
-    files = [folder / name for name in WEIGHTS_FILES if (folder / name).is_file()]
-    if not files:
-        raise FileNotFoundError(
-            f"expected {' or '.join(WEIGHTS_FILES)} in {folder}, found neither; save it whole"
-        )
-    state = unet2d_state(read_weights(files[0]))
-    check_keys(_network(arguments, "meta").state_dict(), state, files[0])
-    return arguments, entry, state
+    for name in WEIGHTS_FILES:
+        if (folder / name).is_file():
+            return arguments, entry, unet2d_state(read_weights(folder / name))
+    raise FileNotFoundError(
+        f"expected {' or '.join(WEIGHTS_FILES)} in {folder}, found neither; save it whole"
+    )
 
 
 def _read_state_dict(
     source: Path, network_def: str | Path | None
-) -> tuple[dict[str, Any], dict[str, Any], State]:
+) -> tuple[Entries, Entries, State]:
     """Arguments, scheduler and state dict of a file, whose network ``network_def`` describes."""
     state = read_weights(source)
     if network_def is None:
-        hint = "weights do not show heads, groups and epsilon; pass --network_def FILE.json with its arguments"
-        raise ValueError(f"expected the network_def of the state dict {source}, got none: {hint}")
+        raise ValueError(
+            f"expected the network_def of the state dict {source}, got none: weights do not show heads, groups and "
+            "epsilon; pass --network_def FILE.json with its arguments"
+        )
     entries = _read_json(Path(network_def))
-    given = {
-        name: value for name, value in entries.get("network_def", entries).items() if name[0] != "_"
-    }
-    arguments = {"in_channels": 2, "out_channels": 1, **given}
+    arguments = {"in_channels": 2, "out_channels": 1, **entries.get("network_def", entries)}
+    arguments = {name: value for name, value in arguments.items() if name[0] != "_"}
     if "num_channels" in arguments:  # the name in monai-generative
         arguments["channels"] = arguments.pop("num_channels")
-    if wrong := {
-        n: arguments[n]
-        for n in ("with_conditioning", "num_class_embeds", "contrasts")
-        if arguments.get(n)
-    }:
-        raise ValueError(
-            f"expected a network without classes and cross-attention, got {wrong} in {network_def}"
-        )
+    for name in ("with_conditioning", "num_class_embeds", "contrasts"):
+        if arguments.get(name):
+            raise ValueError(
+                f"expected a network without classes and cross-attention, got {name}={arguments[name]} in {network_def}"
+            )
     if "middle_block.attention.to_q.weight" in state:
-        arguments |= {"include_fc": False, "use_combined_linear": False}
-        state = generative_state(state, arguments)
-    check_keys(_network(arguments, "meta").state_dict(), state, source)
+        arguments.update(include_fc=False, use_combined_linear=False)
+        state = {key: value for key, value in state.items() if ".proj_attn." not in key}
+        state = _renamed(state, GENERATIVE_KEYS)
     return arguments, entries.get("scheduler") or scheduler_entry(PAPER_SCHEDULER), state
 
 
-def _network(arguments: Mapping[str, Any], device: str = "cpu") -> ContourUNet:
-    if (shape := (arguments.get("in_channels"), arguments.get("out_channels"))) != (2, 1):
+def _shapes(arguments: Mapping[str, Any]) -> State:
+    """State dict, without values, of the network with these arguments."""
+    channels = arguments["in_channels"], arguments["out_channels"]
+    if channels != (2, 1):
         raise ValueError(
-            f"expected in_channels 2 (noisy slice and contour) and out_channels 1, got {shape[0]} and {shape[1]}; "
-            "other networks cannot be converted"
+            "expected in_channels 2 (noisy slice and contour) and out_channels 1, "
+            f"got {channels[0]} and {channels[1]}; other networks cannot be converted"
         )
     try:
-        with torch.device(device):
-            return ContourUNet(**arguments)
+        with torch.device("meta"):
+            return ContourUNet(**arguments).state_dict()
     except TypeError as error:
         raise ValueError(
             f"expected arguments of ContourUNet, got {dict(arguments)}: {error}"
         ) from error
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> Entries:
     if not path.is_file():
         raise FileNotFoundError(
             f"expected {path}, found none; see 'Weights from elsewhere' in docs/train.md"
@@ -346,7 +327,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _check_outputs(output: Path, overlay: Path) -> None:
     if output.suffix not in (".pt", ".safetensors"):
         raise ValueError(f"expected an output *.pt or *.safetensors, got {output}")
-    if existing := [str(path) for path in (output, overlay) if path.exists()]:
+    existing = [str(path) for path in (output, overlay) if path.exists()]
+    if existing:
         raise ValueError(
             f"expected new files, found {existing}; remove them or choose another name"
         )
@@ -366,8 +348,7 @@ def _path_in_config(output: Path) -> str:
 def _write_weights(state: State, path: Path) -> None:
     with atomic_write(path) as aside:
         if path.suffix == ".safetensors":
-            aside.write_bytes(
-                import_safetensors().torch.save(state)
-            )  # save_file allows only the owner to read
+            content = import_safetensors().torch.save(state)
+            aside.write_bytes(content)  # save_file allows only the owner to read
         else:
             torch.save(state, aside)

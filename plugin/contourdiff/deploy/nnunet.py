@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,10 +15,10 @@ import numpy as np
 from tqdm import tqdm
 
 from contourdiff.data.atomic import atomic_folder
-from contourdiff.data.cases import labelled_cases
 from contourdiff.data.label_map import LabelMap
 from contourdiff.data.nifti import save_like
 from contourdiff.data.nifti_names import case_name, case_of
+from contourdiff.data.training_cases import labelled_cases
 from contourdiff.transforms import RemapLabels
 
 
@@ -30,7 +31,7 @@ def write_nnunet(
     the labels are the CT's. The channel is named ``MR``, which nnU-Net normalizes by each image's own statistics.
 
     Args:
-        dataset_dir: one folder of translations or several, see [`contourdiff.data.cases.labelled_cases`][].
+        dataset_dir: one folder of translations or several, see [`contourdiff.data.training_cases.labelled_cases`][].
         output_dir: new or empty folder named as nnU-Net requires, ``Dataset001_Name``.
         label_map: see [`contourdiff.data.label_map.LabelMap`][].
 
@@ -40,33 +41,36 @@ def write_nnunet(
     References:
         Isensee et al., "nnU-Net", Nature Methods 18 (2021); the format is that of its documentation of version 2.
     """
-    output_dir, classes = Path(output_dir), LabelMap(label_map)
+    output_dir = Path(output_dir)
+    classes = LabelMap(label_map)
     if not re.fullmatch(r"Dataset\d{3}_\w+", output_dir.name):
         raise ValueError(
             f"expected a folder named like Dataset001_Name for nnU-Net, got {output_dir.name!r}; rename it"
         )
     cases = labelled_cases(dataset_dir)
-    names = [case_name(case["image"]) for case in cases]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    counts = Counter(case_name(case["image"]) for case in cases)
+    repeated = sorted(name for name, count in counts.items() if count > 1)
+    if repeated:
         raise ValueError(
-            f"expected every case once, got twice: {twice}; translate other seeds of other case names"
+            f"expected every case once, got twice: {repeated}; translate other seeds of other case names"
         )
     remap = RemapLabels(classes, "ct")
     with atomic_folder(output_dir) as aside:
         (aside / "imagesTr").mkdir()
-        for name, case in zip(
-            names, tqdm(cases, "write nnU-Net data set", unit="case"), strict=True
-        ):
+        for case in tqdm(cases, "write nnU-Net data set", unit="case"):
+            name = case_name(case["image"])
             suffix = Path(case["image"]).name.removeprefix(case_of(case["image"]))
             shutil.copyfile(case["image"], aside / "imagesTr" / f"{name}_0000{suffix}")
-            label = np.asarray(remap(np.asarray(nib.load(case["label"]).dataobj))).astype(np.uint8)
+            label = remap(np.asarray(nib.load(case["label"]).dataobj))
+            label = np.asarray(label).astype(np.uint8)
             save_like(label, case["label"], aside / "labelsTr" / f"{name}{suffix}")
+        numbers = {name: number for number, name in classes.classes.items()}
         content = {
             "channel_names": {"0": "MR"},
-            "labels": {"background": 0}
-            | {name: number for number, name in classes.classes.items()},
+            "labels": {"background": 0, **numbers},
             "numTraining": len(cases),
             "file_ending": suffix,
         }
-        (aside / "dataset.json").write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
+        text = json.dumps(content, indent=4) + "\n"
+        (aside / "dataset.json").write_text(text, encoding="utf-8")
     return output_dir / "dataset.json"

@@ -10,66 +10,79 @@ from traceback import format_exception
 from typing import Any, NamedTuple, cast
 
 from ignite.engine import Engine, Events
-from monai.data import Dataset
+from monai.data import Dataset, MetaTensor
 from monai.engines import SupervisedEvaluator
 from monai.engines.utils import IterationEvents
 from monai.transforms import Transform
 
 from contourdiff.config_checks import root_cause
-from contourdiff.data.cases import TranslationCases, case_of
+from contourdiff.data.translation_cases import TranslationCases
+from contourdiff.data.volumes import release_voxels
 from contourdiff.inference.acceleration import release_heap
 from contourdiff.inference.inferer import VolumeInferer
+from contourdiff.inference.summary import Row, summary_row
 from contourdiff.inference.volume_state import VolumeResult
 
 logger = logging.getLogger(__name__)
-
-Item = Mapping[str, Any]
 
 
 class UnreadCase(NamedTuple):
     """Stands for an item that could not be read or transformed, with the reason; it can be pickled."""
 
-    case: str
+    name: str
     message: str
 
 
 class CaseDataset(Dataset):
-    """Cases to translate, whose ``items`` may be filled later; one that cannot be read is an [`UnreadCase`][]."""
+    """Translations to compute, whose ``items`` may be filled later; one that cannot be read is an [`UnreadCase`][].
+
+    The metadata of an item's ``image`` have its ``name``, so that its files can be named after it.
+    """
 
     def __init__(self, cases: TranslationCases, transform: Transform) -> None:
         super().__init__(cases.items, transform)
 
     def __getitem__(self, index: Any) -> Any:
-        """Case ``index``, transformed."""
+        """Item ``index``, transformed."""
+        self._release_before(index)
+        name = self.data[index]["name"]
         try:
-            return super().__getitem__(index)
+            item = super().__getitem__(index)
         except Exception as error:
-            case = case_of(self.data[index]["image"])
-            logger.error("%s: reading failed, %s", case, reason_of(error))
+            logger.error("%s: reading failed, %s", name, reason_of(error))
             logger.debug("%s", "".join(format_exception(error)))
-            return UnreadCase(case, reason_of(error))
+            return UnreadCase(name, reason_of(error))
+        if isinstance(item["image"], MetaTensor):
+            item["image"].meta["name"] = name
+        return item
+
+    def _release_before(self, index: int) -> None:
+        """Release the voxels of the cases before, which are done."""
+        case = self.data[index]["case"]
+        for item in self.data[:index]:
+            if item["case"] != case:
+                release_voxels([item["image"], item["label"]])
 
 
 class CaseEvaluator(SupervisedEvaluator):
-    """MONAI's ``SupervisedEvaluator`` for batches that are lists of whole cases, which may differ in size.
+    """MONAI's ``SupervisedEvaluator`` for whole cases, one after the other.
 
-    The cases of a batch are translated together by ``inferer.translate``, or one by one if that fails. Postprocessing
-    and handlers of ``FORWARD_COMPLETED`` and ``MODEL_COMPLETED`` then see one case at a time: ``state.batch = [item]``
-    and ``state.output = [{**item, "pred": gray levels, "result": VolumeResult}]``. A case that fails is recorded, and
-    the others go on. Handlers and metrics of ``ITERATION_COMPLETED`` see all completed cases of the batch as such
-    lists; without a completed case they are not called. Everything runs in the main thread; workers of the data loader
-    read ahead. Arguments as in ``SupervisedEvaluator``; the loader must use ``monai.data.utils.no_collation``.
+    A batch is a list of one item of a [`CaseDataset`][]. Postprocessing and handlers of ``FORWARD_COMPLETED`` and
+    ``MODEL_COMPLETED`` see it as ``state.batch = [item]`` and
+    ``state.output = [{**item, "pred": gray levels, "result": VolumeResult}]``. A case that fails is recorded, and the
+    others go on; handlers and metrics of ``ITERATION_COMPLETED`` are not called for it. Everything runs in the main
+    thread; workers of the data loader read ahead. Arguments as in ``SupervisedEvaluator``; the loader must have batch
+    size 1 and use ``monai.data.utils.no_collation``.
 
     Attributes:
-        completed: cases that were translated and whose handlers succeeded, with the seconds since the one before.
-        failures: why the other cases could not be translated.
+        completed: lines of the summary of the translations whose handlers succeeded, by name, see
+            [`contourdiff.inference.summary.summary_row`][]; a handler may leave the ``record`` in ``state.output[0]``.
+        failures: why the others could not be computed, by name.
     """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**{**kwargs, "decollate": False})
-        self.class_label: int | None = None
-        self.case_suffix = ""
-        self.completed: dict[str, float] = {}
+        self.completed: dict[str, Row] = {}
         self.failures: dict[str, str] = {}
         self.add_event_handler(Events.GET_BATCH_STARTED, _release)
 
@@ -82,73 +95,55 @@ class CaseEvaluator(SupervisedEvaluator):
         super().run(global_epoch)
 
     def _iteration(  # type: ignore[override]
-        self, engine: SupervisedEvaluator, batchdata: Sequence[Item | UnreadCase]
-    ) -> list[Item]:
-        """Translate a batch and complete its cases one after the other."""
-        for unread in (item for item in batchdata if isinstance(item, UnreadCase)):
-            self.failures[unread.case] = unread.message
-        items = [item for item in batchdata if not isinstance(item, UnreadCase)]
-        results = self._translate(items)
-        pairs = [self._complete(items.pop(0), results.pop(0)) for _ in range(len(items))]
-        done = [pair for pair in pairs if pair is not None]
-        self.state.batch = [item for item, _ in done]
-        return [output for _, output in done]
-
-    def _translate(self, items: Sequence[Item]) -> list[VolumeResult | None]:
-        """Results of all items together, or one by one if they fail together; ``None`` for an item that fails."""
-        if not items:
+        self, engine: SupervisedEvaluator, batchdata: Sequence[Mapping[str, Any] | UnreadCase]
+    ) -> list[Mapping[str, Any]]:
+        """Translate a case and hand it to postprocessing and handlers; empty if it failed."""
+        (item,) = batchdata
+        if isinstance(item, UnreadCase):
+            self.failures[item.name] = item.message
             return []
+        name = item["name"]
         try:
-            inputs = [
-                item["image"].to(self.state.device, non_blocking=self.non_blocking)
-                for item in items
-            ]
-            with self.mode(self.network):
-                labels = [self.class_label] * len(items)
-                names = [f"{_case_of(item)}{self.case_suffix}" for item in items]
-                results = cast(VolumeInferer, self.inferer).translate(
-                    inputs, self.network, labels, names
-                )
-            return [result._replace(gray_levels=result.gray_levels.cpu()) for result in results]
+            self._translate(item)
+            return self.state.output  # type: ignore[return-value]
         except Exception as error:
-            if len(items) == 1:
-                self._fail(_case_of(items[0]), error)
-                return [None]
-            logger.warning("%s failed together: %s", ", ".join(map(_case_of, items)), error)
-        finally:
-            release_heap()
-        return [result for item in items for result in self._translate([item])]
-
-    def _complete(self, item: Item, result: VolumeResult | None) -> tuple[Item, Item] | None:
-        """Postprocessing and handlers of one case: its batch and output on success."""
-        if result is None:
-            return None
-        self.state.batch = [item]
-        self.state.output = [{**item, "pred": result.gray_levels, "result": result}]
-        try:
-            self.fire_event(IterationEvents.FORWARD_COMPLETED)
-            self.fire_event(IterationEvents.MODEL_COMPLETED)
-            self.completed[_case_of(item)] = time.perf_counter() - self._since
-            return self.state.batch[0], self.state.output[0]
-        except Exception as error:
-            self._fail(_case_of(item), error)
-            return None
+            self.failures[name] = reason_of(error)
+            logger.error("%s: translation failed, %s", name, self.failures[name])
+            logger.debug("%s", "".join(format_exception(error)))  # text keeps no volume
+            return []
         finally:
             self._since = time.perf_counter()
-            _release(self)
+            release_heap()
 
-    def _fail(self, case: str, error: Exception) -> None:
-        self.failures[case] = reason_of(error)
-        logger.error("%s: translation failed, %s", case, self.failures[case])
-        logger.debug("%s", "".join(format_exception(error)))  # text keeps no volume
+    def _translate(self, item: Mapping[str, Any]) -> None:
+        result = self._result_of(item)
+        self.state.batch = [item]
+        self.state.output = [{**item, "pred": result.gray_levels, "result": result}]
+        self.fire_event(IterationEvents.FORWARD_COMPLETED)
+        self.fire_event(IterationEvents.MODEL_COMPLETED)
+        seconds = time.perf_counter() - self._since
+        record = self.state.output[0].get("record")
+        self.completed[item["name"]] = summary_row(
+            item["name"], "translated", record, seconds=seconds
+        )
+
+    def _result_of(self, item: Mapping[str, Any]) -> VolumeResult:
+        image = item["image"].to(self.state.device, non_blocking=self.non_blocking)
+        try:
+            with self.mode(self.network):
+                (result,) = cast(VolumeInferer, self.inferer).translate(
+                    [image],
+                    self.network,
+                    class_labels=[item["contrast"]],
+                    names=[item["name"]],
+                )
+        finally:
+            release_heap()
+        return result._replace(gray_levels=result.gray_levels.cpu())
 
     def _fire_event(self, event_name: Any, *args: Any, **kwargs: Any) -> None:
         if event_name is not Events.ITERATION_COMPLETED or self.state.output:
             super()._fire_event(event_name, *args, **kwargs)
-
-
-def _case_of(item: Item) -> str:
-    return case_of(item["image"].meta["filename_or_obj"])
 
 
 def reason_of(error: BaseException) -> str:
@@ -156,14 +151,14 @@ def reason_of(error: BaseException) -> str:
     cause = root_cause(error)
     if isinstance(cause, MemoryError):
         return "expected enough memory for the case, got a MemoryError; crop the volume, or run less beside it"
-    if "cannot find a suitable" in str(
-        cause
-    ):  # MONAI's SaveImage and LoadImage quote the traceback of the error
-        return str(cause).strip().splitlines()[-1].strip()
-    return f"{type(cause).__name__}: {' '.join(str(cause).split())}"
+    text = str(cause).strip()
+    if "cannot find a suitable" in text:  # MONAI's SaveImage and LoadImage quote a traceback
+        return text.splitlines()[-1].strip()
+    return f"{type(cause).__name__}: {' '.join(text.split())}"
 
 
 def _release(engine: Engine) -> None:
     """Release the volumes of the last case."""
-    engine.state.batch = engine.state.output = None
+    engine.state.batch = None
+    engine.state.output = None
     release_heap()

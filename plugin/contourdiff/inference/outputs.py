@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import platform
 from collections.abc import Mapping
@@ -13,19 +12,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.engines.utils import IterationEvents
-from monai.transforms import Compose, Invertd, SaveImage
+from monai.transforms import Compose, Invertd
 from monai.utils import convert_to_dst_type
 
 from contourdiff import __version__
-from contourdiff.data.atomic import write_text
-from contourdiff.data.cases import TranslationCases, case_of
-from contourdiff.data.nifti import CaseFolderLayout, SourceGridWriter, save_like
+from contourdiff.data.atomic import write_json
+from contourdiff.data.case_files import CaseFiles
+from contourdiff.data.nifti import save_like
+from contourdiff.data.volumes import open_volume, scaled_voxels
 from contourdiff.inference.preview import Preview
 from contourdiff.inference.volume_state import VolumeResult
 from contourdiff.metrics.contour_fidelity import ContourFidelityCheck, VolumeFidelity
@@ -56,27 +55,25 @@ class Maps:
 class TranslationOutputs:
     """Handler of a [`contourdiff.inference.evaluator.CaseEvaluator`][]: write the files beside each MR volume.
 
-    ``<case>_label.nii.gz`` is the label, voxel for voxel; ``<case>_mr.png`` the picture; ``<case>_mr.json`` the record,
-    written last, so that its presence means success. Nothing of a case is kept after its files are written.
+    They are those of [`contourdiff.data.case_files.CaseFiles`][]. The label is copied voxel for voxel; the record is
+    written last, so that its presence means success, and left in ``state.output[0]["record"]`` for the summary.
 
     Args:
-        cases: the run's cases, for their labels and warnings.
         output_dir: folder of the files.
         ckpt_path: weights file, whose SHA-256 is recorded.
-        settings: the run's settings, recorded unchanged.
+        settings: the run's settings, recorded with the contrast of the translation.
         slice_axis: axis along which slices are stacked after orientation.
         preview: draws the picture; ``None`` draws none.
         fidelity: check of each translation against its contours, recorded for every slice; ``None`` checks nothing.
         maps: maps to write; ``None`` writes none.
         reference_flicker: see [`contourdiff.metrics.flicker.flicker_record`][].
         refiner_path: weights file of the second network of a cascade, recorded, too; ``None`` for a single network.
-        case_suffix: see [`contourdiff.data.cases.TranslationCases`][].
-        output_ext: see [`contourdiff.data.nifti.CaseFolderLayout`][].
+        output_ext: of the volumes, see [`contourdiff.data.nifti.CaseFolderLayout`][].
 
-    Raises ``ValueError`` for a fidelity map without a check and, as the run starts, an uncertainty map without spread.
+    Raises:
+        ValueError: for a fidelity map without a check and, as the run starts, an uncertainty map without spread.
     """
 
-    cases: TranslationCases
     output_dir: str | Path
     ckpt_path: str | Path
     settings: Mapping[str, Any]
@@ -86,7 +83,6 @@ class TranslationOutputs:
     maps: Maps | None = None
     reference_flicker: float | None = None
     refiner_path: str | Path | None = None
-    case_suffix: str = ""
     output_ext: str = ".nii.gz"
 
     def __post_init__(self) -> None:
@@ -98,8 +94,10 @@ class TranslationOutputs:
     @cached_property
     def weights(self) -> dict[str, Any]:
         """Name and SHA-256 of the weights files, read once."""
-        refiner = {} if self.refiner_path is None else {"refiner": _file(self.refiner_path)}
-        return _file(self.ckpt_path) | refiner
+        weights: dict[str, Any] = _weights_file(self.ckpt_path)
+        if self.refiner_path is not None:
+            weights["refiner"] = _weights_file(self.refiner_path)
+        return weights
 
     def attach(self, engine: Engine) -> None:
         """Attach to the evaluator, after its postprocessing."""
@@ -108,39 +106,32 @@ class TranslationOutputs:
 
     def _check_spread(self, engine: Engine) -> None:
         inferer = getattr(engine, "inferer", None)
-        if (
-            self.maps is not None
-            and self.maps.uncertainty
-            and not getattr(inferer, "keep_spread", False)
-        ):
+        has_spread = getattr(inferer, "keep_spread", False)
+        if self.maps is not None and self.maps.uncertainty and not has_spread:
             raise ValueError(
                 f"an uncertainty map requires an inferer with keep_spread=True, got {type(inferer).__name__} without; "
                 "neighbor-guided translation draws a single candidate a slice: switch the map off"
             )
 
     def __call__(self, engine: Engine) -> None:
-        """Write the files of the translated case."""
-        output = engine.state.output[0]  # type: ignore[index]
-        result: VolumeResult = output["result"]
-        contours = convert_to_dst_type(result.contours[None], engine.state.batch[0]["image"])[0]  # type: ignore[index]
+        """Write the files of a translation."""
+        item = engine.state.output[0]  # type: ignore[index]
+        image = engine.state.batch[0]["image"]  # type: ignore[index]
+        result: VolumeResult = item["result"]
+        contours = convert_to_dst_type(result.contours[None], image)[0]
+        files = CaseFiles(Path(self.output_dir), item["name"], self.output_ext)
         source = Path(contours.meta["filename_or_obj"])
-        case = case_of(source)
-        label, base = (
-            self.cases.labels.get(case),
-            Path(self.output_dir) / f"{case}{self.case_suffix}",
-        )
+        label = None if item["label"] is None else Path(item["label"])
         if label is not None:
-            save_like(
-                np.asanyarray(nib.load(label).dataobj), label, f"{base}_label{self.output_ext}"
-            )
+            save_like(scaled_voxels(label), label, files.label)
         if self.preview is not None:
-            self.preview.save(f"{base}_mr.png", source, label, contours, output["pred"])
+            self.preview.save(files.picture, source, label, contours, item["pred"])
         fidelity = self._check(result, contours)
-        self._write_maps(result, fidelity, contours)
-        ct = nib.load(source)
+        self._write_maps(result, fidelity, contours, files)
+        ct = open_volume(source)
         record = {
-            "case": case,
-            "image": self.cases.sources.get(case, source.name),
+            "case": item["case"],
+            "image": item["source"],
             "label": None if label is None else label.name,
             "shape": list(ct.shape),
             "spacing_mm": [round(float(size), 6) for size in ct.header.get_zooms()],
@@ -148,102 +139,101 @@ class TranslationOutputs:
             "python": platform.python_version(),
             "packages": {name: version(name) for name in PACKAGES},
             "weights": self.weights,
-            "settings": self.settings,
+            "settings": self._settings_for(item["contrast"]),
             "inferer": type(getattr(engine, "inferer", None)).__name__,
-            "warnings": self.cases.warnings.get(case, []),
-            **self._measured(result, fidelity, contours),
+            "warnings": item["warnings"],
+            "network_calls": result.network_calls,
+            "batch_size": result.batch_size,
+            "flicker": self._flicker(result),
+            "fidelity": None if fidelity is None else fidelity.summary(),
+            "slices": self._slices(result, fidelity, contours),
         }
-        write_text(f"{base}_mr.json", json.dumps(record, indent=2) + "\n")
-        logger.info(
-            "%s: done, %s; %s", case, f"{base}_mr{self.output_ext}", flicker_line(record["flicker"])
-        )
+        write_json(files.record, record)
+        item["record"] = record
+        logger.info("%s: done, %s; %s", files.name, files.mr, flicker_line(record["flicker"]))
         if fidelity is not None and fidelity.suspects:
-            logger.warning("%s: %s", case, fidelity.warning())
+            logger.warning("%s: %s", files.name, fidelity.warning())
+
+    def _settings_for(self, contrast: int | None) -> Mapping[str, Any]:
+        """The settings, with the one contrast of a translation."""
+        if contrast is None:
+            return self.settings
+        return {**self.settings, "contrast": self.settings["contrasts"][contrast]}
 
     def _check(self, result: VolumeResult, contours: MetaTensor) -> VolumeFidelity | None:
         if self.fidelity is None:
             return None
         gray_levels = result.gray_levels[0].as_subclass(torch.Tensor)
-        return self.fidelity(
-            result.contours, gray_levels, [float(size) for size in contours.pixdim], result.box
-        )
+        spacing_mm = [float(size) for size in contours.pixdim]
+        return self.fidelity(result.contours, gray_levels, spacing_mm, result.box)
 
     def _write_maps(
-        self, result: VolumeResult, fidelity: VolumeFidelity | None, contours: MetaTensor
+        self,
+        result: VolumeResult,
+        fidelity: VolumeFidelity | None,
+        contours: MetaTensor,
+        files: CaseFiles,
     ) -> None:
         if self.maps is None:
             return
         if self.maps.fidelity and fidelity is not None:
-            self._save_map(torch.as_tensor(fidelity.codes), contours, "fidelity", np.uint8)
+            codes = torch.as_tensor(fidelity.codes)
+            self._save_map(codes, contours, files.fidelity, np.uint8)
         if self.maps.uncertainty and result.spread is not None:
             if result.spread.isnan().any():
                 logger.warning(
                     "%s: some slices had a single candidate; their uncertainty is unknown, 0",
-                    result.case,
+                    files.name,
                 )
-            self._save_map(result.spread.nan_to_num(0.0), contours, "uncertainty", np.float32)
+            spread = result.spread.nan_to_num(0.0)
+            self._save_map(spread, contours, files.uncertainty, np.float32)
 
     def _save_map(
-        self, volume: torch.Tensor, contours: MetaTensor, postfix: str, dtype: type
+        self, volume: torch.Tensor, contours: MetaTensor, path: Path, dtype: type
     ) -> None:
         """Invert a map ``(H, W, D)`` as the translation was, codes to the nearest, and write it."""
         preprocessing = self.maps.preprocessing  # type: ignore[union-attr]
         invert = Invertd("map", preprocessing, orig_keys="image", nearest_interp=dtype is np.uint8)
         inverted = invert({"map": MetaTensor(volume[None].float()), "image": contours})["map"]
-        SaveImage(
-            output_dtype=dtype,
-            resample=False,
-            print_log=False,
-            writer=SourceGridWriter,
-            folder_layout=CaseFolderLayout(
-                self.output_dir, postfix, self.case_suffix, self.output_ext
-            ),
-        )(inverted)
+        voxels = inverted[0].as_subclass(torch.Tensor).numpy()
+        save_like(voxels.astype(dtype), contours.meta["filename_or_obj"], path)
 
     def _flicker(self, result: VolumeResult) -> dict[str, float | int | None]:
         axis = self.slice_axis
-        gray_levels, contours = (
-            np.moveaxis(np.asarray(v), axis, 0) for v in (result.gray_levels[0], result.contours)
-        )
-        rows, columns = (side for other, side in enumerate(result.box) if other != axis)
+        gray_levels = np.moveaxis(np.asarray(result.gray_levels[0]), axis, 0)
+        contours = np.moveaxis(np.asarray(result.contours), axis, 0)
+        rows, columns = result.box[:axis] + result.box[axis + 1 :]
         measured = flicker(gray_levels, contours, (rows, columns))
         return flicker_record(measured, result.single_distances, self.reference_flicker)
 
-    def _measured(
+    def _slices(
         self, result: VolumeResult, fidelity: VolumeFidelity | None, contours: MetaTensor
-    ) -> dict[str, Any]:
-        """What the record holds of the run, its flicker and each slice."""
-        axis = self.slice_axis
-        verdicts = [None] * len(result.choices) if fidelity is None else fidelity.slices
-        slices = [
-            {
+    ) -> list[dict[str, Any]]:
+        """What the record holds of each slice: where it is, what was chosen, and how well it keeps the contour."""
+        slices = []
+        for index, choice in enumerate(result.choices):
+            entry: dict[str, Any] = {
                 "slice": index,
-                "center_mm": _center_mm(contours, axis, index),
+                "center_mm": _center_mm(contours, self.slice_axis, index),
                 "skipped": choice is None,
             }
-            | (
-                {}
-                if choice is None
-                else {k: v for k, v in asdict(choice).items() if k != "slice_index"}
-            )
-            | ({} if verdict is None else verdict._asdict())
-            for index, (choice, verdict) in enumerate(zip(result.choices, verdicts, strict=True))
-        ]
-        return {
-            "network_calls": result.network_calls,
-            "batch_size": result.batch_size,
-            "flicker": self._flicker(result),
-            "fidelity": None if fidelity is None else fidelity.summary(),
-            "slices": slices,
-        }
+            if choice is not None:
+                entry.update(asdict(choice))
+                del entry["slice_index"]
+            verdict = None if fidelity is None else fidelity.slices[index]
+            if verdict is not None:
+                entry.update(verdict._asdict())
+            slices.append(entry)
+        return slices
 
 
-def _file(path: str | Path) -> dict[str, str]:
+def _weights_file(path: str | Path) -> dict[str, Any]:
     return {"file": Path(path).name, "sha256": sha256_of(path)}
 
 
 def _center_mm(image: MetaTensor, axis: int, index: int) -> list[float]:
     """RAS+ coordinates of the middle of a slice, in mm."""
-    voxel = [(size - 1) / 2 for size in image.shape[1:]] + [1.0]
+    voxel = [(size - 1) / 2 for size in image.shape[1:]]
     voxel[axis] = index
-    return [round(float(x), 3) for x in (np.asarray(image.affine, dtype=np.float64) @ voxel)[:3]]
+    position = np.asarray(image.affine, dtype=np.float64) @ [*voxel, 1.0]
+    return [round(float(coordinate), 3) for coordinate in position[:3]]

@@ -7,20 +7,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 from matplotlib.figure import Figure
 from monai.data import MetaTensor
 
 from contourdiff.data.atomic import save_figure
 from contourdiff.data.planes import ResampledPlanes
-from contourdiff.pictures import show_slice
+from contourdiff.data.volumes import open_volume, scaled_voxels
+from contourdiff.pictures import image_grid
 
 QUANTILES = (0.1, 0.9)
 """Share of the slices with a label, or else with a contour, at the first and at the last slice shown."""
-
 MAX_OUTLINES = 64
 """Label values that are drawn in a slice; each takes a pass over it."""
+WHITE = 255.0
 
 
 @dataclass(frozen=True)
@@ -47,41 +47,47 @@ class Preview:
         contours: MetaTensor,
         translation: MetaTensor,
     ) -> None:
-        """Write slices of ``contours (1, H, W, D)``, CT ``source``, label and ``translation (1, H, W, D)`` as PNG."""
+        """Write slices as PNG.
+
+        Args:
+            path: PNG to write.
+            source: NIfTI file of the CT.
+            label: NIfTI file of the label on any grid, or ``None``.
+            contours: ``(1, H, W, D)``, whose slices are shown.
+            translation: gray levels ``(1, H, W, D)`` on any grid.
+        """
+        axis = self.slice_axis
         positions = self._positions(label, contours)
 
-        def planes(
-            volume: Path | MetaTensor, mode: str, window: tuple[float, float] | None = None
-        ) -> list[np.ndarray]:
-            resampled = ResampledPlanes(volume, window)
-            return [
-                resampled.plane(contours, self.slice_axis, position, mode) for position in positions
-            ]
+        def planes(volume: ResampledPlanes, mode: str = "bilinear") -> list[np.ndarray]:
+            return [volume.plane(contours, axis, position, mode) for position in positions]
 
-        given = np.moveaxis(np.asarray(contours[0]), self.slice_axis, 0)
-        mr = planes(translation, "bilinear")
-        rows = [
-            ("CT", planes(source, "bilinear", self.window_hu), 1),
-            ("contour", [given[position] for position in positions], 1),
-            ("MR", mr, 255),
-        ]
-        if label is not None:
-            rows.append(("MR and label", mr, 255))
-        figure = _grid_of_images(rows, None if label is None else planes(label, "nearest"))
+        contour_slices = np.moveaxis(np.asarray(contours[0]), axis, 0)
+        mr = [plane / WHITE for plane in planes(ResampledPlanes(translation))]
+        rows = {
+            "CT": planes(ResampledPlanes(source, self.window_hu)),
+            "contour": [contour_slices[position] for position in positions],
+            "MR": mr,
+        }
+        if label is None:
+            figure = _titled_grid(rows)
+        else:
+            figure = _titled_grid({**rows, "MR and label": mr})
+            _draw_outlines(figure, planes(ResampledPlanes(label), "nearest"))
+        figure.tight_layout(pad=0.3)
         save_figure(figure, path, dpi=90, facecolor="black")
 
     def _positions(self, label: Path | None, contours: MetaTensor) -> list[int]:
         """Slices to show, evenly spread over those that are filled."""
         if label is None:
-            others = tuple(axis for axis in range(3) if axis != self.slice_axis)
-            filled = np.flatnonzero(np.asarray(contours[0]).any(axis=others))
+            in_slices = np.moveaxis(np.asarray(contours[0]), self.slice_axis, 0)
+            filled = np.flatnonzero(in_slices.any(axis=(1, 2)))
         else:
             filled = filled_slices(label, contours, self.slice_axis)
         if not len(filled):
             return [0]
-        return [
-            int(position) for position in np.quantile(filled, np.linspace(*QUANTILES, self.columns))
-        ]
+        shares = np.linspace(*QUANTILES, self.columns)
+        return [int(position) for position in np.quantile(filled, shares)]
 
 
 def filled_slices(label: str | Path, target: MetaTensor, slice_axis: int) -> np.ndarray:
@@ -89,34 +95,31 @@ def filled_slices(label: str | Path, target: MetaTensor, slice_axis: int) -> np.
 
     ``label`` is a NIfTI file on any grid, one of whose axes runs along ``slice_axis`` of ``target``.
     """
-    image = nib.load(label)
+    image = open_volume(label)
     to_target = np.linalg.inv(np.asarray(target.affine, dtype=np.float64)) @ image.affine
-    own_axis = int(np.argmax(np.abs(to_target[slice_axis, :3])))
-    others = tuple(axis for axis in range(3) if axis != own_axis)
-    filled = np.flatnonzero(np.asanyarray(image.dataobj).any(axis=others))
-    centers = np.repeat([[(size - 1) / 2 for size in image.shape]], len(filled), axis=0)
-    centers[:, own_axis] = filled
+    label_axis = int(np.argmax(np.abs(to_target[slice_axis, :3])))
+    in_slices = np.moveaxis(scaled_voxels(label), label_axis, 0)
+    filled = np.flatnonzero(in_slices.any(axis=(1, 2)))
+    middle = [(size - 1) / 2 for size in image.shape]
+    centers = np.tile(middle, (len(filled), 1))
+    centers[:, label_axis] = filled
     slices = np.rint(centers @ to_target[slice_axis, :3] + to_target[slice_axis, 3]).astype(int)
     return np.unique(np.clip(slices, 0, target.shape[1 + slice_axis] - 1))
 
 
-def _grid_of_images(
-    rows: Sequence[tuple[str, list[np.ndarray], float]], outlines: list[np.ndarray] | None
-) -> Figure:
-    """A titled row for each ``(name, images, white)``; the outlines of labels are drawn onto the last row."""
-    columns = len(rows[0][1])
-    figure = Figure(figsize=(2.4 * columns, 2.8 * len(rows)))
-    axes = figure.subplots(len(rows), columns, squeeze=False)
-    for row, (name, images, white) in enumerate(rows):
-        for ax, image in zip(axes[row], images, strict=True):
-            show_slice(ax, image, white=white)
-        axes[row, 0].set_title(name, fontsize=9, color="white", loc="left")
-    for ax, outline in zip(axes[-1], outlines or [], strict=False):
-        for value in np.unique(outline[outline > 0])[:MAX_OUTLINES]:
-            ax.contour(
-                value == outline.T, levels=[0.5], colors=[f"C{int(value) % 10}"], linewidths=0.8
-            )
-    for ax in axes.flat:
+def _titled_grid(rows: dict[str, list[np.ndarray]]) -> Figure:
+    """A row of slices in [0, 1] for each title."""
+    titles = [[title] for title in rows]
+    figure = image_grid(list(rows.values()), titles, white=1, cell_inches=(2.4, 2.8))
+    for ax in figure.axes:
+        ax.set_title(ax.get_title(loc="left"), fontsize=9, color="white", loc="left")
         ax.invert_xaxis()
-    figure.tight_layout(pad=0.3)
     return figure
+
+
+def _draw_outlines(figure: Figure, labels: Sequence[np.ndarray]) -> None:
+    """Draw the outlines of labels onto the last row of slices."""
+    for ax, label in zip(figure.axes[-len(labels) :], labels, strict=True):
+        for value in np.unique(label[label > 0])[:MAX_OUTLINES]:
+            color = f"C{int(value) % 10}"
+            ax.contour(value == label.T, levels=[0.5], colors=[color], linewidths=0.8)

@@ -1,164 +1,169 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Summary of a run: what became of its cases, as log lines, as a table and beside the records."""
+"""Summary of a run: what became of its translations, as log lines, as a table and beside the records."""
 
 from __future__ import annotations
 
 import importlib.util
-import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any
 
-from contourdiff.data.atomic import atomic_write, write_csv, write_text
+from contourdiff.data.atomic import atomic_write, read_json, write_csv, write_json
 from contourdiff.data.bids import write_derivatives
+from contourdiff.data.case_files import CaseFiles
 
 logger = logging.getLogger(__name__)
 RUN = "run.json"
-"""Beside the records: what became of each case, and the time it took, which no record holds."""
+"""Beside the records: what became of each translation, and the time it took, which no record holds."""
+SHOWN_FAILURES = 3
+Row = dict[str, Any]
+"""A line of the summary: what became of a translation."""
 
 
-class Outcome(NamedTuple):
-    """What became of the cases of a run."""
+def summary_row(
+    name: str,
+    status: str,
+    record: Mapping[str, Any] | None = None,
+    *,
+    seconds: float | None = None,
+    error: str | None = None,
+) -> Row:
+    """A line of the summary, ``None`` where a value is unknown.
 
-    completed: dict[str, float]
-    """Seconds of each case that was translated."""
-    kept: list[str]
-    failures: dict[str, str]
-    """Why a case was not translated."""
+    Args:
+        name: of the translation, as its files are named.
+        status: ``translated``, ``kept`` or ``failed``.
+        record: of the translation; ``None`` without one.
+        seconds: time that the translation took.
+        error: why it failed.
+    """
+    record = record or {}
+    sizes = [f"{size:g}" for size in record.get("spacing_mm", [])]
+    return {
+        "case": name,
+        "status": status,
+        "shape": "x".join(map(str, record.get("shape", []))) or None,
+        "spacing_mm": "x".join(sizes) or None,
+        "seconds": None if seconds is None else round(seconds, 3),
+        **measures(record),
+        "warnings": "; ".join(record.get("warnings", [])) or None,
+        "error": error,
+    }
 
-    def add(self, other: Outcome) -> None:
-        """Take the cases of another outcome."""
-        self.completed.update(other.completed)
-        self.kept.extend(other.kept)
-        self.failures.update(other.failures)
+
+def kept_rows(names: Iterable[str], output_dir: str | Path) -> list[Row]:
+    """Lines of translations that existed before the run, from their records."""
+    records = {name: read_json(CaseFiles(Path(output_dir), name).record) for name in names}
+    return [summary_row(name, "kept", record) for name, record in records.items()]
 
 
-def report(
-    outcomes: Mapping[str, Outcome],
+def failed_rows(failures: Mapping[str, str]) -> list[Row]:
+    """Lines of translations that failed: name -> reason."""
+    return [summary_row(name, "failed", error=reason) for name, reason in failures.items()]
+
+
+def measures(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers of a record that cases are compared by, means over the translated slices; ``None`` where unknown."""
+    slices = record.get("slices", [])
+    translated = [item for item in slices if not item["skipped"]]
+    fidelity = record.get("fidelity") or {}
+    flicker = record.get("flicker") or {}
+    return {
+        "slices": len(slices) if record else None,
+        "translated_slices": len(translated) if record else None,
+        "accepted_share": _mean_of("accepted", translated),
+        "mean": _mean_of("mean", translated),
+        "fidelity": fidelity.get("fidelity_median"),
+        "suspects": len(fidelity["suspects"]) if fidelity else None,
+        "flicker": flicker.get("flicker"),
+    }
+
+
+def _mean_of(key: str, slices: Sequence[Mapping[str, Any]]) -> float | None:
+    return fmean(item[key] for item in slices) if slices else None
+
+
+def write_summary(
+    rows: Sequence[Row],
     output_dir: str | Path,
     stats: str | Path | None = None,
     bids_dir: str | Path | None = None,
     pages: Callable[[], object] | None = None,
 ) -> None:
-    """Log what became of the cases of each ``case_suffix``, and write it to ``run.json``, see [`write_run`][].
+    """Log what became of each translation, and write it to ``run.json``, see [`write_run`][].
 
-    ``stats`` is a file for a table of them, ``bids_dir`` a folder for [`contourdiff.data.bids.write_derivatives`][];
-    ``pages`` writes a report. Raises ``ValueError`` if a case failed.
+    Args:
+        rows: lines of the summary, in any order.
+        output_dir: folder of the translations.
+        stats: file for a table of them, see [`write_table`][].
+        bids_dir: folder for [`contourdiff.data.bids.write_derivatives`][].
+        pages: writes a report.
+
+    Raises:
+        ValueError: if a translation failed, after all is written.
     """
-    messages = []
-    for suffix, (completed, kept, failures) in outcomes.items():
-        for case in kept:
-            logger.info(
-                "%s: kept, its translation already exists (pass --overwrite true to translate it again)",
-                case,
-            )
-        for case, reason in failures.items():
-            logger.error("%s: failed, %s", case, reason)
-        counts = len(completed), len(kept), len(failures)
+    rows = sorted(rows, key=lambda row: row["case"])
+    kept = [row for row in rows if row["status"] == "kept"]
+    failed = [row for row in rows if row["status"] == "failed"]
+    for row in kept:
         logger.info(
-            "%d translated, %d kept, %d failed; results are in %s",
-            *counts,
-            Path(output_dir).resolve(),
+            "%s: kept, its translation already exists (pass --overwrite true to translate it again)",
+            row["case"],
         )
-        if failures:
-            named = "; ".join(f"{case}: {reason}" for case, reason in list(failures.items())[:3])
-            more = "; ..." if counts[2] > 3 else ""
-            contrast = f"{suffix[1:]}: " if len(outcomes) > 1 else ""
-            messages.append(
-                f"{contrast}{len(failures)} of {sum(counts)} cases failed: {named}{more}"
-            )
-    rows = [
-        row
-        for suffix, outcome in outcomes.items()
-        for row in table(outcome, Path(output_dir), suffix)
-    ]
+    for row in failed:
+        logger.error("%s: failed, %s", row["case"], row["error"])
+    logger.info(
+        "%d translated, %d kept, %d failed; results are in %s",
+        len(rows) - len(kept) - len(failed),
+        len(kept),
+        len(failed),
+        Path(output_dir).resolve(),
+    )
     write_run(output_dir, rows)
     if stats is not None:
         write_table(stats, rows)
     if bids_dir is not None:
-        done = [
-            (case, suffix)
-            for suffix, outcome in outcomes.items()
-            for case in [*outcome.completed, *outcome.kept]
-        ]
-        write_derivatives(
-            [Path(output_dir, f"{case}{suffix}_mr.json") for case, suffix in done], bids_dir
-        )
+        names = [row["case"] for row in rows if row["status"] != "failed"]
+        write_derivatives([CaseFiles(Path(output_dir), name).record for name in names], bids_dir)
     if pages is not None:
         pages()
-    if messages:
-        raise ValueError("; ".join(messages))
+    if failed:
+        reasons = [f"{row['case']}: {row['error']}" for row in failed[:SHOWN_FAILURES]]
+        if len(failed) > SHOWN_FAILURES:
+            reasons.append("...")
+        raise ValueError(f"{len(failed)} of {len(rows)} cases failed: {'; '.join(reasons)}")
 
 
-def table(outcome: Outcome, output_dir: Path, case_suffix: str = "") -> list[dict[str, Any]]:
-    """A row for each case, by name: numbers from its record, which a case that failed does not have."""
-    cases = sorted([*outcome.completed, *outcome.kept, *outcome.failures])
-    rows = []
-    for case in cases:
-        error = outcome.failures.get(case)
-        path = output_dir / f"{case}{case_suffix}_mr.json"
-        record = json.loads(path.read_text(encoding="utf-8")) if error is None else {}
-        status = (
-            "failed" if error is not None else "translated" if case in outcome.completed else "kept"
-        )
-        rows.append(
-            {
-                "case": f"{case}{case_suffix}",
-                "status": status,
-                "shape": "x".join(map(str, record.get("shape", []))) or None,
-                "spacing_mm": "x".join(f"{size:g}" for size in record.get("spacing_mm", []))
-                or None,
-                "seconds": round(outcome.completed[case], 3) if case in outcome.completed else None,
-                **measures(record),
-                "warnings": "; ".join(record.get("warnings", [])) or None,
-                "error": error,
-            }
-        )
-    return rows
+def write_run(output_dir: str | Path, rows: Iterable[Row]) -> None:
+    """Enter status, time and error of each line in ``<output_dir>/run.json``.
 
-
-def measures(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Numbers of a record that cases are compared by, means over the translated slices; ``None`` where unknown."""
-    slices, fidelity = record.get("slices", []), record.get("fidelity") or {}
-    drawn = [item for item in slices if not item["skipped"]]
-    return {
-        "slices": len(slices) if record else None,
-        "translated_slices": len(drawn) if record else None,
-        "accepted_share": fmean(item["accepted"] for item in drawn) if drawn else None,
-        "mean": fmean(item["mean"] for item in drawn) if drawn else None,
-        "fidelity": fidelity.get("fidelity_median"),
-        "suspects": len(fidelity["suspects"]) if fidelity else None,
-        "flicker": (record.get("flicker") or {}).get("flicker"),
-    }
-
-
-def write_run(output_dir: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Enter status, time and error of each row of [`table`][] in ``<output_dir>/run.json``.
-
-    A kept case keeps the time that it took once, and cases of earlier runs that this one had not stay as they are.
+    A kept translation keeps the time that it took once, and those of earlier runs that this one had not stay.
     """
-    cases = {row["case"]: row for row in read_run(output_dir).get("cases", [])}
+    entries = {row["case"]: row for row in read_run(output_dir).get("cases", [])}
     for row in rows:
-        earlier = (
-            cases.get(row["case"], {}).get("seconds") if row["status"] == "kept" else row["seconds"]
-        )
-        cases[row["case"]] = {name: row[name] for name in ("case", "status", "error")} | {
-            "seconds": earlier
+        seconds = row["seconds"]
+        if row["status"] == "kept":
+            seconds = entries.get(row["case"], {}).get("seconds")
+        entries[row["case"]] = {
+            "case": row["case"],
+            "status": row["status"],
+            "error": row["error"],
+            "seconds": seconds,
         }
     content = {
         "finished": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        "cases": [cases[name] for name in sorted(cases)],
+        "cases": [entries[name] for name in sorted(entries)],
     }
-    write_text(Path(output_dir) / RUN, json.dumps(content, indent=2) + "\n")
+    write_json(Path(output_dir) / RUN, content)
 
 
 def read_run(output_dir: str | Path) -> dict[str, Any]:
     """What [`write_run`][] left: ``finished``, of the last run, and rows ``cases``; empty if it cannot be read."""
     try:
-        content = json.loads((Path(output_dir) / RUN).read_text(encoding="utf-8"))
+        content = read_json(Path(output_dir) / RUN)
         rows = [row for row in content["cases"] if row["case"] and row["status"]]
         return {"finished": content["finished"], "cases": rows}
     except (OSError, ValueError, KeyError, TypeError):
@@ -176,7 +181,7 @@ def check_table(path: str | Path) -> None:
         raise ImportError("*.parquet requires pyarrow: pip install pyarrow, or write a *.csv")
 
 
-def write_table(path: str | Path, rows: list[dict[str, Any]]) -> None:
+def write_table(path: str | Path, rows: Sequence[Row]) -> None:
     """Write rows as CSV or Parquet, by the suffix, whole or not at all; errors as [`check_table`][]."""
     check_table(path)
     if Path(path).suffix.lower() == ".csv":
@@ -186,4 +191,4 @@ def write_table(path: str | Path, rows: list[dict[str, Any]]) -> None:
     import pyarrow.parquet
 
     with atomic_write(path) as aside:
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), aside)
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), aside)

@@ -29,7 +29,8 @@ def near(
     if not contour.any():
         return np.zeros(contour.shape, dtype=bool)
     reach = tolerance if spacing is None else tolerance * (1 + 1e-6)
-    return np.asarray(distance_transform_edt(~contour, sampling=spacing) <= reach)
+    distances = distance_transform_edt(~contour, sampling=spacing)
+    return distances <= reach
 
 
 def contour_agreement(
@@ -47,26 +48,39 @@ def contour_agreement(
     W; ``tolerance_px`` is then in its unit, see [`near`][].
 
     Raises ``ValueError`` unless both are 2-D and of one shape, ``tolerance_px`` >= 0, and ``spacing`` two positives.
+
+    Examples:
+        >>> import numpy as np
+        >>> contour, reference = np.zeros((8, 8)), np.zeros((8, 8))
+        >>> contour[2, 1:5] = reference[4, 1:7] = 1
+        >>> contour_agreement(contour, reference, tolerance_px=2)
+        ContourAgreement(precision=1.0, recall=0.6666666666666666, f1=0.8)
     """
-    first, second = np.asarray(contour) != 0, np.asarray(reference) != 0
-    if first.ndim != 2 or first.shape != second.shape:
-        shapes = f"{first.shape} and {second.shape}"
+    points = np.asarray(contour) != 0
+    reference_points = np.asarray(reference) != 0
+    if points.ndim != 2 or points.shape != reference_points.shape:
+        shapes = f"{points.shape} and {reference_points.shape}"
         raise ValueError(
             f"expected two contours (H, W) of one shape, got {shapes}; compare slice by slice, on one grid"
         )
     if not tolerance_px >= 0:
         raise ValueError(f"tolerance_px must be 0 or more, got {tolerance_px}")
-    if spacing is not None and (
-        len(spacing) != 2 or not all(0 < size < np.inf for size in spacing)
-    ):
-        raise ValueError(
-            f"spacing must be two positive numbers, of H and W, got {spacing}; pass that of the slice"
-        )
+    if spacing is not None:
+        sizes = np.asarray(spacing)
+        if len(sizes) != 2 or not np.all((sizes > 0) & (sizes < np.inf)):
+            raise ValueError(
+                f"spacing must be two positive numbers, of H and W, got {spacing}; pass that of the slice"
+            )
+    precision = _share_near(points, reference_points, tolerance_px, spacing)
+    recall = _share_near(reference_points, points, tolerance_px, spacing)
+    f1 = 2 * precision * recall / ((precision + recall) or 1)
+    return ContourAgreement(precision, recall, f1)
 
-    def share(points: np.ndarray, others: np.ndarray) -> float:
-        return float(
-            near(others, tolerance_px, spacing)[points].mean() if points.any() else not others.any()
-        )
 
-    precision, recall = share(first, second), share(second, first)
-    return ContourAgreement(precision, recall, 2 * precision * recall / ((precision + recall) or 1))
+def _share_near(
+    points: np.ndarray, reference: np.ndarray, tolerance: float, spacing: Sequence[float] | None
+) -> float:
+    """Share of ``points`` near ``reference``; without points 1 if there is no reference either, else 0."""
+    if not points.any():
+        return float(not reference.any())
+    return float(near(reference, tolerance, spacing)[points].mean())

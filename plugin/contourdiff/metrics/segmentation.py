@@ -6,8 +6,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from ast import literal_eval
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,23 +17,34 @@ from ignite.engine import Engine, Events
 from monai.metrics import compute_average_surface_distance, compute_dice, compute_hausdorff_distance
 
 from contourdiff.data.atomic import without_nan, write_csv, write_text
-from contourdiff.data.cases import patient_of
 from contourdiff.data.nifti_names import case_of
+from contourdiff.data.training_cases import patient_of
+from contourdiff.tables import markdown_table
 
 ALL = "all"
-NAMES = ("case", "class", "patient")
+TEXTS = ("case", "class", "patient")
+FLAGS = ("missed", "invented", "present")
+COUNTS = ("intersection", "pred_voxels", "label_voxels")
 MEASURES = ("dice", "assd_mm", "assd_penalized_mm", "hd95_mm", "hd95_penalized_mm")
 HEADER = (
-    "class | cases | missed | invented | Dice | pooled Dice | ASSD of found, mm | ASSD, missed penalized, mm | "
-    "HD95 of found, mm | HD95, missed penalized, mm"
+    "class",
+    "cases",
+    "missed",
+    "invented",
+    "Dice",
+    "pooled Dice",
+    "ASSD of found, mm",
+    "ASSD, missed penalized, mm",
+    "HD95 of found, mm",
+    "HD95, missed penalized, mm",
 )
 NOTE = (
     "Means with 95 % bootstrap intervals over patients. Dice counts a missed structure as 0. A penalized distance "
     "counts it as the diagonal of the image; a distance of found structures leaves it out."
 )
 
-Row = dict[str, Any]
-Rows = Sequence[Mapping[str, Any]]
+ScoreRow = dict[str, Any]
+ScoreRows = Sequence[ScoreRow]
 Settings = Mapping[str, Any]
 
 
@@ -44,7 +54,7 @@ def score_case(
     classes: Mapping[int, str],
     spacing_mm: Sequence[float],
     case: str,
-) -> list[Row]:
+) -> list[ScoreRow]:
     """Score the segmentation of one case, a row for each class.
 
     ``dice`` is 2 |P and L| / (|P| + |L|), ``assd_mm`` the mean distance of *all* surface pixels of both structures to
@@ -58,25 +68,9 @@ def score_case(
 
     Raises ``ValueError`` for unequal shapes, not 2 or 3 axes longer than 1, a wrong spacing, fractions, or bad classes.
     """
-    pred, label = np.asarray(pred), np.asarray(label)
-    if pred.shape != label.shape:
-        shapes = f"{pred.shape} and {label.shape}; bring the prediction back to the label's grid (Invertd)"
-        raise ValueError(f"{case}: expected prediction and label of one shape, got {shapes}")
-    if len(spacing_mm) != label.ndim or not all(0 < size < math.inf for size in spacing_mm):
-        got = f"{[float(size) for size in spacing_mm]} for {label.shape}; pass those of the label's file"
-        raise ValueError(
-            f"{case}: expected {label.ndim} positive spacings in mm, one for each axis, got {got}"
-        )
-    long_axes = [axis for axis, size in enumerate(label.shape) if size != 1]
-    if len(long_axes) not in (2, 3) or not label.size:
-        raise ValueError(
-            f"{case}: expected a slice or a volume, got shape {label.shape}; separate the channels first"
-        )
-    for name, array in (("prediction", pred), ("label", label)):
-        if not np.array_equal(array, np.round(array)):
-            raise ValueError(
-                f"{case}: expected integer classes in the {name}, got fractions or NaN; apply argmax"
-            )
+    pred = np.asarray(pred)
+    label = np.asarray(label)
+    _check_pair(pred, label, spacing_mm, case)
     if not classes:
         raise ValueError(
             "expected classes such as {1: 'femur'}, got none; name what is to be scored"
@@ -85,20 +79,46 @@ def score_case(
         raise ValueError(
             f"expected a name for each class, none twice nor {ALL!r}, got {dict(classes)}; rename"
         )
-    pred, label, spacing = (
-        np.squeeze(pred),
-        np.squeeze(label),
-        [float(spacing_mm[axis]) for axis in long_axes],
-    )
-    diagonal_mm = float(np.linalg.norm(np.multiply(label.shape, spacing)))
-    return [
-        {"case": case, "class": name}
-        | _score_structure(pred == number, label == number, spacing, diagonal_mm)
-        for number, name in classes.items()
-    ]
+    is_long = np.array(label.shape) != 1
+    spacing = np.asarray(spacing_mm, dtype=np.float64)[is_long].tolist()
+    pred = np.squeeze(pred)
+    label = np.squeeze(label)
+    sides_mm = np.multiply(label.shape, spacing)
+    diagonal_mm = float(np.linalg.norm(sides_mm))
+    rows = []
+    for number, name in classes.items():
+        scores = _score_structure(pred == number, label == number, spacing, diagonal_mm)
+        rows.append({"case": case, "class": name, **scores})
+    return rows
 
 
-def summarize_scores(rows: Rows, n_bootstrap: int = 2000, seed: int = 0) -> list[Row]:
+def _check_pair(
+    pred: np.ndarray, label: np.ndarray, spacing_mm: Sequence[float], case: str
+) -> None:
+    if pred.shape != label.shape:
+        raise ValueError(
+            f"{case}: expected prediction and label of one shape, got {pred.shape} and {label.shape}; "
+            "bring the prediction back to the label's grid (Invertd)"
+        )
+    if len(spacing_mm) != label.ndim or not all(0 < size < math.inf for size in spacing_mm):
+        sizes = [float(size) for size in spacing_mm]
+        raise ValueError(
+            f"{case}: expected {label.ndim} positive spacings in mm, one for each axis, got {sizes} "
+            f"for {label.shape}; pass those of the label's file"
+        )
+    long_axes = label.ndim - label.shape.count(1)
+    if long_axes not in (2, 3) or not label.size:
+        raise ValueError(
+            f"{case}: expected a slice or a volume, got shape {label.shape}; separate the channels first"
+        )
+    for name, array in (("prediction", pred), ("label", label)):
+        if not np.array_equal(array, np.round(array)):
+            raise ValueError(
+                f"{case}: expected integer classes in the {name}, got fractions or NaN; apply argmax"
+            )
+
+
+def summarize_scores(rows: ScoreRows, n_bootstrap: int = 2000, seed: int = 0) -> list[ScoreRow]:
     """Means over the cases of [`score_case`][], for each class in order, then for all together (``"all"``).
 
     Means are over present structures: ``dice`` counts a missed one as 0, ``*_penalized_mm`` as the image's diagonal;
@@ -117,38 +137,50 @@ def summarize_scores(rows: Rows, n_bootstrap: int = 2000, seed: int = 0) -> list
         raise ValueError(
             f"expected a row for each case and class, got {len(keys)} rows, twice: {twice}; rename files"
         )
-    names = list(dict.fromkeys(row["class"] for row in rows))
-    groups = {name: [row for row in rows if row["class"] == name] for name in names} | {
-        ALL: list(rows)
-    }
-    return [_summary(name, members, n_bootstrap, seed) for name, members in groups.items()]
+    by_class: dict[str, list[ScoreRow]] = {}
+    for row in rows:
+        by_class.setdefault(row["class"], []).append(row)
+    summary = [_summary(name, rows, n_bootstrap, seed) for name, rows in by_class.items()]
+    return [*summary, _summary(ALL, rows, n_bootstrap, seed)]
 
 
-def write_scores(rows: Rows, output_dir: str | Path, settings: Settings | None = None) -> list[Row]:
+def write_scores(
+    rows: ScoreRows, output_dir: str | Path, settings: Settings | None = None
+) -> list[ScoreRow]:
     """Write ``scores.csv`` (a line for each case and class), ``scores.md`` and, last, ``scores.json``; the summary.
 
     ``rows`` are of all cases; ``settings``, kept beside the summary, is what the numbers depend on (weights, data).
+    Errors are those of [`summarize_scores`][].
     """
-    summary, folder = summarize_scores(rows), Path(output_dir)
-    write_csv(folder / "scores.csv", [without_nan(row) for row in rows])
-    write_text(folder / "scores.md", "\n".join(_table(summary, settings or {})) + "\n")
-    content = {"settings": dict(settings or {}), "summary": [without_nan(row) for row in summary]}
-    write_text(
-        folder / "scores.json", json.dumps(content, indent=2, allow_nan=False, default=str) + "\n"
-    )
+    folder = Path(output_dir)
+    summary = summarize_scores(rows)
+    settings = dict(settings or {})
+    write_csv(folder / "scores.csv", without_nan(rows))
+    write_text(folder / "scores.md", _markdown(summary, settings))
+    content = {"settings": settings, "summary": without_nan(summary)}
+    text = json.dumps(content, indent=2, allow_nan=False, default=str)
+    write_text(folder / "scores.json", text + "\n")
     return summary
 
 
-def read_scores(folder: str | Path) -> list[Row]:
+def read_scores(folder: str | Path) -> list[ScoreRow]:
     """Rows of all cases from the ``scores.csv`` that [`write_scores`][] wrote to a folder; an empty cell is NaN."""
+    rows = []
     with (Path(folder) / "scores.csv").open(newline="", encoding="utf-8") as file:
-        return [
-            {
-                name: text if name in NAMES else literal_eval(text) if text else math.nan
-                for name, text in row.items()
-            }
-            for row in csv.DictReader(file)
-        ]
+        for cells in csv.DictReader(file):
+            rows.append({name: _value(name, text) for name, text in cells.items()})
+    return rows
+
+
+def _value(name: str, text: str) -> Any:
+    """Value of a cell of ``scores.csv``, by its column."""
+    if name in TEXTS:
+        return text
+    if name in FLAGS:
+        return text == "True"
+    if name in COUNTS:
+        return int(text)
+    return float(text) if text else math.nan
 
 
 @dataclass(eq=False)
@@ -158,28 +190,28 @@ class SegmentationScores:
     It reads ``pred`` and ``label``, ``(1, *spatial)`` integer classes on one grid, of the decollated
     ``engine.state.output``; spacing and case id are those of the label's file. For ``classes`` see [`score_case`][];
     the evaluator empties ``rows`` when it starts, and writes them by [`write_scores`][] when it has completed. The
-    patient of a case is found by ``patient_pattern``, see [`contourdiff.data.cases.patient_of`][].
+    patient of a case is found by ``patient_pattern``, see [`contourdiff.data.training_cases.patient_of`][].
     """
 
     classes: Mapping[int, str]
     output_dir: str | Path
     settings: Settings | None = None
     patient_pattern: str = "(.*)"
-    rows: list[Row] = field(init=False, default_factory=list)
+    rows: list[ScoreRow] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
-        self.classes = {
-            int(number): name for number, name in self.classes.items()
-        }  # a JSON config has string keys
+        # a JSON config has string keys
+        self.classes = {int(number): name for number, name in self.classes.items()}
         self.output_dir = Path(self.output_dir)
 
     def attach(self, engine: Engine) -> None:
         """Attach to the evaluator."""
-        engine.add_event_handler(Events.STARTED, lambda _: self.rows.clear())
+        engine.add_event_handler(Events.STARTED, self.rows.clear)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
-        engine.add_event_handler(
-            Events.COMPLETED, lambda _: write_scores(self.rows, self.output_dir, self.settings)
-        )
+        engine.add_event_handler(Events.COMPLETED, self._write)
+
+    def _write(self) -> None:
+        write_scores(self.rows, self.output_dir, self.settings)
 
     def __call__(self, engine: Engine) -> None:
         """Score one iteration's cases; ``ValueError`` for a batch, several channels, or a label without metadata."""
@@ -189,114 +221,128 @@ class SegmentationScores:
                 f"expected a list of items, got {type(items).__name__}; set decollate=True"
             )
         for item in items:
-            pred, label = item["pred"], item["label"]
-            meta = getattr(label, "meta", {})
-            if len(pred) != 1 or len(label) != 1 or "filename_or_obj" not in meta:
-                got = f"{tuple(pred.shape)}, {tuple(label.shape)} and a label with {sorted(meta)}"
-                expected = "expected pred and label (1, *spatial) and a label that knows its file"
-                advice = "load it with LoadImaged, put AsDiscreted (argmax) in postprocessing"
-                raise ValueError(f"{expected}, got {got}; {advice}")
-            # whole columns: MetaTensor.pixdim takes the upper left corner, which is wrong for a sagittal slice in 2-D
-            spacing_mm = np.linalg.norm(np.asarray(label.affine)[:-1, : label.ndim - 1], axis=0)
-            arrays = [value.detach().cpu().numpy()[0] for value in (pred, label)]
-            case = case_of(meta["filename_or_obj"])
-            scores = score_case(arrays[0], arrays[1], self.classes, spacing_mm, case)
-            self.rows += [
-                row | {"patient": patient_of(case, self.patient_pattern)} for row in scores
-            ]
+            self.rows.extend(self._score(item["pred"], item["label"]))
+
+    def _score(self, pred: Any, label: Any) -> list[ScoreRow]:
+        meta = getattr(label, "meta", {})
+        if len(pred) != 1 or len(label) != 1 or "filename_or_obj" not in meta:
+            raise ValueError(
+                "expected pred and label (1, *spatial) and a label that knows its file, got "
+                f"{tuple(pred.shape)}, {tuple(label.shape)} and a label with {sorted(meta)}; "
+                "load it with LoadImaged, put AsDiscreted (argmax) in postprocessing"
+            )
+        # whole columns: MetaTensor.pixdim takes the upper left corner, which is wrong for a sagittal slice in 2-D
+        columns = np.asarray(label.affine)[:-1, : label.ndim - 1]
+        spacing_mm = np.linalg.norm(columns, axis=0)
+        case = case_of(meta["filename_or_obj"])
+        classes = pred.detach().cpu().numpy()[0]
+        reference = label.detach().cpu().numpy()[0]
+        rows = score_case(classes, reference, self.classes, spacing_mm, case)
+        patient = patient_of(case, self.patient_pattern)
+        return [{**row, "patient": patient} for row in rows]
 
 
 def _score_structure(
     pred: np.ndarray, label: np.ndarray, spacing: list[float], diagonal_mm: float
-) -> Row:
+) -> ScoreRow:
     """Scores of one structure, given as two bool masks."""
-    present, found = bool(label.any()), bool(pred.any())
-    missed = present and not found
-    y_pred, y = torch.from_numpy(pred)[None, None], torch.from_numpy(label)[None, None]
+    is_present = bool(label.any())
+    is_predicted = bool(pred.any())
+    is_missed = is_present and not is_predicted
+    y_pred = torch.from_numpy(pred)[None, None]
+    y = torch.from_numpy(label)[None, None]
     assd = hd95 = math.nan
-    if present and found:  # MONAI returns infinity and warns if one is empty
+    if is_present and is_predicted:  # MONAI returns infinity and warns if one is empty
         options: dict[str, Any] = {"include_background": True, "spacing": spacing}
         assd = float(compute_average_surface_distance(y_pred, y, symmetric=True, **options))
         hd95 = float(compute_hausdorff_distance(y_pred, y, percentile=95, **options))
-    measures = {"dice": float(compute_dice(y_pred, y)), "assd_mm": assd, "hd95_mm": hd95}
-    flags = {"missed": missed, "invented": found and not present, "present": present}
-    penalized = {
-        f"{name}_penalized_mm": diagonal_mm if missed else measures[f"{name}_mm"]
-        for name in ("assd", "hd95")
+    return {
+        "dice": float(compute_dice(y_pred, y)),
+        "assd_mm": assd,
+        "hd95_mm": hd95,
+        "missed": is_missed,
+        "invented": is_predicted and not is_present,
+        "present": is_present,
+        "assd_penalized_mm": diagonal_mm if is_missed else assd,
+        "hd95_penalized_mm": diagonal_mm if is_missed else hd95,
+        "intersection": int((pred & label).sum()),
+        "pred_voxels": int(pred.sum()),
+        "label_voxels": int(label.sum()),
     }
-    voxels = {"pred_voxels": int(pred.sum()), "label_voxels": int(label.sum())}
-    return measures | flags | penalized | {"intersection": int((pred & label).sum())} | voxels
 
 
-def _summary(name: str, rows: Rows, n_bootstrap: int, seed: int) -> Row:
+def _summary(name: str, rows: ScoreRows, n_bootstrap: int, seed: int) -> ScoreRow:
     """One row of [`summarize_scores`][]."""
-    present, missed = [row for row in rows if row["present"]], sum(row["missed"] for row in rows)
-    voxels = sum(row["pred_voxels"] + row["label_voxels"] for row in rows)
-    summary: Row = {
+    present = [row for row in rows if row["present"]]
+    missed = _total(rows, "missed")
+    voxels = _total(rows, "pred_voxels") + _total(rows, "label_voxels")
+    summary: ScoreRow = {
         "class": name,
         "cases": len({row["case"] for row in present}),
         "structures": len(present),
-    }
-    summary |= {
         "found": len(present) - missed,
         "missed": missed,
-        "invented": sum(row["invented"] for row in rows),
+        "invented": _total(rows, "invented"),
+        "dice_pooled": 2 * _total(rows, "intersection") / voxels if voxels else math.nan,
     }
-    summary["dice_pooled"] = (
-        2 * sum(row["intersection"] for row in rows) / voxels if voxels else math.nan
-    )
     for measure in MEASURES:
-        values = [
-            (row.get("patient", row["case"]), row[measure])
-            for row in present
-            if not math.isnan(row[measure])
-        ]
-        numbers = _mean_with_interval(values, n_bootstrap, seed)
-        summary |= zip((measure, f"{measure}_low", f"{measure}_high"), numbers, strict=True)
+        by_patient: dict[str, list[float]] = {}
+        for row in present:
+            value = row[measure]
+            patient = row["patient"] if "patient" in row else row["case"]
+            if not math.isnan(value):
+                by_patient.setdefault(patient, []).append(value)
+        patients = list(by_patient.values())
+        mean, low, high = _mean_with_interval(patients, n_bootstrap, seed)
+        summary[measure] = mean
+        summary[f"{measure}_low"] = low
+        summary[f"{measure}_high"] = high
     return summary
 
 
+def _total(rows: ScoreRows, name: str) -> int:
+    return sum(row[name] for row in rows)
+
+
 def _mean_with_interval(
-    values: Iterable[tuple[str, float]], n_bootstrap: int, seed: int
+    patients: Sequence[Sequence[float]], n_bootstrap: int, seed: int
 ) -> tuple[float, float, float]:
-    """Mean of ``[(patient, value), ...]`` and percentiles 2.5 and 97.5 of such means over resampled patients."""
-    by_patient: dict[str, list[float]] = {}
-    for patient, value in values:
-        by_patient.setdefault(patient, []).append(value)
-    sums, counts = (
-        np.array([measure(members) for members in by_patient.values()]) for measure in (sum, len)
-    )
-    mean = float(sums.sum() / counts.sum()) if by_patient else math.nan
-    if len(by_patient) < 2:
+    """Mean of the values of all patients, and percentiles 2.5 and 97.5 of such means over resampled patients."""
+    if not patients:
+        return math.nan, math.nan, math.nan
+    sums = np.array([sum(values) for values in patients])
+    counts = np.array([len(values) for values in patients])
+    mean = float(sums.sum() / counts.sum())
+    if len(patients) < 2:
         return mean, math.nan, math.nan
-    drawn = np.random.default_rng(seed).integers(len(sums), size=(n_bootstrap, len(sums)))
-    low, high = np.percentile(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1), [2.5, 97.5])
+    random = np.random.default_rng(seed)
+    drawn = random.integers(len(patients), size=(n_bootstrap, len(patients)))
+    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
     return mean, float(low), float(high)
 
 
-def _table(summary: Rows, settings: Settings) -> list[str]:
-    """Lines of the Markdown table: no mean of distances stands without its count of missed structures."""
-    lines = [f"| {HEADER} |", "|---" * 10 + "|"]
+def _markdown(summary: ScoreRows, settings: Settings) -> str:
+    """The table: no mean of distances stands without its count of missed structures."""
+    rows = []
     for row in summary:
-        dice, *distances = (
-            _cell(row, measure, 3 if measure == "dice" else 2) for measure in MEASURES
-        )
         missed = f"missed {row['missed']} of {row['structures']}"
-        cells = [
-            row["class"],
-            row["cases"],
-            missed,
-            row["invented"],
-            dice,
-            _number(row["dice_pooled"], 3),
-            *distances,
-        ]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return [*lines, "", NOTE, "", *(f"- {name}: {value}" for name, value in settings.items())]
+        cells = [row["class"], row["cases"], missed, row["invented"]]
+        cells.append(_with_interval(row, "dice", 3))
+        cells.append(_number(row["dice_pooled"], 3))
+        for measure in MEASURES[1:]:
+            cells.append(_with_interval(row, measure, 2))
+        rows.append(cells)
+    lines = [markdown_table(HEADER, rows), "", NOTE, ""]
+    for name, value in settings.items():
+        lines.append(f"- {name}: {value}")
+    return "\n".join(lines) + "\n"
 
 
-def _cell(row: Mapping[str, Any], measure: str, digits: int) -> str:
-    mean, low, high = (_number(row[measure + end], digits) for end in ("", "_low", "_high"))
+def _with_interval(row: ScoreRow, measure: str, digits: int) -> str:
+    mean = _number(row[measure], digits)
+    low = _number(row[f"{measure}_low"], digits)
+    high = _number(row[f"{measure}_high"], digits)
     return mean if low == "n/a" else f"{mean} [{low}, {high}]"
 
 

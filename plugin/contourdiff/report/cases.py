@@ -13,14 +13,20 @@ from typing import Any
 
 from contourdiff.data.bids import OURS, bids_images
 from contourdiff.data.inputs import find_inputs, is_url
-from contourdiff.data.nifti import OUTPUT_SUFFIXES
-from contourdiff.data.nifti_names import case_of, is_volume, volumes_by_case
+from contourdiff.data.nifti_names import OUTPUT_SUFFIXES, case_of, is_volume, volumes_by_case
 from contourdiff.inference.summary import measures, read_run
 
 RECORD = "_mr.json"
 SIDECARS = f"sub-*/**/anat/*{OURS}_T[12]w.json"
 """Of a BIDS derivative dataset, with the records in them."""
-Row = Mapping[str, Any]
+LAYER_NAMES = {
+    "ct": "CT",
+    "mr": "MR",
+    "label": "label",
+    "fidelity": "fidelity map",
+    "uncertainty": "uncertainty",
+}
+"""Names of the kinds of volumes that the viewer shows, lowest first."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,7 @@ class Case:
     @property
     def measures(self) -> dict[str, Any]:
         """Numbers that cases are sorted and compared by; ``None`` where one is unknown."""
-        return measures(self.record) | {"seconds": self.seconds}
+        return {**measures(self.record), "seconds": self.seconds}
 
     @property
     def picture(self) -> Path | None:
@@ -72,87 +78,95 @@ class Case:
     def volume(self, kind: str) -> Path | None:
         """The volume ``<name>_<kind>`` of any format, if there is one."""
         stem = f"{self.name}_{kind}"
-        if self.bids:
-            stem = {"mr": self.name, "label": f"{self.name.rpartition('_')[0]}_dseg"}.get(
-                kind, stem
-            )
-        found = [self.folder / f"{stem}{suffix}" for suffix in OUTPUT_SUFFIXES]
-        return next((path for path in found if path.is_file()), None)
+        if self.bids and kind == "mr":
+            stem = self.name
+        elif self.bids and kind == "label":
+            stem = f"{self.name.rpartition('_')[0]}_dseg"
+        for suffix in OUTPUT_SUFFIXES:
+            path = self.folder / f"{stem}{suffix}"
+            if path.is_file():
+                return path
+        return None
 
     def layers(self, ct: Path | None) -> list[Layer]:
         """The CT, if its file is known, and all volumes beside the record, lowest first."""
-        names = {
-            "mr": "MR",
-            "label": "label",
-            "fidelity": "fidelity map",
-            "uncertainty": "uncertainty",
-        }
-        found = {"ct": ct, **{kind: self.volume(kind) for kind in names}}
-        return [
-            Layer({"ct": "CT", **names}[kind], kind, path)
-            for kind, path in found.items()
-            if path is not None
-        ]
+        layers = []
+        for kind, name in LAYER_NAMES.items():
+            path = ct if kind == "ct" else self.volume(kind)
+            if path is not None:
+                layers.append(Layer(name, kind, path))
+        return layers
 
 
-def read_cohort(output_dir: str | Path, rows: Sequence[Row] | None = None) -> list[Case]:
+def read_cohort(
+    output_dir: str | Path, rows: Sequence[Mapping[str, Any]] | None = None
+) -> list[Case]:
     """Cases of a folder, or of a BIDS derivative dataset, by name: those with a record, and those that failed.
 
-    ``rows`` are those of [`contourdiff.inference.summary.table`][], with ``case``, ``status``, ``seconds``, ``error``;
-    ``None`` takes what [`contourdiff.inference.summary.write_run`][] left. A record that cannot be read counts as
-    failed. Raises ``FileNotFoundError`` without the folder, ``ValueError`` without a case in it.
+    ``rows`` have ``case``, ``status``, ``seconds`` and ``error``; ``None`` takes those that a run left, see
+    [`contourdiff.inference.summary.write_run`][]. A record that cannot be read counts as failed. Raises
+    ``FileNotFoundError`` without the folder, ``ValueError`` without a case in it.
     """
     folder = Path(output_dir)
     if not folder.is_dir():
         raise FileNotFoundError(
             f"expected a folder of translations at {folder}, found none; translate CT to it"
         )
-    rows = read_run(folder).get("cases", []) if rows is None else rows
-    known = {str(row["case"]): row for row in rows}
-    records = {
-        path.name.removesuffix(RECORD): path
-        for path in folder.glob(f"*{RECORD}")
-        if path.name[0] != "."
-    }
-    records = records or {path.stem: path for path in folder.glob(SIDECARS)}
-    paths = {
-        name: folder / f"{name}{RECORD}" for name, row in known.items() if row["status"] == "failed"
-    } | records
+    if rows is None:
+        rows = read_run(folder).get("cases", [])
+    row_of = {str(row["case"]): row for row in rows}
+    paths = _records(folder)
+    for name, row in row_of.items():
+        if row["status"] == "failed":
+            paths.setdefault(name, folder / f"{name}{RECORD}")
     if not paths:
         raise ValueError(
             f"expected translations with records *{RECORD} in {folder}, found none; translate CT to it"
         )
-    return [_case(name, paths[name], known.get(name, {})) for name in sorted(paths)]
+    return [_case(name, paths[name], row_of.get(name, {})) for name in sorted(paths)]
 
 
-def _case(name: str, path: Path, row: Row) -> Case:
+def _records(folder: Path) -> dict[str, Path]:
+    """Files of the records, by the name of the case."""
+    paths = {}
+    for path in folder.glob(f"*{RECORD}"):
+        if not path.name.startswith("."):
+            paths[path.name.removesuffix(RECORD)] = path
+    return paths or {path.stem: path for path in folder.glob(SIDECARS)}
+
+
+def _case(name: str, path: Path, row: Mapping[str, Any]) -> Case:
     if row.get("status") == "failed":
-        return Case(
-            name, path.parent, status="failed", error=row.get("error") or "it has no record"
-        )
-    seconds = float(row["seconds"]) if row.get("seconds") not in (None, "") else None
+        error = row.get("error") or "it has no record"
+        return Case(name, path.parent, status="failed", error=error)
+    seconds = None if row.get("seconds") in (None, "") else float(row["seconds"])
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        bids = isinstance(record["contourdiff"], dict)  # the record in a sidecar
-        record = record["contourdiff"] if bids else record
-        status = row.get("status") or "translated"
+        content = json.loads(path.read_text(encoding="utf-8"))
+        is_sidecar = isinstance(content["contourdiff"], dict)
+        record = content["contourdiff"] if is_sidecar else content
         return Case(
-            name, path.parent, record | {"case": record["case"]}, status, seconds, bids=bids
+            name,
+            path.parent,
+            {**record, "case": record["case"]},
+            status=row.get("status") or "translated",
+            seconds=seconds,
+            bids=is_sidecar,
         )
     except (ValueError, KeyError, TypeError) as error:
-        return Case(
-            name, path.parent, status="failed", error=f"its record is not readable: {error!r}"
-        )
+        message = f"its record is not readable: {error!r}"
+        return Case(name, path.parent, status="failed", error=message)
 
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:
-    """Rows of a CSV table of cases; ``ValueError`` if one has no ``case`` or ``status``."""
+    """Rows of a CSV table of cases; raises ``ValueError`` if one has no ``case`` or ``status``."""
     with Path(path).open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    if any(not row.get("case") or not row.get("status") for row in rows):
-        raise ValueError(
-            f"expected a table with the columns case and status in {path}; pass one of translate --stats"
-        )
+    for row in rows:
+        if not row.get("case") or not row.get("status"):
+            raise ValueError(
+                f"expected a table with the columns case and status in {path}; "
+                "pass one of translate --stats"
+            )
     return rows
 
 
@@ -165,27 +179,35 @@ def ct_files(
     """The CT of each case, by name, where there is a file.
 
     They are in the folder ``ct`` that a run writes what was no NIfTI to; in ``ct_dir``, a folder or a BIDS dataset, or
-    where ``datalist`` says; or in the dataset that ``output_dir`` is a derivative of. ``FileNotFoundError`` for a
-    ``ct_dir`` that is none.
+    where ``datalist`` says; or in the dataset that ``output_dir`` is a derivative of. Raises ``FileNotFoundError`` if
+    ``ct_dir`` is no folder.
     """
-    above = Path(output_dir).resolve().parent
-    ct_dir = above.parent if ct_dir is None and above.name == "derivatives" else ct_dir
-    images: list[Any] = []
-    if datalist and ct_dir is not None:
-        images = [image for image, _ in find_inputs(ct_dir, datalist)]
-    elif ct_dir is not None and not is_url(ct_dir):
-        if not Path(ct_dir).is_dir():
-            raise FileNotFoundError(
-                f"expected the folder of the CT at {ct_dir}, found none; pass another"
-            )
-        images = [*Path(ct_dir).glob("*"), *bids_images(Path(ct_dir))]
-    files = {
-        case_of(path): Path(path) for path in images if not is_url(path) and is_volume(Path(path))
-    }
-    files |= volumes_by_case(Path(output_dir) / "ct")
+    parent = Path(output_dir).resolve().parent
+    if ct_dir is None and parent.name == "derivatives":
+        ct_dir = parent.parent
+    files = {}
+    for image in _ct_images(ct_dir, datalist):
+        if not is_url(image) and is_volume(Path(image)):
+            files[case_of(image)] = Path(image)
+    files.update(volumes_by_case(Path(output_dir) / "ct"))
     return {
         case.name: files[case.record["case"]] for case in cases if case.record.get("case") in files
     }
+
+
+def _ct_images(ct_dir: str | Path | None, datalist: Any) -> list[Any]:
+    if ct_dir is None:
+        return []
+    if datalist:
+        return [image for image, _ in find_inputs(ct_dir, datalist)]
+    if is_url(ct_dir):
+        return []
+    folder = Path(ct_dir)
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"expected the folder of the CT at {ct_dir}, found none; pass another"
+        )
+    return [*folder.glob("*"), *bids_images(folder)]
 
 
 def shared_values(cases: Sequence[Case], key: str) -> dict[str, list[tuple[str, int]]]:

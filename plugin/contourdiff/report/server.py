@@ -18,7 +18,8 @@ class _Handler(SimpleHTTPRequestHandler):
 
     def send_head(self) -> Any:
         """Refuse what comes by another name."""
-        if self.headers.get("Host", "").partition(":")[0] not in (HOST, "localhost"):
+        host, _, _ = self.headers.get("Host", "").partition(":")
+        if host not in (HOST, "localhost"):
             self.send_error(403, "this server answers to 127.0.0.1 and localhost")
             return None
         return super().send_head()
@@ -36,13 +37,12 @@ class _Handler(SimpleHTTPRequestHandler):
 def server_of(folder: str | Path, port: int = 0) -> ThreadingHTTPServer:
     """A server of a folder at 127.0.0.1, not yet running; port 0 takes any free one.
 
-    Raises ``OSError`` if the port is taken, ``ValueError`` if it is none.
+    Raises ``OSError`` if the port is taken, ``ValueError`` if it is not a port number.
     """
     if not 0 <= port <= 65535:
         raise ValueError(f"expected a port from 0 to 65535, got {port}; pass another")
-    return ThreadingHTTPServer(
-        (HOST, port), partial(_Handler, directory=str(Path(folder).resolve()))
-    )
+    handler = partial(_Handler, directory=str(Path(folder).resolve()))
+    return ThreadingHTTPServer((HOST, port), handler)
 
 
 def serve(folder: str | Path, port: int = 8000) -> None:

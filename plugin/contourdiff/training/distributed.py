@@ -10,23 +10,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import ignite.distributed as idist
-import numpy as np
 import torch
 from ignite.engine import Engine
 from monai.data.utils import set_rnd
 from monai.engines.utils import IterationEvents
+from numpy.random import SeedSequence
 from torch import Tensor
 from torch.utils.data import BatchSampler, Dataset, Sampler
 
-Draw = tuple[int, int]
+SeededPosition = tuple[int, int]
 """Position of an item in its dataset, and the seed of the item's random transforms."""
 
 
 def local_device() -> torch.device:
     """GPU of this process among those of its machine, or the CPU where there is none."""
-    return torch.device(
-        f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-    )
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
 
 
 def join_processes(device: torch.device | str) -> None:
@@ -42,11 +42,13 @@ def join_processes(device: torch.device | str) -> None:
             "'torchrun --standalone --nproc_per_node N -m' before contourdiff or monai.bundle, or leave out the overlay"
         )
     local_rank = int(os.environ["LOCAL_RANK"])
-    if device.type == "cuda" and not device.index == local_rank < torch.cuda.device_count():
-        raise ValueError(
-            f"expected device cuda:{local_rank} for process {local_rank}, got {device} of {torch.cuda.device_count()} "
-            "GPUs; leave out device, and start at most one process for each GPU"
-        )
+    if device.type == "cuda":
+        gpus = torch.cuda.device_count()
+        if not device.index == local_rank < gpus:
+            raise ValueError(
+                f"expected device cuda:{local_rank} for process {local_rank}, got {device} of {gpus} GPUs; "
+                "leave out device, and start at most one process for each GPU"
+            )
     idist.initialize("nccl" if device.type == "cuda" else "gloo")
     if idist.get_rank() > 0:
         logging.disable(logging.INFO)
@@ -58,7 +60,12 @@ def rows_of_process(draw: Callable[[int], Tensor], count: int) -> Tensor:
     Every process draws for the whole batch, so an item's draws do not depend on the number of processes, provided that
     the random state is the same in all.
     """
-    return draw(count * idist.get_world_size())[idist.get_rank() :: idist.get_world_size()]
+    rows = draw(count * idist.get_world_size())
+    return rows[_share_of_process()]
+
+
+def _share_of_process() -> slice:
+    return slice(idist.get_rank(), None, idist.get_world_size())
 
 
 @dataclass(eq=False)
@@ -75,10 +82,11 @@ class RankBatches(Sampler):
 
     def __post_init__(self) -> None:
         self.batches = BatchSampler(self.sampler, self.batch_size, drop_last=True)
-        if self.batch_size % idist.get_world_size():
+        processes = idist.get_world_size()
+        if self.batch_size % processes:
             raise ValueError(
                 "batch_size is that of all processes together: expected a multiple of their number, "
-                f"{idist.get_world_size()}, got {self.batch_size}"
+                f"{processes}, got {self.batch_size}"
             )
         if not len(self.batches):
             items = len(self.sampler) if isinstance(self.sampler, Sized) else 0
@@ -90,13 +98,14 @@ class RankBatches(Sampler):
         """Return the number of batches, the same in every process."""
         return len(self.batches)
 
-    def __iter__(self) -> Iterator[list[Draw]]:
+    def __iter__(self) -> Iterator[list[SeededPosition]]:
         """Draw the batches, and a seed for each item of all processes."""
         entropy = int(torch.empty((), dtype=torch.int64).random_().item())
         for number, batch in enumerate(self.batches):
-            seeds = np.random.SeedSequence([entropy, number]).generate_state(len(batch)).tolist()
-            draws = list(zip(batch, seeds, strict=True))
-            yield draws[idist.get_rank() :: idist.get_world_size()]
+            sequence = SeedSequence([entropy, number])
+            seeds = sequence.generate_state(len(batch)).tolist()
+            items = list(zip(batch, seeds, strict=True))
+            yield items[_share_of_process()]
 
 
 @dataclass(eq=False)
@@ -109,9 +118,9 @@ class SeededItems(Dataset):
         """Return the number of items."""
         return len(self.dataset)
 
-    def __getitem__(self, draw: Draw) -> Any:
-        """Item at ``draw[0]``, transformed with the seed ``draw[1]``."""
-        position, seed = draw
+    def __getitem__(self, seeded_position: SeededPosition) -> Any:
+        """Item at a position, transformed with its seed."""
+        position, seed = seeded_position
         set_rnd(self.dataset, seed=seed)
         return self.dataset[position]
 
@@ -126,5 +135,6 @@ class LossAverager:
 
     def __call__(self, engine: Any) -> None:
         """Replace the loss in the trainer's output."""
-        loss = engine.state.output["loss"].detach().clone()
-        engine.state.output["loss"] = idist.all_reduce(loss) / idist.get_world_size()  # type: ignore[operator]
+        output = engine.state.output
+        total: Any = idist.all_reduce(output["loss"].detach().clone())
+        output["loss"] = total / idist.get_world_size()

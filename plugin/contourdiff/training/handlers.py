@@ -13,16 +13,17 @@ import ignite.distributed as idist
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
-from matplotlib.figure import Figure
 from monai.data.utils import set_rnd
 from monai.engines.utils import IterationEvents
 from monai.handlers import CheckpointLoader, CheckpointSaver
-from torch import nn
+from numpy.random import SeedSequence
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
 
 from contourdiff.data.atomic import atomic_write, save_figure
 from contourdiff.inference.denoiser import Denoiser
 from contourdiff.inference.progress import progress_bar
-from contourdiff.pictures import show_slice
+from contourdiff.pictures import image_grid
 from contourdiff.sampling.intensity import to_gray_levels
 from contourdiff.sampling.neighbor_guided import first_condition
 from contourdiff.sampling.sampler import Sampler
@@ -46,7 +47,8 @@ class EpochSeeder:
 
     def __call__(self, engine: Engine) -> None:
         """Seed torch, numpy and the random transforms."""
-        seed = int(np.random.SeedSequence([self.seed, engine.state.epoch]).generate_state(1)[0])
+        sequence = SeedSequence([self.seed, engine.state.epoch])
+        seed = int(sequence.generate_state(1)[0])
         torch.manual_seed(seed)
         np.random.seed(seed)
         set_rnd(self.dataset, seed=seed)
@@ -66,7 +68,7 @@ class GradientClipper:
         """Clip; gradients of mixed precision are unscaled before."""
         if getattr(engine, "scaler", None) is not None:
             engine.scaler.unscale_(engine.optimizer)
-        torch.nn.utils.clip_grad_norm_(engine.network.parameters(), self.max_norm)
+        clip_grad_norm_(engine.network.parameters(), self.max_norm)
 
 
 @dataclass(eq=False)
@@ -82,21 +84,23 @@ class TrainingProgress:
     def attach(self, engine: Engine) -> None:
         """Attach to the trainer."""
         engine.add_event_handler(Events.EPOCH_STARTED, self._begin)
-        engine.add_event_handler(
-            Events.ITERATION_COMPLETED, lambda _: self._bar.update(self.batch_size)
-        )
-        engine.add_event_handler(Events.COMPLETED, lambda _: self._bar.close())
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._count)
+        engine.add_event_handler(Events.COMPLETED, self._end)
 
     def _begin(self, engine: Engine) -> None:
         """Name the epoch; the first one of a resumed training begins where the training was."""
         state: Any = engine.state
         if self._bar is None:
-            total, done = (
-                self.batch_size * n
-                for n in (state.max_epochs * state.epoch_length, state.iteration)
-            )
+            total = self.batch_size * state.max_epochs * state.epoch_length
+            done = self.batch_size * state.iteration
             self._bar = progress_bar(total, "image", initial=done, desc="train: ")
         self._bar.set_description(f"epoch {state.epoch} of {state.max_epochs}", refresh=False)
+
+    def _count(self) -> None:
+        self._bar.update(self.batch_size)
+
+    def _end(self) -> None:
+        self._bar.close()
 
 
 @dataclass(eq=False)
@@ -117,11 +121,11 @@ class Checkpoints:
     def attach(self, engine: Engine) -> None:
         """Attach to the trainer."""
         objects = {"trainer": engine, **self.objects}
-        CheckpointSaver(self.output_dir, objects, save_interval=self.interval, n_saved=1).attach(
-            engine
-        )
+        saver = CheckpointSaver(self.output_dir, objects, save_interval=self.interval, n_saved=1)
+        saver.attach(engine)
         if self.resume_from:
-            CheckpointLoader(self.resume_from, objects, map_location=self.device).attach(engine)
+            loader = CheckpointLoader(self.resume_from, objects, map_location=self.device)
+            loader.attach(engine)
 
 
 def newest_checkpoint(output_dir: str | Path) -> Path | None:
@@ -147,7 +151,9 @@ class WeightsSaver:
     @idist.one_rank_only()
     def __call__(self, engine: Engine) -> None:
         """Write the file."""
-        state = {key: value.detach().cpu() for key, value in self.network.state_dict().items()}
+        state = {}
+        for key, value in self.network.state_dict().items():
+            state[key] = value.detach().cpu()
         with atomic_write(Path(self.output_dir) / self.file) as aside:
             torch.save(state, aside)
 
@@ -162,7 +168,7 @@ class SamplePictures:
     """
 
     network: nn.Module
-    dataset: Sequence[dict[str, torch.Tensor]]
+    dataset: Sequence[dict[str, Tensor]]
     sampler: Sampler
     output_dir: str
     interval: int = 10
@@ -176,40 +182,24 @@ class SamplePictures:
     @idist.one_rank_only()
     def __call__(self, engine: Engine) -> None:
         """Translate and draw; the network's mode and the random state of the training stay the same."""
-        positions = (
-            np.linspace(0, len(self.dataset) - 1, min(self.count, len(self.dataset)))
-            .round()
-            .astype(int)
+        count = min(self.count, len(self.dataset))
+        spread = np.linspace(0, len(self.dataset) - 1, count)
+        positions = [int(position) for position in spread.round()]
+        items = [self.dataset[position] for position in positions]
+        conditions = torch.stack([first_condition(item) for item in items])
+        network: Any = self.network
+        if "contrast" in items[0]:
+            contrasts = [int(item.get("contrast", 0)) for item in items]
+            labels = torch.tensor(contrasts, device=self.device)
+            network = partial(network, class_labels=labels)
+        denoise = Denoiser(network, self.sampler, batch_size=len(items))
+        keys = [("validation", position, 0, 0) for position in positions]
+        translations = denoise(conditions.to(self.device), keys).cpu()
+        images = [to_gray_levels(item["image"][0]) for item in items]
+        contours = 255 * conditions[:, 0]
+        figure = image_grid(
+            [images, list(contours), list(translations)],
+            [["image"], ["contour"], ["translation"]],
         )
-        items = [self.dataset[int(position)] for position in positions]
-        conditions = torch.stack([first_condition(item) for item in items]).to(self.device)
-        labels = torch.tensor([int(item.get("contrast", 0)) for item in items], device=self.device)
-        network = (
-            partial(self.network, class_labels=labels) if "contrast" in items[0] else self.network
-        )
-        denoise = Denoiser(network, self.sampler, batch_size=len(items))  # type: ignore[arg-type]
-        translations = denoise(
-            conditions, [("validation", int(position), 0, 0) for position in positions]
-        ).cpu()
-        rows = {
-            "image": [to_gray_levels(item["image"][0]) for item in items],
-            "contour": [255 * contour[0] for contour in conditions.cpu()],
-            "translation": list(translations),
-        }
-        save_figure(
-            figure_of_rows(rows),
-            Path(self.output_dir) / f"translations_{engine.state.epoch:05d}.png",
-            dpi=80,
-        )
-
-
-def figure_of_rows(rows: Mapping[str, Sequence[torch.Tensor]]) -> Figure:
-    """A titled row of images for each entry, gray levels ``(H, W)`` in [0, 255]."""
-    columns = len(next(iter(rows.values())))
-    figure = Figure(figsize=(2.4 * columns, 2.4 * len(rows)))
-    axes = figure.subplots(len(rows), columns, squeeze=False)
-    for row, (name, images) in zip(axes, rows.items(), strict=True):
-        for axis, image in zip(row, images, strict=True):
-            show_slice(axis, image, name if axis is row[0] else "")
-    figure.tight_layout()
-    return figure
+        path = Path(self.output_dir) / f"translations_{engine.state.epoch:05d}.png"
+        save_figure(figure, path, dpi=80)

@@ -44,15 +44,12 @@ class ContourDiffusionInferer(DiffusionInferer):
         Images and noise are ``(B, 1, H, W)``, conditions ``(B, C, H, W)``, timesteps and, for a network of several
         contrasts, class labels ``(B,)``.
         """
-        forward = network if class_labels is None else partial(network, class_labels=class_labels)
-        arguments: dict[str, Any] = {
-            "noise": noise,
-            "timesteps": timesteps,
-            "condition": condition,
-            "mode": "concat",
-        }
+        forward: Any = network
+        if class_labels is not None:
+            forward = partial(network, class_labels=class_labels)
         with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=self.amp):
-            return super().__call__(inputs, forward, **arguments).float()  # type: ignore[arg-type]
+            output = super().__call__(inputs, forward, noise, timesteps, condition, mode="concat")
+        return output.float()
 
 
 @dataclass(eq=False)
@@ -88,60 +85,59 @@ class ContourPrepareBatch(DiffusionPrepareBatch):
 
     def __call__(self, batchdata: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
         """Images, target, and a dictionary of noise, timesteps, conditions and, for several contrasts, labels."""
-        contours = torch.as_tensor(batchdata[self.condition_name])
+        conditions = torch.as_tensor(batchdata[self.condition_name])
         if self.contour_dropout:
-            contours = torch.where(
-                _drawn(1 - self.contour_dropout, contours), contours, torch.zeros_like(contours)
-            )
+            conditions = _kept_or(0, conditions, 1 - self.contour_dropout)
         if "neighbor" in batchdata:
             neighbors = torch.as_tensor(batchdata["neighbor"])
-            given = _drawn(self.neighbor_probability, neighbors)
-            neighbors = torch.where(given, neighbors, torch.full_like(neighbors, EMPTY))
-            contours = torch.cat([contours, neighbors], dim=1)
-        prepared = super().__call__({**batchdata, self.condition_name: contours}, *args, **kwargs)
+            neighbors = _kept_or(EMPTY, neighbors, self.neighbor_probability)
+            conditions = torch.cat([conditions, neighbors], dim=1)
+        batch = {**batchdata, self.condition_name: conditions}
+        prepared = super().__call__(batch, *args, **kwargs)
         if "contrast" in batchdata:
-            prepared[-1]["class_labels"] = torch.as_tensor(batchdata["contrast"]).to(
-                prepared[0].device
-            )
+            labels = torch.as_tensor(batchdata["contrast"])
+            prepared[-1]["class_labels"] = labels.to(prepared[0].device)
         return prepared
 
     def get_noise(self, images: Tensor) -> Tensor:
         """Gaussian noise of the shape of ``images``."""
         if self.fixed_seed is None:
-            shape, kind = images.shape[1:], images.dtype
-            return rows_of_process(
-                lambda n: torch.randn(n, *shape, dtype=kind, device=images.device), len(images)
-            )
+            return rows_of_process(partial(_noise_like, images), len(images))
         generator = torch.Generator().manual_seed(self.fixed_seed)
-        return torch.randn(images.shape, generator=generator, dtype=images.dtype).to(images.device)
+        noise = torch.randn(images.shape, generator=generator, dtype=images.dtype)
+        return noise.to(images.device)
 
     def get_timesteps(self, images: Tensor) -> Tensor:
         """One timestep for each of the ``(B, 1, H, W)`` images: ``(B,)`` long."""
-        batch = images.shape[0]
+        count = len(images)
         if self.fixed_seed is None:
-            return rows_of_process(
-                lambda count: self._largest_timesteps(count, images.device), batch
-            )
-        return (
-            (torch.arange(batch, device=images.device) + 0.5) * self.num_train_timesteps / batch
-        ).long()
+            return rows_of_process(partial(self._largest_timesteps, images.device), count)
+        middles = torch.arange(count, device=images.device) + 0.5
+        return (middles * self.num_train_timesteps / count).long()
 
-    def _largest_timesteps(self, count: int, device: torch.device) -> Tensor:
-        draws = torch.randint(
-            0, self.num_train_timesteps, (self.timestep_draws, count), device=device
-        )
+    def _largest_timesteps(self, device: torch.device, count: int) -> Tensor:
+        size = (self.timestep_draws, count)
+        draws = torch.randint(0, self.num_train_timesteps, size, device=device)
         return draws.amax(dim=0)
 
     def get_target(self, images: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Training target: the noise, or the velocity of Salimans and Ho (arXiv 2202.00512)."""
+        """Training target: the noise, or the velocity of Salimans and Ho (arXiv 2202.00512).
+
+        Images and noise are ``(B, 1, H, W)``, as is the target; timesteps are ``(B,)``.
+        """
         if self.scheduler.prediction_type != "v_prediction":
             return noise
         velocity: Tensor = self.scheduler.get_velocity(images, noise, timesteps)
         return velocity
 
 
-def _drawn(probability: float, items: Tensor) -> Tensor:
-    """One random decision an item, true with the given probability: ``(B, 1, 1, 1)``."""
-    return (
-        (rows_of_process(torch.rand, len(items)) < probability).view(-1, 1, 1, 1).to(items.device)
-    )
+def _noise_like(images: Tensor, count: int) -> Tensor:
+    """Gaussian noise for ``count`` images."""
+    return images.new_empty((count, *images.shape[1:])).normal_()
+
+
+def _kept_or(value: float, items: Tensor, probability: float) -> Tensor:
+    """Items ``(B, C, H, W)``, each with the given probability, and filled with ``value`` otherwise."""
+    draws = rows_of_process(torch.rand, len(items)).to(items.device)
+    is_dropped = draws >= probability
+    return items.masked_fill(is_dropped.view(-1, 1, 1, 1), value)

@@ -33,27 +33,35 @@ def loss_curve(
         train_tag: tag of the training loss.
         val_tag: tag of the validation loss; the curve is left out where there is none yet.
 
-    Returns the scalars of training and validation, see [`read_scalars`][]. Raises ``ImportError`` without TensorBoard,
-    ``FileNotFoundError`` without events, ``ValueError`` without a loss.
+    Returns the scalars of training and validation, see [`read_scalars`][], also for errors. Raises ``ValueError``
+    without a training loss.
     """
-    train, val = (read_scalars(Path(log_dir), tag) for tag in (train_tag, val_tag))
+    train = read_scalars(Path(log_dir), train_tag)
+    val = read_scalars(Path(log_dir), val_tag)
     if not len(train):
         raise ValueError(
             f"expected the tag {train_tag!r} in the event files of {log_dir}, found none; pass train_tag"
         )
-    window = min(max(smooth_steps or len(train) // 50, 1), len(train))
-    seen, loss = train[:, 1] * images_per_step, train[:, 2]
-    smooth = [np.convolve(values, np.full(window, 1 / window), "valid") for values in (seen, loss)]
+    window = max(smooth_steps or len(train) // 50, 1)
+    window = min(window, len(train))
+    seen = train[:, 1] * images_per_step
+    loss = train[:, 2]
+    weights = np.full(window, 1 / window)
+    smooth_seen = np.convolve(seen, weights, "valid")
+    smooth_loss = np.convolve(loss, weights, "valid")
     figure = Figure(figsize=(7, 4))
     axes = figure.subplots()
     axes.plot(seen, loss, color="tab:blue", alpha=0.25, linewidth=0.7)
-    axes.plot(*smooth, color="tab:blue", label=f"training, mean of {window} steps")
+    label = f"training, mean of {window} steps"
+    axes.plot(smooth_seen, smooth_loss, color="tab:blue", label=label)
     if len(val):
-        by_time = train[np.argsort(train[:, 0])]
-        before = np.searchsorted(by_time[:, 0], val[:, 0], side="right") - 1
-        val_seen = by_time[np.maximum(before, 0), 1] * images_per_step
-        axes.plot(val_seen, val[:, 2], color="tab:orange", marker=".", label="validation")
-    axes.set(xlabel="images seen" if images_per_step > 1 else "steps", ylabel="loss", yscale="log")
+        times, steps, _ = train[np.argsort(train[:, 0])].T
+        val_times, _, val_loss = val.T
+        before = np.searchsorted(times, val_times, side="right") - 1
+        val_seen = steps[np.maximum(before, 0)] * images_per_step
+        axes.plot(val_seen, val_loss, color="tab:orange", marker=".", label="validation")
+    seen_label = "images seen" if images_per_step > 1 else "steps"
+    axes.set(xlabel=seen_label, ylabel="loss", yscale="log")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     figure.tight_layout()
@@ -62,7 +70,10 @@ def loss_curve(
 
 
 def read_scalars(log_dir: Path, tag: str) -> np.ndarray:
-    """``(N, 3)`` float64: wall time (s), step, value; ascending steps, the latest of each. Errors as above."""
+    """``(N, 3)`` float64: wall time (s), step, value; ascending steps, the latest of each.
+
+    Raises ``ImportError`` without TensorBoard, ``FileNotFoundError`` without events.
+    """
     try:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     except ImportError as error:
@@ -74,16 +85,15 @@ def read_scalars(log_dir: Path, tag: str) -> np.ndarray:
         raise FileNotFoundError(
             f"expected TensorBoard event files in {log_dir}, found none; pass the output_dir"
         )
-    accumulators = [
-        EventAccumulator(str(file), size_guidance={"scalars": 0}).Reload() for file in files
-    ]
-    events = [
-        event
-        for each in accumulators
-        if tag in each.Tags()["scalars"]
-        for event in each.Scalars(tag)
-    ]
-    latest = {event.step: event for event in sorted(events, key=lambda event: event.wall_time)}
-    return np.array(
-        [(event.wall_time, step, event.value) for step, event in sorted(latest.items())]
-    ).reshape(-1, 3)
+    events = []
+    for file in files:
+        accumulator = EventAccumulator(str(file), size_guidance={"scalars": 0})
+        accumulator.Reload()
+        if tag in accumulator.Tags()["scalars"]:
+            events += accumulator.Scalars(tag)
+    events.sort(key=lambda event: event.wall_time)
+    latest = {event.step: event for event in events}
+    rows = []
+    for step, event in sorted(latest.items()):
+        rows.append((event.wall_time, step, event.value))
+    return np.array(rows).reshape(-1, 3)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from monai.transforms import Randomizable, apply_transform
 from monai.utils import convert_to_tensor
+from torch import Tensor
 from torch.utils.data import Dataset
 
 
@@ -32,7 +33,7 @@ class SliceDataset(Dataset, Randomizable):
         volume_keys: keys whose value belongs to a whole volume, given to each of its slices where a volume has them.
     """
 
-    volumes: Sequence[Mapping[str, torch.Tensor]]
+    volumes: Sequence[Mapping[str, Tensor]]
     keys: Sequence[str] = ("image",)
     slice_axis: int = 0
     min_foreground: float = 0.05
@@ -43,32 +44,29 @@ class SliceDataset(Dataset, Randomizable):
 
     def __post_init__(self) -> None:
         self.keys = tuple(self.keys)
-        depths = (
-            [volume[self.keys[0]].shape[self.slice_axis + 1] for volume in self.volumes]
-            if self.neighbors
-            else []
-        )
-        single = sum(depth < 2 for depth in depths)
-        if single:
+        self.index: list[tuple[int, int]] = []
+        single_slices = 0
+        for number in range(len(self.volumes)):
+            volume = self.volumes[number]
+            image = torch.as_tensor(volume[self.keys[0]])
+            slices = image[0].moveaxis(self.slice_axis, 0)
+            single_slices += len(slices) < 2
+            is_foreground = slices.flatten(1) > 0
+            shares = is_foreground.float().mean(dim=1)
+            for position, share in enumerate(shares):
+                if share >= self.min_foreground:
+                    self.index.append((number, position))
+        if self.neighbors and single_slices:
             raise ValueError(
                 "neighbor-guided training learns from adjacent slices: expected volumes of 2 slices or more along axis "
-                f"{self.slice_axis}, got {single} single slices among {len(self.volumes)} images; pass volumes, "
-                "or set neighbors to false"
+                f"{self.slice_axis}, got {single_slices} single slices among {len(self.volumes)} images; "
+                "pass volumes, or set neighbors to false"
             )
-        self.index = [
-            (volume, int(position))
-            for volume in range(len(self.volumes))
-            for position in self._foreground_slices(self.volumes[volume][self.keys[0]])
-        ]
         if not self.index and not self.allow_empty:
             share = f"{self.min_foreground:.0%}"
             raise ValueError(
                 f"no slice along axis {self.slice_axis} has {share} foreground; check the images"
             )
-
-    def _foreground_slices(self, image: torch.Tensor) -> torch.Tensor:
-        slices = torch.as_tensor(image)[0].moveaxis(self.slice_axis, 0).flatten(1)
-        return torch.nonzero((slices > 0).float().mean(dim=1) >= self.min_foreground).flatten()
 
     def __len__(self) -> int:
         """Return the number of slices of all volumes together."""
@@ -76,18 +74,25 @@ class SliceDataset(Dataset, Randomizable):
 
     def __getitem__(self, item: int) -> Any:
         """Slice ``item``, transformed."""
-        volume, position = self.index[item]
-        data, axis = self.volumes[volume], self.slice_axis + 1
-        cut = {
-            key: convert_to_tensor(data[key], track_meta=False).select(axis, position)
-            for key in self.keys
-        }
+        number, position = self.index[item]
+        volume = self.volumes[number]
+        data: dict[str, Any] = {}
+        for key in self.keys:
+            data[key] = self._slice(volume[key], position)
         if self.neighbors:
-            image = convert_to_tensor(data[self.keys[0]], track_meta=False)
-            take_next = position == 0 or (position % 2 and position < image.shape[axis] - 1)
-            cut["neighbor"] = image.select(axis, position + 1 if take_next else position - 1)
-        cut |= {key: data[key] for key in self.volume_keys if key in data}
-        return cut if self.transform is None else apply_transform(self.transform, cut)
+            image = volume[self.keys[0]]
+            last = image.shape[self.slice_axis + 1] - 1
+            is_followed = position == 0 or (position % 2 == 1 and position < last)
+            neighbor = position + 1 if is_followed else position - 1
+            data["neighbor"] = self._slice(image, neighbor)
+        for key in self.volume_keys:
+            if key in volume:
+                data[key] = volume[key]
+        return data if self.transform is None else apply_transform(self.transform, data)
+
+    def _slice(self, image: Tensor, position: int) -> Tensor:
+        plain = convert_to_tensor(image, track_meta=False)
+        return plain.select(self.slice_axis + 1, position)
 
     def set_random_state(self, seed: int | None = None, state: Any = None) -> SliceDataset:
         """Seed the random transforms; MONAI's ``DataLoader`` does so in every worker."""

@@ -7,8 +7,11 @@ import json
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
+
 from contourdiff.data.atomic import write_text
 from contourdiff.report import write_markdown_page
+from contourdiff.tables import markdown_table
 from contourdiff.training.loss_curve import loss_curve
 
 
@@ -19,49 +22,39 @@ def write_training_report(output_dir: str | Path) -> Path:
     """
     folder = Path(output_dir)
     train, val = loss_curve(folder, folder / "loss.png")
-    first, last = (
-        f"{datetime.fromtimestamp(time, UTC):%Y-%m-%d %H:%M} UTC" for time in train[[0, -1], 0]
-    )
-    facts = {
-        "folder": f"`{folder}`",
-        "first and last step": f"{first}, {last}",
-        "steps": f"{int(train[-1, 1]):,}",
-    }
+    facts = [
+        ("folder", f"`{folder}`"),
+        ("first and last step", f"{_time_of(train[0])}, {_time_of(train[-1])}"),
+        ("steps", f"{int(train[-1, 1]):,}"),
+    ]
     if len(val):
+        last = val[-1]
         best = val[val[:, 2].argmin()]
-        facts["validation loss"] = (
-            f"{val[-1, 2]:.4f} after epoch {val[-1, 1]:.0f}, lowest {best[2]:.4f} after {best[1]:.0f}"
-        )
-    pictures = {
-        int(path.stem.split("_")[1]): path.name
-        for path in sorted(folder.glob("translations_[0-9]*.png"))
-    }
-    lines = [f"# Training {folder.resolve().name}", "", *_table("training", facts), "## Loss", ""]
-    lines += ["![Loss of training and validation by step](loss.png)", "", "## Pictures", ""]
-    for epoch, name in pictures.items():
-        lines += [
-            f"### Epoch {epoch}",
-            "",
-            f"![Held-out slices after epoch {epoch}: image, contour, translation]({name})",
-            "",
-        ]
-    if (folder / "settings.json").is_file():
-        settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-        lines += [
-            "## Settings",
-            "",
-            *_table(
-                "setting", {name: f"`{json.dumps(value)}`" for name, value in settings.items()}
-            ),
-        ]
-    write_text(folder / "training.md", "\n".join(lines) + "\n")
+        text = f"{last[2]:.4f} after epoch {last[1]:.0f}, lowest {best[2]:.4f} after {best[1]:.0f}"
+        facts.append(("validation loss", text))
+    sections = [
+        f"# Training {folder.resolve().name}",
+        markdown_table(("training", ""), facts),
+        "## Loss",
+        "![Loss of training and validation by step](loss.png)",
+        "## Pictures",
+    ]
+    for picture in sorted(folder.glob("translations_[0-9]*.png"), key=_epoch_of):
+        epoch = _epoch_of(picture)
+        text = f"Held-out slices after epoch {epoch}: image, contour, translation"
+        sections += [f"### Epoch {epoch}", f"![{text}]({picture.name})"]
+    settings_file = folder / "settings.json"
+    if settings_file.is_file():
+        settings = json.loads(settings_file.read_text(encoding="utf-8"))
+        rows = [(name, f"`{json.dumps(value)}`") for name, value in settings.items()]
+        sections += ["## Settings", markdown_table(("setting", ""), rows)]
+    write_text(folder / "training.md", "\n\n".join(sections) + "\n")
     return write_markdown_page(folder / "training.md")
 
 
-def _table(head: str, rows: dict[str, str]) -> list[str]:
-    return [
-        f"| {head} | |",
-        "|---|---|",
-        *(f"| {name} | {value} |" for name, value in rows.items()),
-        "",
-    ]
+def _time_of(step: np.ndarray) -> str:
+    return f"{datetime.fromtimestamp(step[0], UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def _epoch_of(picture: Path) -> int:
+    return int(picture.stem.split("_")[1])

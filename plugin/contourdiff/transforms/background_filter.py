@@ -31,15 +31,15 @@ class BackgroundFilter(Transform):
     def __call__(self, img: NdarrayOrTensor) -> NdarrayOrTensor:
         """Filter ``img``: ``(C, H, W)`` or ``(C, H, W, D)`` gray levels in [0, 255] -> the same shape and type."""
         spacing = getattr(img, "pixdim", ())  # without it a pixel is 1 mm²
-        in_plane = [
-            float(mm)
-            for axis, mm in enumerate(spacing)
-            if len(spacing) == 2 or axis != self.slice_axis
-        ]
+        in_plane = np.asarray(spacing, dtype=np.float64)
+        if len(in_plane) == 3:
+            in_plane = np.delete(in_plane, self.slice_axis)
         pixel_mm2 = float(np.prod(in_plane))
-        min_px, max_px = self.min_object_mm2 / pixel_mm2, self.max_hole_mm2 / pixel_mm2
         function = partial(
-            background_filter, classes=self.classes, min_object_px=min_px, max_hole_px=max_px
+            background_filter,
+            classes=self.classes,
+            min_object_px=self.min_object_mm2 / pixel_mm2,
+            max_hole_px=self.max_hole_mm2 / pixel_mm2,
         )
         return slicewise(img, self.slice_axis, function)
 

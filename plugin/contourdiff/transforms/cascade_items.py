@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from monai.transforms import MapTransform, Randomizable
 from monai.utils import convert_to_tensor
 from scipy.ndimage import gaussian_filter, map_coordinates, zoom
+from torch import Tensor
 from torch.nn.functional import avg_pool2d, pixel_unshuffle
 
 from contourdiff.networks import enlarge
@@ -35,14 +37,10 @@ class CoarseStaged(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Replace image and contour."""
-        image, contour = (
-            convert_to_tensor(data[key], track_meta=False).float() for key in self.keys
-        )
-        return {
-            **data,
-            "image": avg_pool2d(image, self.factor),
-            "contour": pixel_unshuffle(contour, self.factor),
-        }
+        out = dict(data)
+        out["image"] = avg_pool2d(_float_tensor(data["image"]), self.factor)
+        out["contour"] = pixel_unshuffle(_float_tensor(data["contour"]), self.factor)
+        return out
 
 
 @dataclass(eq=False)
@@ -72,35 +70,41 @@ class RefinerStaged(MapTransform, Randomizable):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Add the coarse image to the contour."""
-        image, contour = (
-            convert_to_tensor(data[key], track_meta=False).float() for key in self.keys
-        )
-        coarse = avg_pool2d(image, self.factor)
+        contour = _float_tensor(data["contour"])
+        coarse = avg_pool2d(_float_tensor(data["image"]), self.factor)
         if self.noise:
-            coarse = torch.from_numpy(self._noisy(coarse[0].numpy()))[None]
+            coarse = self._noisy(coarse)
         coarse = enlarge(coarse[None], self.factor)[0]
         if self.noise and self.shift_px:
-            coarse = torch.from_numpy(self._shifted(coarse[0].numpy()))[None]
-        return {**data, "contour": torch.cat([contour, coarse])}
+            coarse = self._shifted(coarse)
+        out = dict(data)
+        out["contour"] = torch.cat([contour, coarse])
+        return out
 
-    def _noisy(self, image: np.ndarray) -> np.ndarray:
-        fine, coarse, blur = (
-            self.R.uniform(0, self.noise),
-            self.R.uniform(0, self.noise),
-            self.R.uniform(-0.6, 1.0),
-        )
-        small = self.R.normal(size=[-(-size // 4) for size in image.shape])
-        smooth = np.asarray(zoom(small, 4, order=3))[: image.shape[0], : image.shape[1]]
-        noisy = image + fine * self.R.normal(size=image.shape) + coarse * smooth
-        return np.clip(gaussian_filter(noisy, 0.85 * max(blur, 0)), -1, 1).astype(np.float32)
+    def _noisy(self, image: Tensor) -> Tensor:
+        fine = self.R.uniform(0, self.noise)
+        coarse = self.R.uniform(0, self.noise)
+        blur = self.R.uniform(-0.6, 1.0)
+        _, height, width = image.shape
+        small = self.R.normal(size=(ceil(height / 4), ceil(width / 4)))
+        coarse_noise = zoom(small, 4, order=3)[:height, :width]
+        fine_noise = self.R.normal(size=(height, width))
+        noisy = image[0].numpy() + fine * fine_noise + coarse * coarse_noise
+        blurred = gaussian_filter(noisy, 0.85 * max(blur, 0))
+        return _float_tensor(np.clip(blurred, -1, 1))[None]
 
-    def _shifted(self, image: np.ndarray) -> np.ndarray:
+    def _shifted(self, image: Tensor) -> Tensor:
         amount = self.R.uniform(0, self.shift_px)
-        shifts = self.R.normal(size=(2, FAULT_GRID, FAULT_GRID))
-        factors = [size / FAULT_GRID for size in image.shape]
-        dense = [
-            amount * np.asarray(zoom(shift, factors, order=3, grid_mode=True, mode="nearest"))
-            for shift in shifts
-        ]
-        places = np.indices(image.shape, dtype=np.float32) + np.stack(dense)
-        return np.asarray(map_coordinates(image, places, order=1, mode="nearest"), dtype=np.float32)
+        size = image.shape[1:]
+        factors = np.divide(size, FAULT_GRID)
+        shifts = []
+        for grid in self.R.normal(size=(2, FAULT_GRID, FAULT_GRID)):
+            dense = zoom(grid, factors, order=3, grid_mode=True, mode="nearest")
+            shifts.append(amount * dense)
+        places = np.indices(size, dtype=np.float32) + shifts
+        shifted = map_coordinates(image[0].numpy(), places, order=1, mode="nearest")
+        return _float_tensor(shifted)[None]
+
+
+def _float_tensor(image: Any) -> Tensor:
+    return convert_to_tensor(image, track_meta=False).float()

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -40,40 +41,30 @@ def sample_chunked(
     ``AffineTransform``, whose ``affine_grid`` takes 56 bytes of float64 for each voxel of the result; here it is
     evaluated for a chunk of ``chunk_voxels`` at a time.
     """
-    theta = to_norm_affine(affine.to(volume)[None], volume.shape[1:], shape, align_corners)[0]
-    order = [2, 1, 0, 3]  # affine_grid counts axes from the last one
-    theta = theta[order[:3]][:, order]
+    thetas = to_norm_affine(affine.to(volume)[None], volume.shape[1:], shape, align_corners)
+    reversed_axes = [2, 1, 0, 3]  # affine_grid counts axes from the last one
+    theta = thetas[0, reversed_axes[:3]][:, reversed_axes]
+    thickness = max(chunk_voxels // max(math.prod(shape[1:]), 1), 1)
+    points = theta.new_ones((min(thickness, shape[0]), *shape[1:], 4))
+    points[..., 0] = _normalized(shape[2], align_corners, theta)
+    points[..., 1] = _normalized(shape[1], align_corners, theta)[:, None]
+    planes = _normalized(shape[0], align_corners, theta)
     source = volume.contiguous()[None]
-    out = torch.empty((len(volume), *shape), dtype=torch.float32, device=volume.device)
-    thickness = max(chunk_voxels // max(shape[1] * shape[2], 1), 1)
-    for slab, grid in _grids(theta, shape, align_corners, thickness):
-        out[:, slab] = grid_sample(
-            source, grid, mode=mode, padding_mode=padding_mode, align_corners=align_corners
-        )[0]
+    out = volume.new_empty((len(volume), *shape), dtype=torch.float32)
+    for start in range(0, shape[0], thickness):
+        chunk = out[:, start : start + thickness]
+        chunk_points = points[: chunk.shape[1]]
+        chunk_points[..., 2] = planes[start : start + thickness, None, None]
+        grid = torch.bmm(chunk_points.view(1, -1, 4), theta.mT[None])
+        grid = grid.view(1, *chunk.shape[1:], 3)
+        chunk.copy_(grid_sample(source, grid, mode, padding_mode, align_corners)[0])
     return out
 
 
-def _grids(
-    theta: Tensor, shape: Sequence[int], align_corners: bool, thickness: int
-) -> Iterator[tuple[slice, Tensor]]:
-    """Chunks along the first axis with the values of ``affine_grid`` for each: ``(1, slab, W', D', 3)``."""
-    first, second, third = (_from_minus_one(size, align_corners, theta) for size in shape)
-    base = torch.ones(
-        (min(thickness, shape[0]), shape[1], shape[2], 4), dtype=theta.dtype, device=theta.device
-    )
-    base[..., 0] = third
-    base[..., 1] = second[:, None]
-    for start in range(0, shape[0], thickness):
-        slab = slice(start, min(start + thickness, shape[0]))
-        part = base[: slab.stop - slab.start]
-        part[..., 2] = first[slab, None, None]
-        yield slab, torch.bmm(part.view(1, -1, 4), theta.mT[None]).view(1, *part.shape[:3], 3)
-
-
-def _from_minus_one(size: int, align_corners: bool, like: Tensor) -> Tensor:
-    """Normalized coordinates of an axis, as in ``affine_grid``."""
+def _normalized(size: int, align_corners: bool, like: Tensor) -> Tensor:
+    """Coordinates of an axis in [-1, 1], as in ``affine_grid``."""
     if size <= 1:
-        return torch.zeros(size, dtype=like.dtype, device=like.device)
+        return like.new_zeros(size)
     line = torch.linspace(-1, 1, size, dtype=like.dtype, device=like.device)
     return line if align_corners else line * (size - 1) / size
 
@@ -81,61 +72,72 @@ def _from_minus_one(size: int, align_corners: bool, like: Tensor) -> Tensor:
 class ChunkedResample(SpatialResample):
     """MONAI's ``SpatialResample`` of a 3-D MetaTensor, computed by [`sample_chunked`][]."""
 
-    def __call__(  # type: ignore[override]
-        self, img: Tensor, dst_affine: Any = None, spatial_size: Any = None, **options: Any
+    def __call__(
+        self,
+        img: Tensor,
+        dst_affine: Any = None,
+        spatial_size: Any = None,
+        mode: Any = None,
+        padding_mode: Any = None,
+        align_corners: bool | None = None,
+        dtype: Any = None,
+        lazy: bool | None = None,
     ) -> Tensor:
-        """Resample ``img (C, H, W, D)`` to the grid of ``dst_affine`` and ``spatial_size``; MONAI does other inputs."""
-        given = {name: value for name, value in options.items() if value is not None}
-        chosen = {
-            name: given.get(name, getattr(self, name))
-            for name in ("mode", "padding_mode", "align_corners")
-        }
+        """Resample ``img (C, H, W, D)`` to the grid of ``dst_affine`` and ``spatial_size``; MONAI does other inputs.
+
+        Raises ``ValueError`` if the result would not fit into memory.
+        """
+        mode = self.mode if mode is None else mode
+        padding_mode = self.padding_mode if padding_mode is None else padding_mode
+        align_corners = self.align_corners if align_corners is None else align_corners
+        lazy = self.lazy if lazy is None else lazy
+        options = (mode, padding_mode, align_corners, dtype, lazy)
+        stock = partial(super().__call__, img, dst_affine, spatial_size, *options)
         is_volume = isinstance(img, MetaTensor) and img.ndim == 4 and not img.pending_operations
-        has_grid = (
-            dst_affine is not None and isinstance(spatial_size, Sequence) and len(spatial_size) == 3
-        )
-        can_sample = chosen["mode"] in ("bilinear", "nearest") and not given.get("lazy", self.lazy)
-        if not (is_volume and has_grid and can_sample):
-            return super().__call__(img, dst_affine, spatial_size, **options)
-        chosen |= {name: str(chosen[name]) for name in ("mode", "padding_mode")}
-        image, shape = cast(MetaTensor, img), tuple(int(size) for size in spatial_size)
+        has_grid = dst_affine is not None and isinstance(spatial_size, Sequence)
+        if not is_volume or not has_grid or len(spatial_size) != 3:
+            return stock()
+        if lazy or mode not in ("bilinear", "nearest"):
+            return stock()
+        image = cast(MetaTensor, img)
+        shape = tuple(int(size) for size in spatial_size)
         check_memory(4 * len(image) * math.prod(shape), f"one that is resampled to {shape}")
-        own, other = (np.asarray(matrix, dtype=np.float64) for matrix in (image.affine, dst_affine))
-        affine = np.linalg.solve(own, other)
-        unchanged = np.allclose(own, other, atol=UNCHANGED) or np.allclose(
-            affine, np.eye(4), atol=UNCHANGED
-        )
-        if unchanged and shape == image.shape[1:]:
-            return super().__call__(img, dst_affine, spatial_size, **options)
-        working = get_equivalent_dtype(given.get("dtype") or self.dtype or image.dtype, Tensor)
-        extra = {
-            "dtype": str(working).removeprefix("torch."),
-            **chosen,
-            "src_affine": torch.as_tensor(own),
+        source_affine = np.asarray(image.affine, dtype=np.float64)
+        target_affine = np.asarray(dst_affine, dtype=np.float64)
+        affine = np.linalg.solve(source_affine, target_affine)
+        is_same = np.allclose(source_affine, target_affine, atol=UNCHANGED)
+        is_same = is_same or np.allclose(affine, np.eye(4), atol=UNCHANGED)
+        if is_same and shape == image.shape[1:]:
+            return stock()
+        working = get_equivalent_dtype(dtype or self.dtype or image.dtype, Tensor)
+        sampling: dict[str, Any] = {
+            "mode": str(mode),
+            "padding_mode": str(padding_mode),
+            "align_corners": align_corners,
         }
-        traces: dict[str, Any] = {
-            "sp_size": shape,
-            "orig_size": tuple(image.shape[1:]),
-            "extra_info": extra,
-        }
-        traces |= {"affine": torch.as_tensor(affine), "transform_info": self.get_transform_info()}
-        traced = self.track_transform_meta(image, **traces)
-        resampled = MetaTensor(
-            sample_chunked(image.as_tensor().to(working), torch.as_tensor(affine), shape, **chosen)
+        source = image.as_tensor().to(working)
+        resampled = MetaTensor(sample_chunked(source, torch.as_tensor(affine), shape, **sampling))
+        traced = self.track_transform_meta(
+            image,
+            sp_size=shape,
+            affine=torch.as_tensor(affine),
+            orig_size=tuple(image.shape[1:]),
+            extra_info={
+                "dtype": str(working).removeprefix("torch."),
+                "src_affine": torch.as_tensor(source_affine),
+                **sampling,
+            },
+            transform_info=self.get_transform_info(),
         )
         return cast(Tensor, resampled.copy_meta_from(traced))
 
     def inverse(self, data: Tensor) -> Tensor:
         """Resample ``data`` back to its original grid; see MONAI's class."""
         transform = self.pop_transform(data)
-        extra = dict(transform[TraceKeys.EXTRA_INFO])
-        extra["dtype"] = get_torch_dtype_from_string(extra["dtype"])
-        if extra.get("align_corners") == TraceKeys.NONE:
-            extra["align_corners"] = False
+        options = dict(transform[TraceKeys.EXTRA_INFO])
+        source_affine = options.pop("src_affine")
+        options["dtype"] = get_torch_dtype_from_string(options["dtype"])
+        if options.get("align_corners") == TraceKeys.NONE:
+            options["align_corners"] = False
         with self.trace_transform(False):
-            return self(
-                data,
-                dst_affine=extra.pop("src_affine"),
-                spatial_size=transform[TraceKeys.ORIG_SIZE],
-                **extra,
-            )
+            return self(data, source_affine, transform[TraceKeys.ORIG_SIZE], **options)

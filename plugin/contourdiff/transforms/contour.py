@@ -29,9 +29,11 @@ class Contour(Transform):
 
     def __call__(self, img: NdarrayOrTensor) -> NdarrayOrTensor:
         """Contour of ``img``: ``(C, H, W)`` or ``(C, H, W, D)`` gray levels in [0, 255] -> float32 0/1, same shape."""
-        low, high = self.low_threshold, self.high_threshold
         function = partial(
-            contour_of, sigma_px=self.sigma_px, low_threshold=low, high_threshold=high
+            contour_of,
+            sigma_px=self.sigma_px,
+            low_threshold=self.low_threshold,
+            high_threshold=self.high_threshold,
         )
         return slicewise(img, self.slice_axis, function)
 

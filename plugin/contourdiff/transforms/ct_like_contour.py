@@ -29,16 +29,21 @@ def contour_fragments(
     The cells have a side of ``cell_px`` and the grid is shifted by ``offset`` pixels. Returns ``(H, W)`` int with 0 off
     the contour and 1 to ``n`` on it, and ``n``.
     """
-    rows, columns = (
-        (np.arange(size) + shift) // cell_px
-        for size, shift in zip(contour.shape, offset, strict=True)
-    )
-    cells = rows[:, None] * (columns.max() + 1) + columns[None, :]
-    pieces = label(np.asarray(contour) != 0, EIGHT_NEIGHBORS)[0]
-    keys = np.where(pieces > 0, pieces.astype(np.int64) * (int(cells.max()) + 1) + cells + 1, 0)
-    values, numbered = np.unique(keys, return_inverse=True)
-    first = int(values[0] != 0)  # every pixel is on the contour
-    return numbered.reshape(contour.shape) + first, len(values) - 1 + first
+    on = np.asarray(contour) != 0
+    lines, _ = label(on, EIGHT_NEIGHBORS)
+    rows, columns = np.nonzero(on)
+    cell_rows = (rows + offset[0]) // cell_px
+    cell_columns = (columns + offset[1]) // cell_px
+    keys = np.stack([lines[on], cell_rows, cell_columns])
+    pieces, numbers = np.unique(keys, axis=1, return_inverse=True)
+    fragments = np.zeros(on.shape, dtype=np.int64)
+    fragments[on] = numbers.ravel() + 1
+    return fragments, pieces.shape[1]
+
+
+def pixels_of(chosen: np.ndarray, fragments: np.ndarray) -> np.ndarray:
+    """Pixels ``(H, W)`` bool of the fragments, numbered from 1 in ``fragments``, that ``chosen (n,)`` bool has."""
+    return np.append(False, chosen)[fragments]
 
 
 def ct_like_contour(
@@ -65,42 +70,46 @@ def ct_like_contour(
     on = np.asarray(contour) != 0
     if random.random() < 0.5:
         on = without_short_lines(on, random.uniform(*SHORTEST_PX))
-    offset = (int(random.integers(FRAGMENT_PX)), int(random.integers(FRAGMENT_PX)))
-    fragments, count = contour_fragments(on, FRAGMENT_PX, offset)
+    row_offset = int(random.integers(FRAGMENT_PX))
+    column_offset = int(random.integers(FRAGMENT_PX))
+    fragments, count = contour_fragments(on, FRAGMENT_PX, (row_offset, column_offset))
     if count == 0:
         return on
     smooth = gaussian_filter(np.asarray(image, dtype=np.float64), sigma_px)
-    gradient = np.stack([sobel(smooth, axis) / 4 for axis in (0, 1)])
+    gradient = np.stack([sobel(smooth, 0), sobel(smooth, 1)]) / 4
     numbers = np.arange(1, count + 1)
-    strength = np.asarray(mean(np.hypot(*gradient), fragments, numbers))
+    strength = mean(np.hypot(*gradient), fragments, numbers)
     lost = np.zeros(count, dtype=bool)
     if random.random() < 0.7:
         half = random.uniform(*WEAK) * high_threshold
-        lost = random.random(count) < 1 / (1 + np.exp((strength - half) / (0.15 * high_threshold)))
+        weakness = (strength - half) / (0.15 * high_threshold)
+        lost = random.random(count) < 1 / (1 + np.exp(weakness))
     added = np.zeros_like(on)
     if random.random() < 0.5:
-        slopes = np.stack([np.asarray(mean(part, fragments, numbers)) for part in gradient])
-        chosen = random.random(count) < random.uniform(0, DOUBLED)
-        chosen &= np.hypot(*slopes) > 0.7 * strength  # straight, so that it has a direction
-        distance = random.uniform(*DISTANCE_PX) * random.choice((-1, 1))
-        added |= second_lines(fragments, chosen, slopes, distance)
+        slopes = np.stack([mean(part, fragments, numbers) for part in gradient])
+        doubled = random.random(count) < random.uniform(0, DOUBLED)
+        doubled &= np.hypot(*slopes) > 0.7 * strength  # straight, so that it has a direction
+        distance = random.uniform(*DISTANCE_PX)
+        side = random.choice((-1, 1))
+        added |= second_lines(fragments, doubled, slopes, distance * side)
     if random.random() < 0.5:
-        repeated = np.append(False, random.random(count) < random.uniform(0, CLUTTER))[fragments]
-        added |= moved(repeated, random) & (np.asarray(image) > 0)
-    return (on & ~np.append(False, lost)[fragments]) | added
+        repeated = random.random(count) < random.uniform(0, CLUTTER)
+        clutter = moved(pixels_of(repeated, fragments), random)
+        added |= clutter & (np.asarray(image) > 0)
+    return (on & ~pixels_of(lost, fragments)) | added
 
 
 def moved(contour: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """Contour ``(H, W)``, shifted by a random number of pixels along both axes; what leaves the image comes back."""
-    shift = tuple(int(step) for step in random.integers(contour.shape))
+    shift = random.integers(contour.shape)
     return np.roll(contour, shift, axis=(0, 1))
 
 
 def without_short_lines(contour: np.ndarray, shortest_px: float) -> np.ndarray:
     """Contour ``(H, W)`` bool without connected lines of fewer than ``shortest_px`` pixels."""
     lines, count = label(contour, EIGHT_NEIGHBORS)
-    lengths = np.asarray(sum_labels(contour, lines, np.arange(count + 1)))
-    return np.asarray(contour & (lengths[lines] >= shortest_px))
+    lengths = sum_labels(contour, lines, np.arange(count + 1))
+    return contour & (lengths[lines] >= shortest_px)
 
 
 def second_lines(
@@ -111,11 +120,14 @@ def second_lines(
     ``fragments (H, W)`` are numbered from 1; ``chosen (n,)`` bool says which get a second line, and ``slopes (2, n)``
     is the mean gradient of each. What leaves the image lies on its rim.
     """
-    rows, columns = np.nonzero(np.append(False, chosen)[fragments])
-    index = fragments[rows, columns] - 1
-    steps = distance_px * slopes[:, index] / np.maximum(np.hypot(*slopes[:, index]), 1e-6)
-    lines = np.zeros(fragments.shape, dtype=bool)
-    places = np.rint(np.stack([rows, columns]) + steps).astype(int)
+    places = np.nonzero(pixels_of(chosen, fragments))
+    slope = slopes[:, fragments[places] - 1]
+    steepness = np.hypot(*slope)
+    steps = distance_px * slope / np.maximum(steepness, 1e-6)
+    rows, columns = np.rint(places + steps).astype(int)
     height, width = fragments.shape
-    lines[places[0].clip(0, height - 1), places[1].clip(0, width - 1)] = True
+    rows = rows.clip(0, height - 1)
+    columns = columns.clip(0, width - 1)
+    lines = np.zeros(fragments.shape, dtype=bool)
+    lines[rows, columns] = True
     return lines

@@ -31,9 +31,8 @@ class GrayLevels(Transform):
         data = convert_to_numpy(img).clip(0, 255)
         if self.dtype == "uint8":
             data.round(out=data)
-        return convert_to_dst_type(
-            data.astype(self.dtype, copy=False), img, dtype=getattr(torch, self.dtype)
-        )[0]
+        data = data.astype(self.dtype, copy=False)
+        return convert_to_dst_type(data, img, dtype=getattr(torch, self.dtype))[0]
 
 
 class GrayLevelsd(KeyedTransform):

@@ -35,10 +35,11 @@ class InPlaneSmooth(Transform):
             raise ValueError(
                 f"expected a MetaTensor (C, H, W, D), got {type(img).__name__} of {tuple(img.shape)}"
             )
-        sigmas = [max(self.spacing_mm / float(size) - 1, 0) / 2 for size in img.pixdim]
+        ratios = self.spacing_mm / np.asarray(img.pixdim, dtype=np.float64)
+        sigmas = np.maximum(ratios - 1, 0) / 2
         sigmas[self.slice_axis] = 0.0
         data = convert_to_numpy(img).astype(np.float32)
-        if any(sigmas):
+        if sigmas.any():
             for channel in data:
                 gaussian_filter(channel, sigmas, output=channel, mode="nearest")
         return convert_to_dst_type(data, img, dtype=torch.float32)[0]
@@ -63,8 +64,10 @@ class InPlaneResampled(Spacingd):
     ) -> None:
         if slice_axis not in (0, 1, 2):
             raise ValueError(f"slice_axis must be 0, 1 or 2, got {slice_axis}")
-        pixdim = [-1.0 if axis == slice_axis else float(spacing_mm) for axis in range(3)]
-        super().__init__(keys, pixdim, mode=mode, **{"padding_mode": "border", **options})
+        pixdim = [float(spacing_mm)] * 3
+        pixdim[slice_axis] = -1.0
+        options.setdefault("padding_mode", "border")
+        super().__init__(keys, pixdim, mode=mode, **options)
         self.spacing_transform.sp_resample = ChunkedResample()
         self.smooth = InPlaneSmooth(spacing_mm, slice_axis)
 

@@ -47,10 +47,12 @@ class OpenCVContour(Transform):
     def _contour(self, image: np.ndarray) -> np.ndarray:
         if min(image.shape) < 3:
             return np.zeros(image.shape, dtype=np.float32)
-        levels = np.ascontiguousarray(checked_slice(image).round().clip(0, 255).astype(np.uint8))
-        blurred = _opencv().GaussianBlur(levels, (self.kernel_px, self.kernel_px), 0)
-        edges = _opencv().Canny(blurred, self.low_threshold, self.high_threshold)
-        return np.asarray(edges != 0, dtype=np.float32)
+        cv2 = _opencv()
+        levels = checked_slice(image).round().clip(0, 255)
+        levels = np.ascontiguousarray(levels, dtype=np.uint8)
+        blurred = cv2.GaussianBlur(levels, (self.kernel_px, self.kernel_px), 0)
+        edges = cv2.Canny(blurred, self.low_threshold, self.high_threshold)
+        return (edges != 0).astype(np.float32)
 
 
 class OpenCVContourd(KeyedTransform):

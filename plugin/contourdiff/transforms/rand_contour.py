@@ -13,7 +13,12 @@ from monai.transforms import RandomizableTransform
 from monai.utils import convert_to_dst_type, convert_to_numpy
 
 from contourdiff.contours import contour_of
-from contourdiff.transforms.ct_like_contour import contour_fragments, ct_like_contour, moved
+from contourdiff.transforms.ct_like_contour import (
+    contour_fragments,
+    ct_like_contour,
+    moved,
+    pixels_of,
+)
 from contourdiff.transforms.keyed import RandomKeyedTransform
 from contourdiff.transforms.rand_remap import blend_with_curve
 
@@ -51,15 +56,13 @@ class RandContour(RandomizableTransform):
     def __post_init__(self) -> None:
         super().__init__(prob=1.0)
         for name in ("dropout", "clutter", "low_ratio", "remap", "ct_like"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+            share = getattr(self, name)
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {share}")
         for name in ("sigma_px", "high_threshold"):
-            pair = getattr(self, name)
-            if len(pair) != 2 or not 0 < pair[0] <= pair[1]:
-                raise ValueError(
-                    f"{name} must be two numbers, 0 < smallest <= largest, got {list(pair)}"
-                )
-            setattr(self, name, (float(pair[0]), float(pair[1])))
+            ends = list(getattr(self, name))
+            if len(ends) != 2 or not 0 < ends[0] <= ends[1]:
+                raise ValueError(f"{name} must be two numbers, 0 < smallest <= largest, got {ends}")
         if self.cell_px < 1:
             raise ValueError(f"cell_px must be 1 or more, got {self.cell_px}")
 
@@ -67,20 +70,30 @@ class RandContour(RandomizableTransform):
         """Contour of one slice: ``(1, H, W)`` gray levels in [0, 255] -> float32 0/1 of that shape."""
         data = convert_to_numpy(img)
         if data.ndim != 3 or data.shape[0] != 1:
+            shape = tuple(data.shape)
             raise ValueError(
-                f"expected one slice (1, H, W), got shape {tuple(data.shape)}; cut volumes into slices"
+                f"expected one slice (1, H, W), got shape {shape}; cut volumes into slices"
             )
         if randomize:
             self.randomize(None)
-        high = float(np.exp(self._high))
-        low, image = self.low_ratio * high, self._remapped(data[0])
-        contour = contour_of(image, sigma_px=self._sigma, low_threshold=low, high_threshold=high)
+        image = data[0]
+        if self._share > 0:
+            image = blend_with_curve(image, self._levels, self._share, top=255)
+        contour = contour_of(
+            image,
+            sigma_px=self._sigma,
+            low_threshold=self.low_ratio * self._high,
+            high_threshold=self._high,
+        )
         if self.dropout or self.clutter:
             contour = self._broken(contour).astype(np.float32)
-        if self._faulty:
-            random = np.random.default_rng([self._seed, 1])
+        if self._is_ct_like:
             contour = ct_like_contour(
-                contour, image, random, sigma_px=self._sigma, high_threshold=high
+                contour,
+                image,
+                np.random.default_rng([self._seed, 1]),
+                sigma_px=self._sigma,
+                high_threshold=self._high,
             )
         return convert_to_dst_type(contour[None], img, dtype=torch.float32)[0]
 
@@ -88,28 +101,27 @@ class RandContour(RandomizableTransform):
         """Draw smoothing, threshold and the two shares, and a seed for the fragments."""
         super().randomize(data)
         self._sigma = self.R.uniform(self.sigma_px[0], self.sigma_px[1])
-        self._high = self.R.uniform(np.log(self.high_threshold[0]), np.log(self.high_threshold[1]))
-        self._lost, self._added = self.R.uniform(0, self.dropout), self.R.uniform(0, self.clutter)
+        lowest, highest = self.high_threshold
+        exponent = self.R.uniform(np.log(lowest), np.log(highest))
+        self._high = float(np.exp(exponent))
+        self._lost = self.R.uniform(0, self.dropout)
+        self._added = self.R.uniform(0, self.clutter)
         self._seed = int(self.R.randint(2**31))
-        self._share = self.R.uniform() if self.R.uniform() < self.remap else 0.0
+        self._share = 0.0
+        if self.R.uniform() < self.remap:
+            self._share = self.R.uniform()
         self._levels = self.R.uniform(0, 255, REMAP_KNOTS)
-        self._faulty = (
-            self.ct_like > 0 and self.R.uniform() < self.ct_like
-        )  # draws nothing where it is off
-
-    def _remapped(self, image: np.ndarray) -> np.ndarray:
-        """Blend with the curve; air, exactly 0, stays 0."""
-        if self._share == 0:
-            return image
-        return blend_with_curve(image, self._levels, self._share, top=255)
+        # draws nothing where it is off
+        self._is_ct_like = self.ct_like > 0 and self.R.uniform() < self.ct_like
 
     def _broken(self, contour: np.ndarray) -> np.ndarray:
         random = np.random.default_rng(self._seed)
-        offset = int(random.integers(self.cell_px)), int(random.integers(self.cell_px))
-        fragments, count = contour_fragments(contour, self.cell_px, offset)
-        kept = np.append(False, random.random(count) >= self._lost)[fragments]
-        repeated = np.append(False, random.random(count) < self._added)[fragments]
-        return kept | moved(repeated, random)
+        row_offset = int(random.integers(self.cell_px))
+        column_offset = int(random.integers(self.cell_px))
+        fragments, count = contour_fragments(contour, self.cell_px, (row_offset, column_offset))
+        kept = random.random(count) >= self._lost
+        repeated = pixels_of(random.random(count) < self._added, fragments)
+        return pixels_of(kept, fragments) | moved(repeated, random)
 
 
 class RandContourd(RandomKeyedTransform):

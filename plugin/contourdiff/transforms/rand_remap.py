@@ -23,8 +23,10 @@ def blend_with_curve(
 
     ``share`` is the weight of the mapped image. Values up to ``air`` stay as they are.
     """
-    curve = np.interp(image, np.linspace(0, top, len(levels)), levels)
-    return np.where(image > air, (1 - share) * image + share * curve, image)
+    knots = np.linspace(0, top, len(levels))
+    mapped = np.interp(image, knots, levels)
+    blend = (1 - share) * image + share * mapped
+    return np.where(image > air, blend, image)
 
 
 @dataclass(eq=False)
@@ -51,15 +53,15 @@ class RandRemap(RandomizableTransform):
         super().__init__(prob=self.probability)
         low, high = self.share
         if not 0 <= low <= high <= 1 or self.knots < 2:
-            raise ValueError(
-                f"expected 0 <= share <= 1, a range, and 2 knots or more, got {self.share}, {self.knots}"
-            )
+            got = f"{self.share} and {self.knots}"
+            raise ValueError(f"expected 0 <= share <= 1, a range, and 2 knots or more, got {got}")
 
     def randomize(self, data: Any = None) -> None:
         """Draw whether to change, the levels and the share."""
         super().randomize(data)
         self._levels = self.R.uniform(0, 1, self.knots)
-        self._weight = self.R.uniform(self.share[0], self.share[1])
+        low, high = self.share
+        self._weight = self.R.uniform(low, high)
 
     def __call__(self, img: NdarrayOrTensor, randomize: bool = True) -> NdarrayOrTensor:
         """Remap an image ``(C, H, W)`` with levels in [0, 1]; the same shape, float32."""

@@ -21,8 +21,9 @@ class RemapLabels(Transform):
     """
 
     def __init__(self, label_map: LabelMap | str, side: str) -> None:
-        loaded = label_map if isinstance(label_map, LabelMap) else LabelMap(label_map)
-        self.values = loaded.values(side)
+        if not isinstance(label_map, LabelMap):
+            label_map = LabelMap(label_map)
+        self.values = label_map.values(side)
 
     def __call__(self, img: NdarrayOrTensor) -> NdarrayOrTensor:
         """Label of any shape -> class numbers of that shape, float32, as MONAI's losses and resampling require."""

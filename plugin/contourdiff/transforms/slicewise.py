@@ -35,17 +35,22 @@ class Slicewise(Transform):
 def slicewise(
     img: NdarrayOrTensor, slice_axis: int, function: Callable[[np.ndarray], np.ndarray]
 ) -> NdarrayOrTensor:
-    """Apply ``function`` to every slice ``(H, W)`` of ``img``, ``(C, H, W)`` or ``(C, H, W, D)``: the same shape."""
+    """Apply ``function`` to every slice ``(H, W)`` of ``img``, ``(C, H, W)`` or ``(C, H, W, D)``: same shape, float32.
+
+    Raises ``ValueError`` for another shape or ``slice_axis``.
+    """
     data = convert_to_numpy(img)
     if data.ndim == 3:
-        data, slice_axis = data[:, None], 0
+        data = data[:, None]
+        slice_axis = 0
     elif data.ndim != 4:
         hint = "add EnsureChannelFirstd to preprocessing"
         raise ValueError(f"expected (C, H, W) or (C, H, W, D), got shape {data.shape}; {hint}")
     if not 0 <= slice_axis <= 2:
         raise ValueError(f"slice_axis must be 0, 1 or 2, got {slice_axis}")
     out = np.empty(data.shape, dtype=np.float32)
-    target, source = np.moveaxis(out, slice_axis + 1, 1), np.moveaxis(data, slice_axis + 1, 1)
+    target = np.moveaxis(out, slice_axis + 1, 1)
+    source = np.moveaxis(data, slice_axis + 1, 1)
     for index in np.ndindex(*source.shape[:2]):
         target[index] = function(source[index])
     return convert_to_dst_type(out.reshape(img.shape), img, dtype=torch.float32)[0]

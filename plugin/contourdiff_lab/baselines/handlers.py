@@ -16,8 +16,8 @@ from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
 from contourdiff.data.atomic import save_figure, write_text
+from contourdiff.pictures import image_grid
 from contourdiff.sampling.intensity import to_gray_levels
-from contourdiff.training.handlers import figure_of_rows
 from contourdiff_lab.baselines.generators import image_of
 
 RECORD = "trained.json"
@@ -130,7 +130,8 @@ class CyclePictures:
             ):
                 rows[title] = [to_gray_levels(image[0, 0].float().cpu()) for image in row]
         path = Path(self.output_dir) / f"translations_{engine.state.epoch:05d}.png"
-        save_figure(figure_of_rows(rows), path, dpi=80)
+        figure = image_grid(list(rows.values()), [[title] for title in rows])
+        save_figure(figure, path, dpi=80)
 
 
 def counts(trainer: Engine, budget: TrainingBudget, batch_size: int) -> dict[str, float]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from contourdiff.bundle import config_files, read_config, run_training, translate
+from contourdiff.bundle import config_files, read_config, run_inference_config, run_training
 from contourdiff.data.atomic import write_text
 from contourdiff.info import usable_device
 from contourdiff.training.handlers import newest_checkpoint
@@ -127,7 +127,7 @@ def translate_with_baseline(
     overlays: tuple[str, ...] = (),
     **settings: Any,
 ) -> Path:
-    """Translate CT with the generator of a finished training: [`contourdiff.bundle.translate`][] in everything else.
+    """Translate CT with the generator of a finished training: [`contourdiff.bundle.run_inference_config`][] in everything else.
 
     Args:
         baseline_dir: the ``output_dir`` of [`train_baseline`][].
@@ -144,7 +144,7 @@ def translate_with_baseline(
         name: trained[name] for name in (*SHARED, "network_def") if name in trained
     } | settings
     settings = {"ckpt_path": str(Path(baseline_dir) / "generator.pt"), **_with_device(settings)}
-    return translate(
+    return run_inference_config(
         ct_dir, output_dir, bundle=bundle, overlays=("generator", *overlays), **settings
     )
 

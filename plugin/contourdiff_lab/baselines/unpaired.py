@@ -11,7 +11,7 @@ from monai.transforms import Randomizable
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from contourdiff.data.cases import TranslationCases, case_of
+from contourdiff.data.translation_cases import TranslationCases
 
 
 class UnpairedDataset(Dataset, Randomizable):
@@ -72,10 +72,12 @@ def ct_cases(
         )
     cases = TranslationCases(dataset_dir, output_dir)
     cases.check()
-    items = list(cases.items)
-    if "label" in keys:
-        labelled = [(item, cases.labels.get(case_of(item["image"]))) for item in items]
-        items = [{**item, "label": str(label)} for item, label in labelled if label is not None]
+    items = []
+    for case in cases.items:
+        if "label" not in keys:
+            items.append({"image": case["image"]})
+        elif case["label"] is not None:
+            items.append({"image": case["image"], "label": case["label"]})
     if not items:
         wanted = (
             "labels/<case>.nii.gz beside <case>.nii.gz"

@@ -14,10 +14,17 @@ from typing import Any
 
 import monai.bundle
 
-from contourdiff.bundle import config_files, find_bundle, read_config, training_overlays, translate
+from contourdiff.bundle import (
+    config_files,
+    find_bundle,
+    read_config,
+    run_inference_config,
+    training_overlays,
+)
 from contourdiff.data.atomic import copy_file, write_text
-from contourdiff.data.cases import case_name, case_of, labelled_cases, patient_of
 from contourdiff.data.label_map import LabelMap
+from contourdiff.data.nifti_names import case_name, case_of
+from contourdiff.data.training_cases import labelled_cases, patient_of
 from contourdiff.training.handlers import newest_checkpoint
 from contourdiff.weights import count_parameters, sha256_of
 from contourdiff_lab.baselines.training import train_baseline, translate_with_baseline
@@ -58,7 +65,7 @@ class ExperimentPlan:
         translation_seeds: the CT is translated with each, and every network is trained on every translation.
         groups: test groups that are scored apart, name -> pattern of case ids.
         patient_pattern: finds the patient of a test case, for intervals over patients; see
-            [`contourdiff.data.cases.patient_of`][].
+            [`contourdiff.data.training_cases.patient_of`][].
         ckpt_path: weights of the translator; ``None`` takes the bundle's.
         mr_training: ``dataset_dir``, ``datalist`` ... of ``train.json``: the MR of ``unconditional`` and of baselines.
         overlays: overlays of ``inference.json`` for every translation.
@@ -250,7 +257,9 @@ class _Job:
                 settings |= {"contrast": self._contrasts}
             if row == UNCONDITIONAL:
                 settings |= {"unconditional": True, "ckpt_path": str(self._unconditional_weights())}
-            translate(ct, output, bundle=self.plan.bundle, overlays=self.plan.overlays, **settings)
+            run_inference_config(
+                ct, output, bundle=self.plan.bundle, overlays=self.plan.overlays, **settings
+            )
 
     def _unconditional_weights(self) -> Path:
         training = {"contrasts": dict.fromkeys(self._contrasts, "*"), **self.plan.mr_training}

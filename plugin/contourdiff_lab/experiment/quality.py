@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 
 from contourdiff.bundle import config_files, read_config
 from contourdiff.data.atomic import save_figure
-from contourdiff.data.cases import case_name, case_of, labelled_cases
+from contourdiff.data.nifti_names import case_name, case_of
+from contourdiff.data.training_cases import labelled_cases
 from contourdiff.pictures import show_slice
 from contourdiff.transforms.gray_levels import MR_PERCENTILES
 from contourdiff_lab.folder_quality import QualityGrid, ct_case, folder_quality, write_quality

@@ -15,7 +15,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from contourdiff.data.atomic import save_figure, write_csv, write_text
-from contourdiff.data.cases import case_of, labelled_cases
+from contourdiff.data.nifti_names import case_of
+from contourdiff.data.training_cases import labelled_cases
 from contourdiff.report import write_markdown_page
 from contourdiff_lab.experiment.costs import cost_lines
 from contourdiff_lab.experiment.quality import draw_translations, quality_lines, translation_folders
@@ -68,7 +69,7 @@ def write_report(
 
     Every finished cell of the folder is listed, with its scores in
     ``<row>/<architecture>_translation<seed>_seed<seed>/<group>``; rows in ``first`` come first. ``groups`` are patterns
-    of case ids of ``mr_dir`` by name. With ``inference``, options of [`contourdiff.bundle.translate`][], what the rows
+    of case ids of ``mr_dir`` by name. With ``inference``, options of [`contourdiff.bundle.run_inference_config`][], what the rows
     cost and what they do to the anatomy is added, and ``translations.png``. With the package Markdown, ``table.html``
     shows the same. Returns the path of ``table.md``.
     """

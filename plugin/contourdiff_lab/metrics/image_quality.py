@@ -17,8 +17,8 @@ from skimage.segmentation import find_boundaries
 from torch import nn
 
 from contourdiff.contours import foreground_mask
+from contourdiff.inference.volume_state import contour_box
 from contourdiff.metrics.contour_agreement import contour_agreement
-from contourdiff.metrics.flicker import contour_box
 
 Fit = Literal["pad", "resize"]
 Slices = Sequence[np.ndarray]

@@ -9,7 +9,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from contourdiff.data.cases import labelled_cases
+from contourdiff.data.training_cases import labelled_cases
 from contourdiff_lab.experiment.quality import draw_translations, quality_lines, translation_folders
 from helpers import ball_ct, write_nifti
 

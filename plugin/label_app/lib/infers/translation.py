@@ -19,41 +19,45 @@ from monailabel.transform.writer import Writer
 from contourdiff.bundle import config_files, read_config
 from contourdiff.cli.commands import parse_value
 from contourdiff.config_checks import root_cause
+from contourdiff.data.atomic import read_json
 from contourdiff.data.checks import check_case
 from contourdiff.data.nifti import save_like
+from contourdiff.data.translation_cases import contrast_labels
 from contourdiff.inference.acceleration import release_heap
-from contourdiff.networks import contrast_label
 from contourdiff.transforms.gray_levels import GrayLevels
 
-BUNDLE, OVERLAYS, CONTRAST = "bundle", "overlays", "contrast"
-NIFTI, EXTENSIONS = (".nii.gz", ".nii"), (".nii.gz", ".nii", ".nrrd")
+NO_SETTINGS = ("bundle", "overlays", "contrast")
+NIFTI = (".nii.gz", ".nii")
+EXTENSIONS = (*NIFTI, ".nrrd")
 
 
 def translation_tasks(conf: Mapping[str, str]) -> dict[str, TranslationTask]:
-    """A task for each contrast, by the name of its model; ``conf`` holds the pairs of ``--conf``.
+    """A task for each contrast, by the name of its model; they share the network.
 
-    ``bundle`` is the folder of the bundle, ``overlays`` names of overlays with commas between them, or ``none``
-    (``fast`` unless given), ``contrast`` the contrasts to serve (all unless given); the others are settings of
-    ``inference.json``.
+    Args:
+        conf: pairs of ``--conf``. ``bundle`` is the folder of the bundle, ``overlays`` names of overlays with commas
+            between them, or ``none`` (``fast`` unless given), ``contrast`` the contrasts to serve (all unless given);
+            the others are settings of ``inference.json``.
 
-    Raises ``ValueError`` or ``OSError`` for an unknown setting, contrast or overlay, and weights that are missing or
-    unfit.
+    Raises:
+        ValueError: for an unknown setting or contrast, or unfit weights.
+        OSError: for a missing overlay or missing weights.
     """
-    overlays = conf.get(OVERLAYS, "fast")
-    files = config_files(conf.get(BUNDLE), [] if overlays == "none" else overlays.split(","))
-    given = {
-        name: parse_value(value)
-        for name, value in conf.items()
-        if name not in (BUNDLE, OVERLAYS, CONTRAST)
-    }
-    known = read_config(files, given).get_parsed_content("contrasts")
-    contrasts = conf[CONTRAST].split(",") if CONTRAST in conf else known
-    settings = {f"contourdiff_{name}": {**given, CONTRAST: name} for name in contrasts} or {
-        "contourdiff": given
-    }
+    overlays = conf.get("overlays", "fast")
+    names = [] if overlays == "none" else overlays.split(",")
+    settings = {}
+    for name, value in conf.items():
+        if name not in NO_SETTINGS:
+            settings[name] = parse_value(value)
+    parser = read_config(config_files(conf.get("bundle"), names), settings)
+    contrasts = parser.get_parsed_content("contrasts")
+    labels = contrast_labels(conf.get("contrast", contrasts), contrasts)
     try:
+        if not labels:
+            return {"contourdiff": TranslationTask(parser, None)}
         return {
-            model: TranslationTask(read_config(files, values)) for model, values in settings.items()
+            f"contourdiff_{contrast}": TranslationTask(parser, label)
+            for contrast, label in labels.items()
         }
     except RuntimeError as error:
         raise root_cause(error) from None
@@ -70,29 +74,29 @@ class TranslationTask(BasicInferTask):
 
     Args:
         parser: parsed ``inference.json`` with its overlays and settings.
+        class_label: position of the contrast in the network's ``contrasts``; ``None`` for a network of one.
     """
 
-    _one_at_a_time = (
-        threading.Lock()
-    )  # a transform must not be shared by threads, nor the memory of the device
+    _one_at_a_time = threading.Lock()
+    """A transform must not be shared by threads, nor the memory of the device."""
 
-    def __init__(self, parser: ConfigParser) -> None:
-        metadata = ConfigParser.load_config_file(
-            Path(parser["bundle_root"]) / "configs" / "metadata.json"
-        )
-        self._device, network, self._inferer, self._preprocessing, postprocessing = (
-            parser.get_parsed_content(name)
-            for name in ("device", "network", "inferer", "preprocessing", "postprocessing")
-        )
+    def __init__(self, parser: ConfigParser, class_label: int | None) -> None:
+        metadata = read_json(Path(parser["bundle_root"]) / "configs" / "metadata.json")
+        self._version = metadata["version"]
+        self._class_label = class_label
+        self._device = parser.get_parsed_content("device")
+        self._inferer = parser.get_parsed_content("inferer")
+        self._preprocessing = parser.get_parsed_content("preprocessing")
         self._postprocessing = [
-            step for step in postprocessing.transforms if not isinstance(step, SaveImaged)
+            step
+            for step in parser.get_parsed_content("postprocessing").transforms
+            if not isinstance(step, SaveImaged)
         ]
-        self._dtype, self._version = parser["output_dtype"], metadata["version"]
-        contrasts = parser.get_parsed_content("contrasts")
-        self._class_label = contrast_label(contrasts, parser["contrast"]) if contrasts else None
+        self._dtype = parser["output_dtype"]
+        network = parser.get_parsed_content("network").eval()
         config = {"seed": parser.get_parsed_content("seed")}
         super().__init__(
-            None, network.eval(), InferType.OTHERS, {}, 3, metadata["description"], config=config
+            None, network, InferType.OTHERS, {}, 3, metadata["description"], config=config
         )
         del self._config["device"]  # the server's, not a choice of the client
 
@@ -106,8 +110,11 @@ class TranslationTask(BasicInferTask):
         """Path of the MR of the CT ``request["image"]``, a temporary file, and what belongs to it.
 
         The request may hold ``seed``, ``result_extension`` (``.nii.gz``, ``.nii`` or ``.nrrd``) and ``result_dtype``
-        (``float32`` or ``uint8``). Raises ``ValueError`` for any other, and for a file that is no CT,
-        ``FileNotFoundError`` for none.
+        (``float32`` or ``uint8``).
+
+        Raises:
+            ValueError: for any other, and for a file that is no CT.
+            FileNotFoundError: without the file.
         """
         checked = {
             "result_extension": NIFTI[0],
@@ -138,7 +145,7 @@ class TranslationTask(BasicInferTask):
         """Gray levels ``pred`` of the contours ``image``, ``(1, H, W, D)`` both."""
         self._inferer.painter.seed = data["seed"]
         (result,) = self._inferer.translate(
-            [data["image"].to(self._device)], self.network, [self._class_label]
+            [data["image"].to(self._device)], self.network, class_labels=[self._class_label]
         )
         return {**data, "pred": result.gray_levels.cpu()}
 
@@ -150,29 +157,26 @@ class TranslationTask(BasicInferTask):
         self, data: dict[str, Any], transforms: Sequence[Callable]
     ) -> dict[str, Any]:
         """Transform image and result alone."""
-        return {
-            **data,
-            **super().run_post_transforms(
-                {key: data[key] for key in ("image", "pred")}, transforms
-            ),
-        }
+        images = {"image": data["image"], "pred": data["pred"]}
+        return {**data, **super().run_post_transforms(images, transforms)}
 
     def writer(
         self, data: dict[str, Any], extension: str | None = None, dtype: str | None = None
     ) -> tuple[str, dict]:
         """Write ``pred``: NIfTI with the header of the CT, anything else by MONAI Label; ``uint8`` is rounded."""
-        extension, dtype = extension or data["result_extension"], dtype or data["result_dtype"]
+        extension = extension or data["result_extension"]
+        dtype = dtype or data["result_dtype"]
         pred = GrayLevels(dtype)(data["pred"])[0]
         record = {"seed": data["seed"]}
         if extension not in NIFTI:
-            plain = {
+            result = {
                 **data,
                 "pred": pred,
                 "result": record,
                 "result_extension": extension,
                 "result_dtype": dtype,
             }
-            return Writer(label="pred", json="result")(plain)
+            return Writer(label="pred", json="result")(result)
         handle, path = tempfile.mkstemp(suffix=extension)
         os.close(handle)
         save_like(pred.numpy(), data["image_path"], path)
@@ -192,5 +196,6 @@ def _check(request: Mapping[str, Any]) -> None:
         raise FileNotFoundError(
             "expected the id of an image in the studies, found none; upload the CT first"
         )
-    if warnings := check_case(request["image"]):
+    warnings = check_case(request["image"])
+    if warnings:
         raise ValueError(warnings[0])

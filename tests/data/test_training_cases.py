@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lists of cases: every layout, every mistake, and a split that never fails for two images or more."""
+"""Lists of images to train on: every layout, every mistake, and a split that never fails for two images or more."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from contourdiff.data.cases import TranslationCases, labelled_cases, training_cases
 from contourdiff.data.nifti_names import case_of
+from contourdiff.data.training_cases import labelled_cases, training_cases
 from helpers import make_mr, write_nifti
 
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
@@ -19,7 +19,7 @@ def volume(path: Path, value: int = 1, shape: tuple[int, int, int] = (3, 4, 5)) 
     return write_nifti(path, np.full(shape, value, dtype=np.uint8), AFFINE)
 
 
-def test_training_list_forms(tmp_path: Path) -> None:
+def test_a_training_list_is_a_csv_or_a_json_file(tmp_path: Path) -> None:
     dataset_dir = make_mr(tmp_path / "mr")
     assert [case_of(item["image"]) for item in training_cases(dataset_dir, "val", "index.csv")] == [
         "mr2",
@@ -96,7 +96,7 @@ def test_an_empty_split_names_its_cause(
         ("images/{}.nii", "labels/{}.nii.gz"),
     ],
 )
-def test_three_layouts(tmp_path: Path, image: str, label: str) -> None:
+def test_labelled_cases_are_found_in_three_layouts(tmp_path: Path, image: str, label: str) -> None:
     for name in ("b", "a", "c"):
         volume(tmp_path / image.format(name))
         if name != "c":
@@ -110,7 +110,7 @@ def test_three_layouts(tmp_path: Path, image: str, label: str) -> None:
     assert len(labelled_cases(tmp_path, pattern="b*")) == 1
 
 
-def test_a_bad_case_is_named_and_the_others_stay(
+def test_a_bad_labelled_case_is_named_and_the_others_stay(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in ("good", "grid", "broken", "empty"):
@@ -131,7 +131,7 @@ def test_a_bad_case_is_named_and_the_others_stay(
         assert text in caplog.text
 
 
-def test_split_is_by_patient_whole_and_stable(tmp_path: Path) -> None:
+def test_the_split_is_by_patient_whole_and_stable(tmp_path: Path) -> None:
     names = [f"p{patient:02d}_scan{scan}" for patient in range(10) for scan in range(3)]
     for name in names:
         volume(tmp_path / f"{name}.nii.gz")
@@ -189,7 +189,7 @@ def test_several_folders_are_one_list_and_one_patient(tmp_path: Path) -> None:
         ({"patient_pattern": "a", "split": "train"}, ValueError, "put the patient in brackets"),
     ],
 )
-def test_arguments_that_make_no_sense(
+def test_labelled_cases_refuse_arguments_out_of_range(
     tmp_path: Path, arguments: dict, error: type, message: str
 ) -> None:
     volume(tmp_path / "a_mr.nii.gz")
@@ -198,34 +198,6 @@ def test_arguments_that_make_no_sense(
         labelled_cases(tmp_path, **arguments)
 
 
-def test_missing_folder(tmp_path: Path) -> None:
+def test_labelled_cases_refuse_a_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="pass --dataset_dir"):
         labelled_cases(tmp_path / "none")
-
-
-def test_translation_cases_refuse_two_files_of_one_case(tmp_path: Path) -> None:
-    for name in ("a.nii", "a.nii.gz"):
-        write_nifti(tmp_path / name, np.full((4, 5, 6), -1000, np.int16), np.eye(4))
-    with pytest.raises(ValueError, match="expected one file a case, got twice: \\['a'\\]"):
-        TranslationCases(tmp_path, tmp_path).check()
-
-
-def test_translation_cases_are_read_when_they_are_checked(tmp_path: Path) -> None:
-    cases = TranslationCases(tmp_path / "ct", tmp_path / "mr")
-    with pytest.raises(
-        FileNotFoundError, match=r"expected a folder of CT volumes at .*ct, found none"
-    ):
-        cases.check()
-    (tmp_path / "ct").mkdir()
-    with pytest.raises(ValueError, match="expected volumes"):
-        cases.check()
-    write_nifti(tmp_path / "ct" / "a.nii.gz", np.full((4, 5, 6), -1000, np.int16), AFFINE)
-    (tmp_path / "ct" / "B.NII.GZ").write_bytes(b"no image")
-    for _ in range(2):
-        cases.check()
-        assert cases.items == [{"image": str(tmp_path / "ct" / "a.nii.gz")}]
-        assert cases.failures.keys() == {"B"}
-    (tmp_path / "mr").mkdir()
-    (tmp_path / "mr" / "a_mr.json").touch()
-    cases.check()
-    assert (cases.items, cases.kept) == ([], ["a"])

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names of the files of a translation: the one place that knows them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from contourdiff.data.nifti_names import OUTPUT_SUFFIXES
+
+RECORD_ENDING = "_mr.json"
+
+
+@dataclass(frozen=True)
+class CaseFiles:
+    """Files of one translation, whether or not they exist.
+
+    In a folder of translations they are ``<name>_mr.nii.gz``, ``<name>_mr.json`` (the record), ``<name>_mr.png`` (the
+    picture), ``<name>_label.nii.gz``, ``<name>_fidelity.nii.gz`` and ``<name>_uncertainty.nii.gz``. Those of a single
+    MR are named after its file: ``<name>.nii.gz``, ``<name>.json``, ``<name>.png``, ``<name>_label.nii.gz`` ...
+
+    Args:
+        folder: folder of the files.
+        name: the case id, with ``_<contrast>`` behind it where a case is translated to several contrasts.
+        extension: of the volumes.
+        mr_ending: what MR, record and picture have behind the name; empty for a single MR.
+    """
+
+    folder: Path
+    name: str
+    extension: str = ".nii.gz"
+    mr_ending: str = "_mr"
+
+    @classmethod
+    def of_record(cls, record: Path) -> CaseFiles:
+        """Files beside the record ``<name>_mr.json``, with the extension of the MR there."""
+        name = record.name.removesuffix(RECORD_ENDING)
+        for extension in OUTPUT_SUFFIXES:
+            files = cls(record.parent, name, extension)
+            if files.mr.is_file():
+                return files
+        return cls(record.parent, name)
+
+    def volume(self, kind: str) -> Path:
+        """The volume ``mr``, ``label``, ``fidelity`` or ``uncertainty``."""
+        ending = self.mr_ending if kind == "mr" else f"_{kind}"
+        return self.folder / f"{self.name}{ending}{self.extension}"
+
+    @property
+    def mr(self) -> Path:
+        """The translation."""
+        return self.volume("mr")
+
+    @property
+    def label(self) -> Path:
+        """The label of the CT."""
+        return self.volume("label")
+
+    @property
+    def fidelity(self) -> Path:
+        """The fidelity map."""
+        return self.volume("fidelity")
+
+    @property
+    def uncertainty(self) -> Path:
+        """The uncertainty map."""
+        return self.volume("uncertainty")
+
+    @property
+    def picture(self) -> Path:
+        """Slices of CT, contour and MR, side by side."""
+        return self.folder / f"{self.name}{self.mr_ending}.png"
+
+    @property
+    def record(self) -> Path:
+        """How the MR was computed; written last, so that it stands for a whole translation."""
+        return self.folder / f"{self.name}{self.mr_ending}.json"
+
+    def paths(self) -> list[Path]:
+        """All files, the record last."""
+        volumes = [self.mr, self.label, self.fidelity, self.uncertainty]
+        return [*volumes, self.picture, self.record]
+
+    def move_to(self, target: CaseFiles) -> None:
+        """Move the files that exist to the names of ``target``, on the same file system."""
+        for source, path in zip(self.paths(), target.paths(), strict=True):
+            if source.is_file():
+                os.replace(source, path)
+
+
+def converted_ct(output_dir: str | Path, case: str) -> Path:
+    """Where a run writes the CT of a case as NIfTI, if it was given in another form."""
+    return Path(output_dir) / "ct" / f"{case}.nii.gz"
+
+
+def converted_label(output_dir: str | Path, case: str) -> Path:
+    """Where a run writes the label of a case as NIfTI, if it was given in another form."""
+    return Path(output_dir) / "ct" / "labels" / f"{case}.nii.gz"

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Open and read NIfTI files; within a run, a file's header is parsed once and its voxels are decompressed once."""
+
+from __future__ import annotations
+
+import gzip
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import lru_cache
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel.volumeutils import apply_read_scaling
+
+MEMORY_SHARE = 1 / 16
+"""Share of the machine's memory that kept voxels may take."""
+CHUNK_BYTES = 2**20
+FileState = tuple[str, int, int]
+"""Path, time of the last change and size: another file at the same path is another state."""
+
+_kept: ContextVar[dict[FileState, np.ndarray] | None] = ContextVar("kept", default=None)
+
+
+def open_volume(path: str | Path) -> nib.Nifti1Image:
+    """The image of a file, its voxels unread; errors are nibabel's."""
+    return _opened(_state_of(path))
+
+
+def stored_voxels(path: str | Path) -> np.ndarray:
+    """Voxels as the file stores them, before scaling: memory-mapped, or read-only where they are kept.
+
+    A compressed file is read to its end, where its checksum is. Raises ``OSError`` or ``EOFError`` if it is damaged.
+    """
+    state = _state_of(path)
+    kept = _kept.get()
+    if kept is not None and state in kept:
+        return kept[state]
+    proxy = _opened(state).dataobj
+    if Path(path).suffix.lower() != ".gz":
+        return proxy.get_unscaled()
+    voxels = _decompressed(path, proxy)
+    if kept is not None:
+        taken = sum(other.nbytes for other in kept.values())
+        if taken + voxels.nbytes <= physical_memory() * MEMORY_SHARE:
+            voxels.flags.writeable = False
+            kept[state] = voxels
+    return voxels
+
+
+def scaled_voxels(path: str | Path) -> np.ndarray:
+    """Voxels with the scaling of the header, equal to nibabel's; see [`stored_voxels`][]."""
+    proxy = open_volume(path).dataobj
+    slope, intercept = np.asanyarray(proxy.slope), np.asanyarray(proxy.inter)
+    return apply_read_scaling(stored_voxels(path), slope, intercept)
+
+
+@contextmanager
+def keep_voxels() -> Iterator[None]:
+    """Within, keep decompressed voxels until [`release_voxels`][], in up to a sixteenth of the memory."""
+    token = _kept.set({})
+    try:
+        yield
+    finally:
+        _kept.reset(token)
+
+
+def release_voxels(paths: Iterable[str | Path | None]) -> None:
+    """Release what is kept of some files; ``None`` is none."""
+    kept = _kept.get()
+    if kept:
+        names = {str(path) for path in paths}
+        for state in [state for state in kept if state[0] in names]:
+            del kept[state]
+
+
+def physical_memory() -> int:
+    """Bytes of memory of this machine; 0 where that is unknown."""
+    if not hasattr(os, "sysconf"):
+        return 0
+    return max(0, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def _state_of(path: str | Path) -> FileState:
+    status = os.stat(path)
+    return str(path), status.st_mtime_ns, status.st_size
+
+
+@lru_cache(maxsize=8)
+def _opened(state: FileState) -> nib.Nifti1Image:
+    return nib.load(state[0])
+
+
+def _decompressed(path: str | Path, proxy: nib.arrayproxy.ArrayProxy) -> np.ndarray:
+    """Read into the array at once, as nibabel would hold the voxels twice."""
+    voxels = np.empty(proxy.shape, dtype=proxy.dtype, order="F")
+    free = memoryview(voxels.reshape(-1, order="F").view(np.uint8))
+    with gzip.open(path) as file:
+        file.seek(proxy.offset)
+        while free:
+            count = file.readinto(free[:CHUNK_BYTES])
+            if count == 0:
+                raise OSError(f"expected {voxels.nbytes} bytes of voxels, got {len(free)} less")
+            free = free[count:]
+        while file.read(CHUNK_BYTES):
+            pass
+    return voxels
