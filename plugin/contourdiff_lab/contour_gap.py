@@ -116,7 +116,8 @@ class ContourGap:
         ratios = ratios[np.isfinite(ratios) & (ratios > 0)]
         if not len(ratios):
             return math.nan
-        return float(np.exp(np.abs(np.log(ratios)).mean()))
+        distances = np.abs(np.log(ratios))
+        return float(np.exp(distances.mean()))
 
 
 def contour_statistics(

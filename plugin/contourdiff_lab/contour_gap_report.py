@@ -34,7 +34,8 @@ TITLES = (
     "Length of the fragments that touch it, mm\n(box: quartiles; whiskers: 10 to 90 %)",
     "Shares of edge directions\n(left CT, right MR)",
 )
-Lines = Mapping[tuple[str, str], Mapping[str, Any]]
+Line = Mapping[str, Any]
+Lines = Mapping[tuple[str, str], Line]
 
 
 def run_gap(ct_dir: str | Path, mr_dir: str | Path, output_dir: str | Path, **options: Any) -> Path:
@@ -77,10 +78,11 @@ def gap_picture(gap: ContourGap, path: str | Path) -> None:
     """Draw densities, fragment lengths, directions and an example slice of each side to a PNG file."""
     figure = Figure(figsize=(11, 8.6), layout="constrained")
     axes = figure.subplots(2, 3, height_ratios=[1, 1.15])
-    _draw_measures(axes[0], gap)
-    for axis, side in zip(axes[1], SIDES, strict=False):
-        _draw_example(axis, max(_slices(gap, side), key=_bone_area))
-    _draw_legend(axes[1, 2], gap)
+    lines = {(line["region"], line["measure"]): line for line in gap.summary()}
+    _draw_measures(axes[0], gap, lines)
+    _draw_example(axes[1, 0], max(_slices(gap, "ct"), key=_bone_area))
+    _draw_example(axes[1, 1], max(_slices(gap, "mr"), key=_bone_area))
+    _draw_legend(axes[1, 2], lines)
     save_figure(figure, path, dpi=90)
 
 
@@ -88,7 +90,7 @@ def _slices(gap: ContourGap, side: str) -> list[MeasuredSlice]:
     return [measured for measured in gap.slices if measured.side == side]
 
 
-def _table_row(line: dict[str, Any], directions: Sequence[str]) -> list[str]:
+def _table_row(line: Line, directions: Sequence[str]) -> list[str]:
     measure = line["measure"]
     return [
         REGIONS[line["region"]],
@@ -99,7 +101,7 @@ def _table_row(line: dict[str, Any], directions: Sequence[str]) -> list[str]:
     ]
 
 
-def _spread(line: dict[str, Any], side: str) -> str:
+def _spread(line: Line, side: str) -> str:
     return f"{line[side]:.2f} ± {line[f'{side}_sd']:.2f}"
 
 
@@ -107,9 +109,8 @@ def _bone_area(measured: MeasuredSlice) -> float:
     return measured.contours["inside"].area_cm2 + measured.contours["boundary"].area_cm2
 
 
-def _draw_measures(axes: Any, gap: ContourGap) -> None:
+def _draw_measures(axes: Any, gap: ContourGap, lines: Lines) -> None:
     """Bars of densities, boxes of fragment lengths and stacked bars of directions, CT left of MR in each region."""
-    lines = {(line["region"], line["measure"]): line for line in gap.summary()}
     regions = np.arange(len(REGIONS))
     for side, places in (("ct", regions - 0.2), ("mr", regions + 0.2)):
         _draw_densities(axes[0], lines, side, places)
@@ -125,7 +126,11 @@ def _draw_measures(axes: Any, gap: ContourGap) -> None:
         axes[1].set_yscale("log")
     axes[2].set_ylim(0, 1.0)
     axes[2].legend(
-        frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=4, fontsize=8
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.12),
+        ncols=4,
+        frameon=False,
+        fontsize=8,
     )
 
 
@@ -176,23 +181,25 @@ def _draw_directions(
 def _draw_example(axis: Any, measured: MeasuredSlice) -> None:
     """A dim slice with its contour in the colors of the regions; white is what lies in no region."""
     contour = measured.contour != 0
-    picture = np.repeat(measured.image[..., None] / 255 * 0.75, 3, axis=-1)
+    dimmed = measured.image[..., None] / 255 * 0.75
+    picture = np.repeat(dimmed, 3, axis=-1)
     picture[contour] = 1
     for region, color in COLORS.items():
         picture[contour & measured.regions[region]] = to_rgb(color)
-    axis.imshow(np.clip(picture, 0, 1).swapaxes(0, 1), origin="lower", interpolation="nearest")
+    transposed = np.clip(picture, 0, 1).swapaxes(0, 1)
+    axis.imshow(transposed, origin="lower", interpolation="nearest")
     title = f"{SIDES[measured.side]}: {measured.case}, slice {measured.position}"
     axis.set_title(title, fontsize=9)
     axis.set_axis_off()
 
 
-def _draw_legend(axis: Any, gap: ContourGap) -> None:
+def _draw_legend(axis: Any, lines: Lines) -> None:
     axis.set_axis_off()
     colors = {name: COLORS[region] for region, name in REGIONS.items()}
     colors["rim of the image, not counted"] = "white"
     for name, color in colors.items():
         axis.plot([], [], "s", color=color, markeredgecolor="gray", label=name)
-    (share,) = [line for line in gap.summary() if line["measure"] == "boundary_share"]
+    share = lines["boundary", "boundary_share"]
     title = (
         f"Contour, by region\n\nBoundary of the bone with a\ncontour within {TOLERANCE_MM} mm:\n"
         f"CT {_spread(share, 'ct')}, MR {_spread(share, 'mr')}\n"

@@ -231,7 +231,8 @@ def folder_quality(
         flickers = []
         for case in labelled_cases(mr_dir, pattern=mr_pattern):
             volume = grid.load(case, MR_PERCENTILES)[0]
-            flickers.append(grid.flicker(volume, grid.contours(volume))["flicker"])
+            measured = grid.flicker(volume, grid.contours(volume))
+            flickers.append(measured["flicker"])
             real += list(volume)
         mean["reference_flicker"] = nan_mean(flickers)
         if extractor is not None:
@@ -251,12 +252,15 @@ def write_quality(quality: dict[str, Any], output_dir: str | Path) -> None:
 
 def nan_mean(values: Sequence[float]) -> float:
     """Mean of the values that are not NaN; NaN if there is none."""
-    return float(np.nanmean(values)) if np.isfinite(values).any() else math.nan
+    if not np.isfinite(values).any():
+        return math.nan
+    return float(np.nanmean(values))
 
 
 def _boundaries(contours: np.ndarray, labels: np.ndarray, pixel_mm: float) -> dict[str, float]:
     """Agreement of contours ``(slices, H, W)`` with the labels of their slices, and with those a quarter further on."""
-    swapped = np.roll(labels, -max(1, len(labels) // 4), axis=0)
+    quarter = max(1, len(labels) // 4)
+    swapped = np.roll(labels, -quarter, axis=0)
     return {
         "boundary": _mean_boundary(contours, labels, pixel_mm),
         "boundary_swapped": _mean_boundary(contours, swapped, pixel_mm),

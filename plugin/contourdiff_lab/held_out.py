@@ -80,10 +80,14 @@ class HeldOut:
         ):
             for start in range(0, count, self.batch_size):
                 positions = range(start, min(start + self.batch_size, count))
-                conditions = [first_condition(self.dataset[position]) for position in positions]
-                places = [CandidatePlace(f"slice{index}", index, 0, 0) for index in positions]
-                batch = denoiser(torch.stack(conditions).float().to(self.device), places, noise)
-                images += list(batch.cpu().numpy())
+                conditions = []
+                places = []
+                for position in positions:
+                    conditions.append(first_condition(self.dataset[position]))
+                    places.append(CandidatePlace(f"slice{position}", position, 0, 0))
+                batch = torch.stack(conditions).float()
+                translated = denoiser(batch.to(self.device), places, noise)
+                images += list(translated.cpu().numpy())
                 progress.update(len(positions))
         return images
 
@@ -101,7 +105,8 @@ def held_out_agreement(
     Raises ``ValueError`` if there are fewer than two groups, or not one group for each item.
     """
     count = len(held_out.dataset)
-    partners = _partners(range(count) if held_out.groups is None else held_out.groups, count)
+    groups = held_out.groups
+    partners = _partners(range(count) if groups is None else groups, count)
     rows = []
     for index, (translation, partner) in enumerate(zip(translations, partners, strict=True)):
         contour = np.asarray(held_out.contour(translation[None]))[0]
@@ -120,8 +125,9 @@ def held_out_agreement(
 def ssim(image: np.ndarray, reference: np.ndarray) -> float:
     """SSIM of two slices ``(H, W)`` of gray levels in [0, 255]."""
     metric = SSIMMetric(spatial_dims=2, data_range=255.0, reduction="none")
-    value = metric(torch.as_tensor(image)[None, None], torch.as_tensor(reference)[None, None])
-    return float(torch.as_tensor(value))
+    batch = torch.as_tensor(image)[None, None]
+    reference_batch = torch.as_tensor(reference)[None, None]
+    return float(torch.as_tensor(metric(batch, reference_batch)))
 
 
 def gray_levels(image: Any) -> np.ndarray:
@@ -184,7 +190,11 @@ def agreement_picture(
 ) -> None:
     """Draw the best, the median and the worst slice by own f1: real MR, contour, translation, translation's contour."""
     ranked = sorted(rows, key=lambda row: -row["own_f1"])
-    shown = {"best": ranked[0], "median": ranked[len(ranked) // 2], "worst": ranked[-1]}
+    shown = {
+        "best": ranked[0],
+        "median": ranked[len(ranked) // 2],
+        "worst": ranked[-1],
+    }
     titles = []
     columns = []
     for name, row in shown.items():
@@ -270,13 +280,14 @@ def held_out_slices(
     device = parsed("device")
     slices = parsed("validate#slices")
     count = len(slices) if max_slices is None else min(max_slices, len(slices))
-    positions = [int(position) for position in np.linspace(0, len(slices) - 1, count).round()]
+    positions = np.linspace(0, len(slices) - 1, count).round().astype(int).tolist()
     groups = []
     places = []
     for position in positions:
         volume, slice_index = slices.index[position]
         groups.append(volume)
-        places.append((case_of(slices.volumes.data[volume]["image"]), slice_index))
+        image = slices.volumes.data[volume]["image"]
+        places.append((case_of(image), slice_index))
     if inference is None:
         network = load_weights(parsed("network_def"), weights).to(device)
         num_refinement_steps = HeldOut.num_refinement_steps

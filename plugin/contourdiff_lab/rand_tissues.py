@@ -52,7 +52,8 @@ class RandTissues(Randomizable):
         for number, levels in enumerate(self._levels):
             masks.append(classes == number)
             mapped.append(blend_with_curve(data, levels, 1.0, top=1, air=self.air))
-        return convert_to_dst_type(np.select(masks, mapped), img, dtype=torch.float32)[0]
+        tissues = np.select(masks, mapped)
+        return convert_to_dst_type(tissues, img, dtype=torch.float32)[0]
 
 
 class RandTissuesd(Randomizable, MapTransform):

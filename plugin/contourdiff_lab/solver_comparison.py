@@ -18,6 +18,7 @@ from contourdiff.tables import markdown_table
 from contourdiff.weights import sha256_of
 from contourdiff_lab.held_out import HeldOut, gray_levels, held_out_agreement, held_out_slices, ssim
 
+Rows = Sequence[Mapping[str, Any]]
 COLUMNS = ("solver", "seed", "case", "slice", "own_f1", "own_ssim", "reference_ssim")
 HEADER = ("solver", "network calls", "F1", "SSIM", "SSIM with the reference")
 
@@ -90,7 +91,7 @@ def _parse_solver(name: str) -> tuple[str, int]:
     return solver, int(steps)
 
 
-def _table(rows: Sequence[Mapping[str, Any]], solvers: Sequence[str], seeds: Sequence[int]) -> str:
+def _table(rows: Rows, solvers: Sequence[str], seeds: Sequence[int]) -> str:
     cells = []
     for name in solvers:
         of_solver = [row for row in rows if row["solver"] == name]
@@ -102,11 +103,12 @@ def _table(rows: Sequence[Mapping[str, Any]], solvers: Sequence[str], seeds: Seq
     return markdown_table(HEADER, cells) + "\n"
 
 
-def _mean_over_seeds(rows: Sequence[Mapping[str, Any]], measure: str, seeds: Sequence[int]) -> str:
+def _mean_over_seeds(rows: Rows, measure: str, seeds: Sequence[int]) -> str:
     """Mean of the means of each seed, and their standard deviation."""
     means = []
     for seed in seeds:
-        means.append(np.mean([row[measure] for row in rows if row["seed"] == seed]))
+        values = [row[measure] for row in rows if row["seed"] == seed]
+        means.append(np.mean(values))
     text = f"{np.mean(means):.4f}"
     if len(means) > 1:
         text += f" ± {np.std(means, ddof=1):.4f}"
@@ -119,8 +121,10 @@ def _draw(pictures: Mapping[str, Sequence[np.ndarray]], held_out: HeldOut, path:
     rows = []
     for position in sorted({0, count // 2, count - 1}):
         real = gray_levels(held_out.dataset[position]["image"])
-        rows.append([real, *(images[position] for images in pictures.values())])
-    figure = image_grid(rows, [["real MR", *pictures]], cell_inches=(2.2, 2.4))
+        translated = [images[position] for images in pictures.values()]
+        rows.append([real, *translated])
+    titles = ["real MR", *pictures]
+    figure = image_grid(rows, [titles], cell_inches=(2.2, 2.4))
     for axis in figure.axes:
         axis.invert_xaxis()
     save_figure(figure, path, dpi=80)

@@ -11,6 +11,7 @@ import numpy as np
 from contourdiff.metrics.contour_fidelity import slice_fidelity
 
 Contours = Sequence[np.ndarray]
+Scores = Sequence[float]
 
 
 class FlagRates(NamedTuple):
@@ -20,24 +21,29 @@ class FlagRates(NamedTuple):
     flagged: float
 
 
-def flag_rates(own: Sequence[float], swapped: Sequence[float], limit: float) -> FlagRates:
+def flag_rates(own: Scores, swapped: Scores, limit: float) -> FlagRates:
     """How well a limit separates own fidelities from those to another patient's; ``ValueError`` if either is empty."""
     if not len(own) or not len(swapped):
         raise ValueError(
             f"expected scores of own and of swapped slices, got {len(own)} and {len(swapped)}"
         )
-    passed = np.asarray(own) >= limit
-    flagged = np.asarray(swapped) < limit
-    return FlagRates(float(passed.mean()), float(flagged.mean()))
+    return FlagRates(
+        passed=float(np.mean(np.asarray(own) >= limit)),
+        flagged=float(np.mean(np.asarray(swapped) < limit)),
+    )
 
 
-def best_limit(own: Sequence[float], swapped: Sequence[float]) -> float:
+def best_limit(own: Scores, swapped: Scores) -> float:
     """Limit with the highest sum of both [`flag_rates`][]; of a range that does equally well, its middle."""
     scores = np.unique([*own, *swapped])
-    sums = [sum(flag_rates(own, swapped, limit)) for limit in scores]
+    sums = []
+    for limit in scores:
+        rates = flag_rates(own, swapped, limit)
+        sums.append(rates.passed + rates.flagged)
     best = int(np.argmax(sums))
     below = max(best - 1, 0)  # between two adjacent scores every limit does the same
-    return float((scores[below] + scores[best]) / 2)
+    middle = (scores[below] + scores[best]) / 2
+    return float(middle)
 
 
 def centered_on(contour: np.ndarray, reference: np.ndarray) -> np.ndarray:
@@ -46,15 +52,22 @@ def centered_on(contour: np.ndarray, reference: np.ndarray) -> np.ndarray:
     What leaves the image is lost; where either is empty, nothing is shifted. Returns bool, as large as ``reference``.
     """
     places = np.stack(np.nonzero(contour))
-    target = np.stack(np.nonzero(reference))
-    if places.size and target.size:
-        doubled_shift = target.min(1) + target.max(1) - places.min(1) - places.max(1)
-        places += np.rint(doubled_shift / 2).astype(np.int64)[:, None]
-    shape = np.shape(reference)
-    inside = ((places >= 0) & (places < np.array(shape)[:, None])).all(axis=0)
-    shifted = np.zeros(shape, dtype=bool)
-    shifted[tuple(places[:, inside])] = True
+    targets = np.stack(np.nonzero(reference))
+    height, width = np.shape(reference)
+    shifted = np.zeros((height, width), dtype=bool)
+    if places.size and targets.size:
+        middle = _middle_of_box(places)
+        target = _middle_of_box(targets)
+        shift = np.rint(target - middle)
+        places += shift.astype(np.int64)[:, None]
+    for row, column in places.T:
+        if 0 <= row < height and 0 <= column < width:
+            shifted[row, column] = True
     return shifted
+
+
+def _middle_of_box(places: np.ndarray) -> np.ndarray:
+    return (places.min(1) + places.max(1)) / 2
 
 
 def own_and_swapped_scores(
@@ -76,7 +89,9 @@ def own_and_swapped_scores(
     own = []
     swapped = []
     for contour, source, partner in zip(translated, sources, partners, strict=True):
+        to_source = slice_fidelity(contour, source, tolerance_mm, 0.0, spacing_mm)
         moved = centered_on(partner, source)
-        own.append(slice_fidelity(contour, source, tolerance_mm, 0.0, spacing_mm).fidelity)
-        swapped.append(slice_fidelity(contour, moved, tolerance_mm, 0.0, spacing_mm).fidelity)
+        to_partner = slice_fidelity(contour, moved, tolerance_mm, 0.0, spacing_mm)
+        own.append(to_source.fidelity)
+        swapped.append(to_partner.fidelity)
     return own, swapped

@@ -71,8 +71,9 @@ def slice_features(
     features = []
     with eval_mode(extractor), torch.no_grad():
         for start in range(0, len(slices), batch_size):
-            images = np.stack(slices[start : start + batch_size]).astype(np.float32)
-            batch = torch.from_numpy(images)[:, None] / 255
+            images = np.stack(slices[start : start + batch_size])
+            batch = torch.from_numpy(images.astype(np.float32))
+            batch = batch[:, None] / 255
             batch = batch.expand(-1, channels, -1, -1).contiguous()
             output = extractor(batch.to(device))
             _check_features(output, len(batch))
@@ -129,7 +130,7 @@ def image_quality(
             raise ValueError(
                 f"expected 2 {name} slices or more, got {len(slices)}; give more, or other mask_options"
             )
-        fitted = [_fitted(np.asarray(image), size_px, fit) for image in slices]
+        fitted = [_fitted(image, size_px, fit) for image in slices]
         values = slice_features(fitted, extractor, **(feature_options or {}))
         if not torch.isfinite(values).all():
             raise ValueError(
@@ -149,9 +150,11 @@ def image_quality(
             "slices; use more slices or fewer features"
         )
     mmd = MMDMetric(mmd_mapping)
+    real_sample = _evenly(real_features, fewest)
+    translated_sample = _evenly(translated_features, fewest)
     return {
         "fid": _fid(translated_features, real_features, warnings),
-        "mmd": float(mmd(_evenly(real_features, fewest), _evenly(translated_features, fewest))),
+        "mmd": float(mmd(real_sample, translated_sample)),
         "n_real": len(real_features),
         "n_translated": len(translated_features),
         "n_mmd": fewest,
@@ -198,7 +201,8 @@ def _check_features(output: Any, count: int) -> None:
 
 def _evenly(values: torch.Tensor, count: int) -> torch.Tensor:
     """``count`` evenly spread rows of ``values``."""
-    return values[np.linspace(0, len(values) - 1, count).round().astype(int)]
+    positions = np.linspace(0, len(values) - 1, count)
+    return values[positions.round().astype(int)]
 
 
 def _bodies(
@@ -209,7 +213,9 @@ def _bodies(
     for image in slices:
         mask = foreground_mask(image, **options)
         if mask.any():
-            bodies.append(np.where(mask, image, 0)[contour_box(mask[None], 0)])
+            body = np.where(mask, image, 0)
+            box = contour_box(mask[None], 0)
+            bodies.append(body[box])
     absent = len(slices) - len(bodies)
     if absent:
         warnings.append(f"{absent} of {len(slices)} {name} slices have no body and are left out")
@@ -218,6 +224,7 @@ def _bodies(
 
 def _fitted(image: np.ndarray, size_px: tuple[int, int], fit: Fit) -> np.ndarray:
     """``image`` centered on black of ``size_px``, ``(H, W)`` -> ``size_px``; scaled to fill it with ``"resize"``."""
+    image = np.asarray(image)
     if image.ndim != 2 or not np.isfinite(image).all():
         raise ValueError(
             f"expected finite slices (H, W), got shape {image.shape}; pass volumes slice by slice"
@@ -225,17 +232,20 @@ def _fitted(image: np.ndarray, size_px: tuple[int, int], fit: Fit) -> np.ndarray
     if fit not in ("pad", "resize"):
         raise ValueError(f"fit must be 'pad' or 'resize', got {fit!r}")
     if fit == "resize":
-        scale = float(min(np.divide(size_px, image.shape)))
+        scales = np.divide(size_px, image.shape)
+        scale = float(min(scales))
         shape = [max(1, round(length * scale)) for length in image.shape]
         resize = Resize(shape, mode="bilinear", anti_aliasing=scale < 1)
-        resized = resize(torch.from_numpy(image[None].astype(np.float32)))
+        channel_first = torch.from_numpy(image[None].astype(np.float32))
+        resized = resize(channel_first)
         image = resized[0].numpy()
     if np.greater(image.shape, size_px).any():
         raise ValueError(
             f"expected slices of at most {size_px} pixels, got {image.shape}; raise size_px or resize"
         )
-    channel_first = torch.from_numpy(np.ascontiguousarray(image))[None]
-    return SpatialPad(size_px)(channel_first)[0].numpy()
+    channel_first = torch.from_numpy(np.ascontiguousarray(image))
+    padded = SpatialPad(size_px)(channel_first[None])
+    return padded[0].numpy()
 
 
 def _fid(translated: torch.Tensor, real: torch.Tensor, warnings: list[str]) -> float:
@@ -254,7 +264,15 @@ def _fid(translated: torch.Tensor, real: torch.Tensor, warnings: list[str]) -> f
 
 def _fid_by_singular_values(translated: torch.Tensor, real: torch.Tensor) -> float:
     """For covariances A'A and B'B, ``tr sqrt(A'A B'B)`` is the sum of ``svd(AB')``."""
-    a = (translated - translated.mean(0)) / math.sqrt(len(translated) - 1)
-    b = (real - real.mean(0)) / math.sqrt(len(real) - 1)
-    spread = a.square().sum() + b.square().sum() - 2 * torch.linalg.svdvals(a @ b.T).sum()
-    return float((translated.mean(0) - real.mean(0)).square().sum() + spread)
+    a = _residuals(translated)
+    b = _residuals(real)
+    spread = a.square().sum() + b.square().sum()
+    cross = torch.linalg.svdvals(a @ b.T).sum()
+    shift = translated.mean(0) - real.mean(0)
+    return float(shift.square().sum() + (spread - 2 * cross))
+
+
+def _residuals(features: torch.Tensor) -> torch.Tensor:
+    """Matrix ``(N, F)`` whose square ``A'A`` is the covariance of the features."""
+    centered = features - features.mean(0)
+    return centered / math.sqrt(len(features) - 1)
