@@ -55,30 +55,6 @@ def test_settings_are_parsed_as_the_bundle_command_does(text: str, value: Any) -
         assert parsed == DefaultParseValue(text)
 
 
-def test_a_learning_rate_reaches_the_experiment_as_a_number(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    plans: list[Any] = []
-    monkeypatch.setattr(
-        "contourdiff_lab.experiment.experiment.run_experiment",
-        lambda plan: plans.append(plan) or "page",
-    )
-    cli.main(
-        [
-            "table",
-            "ct",
-            "mr",
-            "out",
-            "--segmentation",
-            "learning_rate=1e-4",
-            "--unconditional",
-            "learning_rate=5e-4",
-        ]
-    )
-    assert plans[0].segmentation == {"learning_rate": 1e-4}
-    assert plans[0].unconditional == {"learning_rate": 5e-4}
-
-
 def test_a_pair_without_a_value_is_refused() -> None:
     with pytest.raises(SystemExit, match="expected settings as name=value, got"):
         cli.main(["translate", "ct", "mr", "--settings", "seed"])
@@ -106,7 +82,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_an_error_of_the_input_is_one_line(tmp_path: Any) -> None:
     with pytest.raises(SystemExit, match=r"^error: expected") as stop:
-        cli.main(["gap", str(tmp_path / "nowhere"), str(tmp_path), str(tmp_path / "out")])
+        cli.main(["translate", str(tmp_path / "nowhere"), str(tmp_path / "out")])
     assert "\n" not in str(stop.value)
 
 

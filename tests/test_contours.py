@@ -236,7 +236,7 @@ def test_volumes_and_non_finite_slices_are_refused(
             function(image)
 
 
-def test_impossible_settings_are_refused() -> None:
+def test_impossible_settings_of_contour_and_filter_are_refused() -> None:
     with pytest.raises(ValueError, match="classes must be 2 or more, got 1"):
         foreground_mask(np.zeros((8, 8)), classes=1)
     for low, high in ((-1.0, 5.0), (9.0, 5.0)):

@@ -30,7 +30,7 @@ def test_same_seed_same_phantom_and_another_seed_another() -> None:
     np.testing.assert_array_equal(label, other_label)
 
 
-def test_kinds_and_values(phantom: tuple[np.ndarray, np.ndarray]) -> None:
+def test_the_phantom_is_int16_hu_with_uint8_labels(phantom: tuple[np.ndarray, np.ndarray]) -> None:
     volume, label = phantom
     assert (volume.dtype, label.dtype) == (np.int16, np.uint8)
     assert volume.shape == label.shape == (48, 112, 128)
@@ -98,18 +98,18 @@ def test_air_parts_body_and_table(phantom: tuple[np.ndarray, np.ndarray]) -> Non
 @pytest.mark.parametrize(
     "bad", [{"shape": (4, 4)}, {"shape": (0, 4, 4)}, {"spacing_mm": (1.0, 0.0, 1.0)}]
 )
-def test_impossible_grids_are_refused(bad: dict[str, tuple[float, ...]]) -> None:
+def test_a_phantom_on_an_impossible_grid_is_refused(bad: dict[str, tuple[float, ...]]) -> None:
     with pytest.raises(ValueError, match="expected three positive sizes and spacings"):
         lumbar_phantom(**bad)
 
 
-def test_smallest_grids_do_not_fail() -> None:
+def test_a_phantom_of_a_few_voxels_is_painted() -> None:
     for shape in ((1, 1, 1), (3, 2, 5)):
         volume, label = lumbar_phantom(shape=shape)
         assert volume.shape == label.shape == shape
 
 
-def test_files_share_one_oblique_grid_and_hold_the_arrays(tmp_path: Path) -> None:
+def test_phantom_files_share_one_oblique_grid_and_hold_the_arrays(tmp_path: Path) -> None:
     path = write_phantom(tmp_path / "new", case="one", seed=5, **SMALL)
     assert path == tmp_path / "new" / "one.nii.gz"
     image, label = nib.load(path), nib.load(tmp_path / "new" / "labels" / "one.nii.gz")
@@ -136,7 +136,7 @@ def test_oblique_affine_is_a_rotation_times_the_spacing() -> None:
     np.testing.assert_allclose(affine @ [1.5, 2.0, 2.5, 1.0], [8.0, -30.0, -110.0, 1.0])
 
 
-def test_a_file_appears_whole_or_not_at_all(
+def test_a_phantom_file_appears_whole_or_not_at_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[Path] = []
@@ -154,7 +154,7 @@ def test_a_file_appears_whole_or_not_at_all(
     assert not (tmp_path / "phantom.nii.gz").exists()
 
 
-def test_nothing_is_left_beside_the_files(tmp_path: Path) -> None:
+def test_writing_a_phantom_leaves_nothing_beside_its_files(tmp_path: Path) -> None:
     write_phantom(tmp_path, **SMALL)
     files = sorted(
         str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()

@@ -36,8 +36,8 @@ def middle_contours(settings: Settings, directory: Path) -> tuple[np.ndarray, st
         ``(16, 256, 256)`` float32 of 0 and 1, cut or padded about the middle of all contours; and what they are of.
     """
     name = Path(settings.ct).name if settings.ct else "digital phantom"
-    mark = hashlib.sha256(str(settings.ct).encode()).hexdigest()[:8]
-    kept = directory / f"contours_{mark}.npy"
+    digest = hashlib.sha256(str(settings.ct).encode()).hexdigest()[:8]
+    kept = directory / f"contours_{digest}.npy"
     if not kept.is_file():
         path = settings.ct or str(write_phantom(directory / "phantom"))
         item = inference_config().get_parsed_content("preprocessing")({"image": path})
@@ -51,13 +51,17 @@ def middle_contours(settings: Settings, directory: Path) -> tuple[np.ndarray, st
 
 def in_frame(volume: np.ndarray, size_px: int) -> np.ndarray:
     """``(slices, H, W)`` cut or padded with zeros to ``(slices, size_px, size_px)``, its filled box in the middle."""
+    rows, frame_rows = _spans(volume.any(axis=(0, 2)), size_px)
+    columns, frame_columns = _spans(volume.any(axis=(0, 1)), size_px)
     frame = np.zeros((len(volume), size_px, size_px), volume.dtype)
-    source, target = [], []
-    for axis in (1, 2):
-        filled = np.flatnonzero(volume.any(axis=tuple({0, 1, 2} - {axis})))
-        first = int(filled[0] + filled[-1] + 1) // 2 - size_px // 2
-        start, stop = max(first, 0), min(first + size_px, volume.shape[axis])
-        source.append(slice(start, stop))
-        target.append(slice(start - first, stop - first))
-    frame[:, target[0], target[1]] = volume[:, source[0], source[1]]
+    frame[:, frame_rows, frame_columns] = volume[:, rows, columns]
     return frame
+
+
+def _spans(filled: np.ndarray, size_px: int) -> tuple[slice, slice]:
+    """Of a line, what a frame in the middle of the filled part shows, and where in the frame it lies."""
+    positions = np.flatnonzero(filled)
+    first = int(positions[0] + positions[-1] + 1) // 2 - size_px // 2
+    start = max(first, 0)
+    stop = min(first + size_px, len(filled))
+    return slice(start, stop), slice(start - first, stop - first)

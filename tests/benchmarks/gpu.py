@@ -16,8 +16,8 @@ from tqdm import tqdm
 from benchmarks.contours import SIZE_PX, middle_contours
 from benchmarks.loop import CANDIDATES, TOLERANCE, by_inferer
 from benchmarks.sequential import SequentialSampler, Translation, translate_in_sequence
-from benchmarks.settings import Settings, make_network, make_scheduler, table
-from contourdiff.inference.inferer import Execution
+from benchmarks.settings import Settings, make_network, make_scheduler, table_of
+from contourdiff.inference import Execution
 from contourdiff.sampling.selection import SelectionRules
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -29,73 +29,76 @@ def run(settings: Settings, directory: Path) -> dict[str, Any]:
     """Rates in TFLOP/s, milliseconds by batch size, seconds of the loops; ``skipped`` where there is no CUDA."""
     if not torch.cuda.is_available():
         return {"skipped": "no CUDA device", "failures": []}
-    left, right = (torch.randn(SIDE, SIDE, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    rate = 2 * SIDE**3 / _seconds(lambda: left @ right, settings.rounds) / 1e12
-    curve = [
-        row
-        for name in ("bundle", "paper")
-        for row in _curve(name, rate, settings.rounds, tqdm(BATCH_SIZES, leave=False))
-    ]
+    rate = _matmul_rate(settings.rounds)
     volume, source = middle_contours(settings, directory)
     contours = torch.from_numpy(volume).cuda()
-    loops, failures = [], []
+    curve = []
+    loops = []
+    failures = []
     for name, steps in (("bundle", settings.steps), ("paper", 4)):
-        rows, differing = _loops(name, contours, steps, settings.rounds)
+        curve += _curve(name, rate, settings.rounds, tqdm(BATCH_SIZES, leave=False))
+        rows, differences = _loops(name, contours, steps, settings.rounds)
         loops += rows
-        failures += differing
-    told = {
+        failures += differences
+    return {
         "matmul, TFLOP/s": rate,
         "curve": curve,
         "loops": loops,
         "contours": source,
         "slices": len(contours),
+        "failures": failures,
     }
-    return {**told, "failures": failures}
 
 
 def report(result: dict[str, Any]) -> str:
     """Markdown of :func:`run`."""
     if "skipped" in result:
         return f"Skipped: {result['skipped']}."
-    curve, loops = result["curve"], result["loops"]
-    return "\n\n".join(
-        [
-            f"Product of bfloat16 matrices of side {SIDE}: {result['matmul, TFLOP/s']:.0f} TFLOP/s.",
-            table(list(curve[0]), [list(row.values()) for row in curve]),
-            f"{result['slices']} slices, contours of {result['contours']}:",
-            table(list(loops[0]), [list(row.values()) for row in loops]),
-        ]
-    )
+    paragraphs = [
+        f"Product of bfloat16 matrices of side {SIDE}: {result['matmul, TFLOP/s']:.0f} TFLOP/s.",
+        table_of(result["curve"]),
+        f"{result['slices']} slices, contours of {result['contours']}:",
+        table_of(result["loops"]),
+    ]
+    return "\n\n".join(paragraphs)
+
+
+def _matmul_rate(rounds: int) -> float:
+    """Rate of a product of matrices, in TFLOP/s."""
+    left = torch.randn(SIDE, SIDE, device="cuda", dtype=torch.bfloat16)
+    right = torch.randn(SIDE, SIDE, device="cuda", dtype=torch.bfloat16)
+    return 2 * SIDE**3 / _seconds(lambda: left @ right, rounds) / 1e12
 
 
 @torch.inference_mode()
 def _curve(name: str, rate: float, rounds: int, batch_sizes: tqdm[int]) -> list[dict[str, Any]]:
     """One forward in bfloat16 for each batch size."""
-    network, rows = make_network(name, flash=True).cuda(), []
+    network = make_network(name, flash=True).cuda()
     x = torch.randn(max(BATCH_SIZES), 2, SIZE_PX, SIZE_PX, device="cuda")
     timesteps = torch.full((len(x),), 500, device="cuda")
     with FlopCounterMode(display=False) as counter:
         network(x[:1], timesteps[:1])
+    gflop = counter.get_total_flops() / 1e9
+    rows = []
     for batch in batch_sizes:
 
         def forward(batch: int = batch) -> torch.Tensor:
             with torch.autocast("cuda", dtype=torch.bfloat16):
-                answer: torch.Tensor = network(x[:batch], timesteps[:batch])
-            return answer
+                output: torch.Tensor = network(x[:batch], timesteps[:batch])
+            return output
 
         seconds = _seconds(forward, rounds)
-        achieved = counter.get_total_flops() * batch / seconds / 1e12
-        row = {
-            "network": name,
-            "GFLOP an item": counter.get_total_flops() / 1e9,
-            "batch size": batch,
-        }
-        row |= {
-            "ms an item": 1000 * seconds / batch,
-            "TFLOP/s": achieved,
-            "% of matmul": 100 * achieved / rate,
-        }
-        rows.append(row)
+        achieved = gflop * batch / seconds / 1000
+        rows.append(
+            {
+                "network": name,
+                "GFLOP an item": gflop,
+                "batch size": batch,
+                "ms an item": 1000 * seconds / batch,
+                "TFLOP/s": achieved,
+                "% of matmul": 100 * achieved / rate,
+            }
+        )
     return rows
 
 
@@ -103,7 +106,8 @@ def _loops(
     name: str, contours: torch.Tensor, steps: int, rounds: int
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """The paper's loop in float32; ours in float32 at its batch size, checked against it; ours as on a card."""
-    plain, fused = make_network(name).cuda(), make_network(name, flash=True).cuda()
+    plain = make_network(name).cuda()
+    fused = make_network(name, flash=True).cuda()
 
     def paper() -> Translation:
         with torch.no_grad():
@@ -118,19 +122,29 @@ def _loops(
         f"ours, batches of {CANDIDATES}": ours(CANDIDATES, False),
         "ours, bfloat16, batches of 64": ours(64, True),
     }
-    made = [way() for way in ways.values()]
-    largest = float((made[1].volume - made[0].volume).abs().max())
-    failures = [f"{name} on the card: picks differ"] if made[1].picks != made[0].picks else []
+    translations = [way() for way in ways.values()]
+    expected, checked, _ = translations
+    failures = []
+    if checked.picks != expected.picks:
+        failures.append(f"{name} on the card: picks differ")
+    largest = float((checked.volume - expected.volume).abs().max())
     if not largest <= TOLERANCE:
         failures.append(
             f"{name} on the card: {largest:.3g} gray levels apart, expected at most {TOLERANCE}"
         )
-    seconds = {told: _seconds(way, rounds) for told, way in ways.items()}
-    rows = [
-        {"network": name, "steps": steps, "way": told, "calls": each.calls, "s": seconds[told],
-         "times the last": seconds[told] / list(seconds.values())[-1]}
-        for told, each in zip(ways, made, strict=True)
-    ]  # fmt: skip
+    seconds = [_seconds(way, rounds) for way in ways.values()]
+    rows = []
+    for way, translation, time_s in zip(ways, translations, seconds, strict=True):
+        rows.append(
+            {
+                "network": name,
+                "steps": steps,
+                "way": way,
+                "calls": translation.calls,
+                "s": time_s,
+                "times the last": time_s / seconds[-1],
+            }
+        )
     return rows, failures
 
 

@@ -23,9 +23,8 @@ from tqdm import tqdm
 
 from benchmarks.contours import middle_contours, random_contours
 from benchmarks.sequential import SequentialSampler, Translation, translate_in_sequence
-from benchmarks.settings import Settings, make_network, make_scheduler, table
-from contourdiff.inference.inferer import ContourTranslationInferer, Execution
-from contourdiff.sampling.sampler import Sampler
+from benchmarks.settings import Settings, make_inferer, make_network, make_scheduler, table
+from contourdiff.inference import Execution
 from contourdiff.sampling.selection import SelectionRules
 
 VARIANTS = ("paper", "expert", "ours")
@@ -37,6 +36,15 @@ ALLOCATOR = {
 TOLERANCE = 0.05
 """Gray levels by which translations of two variants may differ."""
 CANDIDATES = 4
+COLUMNS = (
+    "network",
+    "variant",
+    "rounds",
+    "min, s",
+    "median, s",
+    "max - min, s",
+    "times ours: median (min to max)",
+)
 
 Translate = Callable[[], Translation]
 
@@ -47,34 +55,30 @@ def run(network: str, settings: Settings, directory: Path) -> dict[str, Any]:
     Returns:
         Seconds of every variant and round, the ratios, and ``failures``: what differs, in words.
     """
-    job, told = _job(network, settings, directory)
+    job, facts = _job(network, settings, directory)
+    first: dict[str, dict[str, Any]] = {}
+    seconds: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
     workers = {variant: _start(variant, job) for variant in VARIANTS}
     try:
-        first = {
-            variant: _ask(workers[variant])
-            for variant in tqdm(VARIANTS, f"{network}: warm-up", leave=False)
-        }
+        for variant in tqdm(VARIANTS, f"{network}: warm-up", leave=False):
+            first[variant] = _ask(workers[variant])
         failures = differences(first)
-        seconds: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
-        for _ in tqdm(
-            range(0 if failures else settings.rounds),
-            f"{network}: rounds",
-            unit="round",
-            leave=False,
-        ):
+        rounds = 0 if failures else settings.rounds
+        for _ in tqdm(range(rounds), f"{network}: rounds", unit="round", leave=False):
             for variant in VARIANTS:
                 seconds[variant].append(_ask(workers[variant])["seconds"])
     finally:
         for worker in workers.values():
             worker.kill()
             worker.communicate()
-    calls = {variant: answer["calls"] for variant, answer in first.items()}
-    told |= {
+    return {
+        **facts,
         "picks": first["ours"]["picks"],
-        "calls": calls,
-        "largest_difference": _largest_difference(first),
+        "calls": {variant: answer["calls"] for variant, answer in first.items()},
+        "largest_difference": max(_difference(first, variant) for variant in VARIANTS),
+        "seconds": seconds,
+        "failures": failures,
     }
-    return {**told, "seconds": seconds, "failures": failures}
 
 
 def variant_of(
@@ -101,18 +105,14 @@ def by_inferer(
     model: Any, contours: torch.Tensor, steps: int, rules: SelectionRules, execution: Execution
 ) -> Translate:
     """Translation of ``contours (slices, H, W)``, framed whole, by our inferer."""
-    sampler = Sampler(make_scheduler(), num_inference_steps=steps)
-    inferer = ContourTranslationInferer(
-        sampler, rules, execution=execution, margin_px=max(contours.shape), progress=False
-    )
+    inferer = make_inferer(steps, rules, execution, margin_px=max(contours.shape))
 
     def translate() -> Translation:
         (result,) = inferer.translate(contours[None, None], model)
-        picks = [
-            (each.slice_index, each.round, each.candidate)
-            for each in result.choices
-            if each is not None
-        ]
+        picks = []
+        for choice in result.choices:
+            if choice is not None:
+                picks.append((choice.slice_index, choice.round, choice.candidate))
         return Translation(result.gray_levels[0], picks, result.network_calls)
 
     return translate
@@ -121,12 +121,11 @@ def by_inferer(
 def differences(answers: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What ``paper`` and the others do not agree in; each answer has ``picks`` and a ``volume``, or a path to one."""
     failures = []
-    for variant in (name for name in answers if name != "paper"):
-        largest = float(np.abs(_volume(answers[variant]) - _volume(answers["paper"])).max())
-        if answers[variant]["picks"] != answers["paper"]["picks"]:
-            failures.append(
-                f"{variant} picks {answers[variant]['picks']}, paper {answers['paper']['picks']}"
-            )
+    expected = answers["paper"]["picks"]
+    for variant, answer in answers.items():
+        largest = _difference(answers, variant)
+        if answer["picks"] != expected:
+            failures.append(f"{variant} picks {answer['picks']}, paper {expected}")
         if not largest <= TOLERANCE:
             failures.append(
                 f"{variant} and paper differ by {largest:.3g} gray levels, expected at most {TOLERANCE}"
@@ -136,71 +135,72 @@ def differences(answers: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 def ratios(seconds: Mapping[str, Sequence[float]], variant: str) -> list[float]:
     """Seconds of ``variant`` over those of ours, round by round."""
-    return [other / ours for other, ours in zip(seconds[variant], seconds["ours"], strict=True)]
+    return np.divide(seconds[variant], seconds["ours"]).tolist()
 
 
 def report(results: Sequence[Mapping[str, Any]]) -> str:
     """Markdown of the results of all networks."""
-    rows, sentences = [], []
+    rows = []
+    sentences = []
     for result in results:
+        agreement = "" if result["failures"] else "; picks are identical"
         sentences.append(
             f"- {result['network']}: {result['slices']} slices of {result['size_px']} x {result['size_px']}, contours "
             f"of {result['contours']}, DDIM with {result['steps']} steps, {CANDIDATES} candidates a round, up to "
             f"{result['max_rounds']} rounds, chains of network calls: {result['calls']}. Gray levels differ by up to "
-            f"{result['largest_difference']:.2g}{'' if result['failures'] else '; picks are identical'}."
+            f"{result['largest_difference']:.2g}{agreement}."
         )
         for variant, times in result["seconds"].items():
             if times:
-                over = ratios(result["seconds"], variant)
-                spread = max(times) - min(times)
-                told = f"{median(over):.2f} ({min(over):.2f} to {max(over):.2f})"
-                rows.append(
-                    (
-                        result["network"],
-                        variant,
-                        len(times),
-                        min(times),
-                        median(times),
-                        spread,
-                        told,
-                    )
-                )
-    columns = (
-        "network",
-        "variant",
-        "rounds",
-        "min, s",
-        "median, s",
-        "max - min, s",
-        "times ours: median (min to max)",
-    )
-    return "\n".join([*sentences, "", table(columns, rows)])
+                rows.append(_row(result, variant))
+    return "\n".join([*sentences, "", table(COLUMNS, rows)])
+
+
+def _row(result: Mapping[str, Any], variant: str) -> list[object]:
+    """Cells of ``COLUMNS``."""
+    times = result["seconds"][variant]
+    relative = ratios(result["seconds"], variant)
+    return [
+        result["network"],
+        variant,
+        len(times),
+        min(times),
+        median(times),
+        max(times) - min(times),
+        f"{median(relative):.2f} ({min(relative):.2f} to {max(relative):.2f})",
+    ]
 
 
 def _job(
     network: str, settings: Settings, directory: Path
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a worker is told, and what the result tells of it."""
-    small = network == "paper"
-    slices, steps, max_rounds = (1, 2, 1) if small else (settings.slices, settings.steps, 2)
+    """What a worker gets, and what the result says of it; the paper's network has less to do."""
+    paper = network == "paper"
+    slices = 1 if paper else settings.slices
     if settings.quick:
-        contours, name = random_contours(slices, 32).numpy(), "noise"
+        name = "noise"
+        contours = random_contours(slices, 32).numpy()
     else:
         contours, name = middle_contours(settings, directory)
-    middle = len(contours) // 2 - slices // 2
+    first = len(contours) // 2 - slices // 2
     path = directory / f"loop_{network}.npy"
-    np.save(path, contours[middle : middle + slices])
-    job = {"network": network, "contours": str(path), "steps": steps, "max_rounds": max_rounds}
-    told = {**job, "contours": name, "slices": slices, "size_px": contours.shape[-1]}
-    return job, told
+    np.save(path, contours[first : first + slices])
+    job = {
+        "network": network,
+        "contours": str(path),
+        "steps": 2 if paper else settings.steps,
+        "max_rounds": 1 if paper else 2,
+    }
+    facts = {**job, "contours": name, "slices": slices, "size_px": contours.shape[-1]}
+    return job, facts
 
 
 def _start(variant: str, job: Mapping[str, Any]) -> subprocess.Popen[str]:
     environment = {name: value for name, value in os.environ.items() if name not in ALLOCATOR}
-    environment |= ALLOCATOR if variant == "expert" else {}
-    environment["PYTHONPATH"] = os.pathsep.join(
-        [str(Path(__file__).parents[1]), environment.get("PYTHONPATH", "")]
-    )
+    if variant == "expert":
+        environment.update(ALLOCATOR)
+    paths = [str(Path(__file__).parents[1]), environment.get("PYTHONPATH", "")]
+    environment["PYTHONPATH"] = os.pathsep.join(paths)
     command = [sys.executable, "-m", "benchmarks.loop", json.dumps({**job, "variant": variant})]
     return subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
@@ -209,10 +209,10 @@ def _start(variant: str, job: Mapping[str, Any]) -> subprocess.Popen[str]:
 
 def _ask(worker: subprocess.Popen[str]) -> dict[str, Any]:
     """Let a worker translate once, and wait for it."""
-    told, heard = cast(IO[str], worker.stdin), cast(IO[str], worker.stdout)
-    told.write("translate\n")
-    told.flush()
-    line = heard.readline()
+    stdin = cast(IO[str], worker.stdin)
+    stdin.write("translate\n")
+    stdin.flush()
+    line = cast(IO[str], worker.stdout).readline()
     if not line:
         raise RuntimeError(f"a worker ended with status {worker.wait()}; its message is above")
     answer: dict[str, Any] = json.loads(line)
@@ -220,21 +220,21 @@ def _ask(worker: subprocess.Popen[str]) -> dict[str, Any]:
 
 
 def _work(job: Mapping[str, Any]) -> None:
-    """Translate once for every line of the standard input, and tell of it in a line of the standard output."""
+    """Translate once for every line of the standard input, and answer in a line of the standard output."""
     rules = SelectionRules(candidates=CANDIDATES, max_rounds=job["max_rounds"])
     contours = torch.from_numpy(np.load(job["contours"]))
     translate = variant_of(job["variant"], job["network"], contours, job["steps"], rules)
     path = Path(job["contours"]).with_name(f"loop_{job['network']}_{job['variant']}.npy")
     for _ in sys.stdin:
         start = time.perf_counter()
-        made = translate()
+        translation = translate()
         answer = {
             "seconds": time.perf_counter() - start,
-            "picks": made.picks,
-            "calls": made.calls,
+            "picks": translation.picks,
+            "calls": translation.calls,
             "volume": str(path),
         }
-        np.save(path, made.volume.numpy())
+        np.save(path, translation.volume.numpy())
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
 
@@ -244,9 +244,10 @@ def _volume(answer: Mapping[str, Any]) -> np.ndarray:
     return np.load(volume) if isinstance(volume, str) else np.asarray(volume)
 
 
-def _largest_difference(answers: Mapping[str, Mapping[str, Any]]) -> float:
-    paper = _volume(answers["paper"])
-    return max(float(np.abs(_volume(answer) - paper).max()) for answer in answers.values())
+def _difference(answers: Mapping[str, Mapping[str, Any]], variant: str) -> float:
+    """Largest difference from the paper's volume, in gray levels."""
+    difference = _volume(answers[variant]) - _volume(answers["paper"])
+    return float(np.abs(difference).max())
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import resource
@@ -14,9 +15,8 @@ from typing import Any
 from tqdm import tqdm
 
 from benchmarks.contours import random_contours
-from benchmarks.settings import MIB, Settings, make_network, make_scheduler, table
-from contourdiff.inference.inferer import ContourTranslationInferer, Execution
-from contourdiff.sampling.sampler import Sampler
+from benchmarks.settings import MIB, Settings, make_inferer, make_network, table_of
+from contourdiff.inference import Execution
 from contourdiff.sampling.selection import SelectionRules
 
 SLICES = (16, 64, 256)
@@ -41,14 +41,9 @@ def growth_mib(network: str, slices: int, batch_size: int, size_px: int) -> tupl
     job = {"network": network, "slices": slices, "batch_size": batch_size, "size_px": size_px}
     paths = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-m", "benchmarks.memory", json.dumps(job)]
-    done = subprocess.run(
-        command,
-        env={**os.environ, "PYTHONPATH": paths},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    batch, growth = json.loads(done.stdout)
+    environment = {**os.environ, "PYTHONPATH": paths}
+    output = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout
+    batch, growth = json.loads(output)
     return float(batch), float(growth)
 
 
@@ -79,34 +74,35 @@ def measure(network: str, slices: int, batch_size: int, size_px: int) -> dict[st
 
 def run(settings: Settings, directory: Path) -> dict[str, Any]:
     """Rows of all measurements; ``failures`` where memory grows faster than the volumes on the model's grid."""
-    size_px, network = (64, "tiny") if settings.quick else (256, "bundle")
+    size_px = 64 if settings.quick else 256
+    network = "tiny" if settings.quick else "bundle"
     batch_sizes = BATCH_SIZES[:1] if settings.quick else BATCH_SIZES
-    jobs = [("convolution", slices, batch_size) for batch_size in batch_sizes for slices in SLICES]
+    sizes = itertools.product(batch_sizes, SLICES)
+    jobs = [("convolution", slices, batch_size) for batch_size, slices in sizes]
     jobs += [(network, 8, batch_size) for batch_size in batch_sizes]
-    bar = tqdm(jobs, "memory", unit="process", leave=False)
-    rows = [measure(name, slices, batch_size, size_px) for name, slices, batch_size in bar]
-    failures = [
-        f"{row['network']}, {row['slices']} slices, batches of {row['batch size']}: the volume adds "
-        f"{row['the volume adds, MiB']:.0f} MiB, allowed are {bound_mib(row['slices'], size_px):.0f}"
-        for row in rows
-        if row["network"] == "convolution" and not row["holds"]
-    ]
+    rows = []
+    failures = []
+    for name, slices, batch_size in tqdm(jobs, "memory", unit="process", leave=False):
+        row = measure(name, slices, batch_size, size_px)
+        rows.append(row)
+        if name == "convolution" and not row["holds"]:
+            failures.append(
+                f"{name}, {slices} slices, batches of {batch_size}: the volume adds "
+                f"{row['the volume adds, MiB']:.0f} MiB, allowed are {bound_mib(slices, size_px):.0f}"
+            )
     return {"size_px": size_px, "rows": rows, "failures": failures}
 
 
 def report(result: dict[str, Any]) -> str:
     """Markdown of :func:`run`."""
-    told = (
+    description = (
         f"Slices of {result['size_px']} x {result['size_px']}, {CANDIDATES} candidates, one step, lean, heap "
         "retained. Above imports, network and input,\n\n"
         f"    peak <= what a batch takes + {MAX_VOLUMES} x volume + {SLACK_MIB:g} MiB,   volume = slices x H x W x 4 B"
         f"\n\nThe bound {'does not hold' if result['failures'] else 'holds'}. It is measured with one convolution for "
         "a network, so that a batch takes little; the other network tells what a batch takes."
     )
-    columns = list(result["rows"][0])
-    return (
-        told + "\n\n" + table(columns, [[row[name] for name in columns] for row in result["rows"]])
-    )
+    return f"{description}\n\n{table_of(result['rows'])}"
 
 
 def _peak_mib() -> float:
@@ -114,7 +110,8 @@ def _peak_mib() -> float:
     status = Path("/proc/self/status")
     if status.is_file():
         lines = status.read_text(encoding="utf-8").splitlines()
-        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
+        peak = next(line for line in lines if line.startswith("VmHWM"))
+        return int(peak.split()[1]) / 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MIB
 
@@ -122,25 +119,22 @@ def _peak_mib() -> float:
 def _present_mib() -> float:
     """Resident memory at present, where the system tells; else the peak."""
     pages = Path("/proc/self/statm")
-    return (
-        int(pages.read_text().split()[1]) * resource.getpagesize() / MIB
-        if pages.is_file()
-        else _peak_mib()
-    )
+    if not pages.is_file():
+        return _peak_mib()
+    resident = int(pages.read_text().split()[1])
+    return resident * resource.getpagesize() / MIB
 
 
 def _work(job: dict[str, Any]) -> None:
     network = make_network(job["network"], flash=True)
     contours = random_contours(job["slices"], job["size_px"])[None, None]
-    inferer = ContourTranslationInferer(
-        Sampler(make_scheduler(), num_inference_steps=1),
-        SelectionRules(candidates=CANDIDATES, max_rounds=1),
-        execution=Execution(batch_size=job["batch_size"], acceleration="lean", retain_heap=True),
-        progress=False,
-    )
+    rules = SelectionRules(candidates=CANDIDATES, max_rounds=1)
+    execution = Execution(batch_size=job["batch_size"], acceleration="lean", retain_heap=True)
+    inferer = make_inferer(1, rules, execution)
     before = _present_mib()
     inferer(contours[:, :, :WARM_UP_SLICES].clone(), network)
-    batch, between = _peak_mib() - before, _present_mib()
+    batch = _peak_mib() - before
+    between = _present_mib()
     inferer(contours, network)
     sys.stdout.write(json.dumps([batch, _peak_mib() - between]) + "\n")
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Core seconds of several workers against one process on the same cases: ``python tests/benchmarks/cohort.py``."""
+"""Core seconds of several workers against one process on the same cases: ``python tests/benchmarks/parallel.py``."""
 
 from __future__ import annotations
 
 import argparse
+import filecmp
 import resource
 import subprocess
 import sys
@@ -30,28 +31,29 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_cases(folder, parsed.cases, parsed.slices)
-        one = measure(folder, "one")
-        many = measure(folder, "many", "--workers", str(parsed.workers))
-        results = [
-            path for path in (folder / "one").iterdir() if path.name != "run.json"
-        ]  # which has times
-        same = all(
-            path.read_bytes() == (folder / "many" / path.name).read_bytes() for path in results
+        core_s, wall_s = measure(folder, "process")
+        workers_core_s, workers_wall_s = measure(
+            folder, "workers", "--workers", str(parsed.workers)
         )
-    ratio = many[0] / one[0]
-    sys.stdout.write(f"one process: {one[0]:.1f} core seconds, {one[1]:.1f} s\n")
+        names = [path.name for path in (folder / "process").iterdir()]
+        names.remove("run.json")  # it has times
+        _, differing, missing = filecmp.cmpfiles(
+            folder / "process", folder / "workers", names, shallow=False
+        )
     sys.stdout.write(
-        f"{parsed.workers} workers: {many[0]:.1f} core seconds, {many[1]:.1f} s; {ratio:.2f} times\n"
+        f"one process: {core_s:.1f} core seconds, {wall_s:.1f} s\n"
+        f"{parsed.workers} workers: {workers_core_s:.1f} core seconds, {workers_wall_s:.1f} s; "
+        f"{workers_core_s / core_s:.2f} times\n"
+        f"files that differ: {[*differing, *missing]}\n"
     )
-    sys.stdout.write(f"files identical: {same}\n")
 
 
 def make_cases(folder: Path, count: int, slices: int) -> None:
     """Sagittal slabs of the phantom, each with noise of its own."""
     write_phantom(folder / "phantom")
     image = nib.load(folder / "phantom" / "phantom.nii.gz")
-    middle = image.shape[0] // 2
-    slab = image.slicer[middle - slices // 2 : middle - slices // 2 + slices]
+    first = image.shape[0] // 2 - slices // 2
+    slab = image.slicer[first : first + slices]
     (folder / "ct").mkdir()
     for number in range(count):
         noise = np.random.default_rng(number).normal(0, 10, slab.shape)
@@ -61,24 +63,18 @@ def make_cases(folder: Path, count: int, slices: int) -> None:
 
 def measure(folder: Path, name: str, *options: str) -> tuple[float, float]:
     """Core seconds and seconds of a run of the command."""
+    command = [sys.executable, "-m", "contourdiff", "translate"]
+    arguments = [str(folder / "ct"), str(folder / name), "--fast", "-q", *options]
+    core_s = _core_seconds()
+    start = time.perf_counter()
+    subprocess.run([*command, *arguments], check=True)
+    return _core_seconds() - core_s, time.perf_counter() - start
 
-    def used() -> float:
-        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return usage.ru_utime + usage.ru_stime
 
-    before, started = used(), time.perf_counter()
-    command = [
-        sys.executable,
-        "-m",
-        "contourdiff",
-        "translate",
-        str(folder / "ct"),
-        str(folder / name),
-        "--fast",
-        "-q",
-    ]
-    subprocess.run([*command, *options], check=True)
-    return used() - before, time.perf_counter() - started
+def _core_seconds() -> float:
+    """Of all processes that this one has started and that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from tqdm import tqdm
@@ -33,6 +34,14 @@ TITLES = {
     "gpu": "On a graphics card",
     "scaling": "Cost against the number of slices",
 }
+PARTS: dict[str, ModuleType] = {
+    "rounds": rounds,
+    "memory": memory,
+    "share": share,
+    "gpu": gpu,
+    "scaling": scaling,
+}
+"""What has one result, in contrast to the loop, which has one for each network."""
 Run = Callable[[Settings, Path], dict[str, Any]]
 
 
@@ -49,18 +58,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     output = Path(parsed.output_dir)
     (output / "parts").mkdir(parents=True, exist_ok=True)
-    jobs = {job: run for part in parsed.only for job, run in jobs_of(part, quick).items()}
+    jobs: dict[str, Run] = {}
+    for part in parsed.only:
+        jobs.update(jobs_of(part, quick))
     done: dict[str, Any] = {}
-    for job, run in (bar := tqdm(jobs.items(), "benchmarks", unit="part")):
+    bar = tqdm(jobs.items(), "benchmarks", unit="part")
+    for job, run in bar:
         bar.set_postfix_str(job)
         done[job] = kept_or_run(job, run, settings, output, parsed.redo)
         write_reports(done, output)
-    failures = [
-        f"{job}: {failure}" for job, part in done.items() for failure in part["result"]["failures"]
-    ]
-    for failure in failures:
-        logger.error("%s", failure)
-    return 1 if failures else 0
+    status = 0
+    for job, outcome in done.items():
+        for failure in outcome["result"]["failures"]:
+            logger.error("%s: %s", job, failure)
+            status = 1
+    return status
 
 
 def parser() -> argparse.ArgumentParser:
@@ -95,15 +107,9 @@ def parser() -> argparse.ArgumentParser:
 def jobs_of(part: str, quick: bool) -> dict[str, Run]:
     """What a part consists of; each is kept by itself."""
     if part == "loop":
-        return {
-            f"loop {name}": partial(loop.run, name)
-            for name in (("tiny",) if quick else ("bundle", "paper"))
-        }
-    return {
-        part: {"rounds": rounds, "memory": memory, "share": share, "gpu": gpu, "scaling": scaling}[
-            part
-        ].run
-    }
+        networks = ("tiny",) if quick else ("bundle", "paper")
+        return {f"loop {name}": partial(loop.run, name) for name in networks}
+    return {part: PARTS[part].run}
 
 
 def kept_or_run(job: str, run: Run, settings: Settings, output: Path, redo: bool) -> dict[str, Any]:
@@ -124,34 +130,27 @@ def kept_or_run(job: str, run: Run, settings: Settings, output: Path, redo: bool
 def write_reports(done: Mapping[str, Mapping[str, Any]], output: Path) -> None:
     """Write ``performance.json`` and ``performance.md`` of the parts that are done."""
     write_text(output / "performance.json", json.dumps(done, indent=1))
-    described = [part["machine"] for part in done.values()]
-    lines = ["# Performance", "", table(("machine", ""), list(described[-1].items())), ""]
-    if any(each != described[-1] for each in described):
+    machines = [part["machine"] for part in done.values()]
+    lines = ["# Performance", "", table(("machine", ""), list(machines[-1].items())), ""]
+    if machines.count(machines[-1]) < len(machines):
         lines += ["Parts ran on different machines or versions; see `performance.json`.", ""]
     if any(part["settings"]["quick"] for part in done.values()):
         lines += ["A quick run, to test the benchmarks: no figures to be quoted.", ""]
     for name, title in TITLES.items():
-        parts = {job: part["result"] for job, part in done.items() if job.split()[0] == name}
-        if parts:
-            lines += [f"## {title}", "", _report(name, list(parts.values())), ""]
-            lines += [
-                f"**Failed**: {failure}\n"
-                for result in parts.values()
-                for failure in result["failures"]
-            ]
+        results = [part["result"] for job, part in done.items() if job.split()[0] == name]
+        if not results:
+            continue
+        report = loop.report(results) if name == "loop" else PARTS[name].report(results[0])
+        lines += [f"## {title}", "", report, ""]
+        for result in results:
+            lines += [f"**Failed**: {failure}\n" for failure in result["failures"]]
     write_text(output / "performance.md", "\n".join(lines))
-
-
-def _report(name: str, results: Sequence[dict[str, Any]]) -> str:
-    if name == "loop":
-        return loop.report(results)
-    modules = {"rounds": rounds, "memory": memory, "share": share, "gpu": gpu, "scaling": scaling}
-    return modules[name].report(results[0])
 
 
 def _parts(text: str) -> list[str]:
     parts = text.split(",")
-    if unknown := [part for part in parts if part not in TITLES]:
+    unknown = [part for part in parts if part not in TITLES]
+    if unknown:
         raise argparse.ArgumentTypeError(
             f"expected some of {','.join(TITLES)}, got {','.join(unknown)}"
         )

@@ -11,23 +11,21 @@ from torch import nn
 from tqdm import tqdm
 
 from benchmarks.contours import random_contours
-from benchmarks.settings import Settings, make_network, make_scheduler, table
-from contourdiff.inference.inferer import ContourTranslationInferer, Execution
-from contourdiff.sampling.sampler import Sampler
+from benchmarks.settings import Settings, make_inferer, make_network, table_of
+from contourdiff.inference import Execution
 from contourdiff.sampling.selection import SelectionRules
 
 SLICES = (16, 32, 64, 128, 256, 512)
-CANDIDATES, BATCH_SIZE, STEPS, SIZE_PX = 4, 8, 2, 32
+CANDIDATES = 4
+BATCH_SIZE = 8
+STEPS = 2
+SIZE_PX = 32
 
 
 def network_calls(slices: int, network: nn.Module) -> tuple[int, float]:
     """Batches that are denoised for ``slices`` slices, one round each, and the seconds that this takes."""
-    inferer = ContourTranslationInferer(
-        Sampler(make_scheduler(), num_inference_steps=STEPS),
-        SelectionRules(candidates=CANDIDATES, max_rounds=1),
-        execution=Execution(batch_size=BATCH_SIZE),
-        progress=False,
-    )
+    rules = SelectionRules(candidates=CANDIDATES, max_rounds=1)
+    inferer = make_inferer(STEPS, rules, Execution(batch_size=BATCH_SIZE))
     contours = random_contours(slices, SIZE_PX)
     start = time.perf_counter()
     (result,) = inferer.translate(contours[None, None], network)
@@ -44,24 +42,21 @@ def run(settings: Settings, directory: Path) -> dict[str, Any]:
     name = "convolution" if settings.quick else "tiny"
     network = make_network(name)
     network_calls(SLICES[0], network)  # warm-up
-    rows, failures = [], []
+    rows = []
+    failures = []
     for slices in tqdm(SLICES, "scaling", unit="volume", leave=False):
         calls, seconds = network_calls(slices, network)
         rows.append({"slices": slices, "calls": calls, "ms a slice": 1000 * seconds / slices})
-        if calls != expected_calls(slices):
-            failures.append(
-                f"{slices} slices cost {calls} calls, expected {expected_calls(slices)}"
-            )
+        expected = expected_calls(slices)
+        if calls != expected:
+            failures.append(f"{slices} slices cost {calls} calls, expected {expected}")
     return {"network": name, "rows": rows, "failures": failures}
 
 
 def report(result: dict[str, Any]) -> str:
     """Markdown of :func:`run`."""
-    columns = ("slices", "calls", "ms a slice")
-    told = (
+    description = (
         f"Network: {result['network']}; slices of {SIZE_PX} x {SIZE_PX}, {CANDIDATES} candidates, one round, "
         f"batches of {BATCH_SIZE}, {STEPS} steps. Calls must be ceil(slices x {CANDIDATES} / {BATCH_SIZE})."
     )
-    return (
-        told + "\n\n" + table(columns, [[row[name] for name in columns] for row in result["rows"]])
-    )
+    return f"{description}\n\n{table_of(result['rows'])}"

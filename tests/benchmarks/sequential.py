@@ -67,19 +67,17 @@ class SequentialSampler:
 
     def draw(self, contour: torch.Tensor, slice_index: int, round_: int) -> torch.Tensor:
         """Candidates of one round for ``contour (H, W)``: ``(candidates, H, W)`` gray levels."""
-        keys = [
-            CandidateKey(0, "", slice_index, round_, candidate)
-            for candidate in range(self.candidates)
-        ]
+        keys = []
+        for candidate in range(self.candidates):
+            keys.append(CandidateKey(0, "", slice_index, round_, candidate))
         x = NoiseStream(keys, (1, *contour.shape), contour.device).draw()
         contours = contour[None, None].repeat(self.candidates, 1, 1, 1)
         for entry, timestep in zip(self.scheduler.timesteps, self.timesteps, strict=True):
             inputs = torch.cat([x, contours], dim=1).contiguous(memory_format=self.layout)
             timesteps = torch.full((self.candidates,), timestep, dtype=torch.long, device=x.device)
             output = self.network(inputs, timesteps)
-            x = self.scheduler.step(
-                output, int(entry), x, use_clipped_model_output=True
-            ).prev_sample
+            step = self.scheduler.step(output, int(entry), x, use_clipped_model_output=True)
+            x = step.prev_sample
         self.calls += 1
         return ((x[:, 0] + 1) * 127.5).clamp(0, 255)
 
@@ -88,7 +86,9 @@ def translate_in_sequence(
     contours: torch.Tensor, sampler: SequentialSampler, rules: SelectionRules
 ) -> Translation:
     """Translate ``contours (slices, H, W)``; slices without a contour stay 0."""
-    volume, picks, calls_before = torch.zeros_like(contours), [], sampler.calls
+    volume = torch.zeros_like(contours)
+    picks = []
+    calls_before = sampler.calls
     before: torch.Tensor | None = None
     for index, contour in enumerate(contours):
         if not contour.any():
@@ -108,15 +108,18 @@ def _select(
     rules: SelectionRules,
 ) -> tuple[torch.Tensor, Pick]:
     """Without a slice ``before`` the first candidate of low mean, else the nearest of a round; or the best of all."""
-    best_score, best_image, best = float("inf"), contour, (index, 0, 0)
+    best_score = float("inf")
+    best_image = contour
+    best = (index, 0, 0)
     for round_ in range(rules.max_rounds):
         images = sampler.draw(contour, index, round_)
         for candidate, image in enumerate(images):
             score = _score(image, before)
+            pick = (index, round_, candidate)
             if before is None and score < rules.mean_threshold:
-                return image, (index, round_, candidate)
+                return image, pick
             if score < best_score:
-                best_score, best_image, best = score, image, (index, round_, candidate)
+                best_score, best_image, best = score, image, pick
         if before is not None and best_score <= rules.distance_threshold:
             break
     return best_image, best

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +16,11 @@ from monai.bundle import ConfigParser
 from monai.networks.schedulers import DDPMScheduler, Scheduler
 from torch import nn
 
+from contourdiff.inference import Execution, IndependentCandidates, VolumeInferer
 from contourdiff.networks import ContourUNet
+from contourdiff.sampling.sampler import Sampler
+from contourdiff.sampling.selection import SelectionRules
+from contourdiff.tables import markdown_table
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BUNDLE = REPOSITORY / "bundles" / "contourdiff_ct2mr"
@@ -69,8 +73,8 @@ class Convolution(nn.Module):
 
     def forward(self, x: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """``(B, 2, H, W)`` at ``timesteps (B,)`` -> ``(B, 1, H, W)``."""
-        answer: torch.Tensor = self.convolution(x)
-        return answer
+        output: torch.Tensor = self.convolution(x)
+        return output
 
 
 def make_network(name: str, flash: bool = False) -> nn.Module:
@@ -84,15 +88,11 @@ def make_network(name: str, flash: bool = False) -> nn.Module:
     torch.manual_seed(0)
     if name == "convolution":
         return Convolution().eval()
-    bundle = {**inference_config().get("network_def"), "in_channels": 2, "contrasts": []}
-    definition = {"paper": PAPER_NETWORK, "tiny": TINY_NETWORK, "bundle": bundle}[name]
-    arguments = {key: value for key, value in definition.items() if key != "_target_"}
-    network: Any = ContourUNet(**{**arguments, "use_flash_attention": flash})
-    torch.nn.init.normal_(
-        network.out[2].conv.weight, std=0.02, generator=torch.Generator().manual_seed(1)
-    )
-    made: nn.Module = network.eval()
-    return made
+    definitions = {"paper": PAPER_NETWORK, "tiny": TINY_NETWORK, "bundle": _bundle_network()}
+    network: Any = ContourUNet(**{**definitions[name], "use_flash_attention": flash})
+    generator = torch.Generator().manual_seed(1)
+    torch.nn.init.normal_(network.out[2].conv.weight, std=0.02, generator=generator)
+    return network.eval()
 
 
 def make_scheduler(prediction_type: str = "v_prediction") -> Scheduler:
@@ -107,6 +107,15 @@ def make_scheduler(prediction_type: str = "v_prediction") -> Scheduler:
     )
 
 
+def make_inferer(
+    steps: int, rules: SelectionRules, execution: Execution, margin_px: int = 8
+) -> VolumeInferer:
+    """Our inferer, with DDIM of ``steps`` steps on the bundle's schedule."""
+    sampler = Sampler(make_scheduler(), num_inference_steps=steps)
+    painter = IndependentCandidates(sampler, rules, execution)
+    return VolumeInferer(painter, margin_px=margin_px, progress=False)
+
+
 def inference_config() -> ConfigParser:
     """The bundle's ``inference.json``."""
     parser = ConfigParser()
@@ -116,16 +125,11 @@ def inference_config() -> ConfigParser:
 
 def machine() -> dict[str, str | int]:
     """Processor, cores that this process may use, threads of torch, and versions."""
-    models = []
-    cpu_info = Path("/proc/cpuinfo")
-    if cpu_info.is_file():
-        lines = cpu_info.read_text(encoding="utf-8").splitlines()
-        models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    cores = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
     return {
-        "processor": models[0] if models else platform.processor() or platform.machine(),
+        "processor": _processor(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "cores that may be used": cores,
         "threads of torch": torch.get_num_threads(),
@@ -136,11 +140,33 @@ def machine() -> dict[str, str | int]:
     }
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Markdown table; fractions with three significant digits."""
+    return markdown_table(header, [[_cell(value) for value in row] for row in rows])
 
-    def cell(value: object) -> str:
-        return f"{value:.3g}" if isinstance(value, float) and abs(value) < 1000 else str(value)
 
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(cell(value) for value in line) + " |" for line in lines)
+def table_of(rows: Sequence[Mapping[str, object]]) -> str:
+    """Markdown table of one row or more, whose keys are its columns."""
+    return table(list(rows[0]), [list(row.values()) for row in rows])
+
+
+def _bundle_network() -> dict[str, Any]:
+    arguments = dict(inference_config().get("network_def"))
+    del arguments["_target_"]
+    arguments.update(in_channels=2, contrasts=[])
+    return arguments
+
+
+def _processor() -> str:
+    cpu_info = Path("/proc/cpuinfo")
+    if cpu_info.is_file():
+        for line in cpu_info.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float) and abs(value) < 1000:
+        return f"{value:.3g}"
+    return str(value)

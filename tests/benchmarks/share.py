@@ -14,14 +14,14 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.contours import middle_contours, random_contours
-from benchmarks.settings import Settings, make_network, make_scheduler, table
-from contourdiff.inference import acceleration
-from contourdiff.inference.inferer import ContourTranslationInferer, Execution
+from benchmarks.settings import Settings, make_inferer, make_network, table
+from contourdiff.inference import Execution, VolumeInferer
+from contourdiff.inference.acceleration import Accelerator
 from contourdiff.sampling.noise import NoiseStream
-from contourdiff.sampling.sampler import Sampler
 from contourdiff.sampling.selection import SelectionRules
 
-CANDIDATES, BATCH_SIZE = 4, 8
+CANDIDATES = 4
+BATCH_SIZE = 8
 
 
 class Clock:
@@ -36,10 +36,10 @@ class Clock:
         def call(*args: Any, **kwargs: Any) -> Any:
             _wait()
             start = time.perf_counter()
-            answer = function(*args, **kwargs)
+            result = function(*args, **kwargs)
             _wait()
             self.seconds[name] += time.perf_counter() - start
-            return answer
+            return result
 
         return call
 
@@ -48,60 +48,60 @@ def run(settings: Settings, directory: Path) -> dict[str, Any]:
     """Seconds of the network, of checking its accelerated copy, of the noise, and the rest; fastest of three runs."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if settings.quick:
-        name, contours, source = "tiny", random_contours(4, 32), "noise"
+        source = "noise"
+        contours = random_contours(4, 32)
     else:
         volume, source = middle_contours(settings, directory)
         middle = len(volume) // 2
-        name, contours = "bundle", torch.from_numpy(volume[middle - 2 : middle + 2])
+        contours = torch.from_numpy(volume[middle - 2 : middle + 2])
+    name = "tiny" if settings.quick else "bundle"
     network = make_network(name, flash=True).to(device)
-    inferer = ContourTranslationInferer(
-        Sampler(make_scheduler(), num_inference_steps=settings.steps),
-        SelectionRules(candidates=CANDIDATES, max_rounds=1),
-        execution=Execution(batch_size=BATCH_SIZE, acceleration="lean", retain_heap=True),
-        progress=False,
-    )
+    rules = SelectionRules(candidates=CANDIDATES, max_rounds=1)
+    execution = Execution(batch_size=BATCH_SIZE, acceleration="lean", retain_heap=True)
+    inferer = make_inferer(settings.steps, rules, execution)
     inputs = contours[None, None].to(device)
-    timed = [
-        _once(inferer, inputs, network) for _ in tqdm(range(4), "share", unit="volume", leave=False)
-    ][1:]
-    fastest = min(timed, key=lambda seconds: seconds["all"])
-    told = {"network": name, "slices": len(contours), "contours": source, "steps": settings.steps}
-    return {**told, "seconds": fastest, "failures": []}
+    runs = []
+    for _ in tqdm(range(4), "share", unit="volume", leave=False):
+        runs.append(_once(inferer, inputs, network))
+    return {
+        "network": name,
+        "slices": len(contours),
+        "contours": source,
+        "steps": settings.steps,
+        "seconds": min(runs[1:], key=lambda seconds: seconds["all"]),  # the first warms up
+        "failures": [],
+    }
 
 
 def report(result: dict[str, Any]) -> str:
     """Markdown of :func:`run`."""
-    told = (
+    description = (
         f"Network: {result['network']}; {result['slices']} slices, contours of {result['contours']}, "
         f"{CANDIDATES} candidates, batches of {BATCH_SIZE}, {result['steps']} steps; accelerated before."
     )
     seconds = result["seconds"]
     rows = [(name, value, 100 * value / seconds["all"]) for name, value in seconds.items()]
-    return told + "\n\n" + table(("part", "s", "% of all"), rows)
+    return f"{description}\n\n{table(('part', 's', '% of all'), rows)}"
 
 
 def _once(
-    inferer: ContourTranslationInferer, inputs: torch.Tensor, network: torch.nn.Module
+    inferer: VolumeInferer, inputs: torch.Tensor, network: torch.nn.Module
 ) -> dict[str, float]:
     clock = Clock()
-    prepare = clock.timed("preparing", acceleration.Accelerator.__call__)
+    prepare = clock.timed("preparing", Accelerator.__call__)
 
-    def prepared(self: acceleration.Accelerator, *args: Any) -> Callable[..., Any]:
+    def prepared(self: Accelerator, *args: Any) -> Callable[..., Any]:
         return clock.timed("network", prepare(self, *args))
 
-    draw = NoiseStream.draw
-    timed_draw = clock.timed("noise", draw)
+    timed_draw = clock.timed("noise", NoiseStream.draw)
     with (
-        patch.object(acceleration.Accelerator, "__call__", prepared),
+        patch.object(Accelerator, "__call__", prepared),
         patch.object(NoiseStream, "draw", lambda self: timed_draw(self)),
     ):
         clock.timed("all", inferer)(inputs, network)
     seconds = {name: clock.seconds[name] for name in ("network", "preparing", "noise")}
-    return {
-        **seconds,
-        "rest": clock.seconds["all"] - sum(seconds.values()),
-        "all": clock.seconds["all"],
-    }
+    total = clock.seconds["all"]
+    return {**seconds, "rest": total - sum(seconds.values()), "all": total}
 
 
 def _wait() -> None:

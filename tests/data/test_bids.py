@@ -34,7 +34,7 @@ def dataset(root: Path) -> Path:
     return root
 
 
-def test_ct_and_labels_are_found_by_their_entities(tmp_path: Path) -> None:
+def test_bids_ct_and_labels_are_found_by_their_entities(tmp_path: Path) -> None:
     assert bids_inputs(tmp_path) == []
     found = {image.name: label and label.name for image, label in bids_inputs(dataset(tmp_path))}
     assert found == {

@@ -54,7 +54,9 @@ def voxel_of_world(image: nib.Nifti1Image, world: np.ndarray) -> Any:
 
 @pytest.mark.skipif(DCM2NIIX is None, reason="dcm2niix is not installed")
 @pytest.mark.parametrize("series", ["real", "written"])
-def test_the_grid_is_that_of_dcm2niix_and_simpleitk(series: str, tmp_path: Path) -> None:
+def test_the_grid_of_a_series_is_that_of_dcm2niix_and_simpleitk(
+    series: str, tmp_path: Path
+) -> None:
     folder = (
         REAL / "98892001" / "CT5N" if series == "real" else write_series(tmp_path / "a", VOLUME)
     )
@@ -126,7 +128,7 @@ def magnetic(data: Any, number: int) -> None:
         (magnetic, r"expected one CT series in .*, got 1\.2\.3\.1 \(MR 'bone 1', 6 slices\)"),
     ],
 )
-def test_what_is_no_regular_ct_stack_is_refused(
+def test_a_series_that_is_no_regular_ct_stack_is_refused(
     change: Callable[[Any, int], None], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=message):
@@ -157,7 +159,7 @@ def test_localizers_are_skipped_and_series_are_chosen_by_uid(tmp_path: Path) -> 
         read_ct_series(tmp_path / "nowhere")
 
 
-def test_lossless_compression_is_read(tmp_path: Path) -> None:
+def test_a_compressed_series_is_read(tmp_path: Path) -> None:
     plain = write_series(tmp_path / "plain", VOLUME)
 
     def compress(data: Any, number: int) -> None:

@@ -19,7 +19,7 @@ AFFINE = oblique_affine((3.0, 2.5, 4.0))
 
 
 @pytest.mark.parametrize("suffix", [".nrrd", ".mha"])
-def test_voxels_and_grid_survive_both_ways(suffix: str, tmp_path: Path) -> None:
+def test_an_itk_file_keeps_voxels_and_grid_both_ways(suffix: str, tmp_path: Path) -> None:
     data = ball_ct((7, 9, 8))
     write_itk(data, AFFINE, tmp_path / f"a{suffix}")
     convert_to_nifti(tmp_path / f"a{suffix}", tmp_path / "a.nii.gz")
@@ -34,7 +34,7 @@ def test_voxels_and_grid_survive_both_ways(suffix: str, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["a.nii.gz", f"a{suffix}"])
 
 
-def test_what_is_no_volume_is_refused(tmp_path: Path) -> None:
+def test_an_itk_file_that_is_no_volume_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.nrrd").write_text("NRRD0004\nnothing")
     with pytest.raises(ValueError, match=r"expected a readable volume at .*a\.nrrd"):
         convert_to_nifti(tmp_path / "a.nrrd", tmp_path / "a.nii.gz")

@@ -54,7 +54,7 @@ def test_label_map_with_a_mistake_is_refused(tmp_path: Path, changes: dict, mess
         LabelMap(write_map(tmp_path, **changes))
 
 
-def test_missing_label_map(tmp_path: Path) -> None:
+def test_a_missing_label_map_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="pass --label_map"):
         LabelMap(tmp_path / "none.json")
 

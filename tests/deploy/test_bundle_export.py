@@ -117,7 +117,7 @@ def test_the_package_is_absent_elsewhere(elsewhere: Elsewhere) -> None:
     assert "contourdiff is not installed" in elsewhere("-c", "import contourdiff")
 
 
-def test_the_same_mr_without_the_package_from_another_directory(
+def test_an_exported_bundle_gives_the_same_mr_from_another_directory(
     exported: Path, elsewhere: Elsewhere, tmp_path: Path
 ) -> None:
     write_phantom(tmp_path / "ct", shape=(5, 112, 128), spacing_mm=(38.0, 2.2, 2.2))
@@ -158,14 +158,19 @@ def test_monai_loads_network_and_weights_with_no_path_set(elsewhere: Elsewhere) 
     assert elsewhere("-c", LOAD) == ""
 
 
-def test_all_that_configs_refer_to_is_there(exported: Path, elsewhere: Elsewhere) -> None:
+def test_an_exported_bundle_has_all_that_its_configs_refer_to(
+    exported: Path, elsewhere: Elsewhere
+) -> None:
     assert elsewhere("-c", TARGETS, exported) == ""
     modules = {path.stem for path in (exported / "scripts").rglob("*.py")}
-    assert {"networks", "inferer", "slice_dataset"} <= modules
+    assert {"networks", "inferer", "onnx_network", "slice_dataset"} <= modules
+    assert not any("_lab" in path.read_text() for path in (exported / "scripts").rglob("*.py"))
     assert not {"cli", "experiment", "bundle_export"} & modules
 
 
-def test_the_checks_of_the_model_zoo(exported: Path, elsewhere: Elsewhere, tmp_path: Path) -> None:
+def test_an_exported_bundle_passes_the_checks_of_the_model_zoo(
+    exported: Path, elsewhere: Elsewhere, tmp_path: Path
+) -> None:
     for case in "ab":
         write_phantom(tmp_path / "mr", case, shape=(2, 60, 60), spacing_mm=(90.0, 4.0, 4.0))
     (tmp_path / "mr" / "list.csv").write_text("file,split\na.nii.gz,train\nb.nii.gz,val\n")
@@ -175,7 +180,7 @@ def test_the_checks_of_the_model_zoo(exported: Path, elsewhere: Elsewhere, tmp_p
     assert elsewhere("-c", ZOO_CHECKS, exported, tmp_path / "mr", schema) == ""
 
 
-def test_files_are_as_the_model_zoo_wants_them(exported: Path) -> None:
+def test_exported_files_are_as_the_model_zoo_wants_them(exported: Path) -> None:
     for path in exported.rglob("*.json"):
         assert path.read_text() == json.dumps(json.loads(path.read_text()), indent=4) + "\n", (
             path.name

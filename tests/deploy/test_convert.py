@@ -36,8 +36,10 @@ TINY: dict[str, Any] = {
     "channels": [32, 64],
     "attention_levels": [False, True],
     "num_res_blocks": 1,
+    "num_head_channels": 16,
+    "norm_eps": 1e-5,
+    "norm_num_groups": 16,
 }
-TINY |= {"num_head_channels": 16, "norm_eps": 1e-5, "norm_num_groups": 16}
 
 
 def unet(down: list[str], **given: Any) -> UNet2DModel:
@@ -151,8 +153,6 @@ def test_the_network_of_the_paper_maps_key_for_key() -> None:
     paper = {
         "channels": [128, 128, 256, 256, 512, 512],
         "attention_levels": [False] * 4 + [True, False],
-    }
-    paper |= {
         "num_res_blocks": 2,
         "num_head_channels": 8,
         "norm_eps": 1e-5,
@@ -164,15 +164,16 @@ def test_the_network_of_the_paper_maps_key_for_key() -> None:
 
 @pytest.mark.parametrize("beta_schedule", ["linear", "scaled_linear", "sigmoid"])
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-def test_the_schedule_is_that_of_the_training(
+def test_a_converted_schedule_is_that_of_the_training(
     beta_schedule: str, prediction_type: str, tmp_path: Path
 ) -> None:
     given = {
         "beta_schedule": beta_schedule,
         "prediction_type": prediction_type,
         "num_train_timesteps": 300,
+        "beta_start": 2e-4,
+        "beta_end": 0.03,
     }
-    given |= {"beta_start": 2e-4, "beta_end": 0.03}
     source = save(unet([PLAIN, PLAIN]), tmp_path / "model", scheduler=given)
     for path in (source, source / "unet"):
         overlay = convert_checkpoint(path, tmp_path / f"{path.name}.pt")
@@ -181,7 +182,7 @@ def test_the_schedule_is_that_of_the_training(
         torch.testing.assert_close(scheduler.alphas_cumprod, DDPMScheduler(**given).alphas_cumprod)
 
 
-def test_without_a_scheduler_it_is_the_papers(tmp_path: Path) -> None:
+def test_a_unet_without_a_schedule_gets_the_papers(tmp_path: Path) -> None:
     overlay = convert_checkpoint(
         save(unet([PLAIN, PLAIN]), tmp_path / "model"), tmp_path / "new.pt"
     )
@@ -216,7 +217,7 @@ def test_without_a_scheduler_it_is_the_papers(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_the_network_does_not_have_is_refused(
+def test_a_unet_that_monai_does_not_have_is_refused(
     changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     folder = save(unet([ATTENTION, ATTENTION]), tmp_path / "model") / "unet"
@@ -236,7 +237,7 @@ def test_what_the_network_does_not_have_is_refused(
         ({"trained_betas": [0.1, 0.2]}, "'trained_betas'"),
     ],
 )
-def test_other_schedules_are_refused(changes: dict[str, Any], message: str) -> None:
+def test_an_unsupported_noise_schedule_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         scheduler_entry(dict(DDPMScheduler().config) | changes)
 
@@ -304,26 +305,18 @@ def nets(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_a_network_of_monai_generative_paints_the_same(nets: Any, tmp_path: Path) -> None:
-    arguments = {
-        "spatial_dims": 2,
-        "in_channels": 2,
-        "out_channels": 1,
-        "num_channels": [32, 64],
-        "num_res_blocks": 1,
-    }
-    arguments |= {
-        name: TINY[name]
-        for name in ("attention_levels", "num_head_channels", "norm_num_groups", "norm_eps")
-    }
-    for number, updown in enumerate((False, True)):
-        given = arguments | {"resblock_updown": updown}
+    arguments = {"spatial_dims": 2, "in_channels": 2, "out_channels": 1, **TINY}
+    arguments["num_channels"] = arguments.pop("channels")
+    for updown in (False, True):
+        arguments["resblock_updown"] = updown
         torch.manual_seed(0)
-        network = drawn(nets.DiffusionModelUNet(**given))
-        torch.save(network.state_dict(), tmp_path / f"old{number}.pt")
-        overlay = convert_checkpoint(
-            tmp_path / f"old{number}.pt", tmp_path / f"new{number}.safetensors",
-            network_def=write_json(tmp_path / "net.json", {"network_def": given, "scheduler": {"_target_": "x"}}),
-        )  # fmt: skip
+        network = drawn(nets.DiffusionModelUNet(**arguments))
+        source = tmp_path / f"old{updown}.pt"
+        torch.save(network.state_dict(), source)
+        entries = {"network_def": arguments, "scheduler": {"_target_": "x"}}
+        network_def = write_json(tmp_path / "net.json", entries)
+        output = tmp_path / f"new{updown}.safetensors"
+        overlay = convert_checkpoint(source, output, network_def=network_def)
         assert json.loads(overlay.read_text())["scheduler"] == {"_target_": "x"}
         assert_same_outputs(parser_of(overlay).get_parsed_content("network"), network)
 
@@ -407,7 +400,7 @@ def test_damaged_safetensors_are_refused(tmp_path: Path) -> None:
             load_weights(ContourUNet(**TINY), path)
 
 
-def test_outputs_are_new_files_of_a_known_kind(
+def test_converted_weights_are_new_files_of_a_known_kind(
     generative: tuple[Path, Path, ContourUNet], tmp_path: Path
 ) -> None:
     source, network_def, _ = generative
@@ -438,7 +431,7 @@ def test_weights_inside_a_bundle_are_named_relative_to_it(
         assert json.loads(overlay.read_text())["ckpt_path"] == path
 
 
-def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_safetensors_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "safetensors", None)
     for run in (
         lambda: convert_checkpoint(tmp_path, tmp_path / "new.safetensors"),

@@ -20,7 +20,9 @@ def translations(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) -
     return run(make_dataset(folder / "ct"), folder / "mr", tiny_weights, candidates=1, max_rounds=1)
 
 
-def test_the_folder_is_what_nnunet_reads(translations: Path, tmp_path: Path) -> None:
+def test_an_nnunet_data_set_has_images_labels_and_classes(
+    translations: Path, tmp_path: Path
+) -> None:
     target = tmp_path / "Dataset007_Spine"
     main(["to-nnunet", str(translations), str(target)])
     content = json.loads((target / "dataset.json").read_text())

@@ -41,7 +41,9 @@ def oracle(
 @pytest.mark.parametrize(
     ("share", "other_share"), [(0.1, 0.1), (0.02, 0.3), (0, 0.1), (0.1, 0), (0, 0), (1, 0.05)]
 )
-def test_equals_plain_loops(share: float, other_share: float, tolerance_px: float) -> None:
+def test_contour_agreement_equals_plain_loops(
+    share: float, other_share: float, tolerance_px: float
+) -> None:
     for seed in range(5):
         contour, reference = random_contour(seed, share), random_contour(100 + seed, other_share)
         assert contour_agreement(contour, reference, tolerance_px) == pytest.approx(
@@ -72,7 +74,7 @@ def test_swapping_the_arguments_swaps_precision_and_recall() -> None:
 
 
 @pytest.mark.parametrize("axes", [(0,), (1,), (0, 1)])
-def test_flipping_both_changes_nothing(axes: tuple[int, ...]) -> None:
+def test_flipping_both_contours_changes_no_agreement(axes: tuple[int, ...]) -> None:
     contour, reference = random_contour(3), random_contour(4)
     flipped = contour_agreement(np.flip(contour, axes), np.flip(reference, axes), 1)
     assert flipped == contour_agreement(contour, reference, 1)
@@ -86,7 +88,7 @@ def test_a_larger_tolerance_never_agrees_less() -> None:
     assert agreements[-1] == 1
 
 
-def test_errors_say_what_was_expected() -> None:
+def test_contours_of_two_shapes_and_a_negative_tolerance_are_refused() -> None:
     with pytest.raises(ValueError, match=r"one shape, got \(4, 4\) and \(4, 5\)"):
         contour_agreement(np.zeros((4, 4)), np.zeros((4, 5)))
     with pytest.raises(ValueError, match="compare slice by slice"):

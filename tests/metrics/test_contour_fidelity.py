@@ -35,7 +35,9 @@ def check(limit: float = 0.7, axis: int = 0) -> ContourFidelityCheck:
 
 @pytest.mark.parametrize("spacing_mm", [(1.0, 1.0), (2.2, 2.2), (0.7, 1.9)])
 @pytest.mark.parametrize("tolerance_mm", [0.0, 1.9, 2.2])
-def test_codes_count_to_the_shares(spacing_mm: tuple[float, float], tolerance_mm: float) -> None:
+def test_fidelity_codes_count_to_the_shares(
+    spacing_mm: tuple[float, float], tolerance_mm: float
+) -> None:
     found, given = random_contour(1), random_contour(2)
     codes = fidelity_codes(found, given, tolerance_mm, spacing_mm)
     verdict = slice_fidelity(found, given, tolerance_mm, 0.5, spacing_mm)
@@ -81,7 +83,7 @@ def test_what_follows_its_contour_passes_and_what_is_moved_does_not() -> None:
 
 
 @pytest.mark.parametrize("axis", [1, 2])
-def test_slice_axis_and_in_plane_spacing(axis: int) -> None:
+def test_fidelity_is_the_same_along_every_slice_axis(axis: int) -> None:
     given = torch.as_tensor(Contour(0, 1.0, 20, 40)(boxes()[None])[0])
     spacing_mm = [1.0, 0.5]
     plain = check()(given, boxes(offset=4), [9.0, *spacing_mm])
@@ -100,14 +102,14 @@ def test_the_border_of_the_box_is_no_contour() -> None:
     assert check()(given, translation, box=box).slices[1] == (0.0, 0.0, 1.0, False)
 
 
-def test_nothing_to_check() -> None:
+def test_a_volume_without_contours_has_no_fidelity() -> None:
     nothing = check()(torch.zeros(4, 10, 9), torch.zeros(4, 10, 9))
     assert nothing.slices == [None] * 4
     assert nothing.summary()["fidelity_median"] is None
 
 
 @pytest.mark.parametrize(("tolerance_mm", "limit"), [(-1.0, 0.5), (2.2, 1.5), (float("nan"), 0.5)])
-def test_settings_out_of_range_are_explained(tolerance_mm: float, limit: float) -> None:
+def test_fidelity_settings_out_of_range_are_refused(tolerance_mm: float, limit: float) -> None:
     with pytest.raises(
         ValueError,
         match=r"expected fidelity_tolerance_mm of 0 or more and fidelity_limit in \[0, 1\]",

@@ -55,7 +55,7 @@ def test_a_steady_volume_does_not_flicker_and_noise_does() -> None:
     assert flicker(100 + noise, edges, box).value == pytest.approx(2 * 9, rel=0.05)
 
 
-def test_another_shape_is_refused() -> None:
+def test_flicker_of_another_shape_is_refused() -> None:
     with pytest.raises(ValueError, match="expected finite gray levels and contours"):
         flicker(np.zeros((4, 4)), np.zeros((4, 4)), (slice(None), slice(None)))
     with pytest.raises(ValueError, match="expected finite gray levels and contours"):

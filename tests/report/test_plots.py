@@ -41,7 +41,7 @@ def test_a_case_without_values_has_plots(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("values", [[0.5], [0.0, 0.0], [-3.0, 7.0], list(range(1000))])
-def test_values_lie_within_the_axis(values: list[float]) -> None:
+def test_values_of_a_distribution_lie_within_its_axis(values: list[float]) -> None:
     drawn = plots.distribution("flicker", values, "flicker")
     assert drawn.low < min(values) <= max(values) < drawn.high
 

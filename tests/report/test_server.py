@@ -32,18 +32,18 @@ def answer(port: int, path: str, host: str | None = None) -> tuple[int, str]:
     return response.status, response.read().decode()
 
 
-def test_it_serves_its_folder_alone(port: int) -> None:
+def test_the_server_serves_its_folder_alone(port: int) -> None:
     assert answer(port, "/index.html") == (200, "report")
     for path in ("/../secret", "/%2e%2e/secret"):
         assert answer(port, path)[0] == 404
 
 
-def test_a_page_of_another_site_reads_nothing(port: int) -> None:
+def test_a_page_of_another_site_reads_nothing_from_the_server(port: int) -> None:
     assert answer(port, "/index.html", f"localhost:{port}")[0] == 200
     assert answer(port, "/index.html", f"example.org:{port}")[0] == 403
 
 
-def test_a_port_is_free_and_a_number(port: int, tmp_path: Path) -> None:
+def test_the_server_refuses_a_taken_port_and_no_port(port: int, tmp_path: Path) -> None:
     with pytest.raises(OSError, match="in use"):
         serve(tmp_path, port)
     with pytest.raises(ValueError, match="expected a port from 0 to 65535, got 70000"):

@@ -160,11 +160,13 @@ def assert_same_weights(output_dir: Path, other: Path, epoch: int, largest: floa
         assert difference.max() < largest
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_does(trained: tuple[Path, Path]) -> None:
     assert_same_training(*trained)
 
 
-def test_files_are_written_once(trained: tuple[Path, Path]) -> None:
+@pytest.mark.slow
+def test_several_processes_write_files_once(trained: tuple[Path, Path]) -> None:
     """By the first process: an event file for training and one for validation, weights, checkpoint and picture."""
     for output_dir in trained:
         names = sorted(path.name for path in output_dir.iterdir() if "tfevents" not in path.name)
@@ -179,6 +181,7 @@ def test_files_are_written_once(trained: tuple[Path, Path]) -> None:
     assert weights[0].keys() == weights[1].keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("first", "second"), [(1, 2), (2, 1)])
 def test_a_training_resumes_in_another_number_of_processes(
     first: int, second: int, trained: tuple[Path, Path], mr: Path
@@ -191,6 +194,7 @@ def test_a_training_resumes_in_another_number_of_processes(
         assert_same_training(resumed, other)
 
 
+@pytest.mark.slow
 def test_two_processes_train_a_segmentation_as_one_does(alone: None, tmp_path: Path) -> None:
     """Seven slices for training, so that one of each epoch is left out; the best weights are those of one process."""
     random = np.random.default_rng(0)
@@ -203,11 +207,22 @@ def test_two_processes_train_a_segmentation_as_one_does(alone: None, tmp_path: P
                 tmp_path / "mr" / f"p{number}_{name}.nii.gz", data, np.diag([4.0, 2.0, 2.0, 1.0])
             )
     plan: dict[str, object] = {
-        "config_file": [str(CONFIGS / "segmentation_train.json"), OVERLAY], "dataset_dir": str(tmp_path / "mr"),
-        "label_map": str(CONFIGS.parent / "label_maps" / "vertebrae.json"), "output_dir": str(tmp_path / "one"),
-        "batch_size": 2, "max_epochs": 3, "val_interval": 3, "val_fraction": 0.25, "device": CPU, "logging_file": False,
-        "optimizer": {"_target_": "torch.optim.SGD", "params": "$@network.parameters()", "lr": 1e-3},
-    }  # fmt: skip
+        "config_file": [str(CONFIGS / "segmentation_train.json"), OVERLAY],
+        "dataset_dir": str(tmp_path / "mr"),
+        "label_map": str(CONFIGS.parent / "label_maps" / "vertebrae.json"),
+        "output_dir": str(tmp_path / "one"),
+        "batch_size": 2,
+        "max_epochs": 3,
+        "val_interval": 3,
+        "val_fraction": 0.25,
+        "device": CPU,
+        "logging_file": False,
+        "optimizer": {
+            "_target_": "torch.optim.SGD",
+            "params": "$@network.parameters()",
+            "lr": 1e-3,
+        },
+    }
     run_alone(plan)
     torchrun(2, "monai.bundle", *bundle_arguments({**plan, "output_dir": tmp_path / "two"}))
     assert_same_weights(tmp_path / "one", tmp_path / "two", 3, largest=1e-6)

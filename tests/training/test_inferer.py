@@ -27,7 +27,7 @@ def test_training_target_recovers_the_noise(prediction_type: str) -> None:
     torch.testing.assert_close(seen, torch.cat([noisy, batch["contour"]], 1))
 
 
-def test_fixed_seed_gives_the_same_noise_and_spread_timesteps() -> None:
+def test_a_fixed_seed_gives_validation_the_same_noise_and_spread_timesteps() -> None:
     prepare = ContourPrepareBatch(SCHEDULER, fixed_seed=3)
     batch = {"image": torch.rand(4, 1, 8, 8), "contour": torch.ones(4, 1, 8, 8)}
     first, second = prepare(batch)[3], prepare(batch)[3]
@@ -35,7 +35,7 @@ def test_fixed_seed_gives_the_same_noise_and_spread_timesteps() -> None:
     assert first["timesteps"].tolist() == second["timesteps"].tolist() == [125, 375, 625, 875]
 
 
-def test_more_draws_put_weight_on_high_noise() -> None:
+def test_more_timestep_draws_put_weight_on_high_noise() -> None:
     torch.manual_seed(0)
     images = torch.zeros(4000, 1, 1, 1)
     means = [

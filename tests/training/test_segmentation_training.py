@@ -46,7 +46,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_held_out_patients_choose_the_weights(trained: Path) -> None:
+@pytest.mark.slow
+def test_held_out_patients_choose_the_weights_of_a_segmentation(trained: Path) -> None:
     parser = ConfigParser()
     parser.read_config(TRAIN)
     parser.update({"dataset_dir": str(trained / "mr"), "label_map": LABEL_MAP})
@@ -61,6 +62,7 @@ def test_held_out_patients_choose_the_weights(trained: Path) -> None:
     assert checkpoint["network"].keys() == weights.keys()
 
 
+@pytest.mark.slow
 def test_predictions_lie_on_the_files_grid_and_are_scored_there(trained: Path) -> None:
     test = trained / "test"
     for number in range(2):
@@ -88,7 +90,7 @@ def test_predictions_lie_on_the_files_grid_and_are_scored_there(trained: Path) -
     assert summary["dice"] > 0.5  # a bright square on gray is learnt at once
 
 
-def test_an_unknown_architecture_is_refused(trained: Path) -> None:
+def test_an_unknown_architecture_of_a_segmentation_is_refused() -> None:
     parser = ConfigParser()
     parser.read_config(TRAIN)
     parser.update({"architecture": "vnet", "label_map": LABEL_MAP})
@@ -96,7 +98,8 @@ def test_an_unknown_architecture_is_refused(trained: Path) -> None:
         parser.get_parsed_content("network")
 
 
-def test_without_held_out_patients_the_last_weights_are_saved(
+@pytest.mark.slow
+def test_a_segmentation_without_held_out_patients_saves_the_last_weights(
     trained: Path, tmp_path: Path
 ) -> None:
     monai.bundle.run(

@@ -10,7 +10,7 @@ from monai.transforms import RandFlipd
 from contourdiff.training.slice_dataset import SliceDataset
 
 
-def test_slices_of_volumes_along_each_axis() -> None:
+def test_a_slice_dataset_cuts_volumes_along_each_axis() -> None:
     volume = torch.zeros(1, 5, 6, 7)
     volume[:, 1:4] = torch.rand(1, 3, 6, 7) + 0.1
     for axis in range(3):

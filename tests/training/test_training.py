@@ -31,17 +31,24 @@ def tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("training")
-    dataset_dir = make_mr(folder / "mr")
-    monai.bundle.run(**settings(dataset_dir, folder / "whole"))  # type: ignore[arg-type]
-    return dataset_dir, folder / "whole"
+def mr(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_mr(tmp_path_factory.mktemp("training") / "mr")
 
 
-def test_resume_equals_no_stop(trained: tuple[Path, Path], tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def trained(mr: Path) -> Path:
+    """A training of four epochs, without a stop."""
+    output_dir = mr.parent / "whole"
+    monai.bundle.run(**settings(mr, output_dir))  # type: ignore[arg-type]
+    return output_dir
+
+
+@pytest.mark.slow
+def test_a_resumed_training_equals_an_uninterrupted_one(
+    mr: Path, trained: Path, tmp_path: Path
+) -> None:
     """Stopped for good after epoch 2 of 4, in another workflow from its checkpoint to the end: the same to the bit."""
-    dataset_dir, whole = trained
-    workflow = ConfigWorkflow(workflow_type="train", **settings(dataset_dir, tmp_path))  # type: ignore[arg-type]
+    workflow = ConfigWorkflow(workflow_type="train", **settings(mr, tmp_path))  # type: ignore[arg-type]
     workflow.initialize()
     trainer = workflow.parser.get_parsed_content("train#trainer")
     trainer.add_event_handler(Events.EPOCH_COMPLETED(once=2), trainer.terminate)
@@ -49,9 +56,9 @@ def test_resume_equals_no_stop(trained: tuple[Path, Path], tmp_path: Path) -> No
     assert trainer.state.iteration == 8
     checkpoint = tmp_path / "checkpoint_epoch=2.pt"
     torch.manual_seed(12345)
-    monai.bundle.run(**settings(dataset_dir, tmp_path, resume_from=str(checkpoint)))  # type: ignore[arg-type]
+    monai.bundle.run(**settings(mr, tmp_path, resume_from=str(checkpoint)))  # type: ignore[arg-type]
     expected, got = (
-        tensors(whole / "checkpoint_epoch=4.pt"),
+        tensors(trained / "checkpoint_epoch=4.pt"),
         tensors(tmp_path / "checkpoint_epoch=4.pt"),
     )
     assert expected.keys() == got.keys()
@@ -59,31 +66,32 @@ def test_resume_equals_no_stop(trained: tuple[Path, Path], tmp_path: Path) -> No
         assert torch.equal(value, got[key]), key
 
 
-def test_saved_model_is_the_moving_average_and_loads_strictly(trained: tuple[Path, Path]) -> None:
-    _, whole = trained
+@pytest.mark.slow
+def test_saved_model_is_the_moving_average_and_loads_strictly(trained: Path) -> None:
     network = ContourUNet(
         **{key: value for key, value in TINY_NETWORK.items() if key != "_target_"}
     )
-    load_weights(network, whole / "model.pt")
+    load_weights(network, trained / "model.pt")
     ema = {
         key[4:]: value
-        for key, value in tensors(whole / "checkpoint_epoch=4.pt").items()
+        for key, value in tensors(trained / "checkpoint_epoch=4.pt").items()
         if key.startswith("ema.")
     }
-    raw = tensors(whole / "checkpoint_epoch=4.pt")
+    raw = tensors(trained / "checkpoint_epoch=4.pt")
     for key, value in network.state_dict().items():
         assert torch.equal(value, ema[key])
     assert any(not torch.equal(ema[key], raw[f"network.{key}"]) for key in ema)
-    assert (whole / "translations_00004.png").read_bytes().startswith(b"\x89PNG")
+    assert (trained / "translations_00004.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_settings_lie_beside_the_weights(trained: tuple[Path, Path]) -> None:
-    content = json.loads((trained[1] / "settings.json").read_text())
+@pytest.mark.slow
+def test_the_settings_lie_beside_the_weights(trained: Path) -> None:
+    content = json.loads((trained / "settings.json").read_text())
     assert (content["batch_size"], content["max_epochs"], content["seed"]) == (3, 4, 0)
     assert content["network_def"]["channels"] == TINY_NETWORK["channels"]
 
 
-def test_one_line_counts_the_images_of_the_whole_training(
+def test_training_progress_counts_the_images_of_the_whole_training(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Their rate and the time left in it, also of a resumed training, which begins with the images before it."""
@@ -105,9 +113,9 @@ def test_one_line_counts_the_images_of_the_whole_training(
         assert list(counted) == [(1 + step // 5, 8 * step + 8) for step in range(done, 10)]
 
 
-def test_loss_falls(trained: tuple[Path, Path], tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_the_validation_loss_of_a_training_falls(mr: Path, tmp_path: Path) -> None:
     """With fixed noise and timesteps the validation loss can be compared between epochs."""
-    dataset_dir, _ = trained
     changes = {
         "max_epochs": 6,
         "epoch_length": 40,
@@ -115,7 +123,7 @@ def test_loss_falls(trained: tuple[Path, Path], tmp_path: Path) -> None:
         "picture_interval": 100,
         "ema_momentum": 0.1,
     }
-    workflow = ConfigWorkflow(workflow_type="train", **settings(dataset_dir, tmp_path, **changes))  # type: ignore[arg-type]
+    workflow = ConfigWorkflow(workflow_type="train", **settings(mr, tmp_path, **changes))  # type: ignore[arg-type]
     workflow.initialize()
     losses: list[float] = []
     evaluator = workflow.parser.get_parsed_content("validate#evaluator")
@@ -149,34 +157,35 @@ def losses_of(dataset_dir: Path, output_dir: Path, **changes: object) -> list[fl
     return losses
 
 
-def test_same_seed_same_losses_for_fifty_steps(trained: tuple[Path, Path], tmp_path: Path) -> None:
-    dataset_dir, _ = trained
-    first = losses_of(dataset_dir, tmp_path / "first")
+@pytest.mark.slow
+def test_the_same_seed_trains_with_the_same_losses_for_fifty_steps(
+    mr: Path, tmp_path: Path
+) -> None:
+    first = losses_of(mr, tmp_path / "first")
     assert len(first) == 50
-    assert losses_of(dataset_dir, tmp_path / "another") == first
-    assert losses_of(dataset_dir, tmp_path / "other_seed", seed=1) != first
+    assert losses_of(mr, tmp_path / "another") == first
+    assert losses_of(mr, tmp_path / "other_seed", seed=1) != first
 
 
-def test_mixed_precision_trains_on_any_device(trained: tuple[Path, Path], tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_mixed_precision_trains_on_any_device(mr: Path, tmp_path: Path) -> None:
     """In bfloat16 the losses are near those of float32, and not the same; weights and their average stay float32."""
-    dataset_dir, _ = trained
-    exact = losses_of(dataset_dir, tmp_path / "float32", max_epochs=1)
-    mixed = losses_of(dataset_dir, tmp_path / "bfloat16", max_epochs=1, amp=True)
+    exact = losses_of(mr, tmp_path / "float32", max_epochs=1)
+    mixed = losses_of(mr, tmp_path / "bfloat16", max_epochs=1, amp=True)
     assert mixed != exact
     np.testing.assert_allclose(mixed, exact, rtol=0.05)
     state = torch.load(tmp_path / "bfloat16" / "model.pt", weights_only=True)
     assert {value.dtype for value in state.values()} == {torch.float32}
 
 
-def test_an_unknown_setting_is_refused(trained: tuple[Path, Path], tmp_path: Path) -> None:
-    dataset_dir, _ = trained
+def test_a_training_refuses_an_unknown_setting(mr: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"'learning_rates'; did you mean '?learning_rate"):
-        monai.bundle.run(**settings(dataset_dir, tmp_path, learning_rates=1e-3))  # type: ignore[arg-type]
+        monai.bundle.run(**settings(mr, tmp_path, learning_rates=1e-3))  # type: ignore[arg-type]
 
 
-def test_the_neighbor_guided_overlay_trains(trained: tuple[Path, Path], tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_the_neighbor_guided_overlay_trains(mr: Path, tmp_path: Path) -> None:
     """Single slices have no neighbor, so that volumes alone are listed."""
-    dataset_dir, _ = trained
     (tmp_path / "volumes.csv").write_text(
         "file,split\nmr0.nii.gz,train\nmr1.nii.gz,train\nmr2.nii.gz,val\n"
     )
@@ -184,7 +193,7 @@ def test_the_neighbor_guided_overlay_trains(trained: tuple[Path, Path], tmp_path
         "network_def": {**TINY_NETWORK, "in_channels": 3},
         "datalist": str(tmp_path / "volumes.csv"),
     }
-    plan = settings(dataset_dir, tmp_path / "out", max_epochs=2, picture_interval=2, **changes)
+    plan = settings(mr, tmp_path / "out", max_epochs=2, picture_interval=2, **changes)
     plan["config_file"] = [*plan["config_file"], str(CONFIGS / "train_neighbor_guided.json")]  # type: ignore[misc]
     monai.bundle.run(**plan)  # type: ignore[arg-type]
     assert {"model.pt", "translations_00002.png"} <= {

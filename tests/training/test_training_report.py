@@ -26,7 +26,9 @@ def trained(tmp_path: Path) -> Path:
     return folder
 
 
-def test_the_page_of_a_training(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_page_of_a_training_shows_loss_pictures_and_settings(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     main(["report", str(trained)])
     assert capsys.readouterr().out == f"{trained / 'training.html'}\n"
     page = (trained / "training.html").read_text()

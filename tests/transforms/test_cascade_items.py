@@ -43,7 +43,9 @@ def test_without_faults_the_second_network_sees_the_average(item: dict[str, torc
     )
 
 
-def test_faults_are_bounded_random_and_repeatable(item: dict[str, torch.Tensor]) -> None:
+def test_faults_of_a_coarse_image_are_bounded_random_and_repeatable(
+    item: dict[str, torch.Tensor],
+) -> None:
     plain = RefinerStaged(noise=0.0)(item)["contour"][1]
     seeded = RefinerStaged()
     draws = [seeded.set_random_state(seed)(item)["contour"][1] for seed in (0, 1, 0)]  # type: ignore[func-returns-value, attr-defined]
@@ -53,7 +55,7 @@ def test_faults_are_bounded_random_and_repeatable(item: dict[str, torch.Tensor])
     assert 0.01 < float((draws[0] - plain).abs().mean()) < 0.6
 
 
-def test_edges_move_by_about_the_shift() -> None:
+def test_edges_of_a_coarse_image_move_by_about_the_shift() -> None:
     """A vertical edge: without noise worth mentioning its place moves, by up to a few pixels."""
     image = torch.full((1, 64, 64), -1.0)
     image[:, :, 32:] = 1.0
@@ -67,6 +69,6 @@ def test_edges_move_by_about_the_shift() -> None:
 
 
 @pytest.mark.parametrize("options", [{"noise": -0.1}, {"shift_px": -1.0}])
-def test_negative_faults_are_refused(options: dict[str, float]) -> None:
+def test_negative_faults_of_a_coarse_image_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="must be 0 or more"):
         RefinerStaged(**options)  # type: ignore[arg-type]

@@ -23,7 +23,7 @@ def tilted(spacing_mm: tuple[float, float, float]) -> np.ndarray:
 @pytest.mark.parametrize("mode", ["bilinear", "nearest"])
 @pytest.mark.parametrize("pixdim", [(-1, 2.2, 2.2), (2.2, 2.2, -1)])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_chunks_change_no_bit_there_and_back(
+def test_resampling_in_chunks_changes_no_bit_there_and_back(
     mode: str, pixdim: tuple[float, ...], dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Voxels, affine and the trace of the inverse equal those of MONAI's transform, for chunks of any size."""

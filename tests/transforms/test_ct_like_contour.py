@@ -75,7 +75,7 @@ def test_only_short_lines_vanish() -> None:
     assert not without_short_lines(np.zeros((5, 5), bool), 4.0).any()
 
 
-def test_nothing_stays_nothing_and_equal_seeds_draw_equally() -> None:
+def test_no_contour_stays_none_and_equal_seeds_draw_equal_faults() -> None:
     image = np.full((40, 40), 90.0)
     assert not draws(image, 20).any()
     first, second = draws(stripes(), 3), draws(stripes(), 3)

@@ -43,7 +43,9 @@ def test_smoothing_is_that_of_a_resize_and_leaves_the_slice_axis_alone() -> None
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize(("padding_mode", "dtype"), [("border", np.float64), ("zeros", "float32")])
-def test_it_equals_smoothing_and_then_monai(axis: int, padding_mode: str, dtype: object) -> None:
+def test_in_plane_resampling_equals_smoothing_and_then_monai(
+    axis: int, padding_mode: str, dtype: object
+) -> None:
     image = oblique()
     label = (image > 200).float()
     settings = {"mode": ["bilinear", "nearest"], "padding_mode": padding_mode, "dtype": dtype}
@@ -63,7 +65,7 @@ def test_it_equals_smoothing_and_then_monai(axis: int, padding_mode: str, dtype:
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
-def test_the_inverse_is_on_the_original_grid(axis: int) -> None:
+def test_the_inverse_of_in_plane_resampling_is_on_the_original_grid(axis: int) -> None:
     image = oblique()
     transform = InPlaneResampled("image", SPACING_MM, slice_axis=axis)
     data = transform({"image": image})
@@ -73,7 +75,7 @@ def test_the_inverse_is_on_the_original_grid(axis: int) -> None:
     np.testing.assert_allclose(back.affine, image.affine, atol=1e-6)
 
 
-def test_axes_and_volumes_are_validated() -> None:
+def test_in_plane_resampling_refuses_other_axes_and_plain_tensors() -> None:
     with pytest.raises(ValueError, match="slice_axis must be 0, 1 or 2, got 3"):
         InPlaneResampled("image", SPACING_MM, slice_axis=3)
     with pytest.raises(

@@ -30,7 +30,7 @@ def levels() -> np.ndarray:
     return np.clip((ct[middle - 1 : middle + 2] + 200) / 500, 0, 1) * 255
 
 
-def test_it_is_the_contour_of_the_papers_code(cv2: Any, levels: np.ndarray) -> None:
+def test_the_opencv_contour_is_that_of_the_papers_code(cv2: Any, levels: np.ndarray) -> None:
     rounded = np.rint(levels).astype(np.uint8)
     expected = np.stack(
         [cv2.Canny(cv2.GaussianBlur(image, (3, 3), 0), 80, 150) > 50 for image in rounded]
@@ -47,13 +47,13 @@ def test_it_is_the_contour_of_the_papers_code(cv2: Any, levels: np.ndarray) -> N
     np.testing.assert_array_equal(data["image"][0], levels)
 
 
-def test_the_setting_of_scikit_image_is_near(cv2: Any, levels: np.ndarray) -> None:
+def test_the_opencv_contour_is_near_that_of_scikit_image(cv2: Any, levels: np.ndarray) -> None:
     for image in levels:
         ours, papers = contour_of(image), OpenCVContour()(image[None])[0]
         assert contour_agreement(ours, papers, tolerance_px=1.0).f1 > 0.9
 
 
-def test_empty_and_tiny_slices_have_no_contour(cv2: Any) -> None:
+def test_empty_and_tiny_slices_have_no_opencv_contour(cv2: Any) -> None:
     for shape in ((1, 8, 8), (1, 1, 1), (1, 2, 9, 3)):
         assert not OpenCVContour()(np.full(shape, 90.0)).any()
     with pytest.raises(ValueError, match="expected finite gray levels"):
@@ -67,7 +67,9 @@ def test_empty_and_tiny_slices_have_no_contour(cv2: Any) -> None:
         ({"kernel_px": 2}, "must be odd"),
     ],
 )
-def test_impossible_settings_are_refused(cv2: Any, given: dict[str, Any], message: str) -> None:
+def test_impossible_settings_of_the_opencv_contour_are_refused(
+    cv2: Any, given: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         OpenCVContour(**given)
 

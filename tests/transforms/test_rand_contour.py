@@ -43,7 +43,7 @@ def test_fragments_of_nothing_and_of_everything(contour: np.ndarray) -> None:
     assert fragments.max() == count
 
 
-def test_without_randomness_it_is_the_contour() -> None:
+def test_a_random_contour_without_randomness_is_the_contour() -> None:
     np.testing.assert_array_equal(draw(), PLAIN)
 
 
@@ -54,7 +54,7 @@ def test_dropout_only_removes_and_clutter_only_adds() -> None:
     assert 0 < lost.sum() < PLAIN.sum() < added.sum()
 
 
-def test_shares_are_uniform_up_to_the_given_one() -> None:
+def test_dropout_is_uniform_up_to_the_given_share() -> None:
     kept = np.array([draw(seed, dropout=0.6).sum() / PLAIN.sum() for seed in range(200)])
     assert abs(kept.mean() - 0.7) < 0.04
     assert kept.min() < 0.5
@@ -81,7 +81,7 @@ def test_same_seed_same_contour_and_dictionary_equals_array() -> None:
     np.testing.assert_array_equal(data["image"], IMAGE)
 
 
-def test_metatensor_stays_one() -> None:
+def test_a_random_contour_of_a_metatensor_keeps_its_metadata() -> None:
     image = MetaTensor(torch.as_tensor(IMAGE), meta={"filename_or_obj": "a.nii.gz"})
     contour = RandContour(dropout=0.2)(image)
     assert isinstance(contour, MetaTensor)
@@ -99,11 +99,11 @@ def test_metatensor_stays_one() -> None:
         ({"cell_px": 0}, "cell_px must be 1"),
     ],
 )
-def test_settings_that_make_no_sense(settings: dict, message: str) -> None:
+def test_impossible_settings_of_a_random_contour_are_refused(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         RandContour(**settings)
 
 
-def test_a_volume_is_refused() -> None:
+def test_a_random_contour_of_a_volume_is_refused() -> None:
     with pytest.raises(ValueError, match="cut volumes into slices"):
         RandContour()(np.zeros((1, 4, 8, 8), dtype=np.float32))

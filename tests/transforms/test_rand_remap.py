@@ -32,7 +32,7 @@ def test_the_order_of_tissues_is_sometimes_turned() -> None:
     assert 0.2 < np.mean(turned) < 0.6
 
 
-def test_probability_seed_and_other_keys() -> None:
+def test_a_remap_follows_its_probability_and_seed_and_leaves_other_keys() -> None:
     image = torch.rand(1, 8, 8, generator=torch.Generator().manual_seed(0))
     item = {"image": image, "label": image > 0.5}
     assert torch.equal(RandRemapd("image", probability=0.0)(item)["image"], image)
@@ -45,6 +45,6 @@ def test_probability_seed_and_other_keys() -> None:
 
 
 @pytest.mark.parametrize("options", [{"share": (0.5, 0.2)}, {"share": (0.0, 1.5)}, {"knots": 1}])
-def test_bad_ranges_are_refused(options: dict) -> None:
+def test_bad_ranges_of_a_remap_are_refused(options: dict) -> None:
     with pytest.raises(ValueError, match="expected 0 <= share"):
         RandRemap(**options)

@@ -28,7 +28,7 @@ AFFINE = np.array([[3.0, 0, 0, 5], [0, 2, 0, -7], [0, 0, 1.5, 11], [0, 0, 0, 1]]
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
-def test_volume_equals_its_slices(axis: int) -> None:
+def test_the_contour_and_filter_of_a_volume_equal_those_of_its_slices(axis: int) -> None:
     volume = np.moveaxis(VOLUME, 1, axis + 1)
     contour = Contour(axis, sigma_px=1, low_threshold=20, high_threshold=40)(volume)
     filtered = BackgroundFilter(axis, classes=2, min_object_mm2=50, max_hole_mm2=30)(volume)
@@ -58,7 +58,7 @@ def test_metatensor_keeps_affine_meta_and_history() -> None:
     assert set(np.unique(data["contour"])) == {0.0, 1.0}
 
 
-def test_filter_sizes_are_physical() -> None:
+def test_sizes_of_the_background_filter_are_physical() -> None:
     """The same sizes in mm² remove the same things at twice the spacing."""
     calls = []
     for spacing in (1.0, 2.0):
@@ -95,7 +95,7 @@ def test_slicewise_changes_no_bit_of_the_windowing(axis: int) -> None:
     assert torch.equal(Slicewise(window, slice_axis=axis)(volume).as_tensor(), whole.as_tensor())
 
 
-def test_wrong_dimensions_are_explained() -> None:
+def test_a_slicewise_transform_refuses_an_image_without_channel() -> None:
     with pytest.raises(
         ValueError, match=r"expected \(C, H, W\) or \(C, H, W, D\), got shape \(4, 4\); add Ensure"
     ):

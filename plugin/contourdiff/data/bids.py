@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from contourdiff import __version__
-from contourdiff.data.atomic import link_file, write_text
+from contourdiff.data.atomic import link_file, write_json, write_text
 from contourdiff.data.nifti_names import case_of, is_nifti
 
 LABEL_ENTITIES = "space|res|den|seg|desc|label|atlas"
@@ -81,15 +80,15 @@ def write_derivatives(records: Iterable[Path], bids_dir: str | Path) -> None:
             "Sources": [record["image"]],
             "contourdiff": record,
         }
-        _write_json(folder / f"{mr}.json", sidecar)
+        write_json(folder / f"{mr}.json", sidecar)
         if record["label"]:
             label_sidecar = {
                 "Description": "Label of the CT",
                 "SpatialReference": "orig",
                 "Sources": [record["label"]],
             }
-            _write_json(folder / f"{stem}_dseg.json", label_sidecar)
-    _write_json(target / "dataset_description.json", DESCRIPTION)
+            write_json(folder / f"{stem}_dseg.json", label_sidecar)
+    write_json(target / "dataset_description.json", DESCRIPTION)
     if not any(target.glob("README*")):
         write_text(target / "README", f"{DESCRIPTION['Name']}. {README}\n")
 
@@ -109,7 +108,3 @@ def _label_of(image: Path, root: Path) -> Path | None:
             f"expected one label of {image.name}, found {names}; name the right ones in a datalist"
         )
     return labels[0] if labels else None
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    write_text(path, json.dumps(content, indent=2) + "\n")

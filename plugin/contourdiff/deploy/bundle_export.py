@@ -90,7 +90,7 @@ def _write_code(code: Path, configs: Iterable[Path]) -> None:
     for data in (*package.rglob("assets"), *package.rglob("templates")):
         target = code / data.relative_to(package)
         if target.parent.is_dir():
-            shutil.copytree(data, target)
+            shutil.copytree(data, target, dirs_exist_ok=True)
 
 
 def _renamed(path: Path) -> str:

@@ -51,7 +51,9 @@ class VolumeFidelity:
     def summary(self) -> dict[str, Any]:
         """Number of checked slices, the suspect ones, and the medians over all checked slices, for the record."""
         shares = [verdict[:3] for verdict in self.slices if verdict is not None]
-        medians = np.median(shares, axis=0).tolist() if shares else [None, None, None]
+        medians = [None, None, None]
+        if shares:
+            medians = np.median(shares, axis=0).tolist()
         return {
             "checked": self.checked,
             "suspects": self.suspects,
@@ -158,8 +160,9 @@ class ContourFidelityCheck:
         contour = np.asarray(self.contour(image[seen][None]))
         edges[seen] = contour[0] != 0
         translated = np.moveaxis(edges, self.slice_axis, 0)
-        references = np.moveaxis(np.asarray(contours) != 0, self.slice_axis, 0)
-        codes = np.zeros(np.shape(contours), dtype=np.uint8)
+        has_contour = np.asarray(contours) != 0
+        references = np.moveaxis(has_contour, self.slice_axis, 0)
+        codes = np.zeros(has_contour.shape, dtype=np.uint8)
         code_slices = np.moveaxis(codes, self.slice_axis, 0)
         verdicts: list[SliceFidelity | None] = [None] * len(references)
         for index in np.flatnonzero(references.any(axis=(1, 2))):

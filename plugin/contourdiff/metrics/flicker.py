@@ -46,7 +46,8 @@ def flicker(gray_levels: np.ndarray, contours: np.ndarray, box: tuple[slice, sli
     contour_changes = []
     for index in pairs:
         image, next_image = images[index : index + 2, rows, columns]
-        changes.append(np.square(next_image - image).mean())
+        difference = next_image - image
+        changes.append(np.square(difference).mean())
         contour, next_contour = edges[index : index + 2, rows, columns]
         contour_changes.append((next_contour != contour).mean())
     return Flicker(_mean(changes), len(pairs), _mean(contour_changes))
@@ -98,4 +99,6 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def _ratio(value: float | None, reference: float | None) -> float | None:
-    return value / reference if value is not None and reference else None
+    if value is None or not reference:
+        return None
+    return value / reference

@@ -67,6 +67,14 @@ def score_case(
     ``spacing_mm`` is the size of a pixel along each axis. ``MEASURES``, flags and voxel counts are keys of the rows.
 
     Raises ``ValueError`` for unequal shapes, not 2 or 3 axes longer than 1, a wrong spacing, fractions, or bad classes.
+
+    Examples:
+        >>> import numpy as np
+        >>> label = np.zeros((8, 8), dtype=int)
+        >>> label[2:6, 2:6] = 1
+        >>> (row,) = score_case(np.roll(label, 1, axis=0), label, {1: "femur"}, (2.0, 2.0), "a")
+        >>> row["dice"], row["hd95_mm"]
+        (0.75, 2.0)
     """
     pred = np.asarray(pred)
     label = np.asarray(label)
@@ -140,8 +148,8 @@ def summarize_scores(rows: ScoreRows, n_bootstrap: int = 2000, seed: int = 0) ->
     by_class: dict[str, list[ScoreRow]] = {}
     for row in rows:
         by_class.setdefault(row["class"], []).append(row)
-    summary = [_summary(name, rows, n_bootstrap, seed) for name, rows in by_class.items()]
-    return [*summary, _summary(ALL, rows, n_bootstrap, seed)]
+    by_class[ALL] = list(rows)
+    return [_summary(name, members, n_bootstrap, seed) for name, members in by_class.items()]
 
 
 def write_scores(
@@ -166,9 +174,11 @@ def write_scores(
 def read_scores(folder: str | Path) -> list[ScoreRow]:
     """Rows of all cases from the ``scores.csv`` that [`write_scores`][] wrote to a folder; an empty cell is NaN."""
     rows = []
-    with (Path(folder) / "scores.csv").open(newline="", encoding="utf-8") as file:
+    path = Path(folder) / "scores.csv"
+    with path.open(newline="", encoding="utf-8") as file:
         for cells in csv.DictReader(file):
-            rows.append({name: _value(name, text) for name, text in cells.items()})
+            row = {name: _value(name, text) for name, text in cells.items()}
+            rows.append(row)
     return rows
 
 
@@ -232,12 +242,13 @@ class SegmentationScores:
                 "load it with LoadImaged, put AsDiscreted (argmax) in postprocessing"
             )
         # whole columns: MetaTensor.pixdim takes the upper left corner, which is wrong for a sagittal slice in 2-D
-        columns = np.asarray(label.affine)[:-1, : label.ndim - 1]
+        affine = np.asarray(label.affine)
+        columns = affine[:-1, : label.ndim - 1]
         spacing_mm = np.linalg.norm(columns, axis=0)
         case = case_of(meta["filename_or_obj"])
-        classes = pred.detach().cpu().numpy()[0]
-        reference = label.detach().cpu().numpy()[0]
-        rows = score_case(classes, reference, self.classes, spacing_mm, case)
+        predicted = pred[0].detach().cpu().numpy()
+        reference = label[0].detach().cpu().numpy()
+        rows = score_case(predicted, reference, self.classes, spacing_mm, case)
         patient = patient_of(case, self.patient_pattern)
         return [{**row, "patient": patient} for row in rows]
 
@@ -254,8 +265,10 @@ def _score_structure(
     assd = hd95 = math.nan
     if is_present and is_predicted:  # MONAI returns infinity and warns if one is empty
         options: dict[str, Any] = {"include_background": True, "spacing": spacing}
-        assd = float(compute_average_surface_distance(y_pred, y, symmetric=True, **options))
-        hd95 = float(compute_hausdorff_distance(y_pred, y, percentile=95, **options))
+        distance = compute_average_surface_distance(y_pred, y, symmetric=True, **options)
+        assd = float(distance)
+        distance = compute_hausdorff_distance(y_pred, y, percentile=95, **options)
+        hd95 = float(distance)
     return {
         "dice": float(compute_dice(y_pred, y)),
         "assd_mm": assd,
@@ -276,14 +289,16 @@ def _summary(name: str, rows: ScoreRows, n_bootstrap: int, seed: int) -> ScoreRo
     present = [row for row in rows if row["present"]]
     missed = _total(rows, "missed")
     voxels = _total(rows, "pred_voxels") + _total(rows, "label_voxels")
+    cases = {row["case"] for row in present}
+    overlap = 2 * _total(rows, "intersection")
     summary: ScoreRow = {
         "class": name,
-        "cases": len({row["case"] for row in present}),
+        "cases": len(cases),
         "structures": len(present),
         "found": len(present) - missed,
         "missed": missed,
         "invented": _total(rows, "invented"),
-        "dice_pooled": 2 * _total(rows, "intersection") / voxels if voxels else math.nan,
+        "dice_pooled": overlap / voxels if voxels else math.nan,
     }
     for measure in MEASURES:
         by_patient: dict[str, list[float]] = {}
@@ -316,8 +331,11 @@ def _mean_with_interval(
     if len(patients) < 2:
         return mean, math.nan, math.nan
     random = np.random.default_rng(seed)
-    drawn = random.integers(len(patients), size=(n_bootstrap, len(patients)))
-    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    size = (n_bootstrap, len(patients))
+    drawn = random.integers(len(patients), size=size)
+    drawn_sums = sums[drawn].sum(axis=1)
+    drawn_counts = counts[drawn].sum(axis=1)
+    means = drawn_sums / drawn_counts
     low, high = np.percentile(means, [2.5, 97.5])
     return mean, float(low), float(high)
 

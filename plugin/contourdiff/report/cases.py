@@ -57,7 +57,13 @@ class Case:
     @property
     def slices(self) -> list[dict[str, Any]]:
         """Records of the translated slices."""
-        return [item for item in self.record.get("slices", []) if not item["skipped"]]
+        slices = self.record.get("slices", [])
+        return [item for item in slices if not item["skipped"]]
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Settings of the translation; empty where they are unknown."""
+        return self.record.get("settings") or {}
 
     @property
     def suspects(self) -> list[dict[str, Any]]:
@@ -123,7 +129,10 @@ def read_cohort(
         raise ValueError(
             f"expected translations with records *{RECORD} in {folder}, found none; translate CT to it"
         )
-    return [_case(name, paths[name], row_of.get(name, {})) for name in sorted(paths)]
+    cases = []
+    for name, path in sorted(paths.items()):
+        cases.append(_case(name, path, row_of.get(name, {})))
+    return cases
 
 
 def _records(folder: Path) -> dict[str, Path]:
@@ -139,7 +148,9 @@ def _case(name: str, path: Path, row: Mapping[str, Any]) -> Case:
     if row.get("status") == "failed":
         error = row.get("error") or "it has no record"
         return Case(name, path.parent, status="failed", error=error)
-    seconds = None if row.get("seconds") in (None, "") else float(row["seconds"])
+    seconds = None
+    if row.get("seconds") not in (None, ""):
+        seconds = float(row["seconds"])
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         is_sidecar = isinstance(content["contourdiff"], dict)
@@ -190,9 +201,11 @@ def ct_files(
         if not is_url(image) and is_volume(Path(image)):
             files[case_of(image)] = Path(image)
     files.update(volumes_by_case(Path(output_dir) / "ct"))
-    return {
-        case.name: files[case.record["case"]] for case in cases if case.record.get("case") in files
-    }
+    cts = {}
+    for case in cases:
+        if case.record.get("case") in files:
+            cts[case.name] = files[case.record["case"]]
+    return cts
 
 
 def _ct_images(ct_dir: str | Path | None, datalist: Any) -> list[Any]:

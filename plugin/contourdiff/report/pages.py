@@ -91,7 +91,9 @@ def write_report(
     template = _environment().get_template("case.html")
     links = [None, *(_link(case) for case in cases), None]
     for number, case in enumerate(cases):
-        ct = _within(cts[case.name], case.name, pages) if case.name in cts else None
+        ct = cts.get(case.name)
+        if ct is not None:
+            ct = _within(ct, case.name, pages)
         page = template.render(
             _case_page(case, ct, real, pages),
             before=links[number],
@@ -153,7 +155,9 @@ def write_markdown_page(path: str | Path) -> Path:
     converter.preprocessors.deregister("html_block")
     converter.inlinePatterns.deregister("html")
     body = Markup(converter.convert(path.read_text(encoding="utf-8")))
-    title = unescape(converter.toc_tokens[0]["name"]) if converter.toc_tokens else path.stem
+    title = path.stem
+    if converter.toc_tokens:
+        title = unescape(converter.toc_tokens[0]["name"])
     template = _environment().get_template("markdown.html")
     page = path.with_suffix(".html")
     write_text(page, template.render(body=body, title=title))
@@ -210,7 +214,9 @@ def _within(ct: Path, name: str, pages: Path) -> Path:
     """A CT in the folder of translations: where it is, or linked, else copied, to ``report/ct``."""
     if ct.resolve().is_relative_to(pages.parent.resolve()):
         return ct
-    suffix = "".join(ct.suffixes[-2:]) if ct.name.endswith(".gz") else ct.suffix
+    suffix = ct.suffix
+    if suffix == ".gz":
+        suffix = "".join(ct.suffixes[-2:])
     target = pages / "ct" / f"{name}{suffix}"
     link_file(ct, target)
     return target
@@ -234,7 +240,7 @@ def _case_page(case: Case, ct: Path | None, real: Any, pages: Path) -> dict[str,
             ),
             "Gray levels of the translation": plots.gray_levels(case, real),
         }
-    window = (case.record.get("settings") or {}).get("window_hu")
+    window = case.settings.get("window_hu")
     return {
         "case": case,
         "ct": ct,

@@ -42,14 +42,17 @@ def distribution(name: str, values: Sequence[float], label: str) -> Distribution
     """Histogram of one number of all cases; at least one value."""
     low = float(min(values))
     high = float(max(values))
-    margin = max(0.05 * (high - low), 0.001 * max(abs(low), abs(high))) or 0.5
+    largest = max(abs(low), abs(high))
+    margin = max(0.05 * (high - low), 0.001 * largest) or 0.5
     low -= margin
     high += margin
     figure, axes = _figure(4.2, 1.7)
     figure.subplots_adjust(left=FRAME[0], right=FRAME[1], bottom=0.3, top=0.95)
-    bins = min(40, max(8, int(len(values) ** 0.5) * 2))
+    bins = 2 * int(len(values) ** 0.5)
+    bins = min(40, max(8, bins))
     axes.hist(values, bins=bins, range=(low, high), color=BLUE)
-    axes.set(xlim=(low, high), xlabel=label)
+    axes.set_xlim(low, high)
+    axes.set_xlabel(label)
     axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.xaxis.set_major_locator(MaxNLocator(6))
     return Distribution(_svg(figure, name), low, high)
@@ -64,11 +67,14 @@ def neighbor_distances(case: Case) -> Markup:
     _points(axes, best_available, "neighbor_distance", RED, "x", "best available")
     _limit_line(axes, case, "distance_threshold", "threshold")
     axes.set_ylim(bottom=0)
-    axes.set(xlabel="slice", ylabel="distance, gray levels²")
+    axes.set_xlabel("slice")
+    axes.set_ylabel("distance, gray levels²")
     rounds = {item["slice"]: item["rounds"] for item in case.slices}
     most = max(rounds.values(), default=1)
     # a path is drawn faster than bars
-    slices = np.arange(min(rounds, default=0) - 1, max(rounds, default=0) + 2)
+    first = min(rounds, default=0)
+    last = max(rounds, default=0)
+    slices = np.arange(first - 1, last + 2)
     heights = [rounds.get(index, 0) for index in slices.tolist()]
     right = axes.twinx()
     right.fill_between(slices, heights, color=GRAY, alpha=0.25, linewidth=0, step="mid")
@@ -87,7 +93,9 @@ def fidelity_by_slice(case: Case) -> Markup:
     _points(axes, passed, "fidelity", BLUE, "o", "passed")
     _points(axes, case.suspects, "fidelity", RED, "x", "suspect")
     _limit_line(axes, case, "fidelity_limit", "limit")
-    axes.set(ylim=(0, 1), xlabel="slice", ylabel="contour fidelity")
+    axes.set_ylim(0, 1)
+    axes.set_xlabel("slice")
+    axes.set_ylabel("contour fidelity")
     return _finished(figure, axes, "fidelity")
 
 
@@ -110,7 +118,10 @@ def gray_levels(case: Case, real: np.ndarray | None) -> Markup:
         peaks.append(real[4:-1].max())
         axes.plot(centers, real, color=RED, linewidth=1.2, drawstyle="steps-mid", label="real MR")
     top = 1.3 * max(peaks, default=1) or 1  # the ends may exceed it
-    axes.set(xlim=(0, 255), ylim=(0, top), xlabel="gray level", ylabel="share, %")
+    axes.set_xlim(0, 255)
+    axes.set_ylim(0, top)
+    axes.set_xlabel("gray level")
+    axes.set_ylabel("share, %")
     return _finished(figure, axes, "gray-levels")
 
 
@@ -122,7 +133,8 @@ def real_histogram(paths: Sequence[Path], most: int = 20) -> np.ndarray:
         voxels = _voxels(paths[index])
         low, high = np.percentile(voxels, MR_PERCENTILES)
         scale = 255 / max(float(high - low), 1e-6)
-        histograms.append(_histogram((voxels - low) * scale))
+        levels = (voxels - low) * scale
+        histograms.append(_histogram(levels))
     return np.mean(histograms, axis=0)  # type: ignore[no-any-return]
 
 
@@ -154,7 +166,7 @@ def _points(
 
 
 def _limit_line(axes: Axes, case: Case, setting: str, name: str) -> None:
-    limit = (case.record.get("settings") or {}).get(setting)
+    limit = case.settings.get(setting)
     if limit is not None:
         axes.axhline(limit, color=GRAY, linestyle="--", linewidth=1, label=f"{name} {limit:g}")
 
@@ -171,7 +183,8 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
 
 def _finished(figure: Figure, axes: Axes, name: str) -> Markup:
     height = figure.get_figheight()
-    if axes.get_legend_handles_labels()[0]:
+    handles, _ = axes.get_legend_handles_labels()
+    if handles:
         axes.legend(fontsize=7, frameon=False, loc="lower right", bbox_to_anchor=(1, 0.96), ncols=3)
     # faster than a layout
     figure.subplots_adjust(left=0.09, right=0.93, bottom=0.45 / height, top=1 - 0.22 / height)

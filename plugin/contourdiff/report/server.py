@@ -41,7 +41,8 @@ def server_of(folder: str | Path, port: int = 0) -> ThreadingHTTPServer:
     """
     if not 0 <= port <= 65535:
         raise ValueError(f"expected a port from 0 to 65535, got {port}; pass another")
-    handler = partial(_Handler, directory=str(Path(folder).resolve()))
+    directory = str(Path(folder).resolve())
+    handler = partial(_Handler, directory=directory)
     return ThreadingHTTPServer((HOST, port), handler)
 
 

@@ -58,7 +58,7 @@ def rows_of_process(draw: Callable[[int], Tensor], count: int) -> Tensor:
     """This process's ``count`` rows of what ``draw`` draws for the items of all processes; see [`RankBatches`][].
 
     Every process draws for the whole batch, so an item's draws do not depend on the number of processes, provided that
-    the random state is the same in all.
+    the random state is the same in all. ``draw`` takes a number of rows ``N`` and returns ``(N, ...)``.
     """
     rows = draw(count * idist.get_world_size())
     return rows[_share_of_process()]

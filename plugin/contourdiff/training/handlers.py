@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from contourdiff.inference.progress import progress_bar
 from contourdiff.pictures import image_grid
 from contourdiff.sampling.intensity import to_gray_levels
 from contourdiff.sampling.neighbor_guided import first_condition
+from contourdiff.sampling.noise import CandidatePlace
 from contourdiff.sampling.sampler import Sampler
 
 
@@ -154,7 +154,8 @@ class WeightsSaver:
         state = {}
         for key, value in self.network.state_dict().items():
             state[key] = value.detach().cpu()
-        with atomic_write(Path(self.output_dir) / self.file) as aside:
+        path = Path(self.output_dir) / self.file
+        with atomic_write(path) as aside:
             torch.save(state, aside)
 
 
@@ -184,21 +185,19 @@ class SamplePictures:
         """Translate and draw; the network's mode and the random state of the training stay the same."""
         count = min(self.count, len(self.dataset))
         spread = np.linspace(0, len(self.dataset) - 1, count)
-        positions = [int(position) for position in spread.round()]
+        positions = spread.round().astype(int).tolist()
         items = [self.dataset[position] for position in positions]
-        conditions = torch.stack([first_condition(item) for item in items])
-        network: Any = self.network
+        conditions = torch.stack([first_condition(item) for item in items]).to(self.device)
+        contrasts = None
         if "contrast" in items[0]:
             contrasts = [int(item.get("contrast", 0)) for item in items]
-            labels = torch.tensor(contrasts, device=self.device)
-            network = partial(network, class_labels=labels)
-        denoise = Denoiser(network, self.sampler, batch_size=len(items))
-        keys = [("validation", position, 0, 0) for position in positions]
-        translations = denoise(conditions.to(self.device), keys).cpu()
+        places = [CandidatePlace("validation", position, 0, 0) for position in positions]
+        denoise = Denoiser(self.network, self.sampler, batch_size=len(items))
+        translations = denoise(conditions, places, class_labels=contrasts)
         images = [to_gray_levels(item["image"][0]) for item in items]
         contours = 255 * conditions[:, 0]
         figure = image_grid(
-            [images, list(contours), list(translations)],
+            [images, list(contours.cpu()), list(translations.cpu())],
             [["image"], ["contour"], ["translation"]],
         )
         path = Path(self.output_dir) / f"translations_{engine.state.epoch:05d}.png"

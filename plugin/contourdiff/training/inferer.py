@@ -96,13 +96,16 @@ class ContourPrepareBatch(DiffusionPrepareBatch):
         prepared = super().__call__(batch, *args, **kwargs)
         if "contrast" in batchdata:
             labels = torch.as_tensor(batchdata["contrast"])
-            prepared[-1]["class_labels"] = labels.to(prepared[0].device)
+            images = prepared[0]
+            network_arguments = prepared[-1]
+            network_arguments["class_labels"] = labels.to(images.device)
         return prepared
 
     def get_noise(self, images: Tensor) -> Tensor:
         """Gaussian noise of the shape of ``images``."""
         if self.fixed_seed is None:
-            return rows_of_process(partial(_noise_like, images), len(images))
+            draw = partial(_noise_like, images)
+            return rows_of_process(draw, len(images))
         generator = torch.Generator().manual_seed(self.fixed_seed)
         noise = torch.randn(images.shape, generator=generator, dtype=images.dtype)
         return noise.to(images.device)
@@ -111,7 +114,8 @@ class ContourPrepareBatch(DiffusionPrepareBatch):
         """One timestep for each of the ``(B, 1, H, W)`` images: ``(B,)`` long."""
         count = len(images)
         if self.fixed_seed is None:
-            return rows_of_process(partial(self._largest_timesteps, images.device), count)
+            draw = partial(self._largest_timesteps, images.device)
+            return rows_of_process(draw, count)
         middles = torch.arange(count, device=images.device) + 0.5
         return (middles * self.num_train_timesteps / count).long()
 
@@ -140,4 +144,5 @@ def _kept_or(value: float, items: Tensor, probability: float) -> Tensor:
     """Items ``(B, C, H, W)``, each with the given probability, and filled with ``value`` otherwise."""
     draws = rows_of_process(torch.rand, len(items)).to(items.device)
     is_dropped = draws >= probability
-    return items.masked_fill(is_dropped.view(-1, 1, 1, 1), value)
+    is_dropped = is_dropped.view(-1, 1, 1, 1)
+    return items.masked_fill(is_dropped, value)

@@ -60,8 +60,9 @@ def loss_curve(
         before = np.searchsorted(times, val_times, side="right") - 1
         val_seen = steps[np.maximum(before, 0)] * images_per_step
         axes.plot(val_seen, val_loss, color="tab:orange", marker=".", label="validation")
-    seen_label = "images seen" if images_per_step > 1 else "steps"
-    axes.set(xlabel=seen_label, ylabel="loss", yscale="log")
+    axes.set_xlabel("images seen" if images_per_step > 1 else "steps")
+    axes.set_ylabel("loss")
+    axes.set_yscale("log")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     figure.tight_layout()

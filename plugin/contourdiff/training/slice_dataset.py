@@ -31,6 +31,14 @@ class SliceDataset(Dataset, Randomizable):
         allow_empty: accept a dataset without slices, such as a validation without held-out patients.
         neighbors: add an adjacent slice of the first key as ``neighbor``, alternately the previous and the next.
         volume_keys: keys whose value belongs to a whole volume, given to each of its slices where a volume has them.
+
+    Examples:
+        >>> import torch
+        >>> image = torch.zeros(1, 5, 16, 16)
+        >>> image[:, 1:4] = 100  # of five slices, three have foreground
+        >>> dataset = SliceDataset([{"image": image, "contrast": 1}])
+        >>> len(dataset), dataset[0]["image"].shape, dataset[0]["contrast"]
+        (3, torch.Size([1, 16, 16]), 1)
     """
 
     volumes: Sequence[Mapping[str, Tensor]]
@@ -50,7 +58,8 @@ class SliceDataset(Dataset, Randomizable):
             volume = self.volumes[number]
             image = torch.as_tensor(volume[self.keys[0]])
             slices = image[0].moveaxis(self.slice_axis, 0)
-            single_slices += len(slices) < 2
+            if len(slices) < 2:
+                single_slices += 1
             is_foreground = slices.flatten(1) > 0
             shares = is_foreground.float().mean(dim=1)
             for position, share in enumerate(shares):
@@ -82,13 +91,16 @@ class SliceDataset(Dataset, Randomizable):
         if self.neighbors:
             image = volume[self.keys[0]]
             last = image.shape[self.slice_axis + 1] - 1
-            is_followed = position == 0 or (position % 2 == 1 and position < last)
-            neighbor = position + 1 if is_followed else position - 1
+            neighbor = position - 1
+            if position == 0 or (position % 2 == 1 and position < last):
+                neighbor = position + 1
             data["neighbor"] = self._slice(image, neighbor)
         for key in self.volume_keys:
             if key in volume:
                 data[key] = volume[key]
-        return data if self.transform is None else apply_transform(self.transform, data)
+        if self.transform is None:
+            return data
+        return apply_transform(self.transform, data)
 
     def _slice(self, image: Tensor, position: int) -> Tensor:
         plain = convert_to_tensor(image, track_meta=False)

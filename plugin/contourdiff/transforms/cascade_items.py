@@ -86,23 +86,31 @@ class RefinerStaged(MapTransform, Randomizable):
         coarse = self.R.uniform(0, self.noise)
         blur = self.R.uniform(-0.6, 1.0)
         _, height, width = image.shape
-        small = self.R.normal(size=(ceil(height / 4), ceil(width / 4)))
-        coarse_noise = zoom(small, 4, order=3)[:height, :width]
+        small_size = (ceil(height / 4), ceil(width / 4))
+        small = self.R.normal(size=small_size)
+        coarse_noise = zoom(small, 4, order=3)
+        coarse_noise = coarse_noise[:height, :width]
         fine_noise = self.R.normal(size=(height, width))
-        noisy = image[0].numpy() + fine * fine_noise + coarse * coarse_noise
-        blurred = gaussian_filter(noisy, 0.85 * max(blur, 0))
-        return _float_tensor(np.clip(blurred, -1, 1))[None]
+        values = image[0].numpy()
+        noisy = values + fine * fine_noise + coarse * coarse_noise
+        sigma_px = 0.85 * max(blur, 0)
+        blurred = gaussian_filter(noisy, sigma_px)
+        clipped = np.clip(blurred, -1, 1)
+        return _float_tensor(clipped)[None]
 
     def _shifted(self, image: Tensor) -> Tensor:
         amount = self.R.uniform(0, self.shift_px)
         size = image.shape[1:]
         factors = np.divide(size, FAULT_GRID)
         shifts = []
-        for grid in self.R.normal(size=(2, FAULT_GRID, FAULT_GRID)):
+        grids = self.R.normal(size=(2, FAULT_GRID, FAULT_GRID))
+        for grid in grids:
             dense = zoom(grid, factors, order=3, grid_mode=True, mode="nearest")
             shifts.append(amount * dense)
-        places = np.indices(size, dtype=np.float32) + shifts
-        shifted = map_coordinates(image[0].numpy(), places, order=1, mode="nearest")
+        pixels = np.indices(size, dtype=np.float32)
+        places = pixels + shifts
+        values = image[0].numpy()
+        shifted = map_coordinates(values, places, order=1, mode="nearest")
         return _float_tensor(shifted)[None]
 
 

@@ -41,23 +41,32 @@ def sample_chunked(
     ``AffineTransform``, whose ``affine_grid`` takes 56 bytes of float64 for each voxel of the result; here it is
     evaluated for a chunk of ``chunk_voxels`` at a time.
     """
-    thetas = to_norm_affine(affine.to(volume)[None], volume.shape[1:], shape, align_corners)
+    affines = affine.to(volume)[None]
+    thetas = to_norm_affine(affines, volume.shape[1:], shape, align_corners)
     reversed_axes = [2, 1, 0, 3]  # affine_grid counts axes from the last one
-    theta = thetas[0, reversed_axes[:3]][:, reversed_axes]
-    thickness = max(chunk_voxels // max(math.prod(shape[1:]), 1), 1)
-    points = theta.new_ones((min(thickness, shape[0]), *shape[1:], 4))
-    points[..., 0] = _normalized(shape[2], align_corners, theta)
-    points[..., 1] = _normalized(shape[1], align_corners, theta)[:, None]
+    theta = thetas[0, reversed_axes[:3]]
+    theta = theta[:, reversed_axes]
+    plane_voxels = max(math.prod(shape[1:]), 1)
+    thickness = max(chunk_voxels // plane_voxels, 1)
+    thickness = min(thickness, shape[0])
+    points = theta.new_ones((thickness, *shape[1:], 4))
     planes = _normalized(shape[0], align_corners, theta)
+    rows = _normalized(shape[1], align_corners, theta)
+    columns = _normalized(shape[2], align_corners, theta)
+    points[..., 0] = columns
+    points[..., 1] = rows[:, None]
     source = volume.contiguous()[None]
     out = volume.new_empty((len(volume), *shape), dtype=torch.float32)
     for start in range(0, shape[0], thickness):
-        chunk = out[:, start : start + thickness]
+        slab = slice(start, start + thickness)
+        chunk = out[:, slab]
         chunk_points = points[: chunk.shape[1]]
-        chunk_points[..., 2] = planes[start : start + thickness, None, None]
-        grid = torch.bmm(chunk_points.view(1, -1, 4), theta.mT[None])
+        chunk_points[..., 2] = planes[slab, None, None]
+        flat_points = chunk_points.view(1, -1, 4)
+        grid = torch.bmm(flat_points, theta.mT[None])
         grid = grid.view(1, *chunk.shape[1:], 3)
-        chunk.copy_(grid_sample(source, grid, mode, padding_mode, align_corners)[0])
+        sampled = grid_sample(source, grid, mode, padding_mode, align_corners)
+        chunk.copy_(sampled[0])
     return out
 
 
@@ -66,7 +75,9 @@ def _normalized(size: int, align_corners: bool, like: Tensor) -> Tensor:
     if size <= 1:
         return like.new_zeros(size)
     line = torch.linspace(-1, 1, size, dtype=like.dtype, device=like.device)
-    return line if align_corners else line * (size - 1) / size
+    if align_corners:
+        return line
+    return line * (size - 1) / size
 
 
 class ChunkedResample(SpatialResample):
@@ -105,9 +116,9 @@ class ChunkedResample(SpatialResample):
         source_affine = np.asarray(image.affine, dtype=np.float64)
         target_affine = np.asarray(dst_affine, dtype=np.float64)
         affine = np.linalg.solve(source_affine, target_affine)
-        is_same = np.allclose(source_affine, target_affine, atol=UNCHANGED)
-        is_same = is_same or np.allclose(affine, np.eye(4), atol=UNCHANGED)
-        if is_same and shape == image.shape[1:]:
+        is_same_grid = np.allclose(source_affine, target_affine, atol=UNCHANGED)
+        is_identity = np.allclose(affine, np.eye(4), atol=UNCHANGED)
+        if shape == image.shape[1:] and (is_same_grid or is_identity):
             return stock()
         working = get_equivalent_dtype(dtype or self.dtype or image.dtype, Tensor)
         sampling: dict[str, Any] = {
@@ -116,11 +127,12 @@ class ChunkedResample(SpatialResample):
             "align_corners": align_corners,
         }
         source = image.as_tensor().to(working)
-        resampled = MetaTensor(sample_chunked(source, torch.as_tensor(affine), shape, **sampling))
+        transform = torch.as_tensor(affine)
+        resampled = MetaTensor(sample_chunked(source, transform, shape, **sampling))
         traced = self.track_transform_meta(
             image,
             sp_size=shape,
-            affine=torch.as_tensor(affine),
+            affine=transform,
             orig_size=tuple(image.shape[1:]),
             extra_info={
                 "dtype": str(working).removeprefix("torch."),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.random import Generator
 from scipy.ndimage import gaussian_filter, label, mean, sobel, sum_labels
 
 EIGHT_NEIGHBORS = np.ones((3, 3), dtype=int)
@@ -28,6 +29,11 @@ def contour_fragments(
 
     The cells have a side of ``cell_px`` and the grid is shifted by ``offset`` pixels. Returns ``(H, W)`` int with 0 off
     the contour and 1 to ``n`` on it, and ``n``.
+
+    Examples:
+        >>> import numpy as np
+        >>> contour_fragments(np.array([[1, 1, 1, 0, 1]]), cell_px=2)
+        (array([[1, 1, 2, 0, 3]]), 3)
     """
     on = np.asarray(contour) != 0
     lines, _ = label(on, EIGHT_NEIGHBORS)
@@ -41,6 +47,15 @@ def contour_fragments(
     return fragments, pieces.shape[1]
 
 
+def random_fragments(
+    contour: np.ndarray, cell_px: int, random: Generator
+) -> tuple[np.ndarray, int]:
+    """[`contour_fragments`][] with a random offset."""
+    row_offset = int(random.integers(cell_px))
+    column_offset = int(random.integers(cell_px))
+    return contour_fragments(contour, cell_px, (row_offset, column_offset))
+
+
 def pixels_of(chosen: np.ndarray, fragments: np.ndarray) -> np.ndarray:
     """Pixels ``(H, W)`` bool of the fragments, numbered from 1 in ``fragments``, that ``chosen (n,)`` bool has."""
     return np.append(False, chosen)[fragments]
@@ -49,7 +64,7 @@ def pixels_of(chosen: np.ndarray, fragments: np.ndarray) -> np.ndarray:
 def ct_like_contour(
     contour: np.ndarray,
     image: np.ndarray,
-    random: np.random.Generator,
+    random: Generator,
     *,
     sigma_px: float,
     high_threshold: float,
@@ -67,26 +82,30 @@ def ct_like_contour(
         sigma_px: smoothing of the contour.
         high_threshold: upper threshold of the contour, the unit of what is weak.
     """
+    image = np.asarray(image)
     on = np.asarray(contour) != 0
     if random.random() < 0.5:
         on = without_short_lines(on, random.uniform(*SHORTEST_PX))
-    row_offset = int(random.integers(FRAGMENT_PX))
-    column_offset = int(random.integers(FRAGMENT_PX))
-    fragments, count = contour_fragments(on, FRAGMENT_PX, (row_offset, column_offset))
+    fragments, count = random_fragments(on, FRAGMENT_PX, random)
     if count == 0:
         return on
-    smooth = gaussian_filter(np.asarray(image, dtype=np.float64), sigma_px)
-    gradient = np.stack([sobel(smooth, 0), sobel(smooth, 1)]) / 4
+    smooth = gaussian_filter(image.astype(np.float64), sigma_px)
+    row_gradient = sobel(smooth, 0) / 4
+    column_gradient = sobel(smooth, 1) / 4
+    steepness = np.hypot(row_gradient, column_gradient)
     numbers = np.arange(1, count + 1)
-    strength = mean(np.hypot(*gradient), fragments, numbers)
+    strength = mean(steepness, fragments, numbers)
     lost = np.zeros(count, dtype=bool)
     if random.random() < 0.7:
         half = random.uniform(*WEAK) * high_threshold
         weakness = (strength - half) / (0.15 * high_threshold)
-        lost = random.random(count) < 1 / (1 + np.exp(weakness))
+        loss = 1 / (1 + np.exp(weakness))
+        lost = random.random(count) < loss
     added = np.zeros_like(on)
     if random.random() < 0.5:
-        slopes = np.stack([mean(part, fragments, numbers) for part in gradient])
+        row_slopes = mean(row_gradient, fragments, numbers)
+        column_slopes = mean(column_gradient, fragments, numbers)
+        slopes = np.stack([row_slopes, column_slopes])
         doubled = random.random(count) < random.uniform(0, DOUBLED)
         doubled &= np.hypot(*slopes) > 0.7 * strength  # straight, so that it has a direction
         distance = random.uniform(*DISTANCE_PX)
@@ -95,11 +114,12 @@ def ct_like_contour(
     if random.random() < 0.5:
         repeated = random.random(count) < random.uniform(0, CLUTTER)
         clutter = moved(pixels_of(repeated, fragments), random)
-        added |= clutter & (np.asarray(image) > 0)
-    return (on & ~pixels_of(lost, fragments)) | added
+        added |= clutter & (image > 0)
+    on &= ~pixels_of(lost, fragments)
+    return on | added
 
 
-def moved(contour: np.ndarray, random: np.random.Generator) -> np.ndarray:
+def moved(contour: np.ndarray, random: Generator) -> np.ndarray:
     """Contour ``(H, W)``, shifted by a random number of pixels along both axes; what leaves the image comes back."""
     shift = random.integers(contour.shape)
     return np.roll(contour, shift, axis=(0, 1))

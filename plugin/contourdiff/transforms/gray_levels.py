@@ -18,7 +18,13 @@ MR_PERCENTILES = (1.0, 95.0)
 
 @dataclass(eq=False)
 class GrayLevels(Transform):
-    """Clip to [0, 255] and, for ``dtype="uint8"`` instead of ``"float32"``, round: the last step before saving."""
+    """Clip to [0, 255] and, for ``dtype="uint8"`` instead of ``"float32"``, round: the last step before saving.
+
+    Examples:
+        >>> import torch
+        >>> GrayLevels("uint8")(torch.tensor([-3.0, 0.6, 300.0]))
+        tensor([  0,   1, 255], dtype=torch.uint8)
+    """
 
     dtype: str = "float32"
 
@@ -32,7 +38,8 @@ class GrayLevels(Transform):
         if self.dtype == "uint8":
             data.round(out=data)
         data = data.astype(self.dtype, copy=False)
-        return convert_to_dst_type(data, img, dtype=getattr(torch, self.dtype))[0]
+        dtype = getattr(torch, self.dtype)
+        return convert_to_dst_type(data, img, dtype=dtype)[0]
 
 
 class GrayLevelsd(KeyedTransform):

@@ -14,6 +14,7 @@ from monai.data import MetaTensor
 from monai.transforms import Spacingd, Transform
 from monai.utils import convert_to_dst_type, convert_to_numpy
 from scipy.ndimage import gaussian_filter
+from torch import Tensor
 
 from contourdiff.transforms.chunked_resample import ChunkedResample
 
@@ -29,13 +30,14 @@ class InPlaneSmooth(Transform):
     spacing_mm: float
     slice_axis: int = 0
 
-    def __call__(self, img: torch.Tensor) -> MetaTensor:
+    def __call__(self, img: Tensor) -> MetaTensor:
         """Smooth ``img``, a MetaTensor ``(C, H, W, D)``; same shape, float32."""
         if not isinstance(img, MetaTensor) or img.ndim != 4:
             raise ValueError(
                 f"expected a MetaTensor (C, H, W, D), got {type(img).__name__} of {tuple(img.shape)}"
             )
-        ratios = self.spacing_mm / np.asarray(img.pixdim, dtype=np.float64)
+        spacing_mm = np.asarray(img.pixdim, dtype=np.float64)
+        ratios = self.spacing_mm / spacing_mm
         sigmas = np.maximum(ratios - 1, 0) / 2
         sigmas[self.slice_axis] = 0.0
         data = convert_to_numpy(img).astype(np.float32)
@@ -72,8 +74,8 @@ class InPlaneResampled(Spacingd):
         self.smooth = InPlaneSmooth(spacing_mm, slice_axis)
 
     def __call__(
-        self, data: Mapping[Hashable, torch.Tensor], lazy: bool | None = None
-    ) -> dict[Hashable, torch.Tensor]:
+        self, data: Mapping[Hashable, Tensor], lazy: bool | None = None
+    ) -> dict[Hashable, Tensor]:
         """Smooth and resample the volume of every key."""
         smoothed = dict(data)
         for key, mode in self.key_iterator(smoothed, self.mode):

@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, ClassVar
 
-import numpy as np
 from monai.config import KeysCollection
 from monai.transforms import MapTransform, Randomizable
 from monai.utils import ensure_tuple
+from numpy.random import RandomState
 
 
 class KeyedTransform(MapTransform):
@@ -48,7 +48,7 @@ class RandomKeyedTransform(Randomizable, KeyedTransform):
     """A [`KeyedTransform`][] whose array transform draws at random; each key has its own draws."""
 
     def set_random_state(
-        self, seed: int | None = None, state: np.random.RandomState | None = None
+        self, seed: int | None = None, state: RandomState | None = None
     ) -> Randomizable:
         """Seed the draws."""
         super().set_random_state(seed, state)

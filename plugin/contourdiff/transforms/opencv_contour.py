@@ -50,7 +50,8 @@ class OpenCVContour(Transform):
         cv2 = _opencv()
         levels = checked_slice(image).round().clip(0, 255)
         levels = np.ascontiguousarray(levels, dtype=np.uint8)
-        blurred = cv2.GaussianBlur(levels, (self.kernel_px, self.kernel_px), 0)
+        kernel = (self.kernel_px, self.kernel_px)
+        blurred = cv2.GaussianBlur(levels, kernel, 0)
         edges = cv2.Canny(blurred, self.low_threshold, self.high_threshold)
         return (edges != 0).astype(np.float32)
 

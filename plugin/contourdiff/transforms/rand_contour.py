@@ -11,13 +11,14 @@ import torch
 from monai.config import NdarrayOrTensor
 from monai.transforms import RandomizableTransform
 from monai.utils import convert_to_dst_type, convert_to_numpy
+from numpy.random import default_rng
 
 from contourdiff.contours import contour_of
 from contourdiff.transforms.ct_like_contour import (
-    contour_fragments,
     ct_like_contour,
     moved,
     pixels_of,
+    random_fragments,
 )
 from contourdiff.transforms.keyed import RandomKeyedTransform
 from contourdiff.transforms.rand_remap import blend_with_curve
@@ -91,7 +92,7 @@ class RandContour(RandomizableTransform):
             contour = ct_like_contour(
                 contour,
                 image,
-                np.random.default_rng([self._seed, 1]),
+                default_rng([self._seed, 1]),
                 sigma_px=self._sigma,
                 high_threshold=self._high,
             )
@@ -100,10 +101,11 @@ class RandContour(RandomizableTransform):
     def randomize(self, data: None = None) -> None:
         """Draw smoothing, threshold and the two shares, and a seed for the fragments."""
         super().randomize(data)
-        self._sigma = self.R.uniform(self.sigma_px[0], self.sigma_px[1])
+        lowest, highest = self.sigma_px
+        self._sigma = self.R.uniform(lowest, highest)
         lowest, highest = self.high_threshold
-        exponent = self.R.uniform(np.log(lowest), np.log(highest))
-        self._high = float(np.exp(exponent))
+        logarithm = self.R.uniform(np.log(lowest), np.log(highest))
+        self._high = float(np.exp(logarithm))
         self._lost = self.R.uniform(0, self.dropout)
         self._added = self.R.uniform(0, self.clutter)
         self._seed = int(self.R.randint(2**31))
@@ -111,14 +113,13 @@ class RandContour(RandomizableTransform):
         if self.R.uniform() < self.remap:
             self._share = self.R.uniform()
         self._levels = self.R.uniform(0, 255, REMAP_KNOTS)
-        # draws nothing where it is off
-        self._is_ct_like = self.ct_like > 0 and self.R.uniform() < self.ct_like
+        self._is_ct_like = False
+        if self.ct_like > 0:  # draws nothing where it is off
+            self._is_ct_like = self.R.uniform() < self.ct_like
 
     def _broken(self, contour: np.ndarray) -> np.ndarray:
-        random = np.random.default_rng(self._seed)
-        row_offset = int(random.integers(self.cell_px))
-        column_offset = int(random.integers(self.cell_px))
-        fragments, count = contour_fragments(contour, self.cell_px, (row_offset, column_offset))
+        random = default_rng(self._seed)
+        fragments, count = random_fragments(contour, self.cell_px, random)
         kept = random.random(count) >= self._lost
         repeated = pixels_of(random.random(count) < self._added, fragments)
         return pixels_of(kept, fragments) | moved(repeated, random)

@@ -22,6 +22,12 @@ def blend_with_curve(
     """Blend ``image`` with itself, mapped by the curve through ``levels``, evenly spaced over [0, ``top``].
 
     ``share`` is the weight of the mapped image. Values up to ``air`` stay as they are.
+
+    Examples:
+        >>> import numpy as np
+        >>> image = np.array([0.0, 50.0, 100.0])
+        >>> blend_with_curve(image, np.array([80.0, 20.0, 60.0]), share=1, top=100)
+        array([ 0., 20., 60.])
     """
     knots = np.linspace(0, top, len(levels))
     mapped = np.interp(image, knots, levels)

@@ -17,7 +17,7 @@ class RemapLabels(Transform):
     """Replace label values of ``side``, ``"ct"`` or ``"mr"``, by class numbers; a value that no class lists becomes 0.
 
     MONAI's ``MapLabelValue`` leaves such values as they are, so that a label of another organ would count as a class.
-    ``label_map`` is a [`contourdiff.data.label_map.LabelMap`][] or its file.
+    ``label_map`` is a [`contourdiff.data.label_map.LabelMap`][] or its file, also for errors.
     """
 
     def __init__(self, label_map: LabelMap | str, side: str) -> None:
@@ -27,7 +27,8 @@ class RemapLabels(Transform):
 
     def __call__(self, img: NdarrayOrTensor) -> NdarrayOrTensor:
         """Label of any shape -> class numbers of that shape, float32, as MONAI's losses and resampling require."""
-        data = np.rint(convert_to_numpy(img)).astype(np.int64)
+        data = np.rint(convert_to_numpy(img))
+        data = data.astype(np.int64)
         out = np.zeros(data.shape, dtype=np.float32)
         for number, values in self.values.items():
             out[np.isin(data, values)] = number

@@ -53,7 +53,8 @@ def slicewise(
     source = np.moveaxis(data, slice_axis + 1, 1)
     for index in np.ndindex(*source.shape[:2]):
         target[index] = function(source[index])
-    return convert_to_dst_type(out.reshape(img.shape), img, dtype=torch.float32)[0]
+    out = out.reshape(img.shape)
+    return convert_to_dst_type(out, img, dtype=torch.float32)[0]
 
 
 class Slicewised(KeyedTransform):
