@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from benchmarks.contours import in_frame, random_contours
 from benchmarks.sequential import Translation
 from benchmarks.settings import make_network
 from contourdiff.sampling.candidate_pool import CandidatePool
-from contourdiff.sampling.selection import SelectionRules
+from contourdiff.sampling.selection import SelectionRules, choose
 
 RULES = SelectionRules(candidates=4, max_rounds=3, mean_threshold=127.0, distance_threshold=900.0)
 SLICES = 100
@@ -105,21 +106,22 @@ def test_the_pass_rate_is_that_of_the_synthetic_candidates() -> None:
         )
 
 
-def test_work_ahead_takes_no_later_round_before_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    early = []
-    ahead = CandidatePool._ahead
+def test_a_slice_is_worked_ahead_in_its_first_round_before_a_later_one() -> None:
+    calls = []
 
-    def watched(
-        self: CandidatePool, count: int, taken: set[tuple[int, int, int]]
-    ) -> list[tuple[int, int, int]]:
-        free = ahead(self, count, taken)
-        known = {*self._ready, *taken, *free}
-        early.extend(place for place in free if (place[0], 0, 0) not in known)
-        return free
+    def denoise(contours: torch.Tensor, items: Sequence[rounds.Item]) -> torch.Tensor:
+        calls.append(items)
+        return torch.stack([rounds.candidate_image(item, pass_rate=0.1) for item in items])
 
-    monkeypatch.setattr(CandidatePool, "_ahead", watched)
-    rounds.in_batches(SLICES, 64, 0.1)
-    assert early == []
+    order = list(range(SLICES))
+    pool = CandidatePool(denoise, torch.zeros(SLICES, 1, 2), "a", order, rounds.RULES, 64)
+    for choice, _ in choose(pool, order, rounds.RULES):
+        pool.forget(choice.slice_index)
+    begun: set[int] = set()
+    for items in calls:
+        begun |= {index for _, index, round_, _ in items if round_ == 0}
+        assert {index for _, index, _, _ in items} <= begun
+    assert begun == set(order)
 
 
 @pytest.mark.parametrize("slices", scaling.SLICES)
@@ -130,6 +132,7 @@ def test_calls_grow_with_the_slices_and_no_faster(slices: int) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not Path("/proc/self/status").is_file(), reason="resident memory is read from Linux's /proc"
 )
@@ -153,6 +156,7 @@ def test_frame_keeps_every_contour_that_fits_and_lies_in_the_middle() -> None:
     assert framed.sum() == volume.sum()
 
 
+@pytest.mark.slow
 def test_the_command_writes_both_files_and_takes_up_what_is_done(tmp_path: Path) -> None:
     arguments = [str(tmp_path), "--quick", "--only", "rounds,scaling"]
     assert run.main(arguments) == 0

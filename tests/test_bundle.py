@@ -146,41 +146,38 @@ def test_air_alone_gives_an_empty_volume(tiny_weights: Path, tmp_path: Path) -> 
 def corrupt(name: str, folder: Path) -> None:
     """Put one bad case, ``bad``, into the folder."""
     good = ball_ct((10, 30, 26))
+    noise = np.random.default_rng(0).integers(-1000, 1000, good.shape).astype(np.int16)
+    volumes = {
+        "truncated": noise,
+        "2-D": good[0],
+        "4-D": np.stack([good] * 2, axis=-1),
+        "empty": good[:, :0],
+        "NaN": np.where(good > 400, np.nan, good).astype(np.float32),
+        "infinite": np.where(good > 400, np.inf, good).astype(np.float32),
+        "label on another grid": good,
+    }
     path = folder / "bad.nii.gz"
+    if name in volumes:
+        write_nifti(path, volumes[name], OBLIQUE)
     if name == "not NIfTI":
         path.write_bytes(gzip.compress(b"this is no image at all" * 50))
     elif name == "truncated":
-        write_nifti(
-            path,
-            np.random.default_rng(0).integers(-1000, 1000, (10, 30, 26)).astype(np.int16),
-            OBLIQUE,
-        )
         path.write_bytes(path.read_bytes()[:3000])
     elif name == "claims too much":
         header = nib.Nifti1Header()
         header.set_data_dtype(np.int16)
         header.set_data_shape((30000, 30000, 12))
         path.write_bytes(gzip.compress(header.binaryblock + bytes(4)))
-    elif name == "2-D":
-        write_nifti(path, good[0], OBLIQUE)
-    elif name == "4-D":
-        write_nifti(path, np.stack([good] * 2, axis=-1), OBLIQUE)
-    elif name == "empty":
-        write_nifti(path, good[:, :0], OBLIQUE)
-    elif name == "NaN":
-        write_nifti(path, np.where(good > 400, np.nan, good).astype(np.float32), OBLIQUE)
-    elif name == "infinite":
-        write_nifti(path, np.where(good > 400, np.inf, good).astype(np.float32), OBLIQUE)
     elif name == "singular affine":
-        image = nib.Nifti1Image(good, np.eye(4))
-        image.header["sform_code"], image.header["qform_code"] = 2, 0
+        header = nib.Nifti1Image(good, np.eye(4)).header
+        header["sform_code"] = 2
+        header["qform_code"] = 0
         for row in ("srow_x", "srow_y", "srow_z"):
-            image.header[row] = (1, 1, 1, 0)
-        image = nib.Nifti1Image(good, None, image.header)
-        nib.save(image, path)
+            header[row] = (1, 1, 1, 0)
+        nib.save(nib.Nifti1Image(good, None, header), path)
     elif name == "label on another grid":
-        write_nifti(path, good, OBLIQUE)
-        write_nifti(folder / "labels" / "bad.nii.gz", (good > 200).astype(np.uint8)[:-1], OBLIQUE)
+        label = (good > 200).astype(np.uint8)
+        write_nifti(folder / "labels" / "bad.nii.gz", label[:-1], OBLIQUE)
 
 
 BAD_CASES = {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the pages show: Python and all short commands run as written, and the program takes every other command."""
+"""Python and commands of the pages run as written, by Sybil; ``<!-- skip: next "reason" -->`` leaves a block out."""
 
 from __future__ import annotations
 
@@ -11,260 +11,216 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from unittest import SkipTest
 
-import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
 from diffusers import UNet2DModel
+from sybil import Document, Example
+from sybil.parsers.markdown import CodeBlockParser, SkipParser
 
 from contourdiff import cli
 from contourdiff.bundle import config_files, read_config
 from contourdiff.cli.commands import parse_settings
+from contourdiff.cli.program import PROGRAM
 from contourdiff.cli.trust import config_digest
 from contourdiff.deploy.bundle_export import export_bundle
-from contourdiff.deploy.network_export import export_networks
+from contourdiff_lab import commands as lab
 from helpers import CONFIGS, REPOSITORY, ball_ct, make_mr, write_nifti, write_series
 
-PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
-PAGES.append(REPOSITORY / "bundles" / "contourdiff_ct2mr" / "docs" / "README.md")
+PAGES = [
+    REPOSITORY / "README.md",
+    REPOSITORY / "CONTRIBUTING.md",
+    CONFIGS.parent / "docs" / "README.md",
+    *sorted((REPOSITORY / "docs").rglob("*.md")),
+]
+PROGRAM_NAMES = r"contourdiff-lab|contourdiff|python -m monai\.bundle run"
+COMMAND = re.compile(rf"(?:^|; do |&& (?:\S*/)?)((?:{PROGRAM_NAMES}) .*?)(?:; done|&&|\s#|$)")
 BASES = {
     "translate": "inference",
     "train": "train",
     "quality": "inference",
     "gap": "inference",
     "agreement": "train",
-    "baseline": "cyclegan",
 }
 """Config that the settings of a command belong to."""
-EXCERPTS = ("style", "monai_label", "scale")
-"""Pages whose Python is parts of functions, or for another program or a cluster."""
-NOT_RUN = {
-    "contourdiff (table|train) ": "trains networks: tests/evaluation/test_experiment.py, tests/test_cli.py",
-    "(train|cpu).json": "trains networks: tests/training/test_training.py, tests/test_cli.py",
-    "evaluate.json": "requires a trained network: tests/training/test_segmentation_training.py",
-    "contourdiff (steps|agreement) ": "minutes: tests/evaluation/test_solver_comparison.py, test_held_out.py beside it",
-    "contourdiff example ": "two minutes: run by tests/test_shipped.py",
-    "neighbor_guided|hip_thigh|single|my_training": "requires weights of the reader's own: tests/test_bundle.py",
-    "contourdiff baseline ": "trains networks: tests/baselines/test_training.py",
-    "--(workers|scheduler) ": "several processes: tests/test_cohort.py, tests/data/test_bids.py",
-    "generative.pt": "requires weights of the reader's own: tests/test_checkpoints.py",
-    "--serve": "serves until it is interrupted: tests/report/test_server.py, tests/test_cli.py",
-    "--extractor": "requires a network of the reader's own: tests/evaluation/test_folder_quality.py",
-}
-"""Commands that no test runs as they are, and why: by what they contain."""
+LAB_CONFIGS = Path(lab.__file__).parent / "configs"
 L4 = 28
 """TotalSegmentator's number of a vertebra."""
-PREPARED = ("out", "converted")
-"""Folders that a command takes from the one before it."""
 
 
-def blocks(language: str) -> Iterator[tuple[str, str]]:
+def commands_of(text: str) -> list[str]:
+    """Commands of the package in a shell block, without comments and what else is in their lines."""
+    lines = (
+        text.replace("\\\n", " ").replace("$C/", f"{CONFIGS}/").replace("$seed", "1").splitlines()
+    )
+    return [command.strip() for line in lines for command in COMMAND.findall(line)]
+
+
+def run_shell(example: Example) -> None:
+    """Run the commands of a block, one after the other, in the working directory."""
+    for line in commands_of(example.parsed):
+        if "DIGEST" in line:
+            line = line.replace("DIGEST", config_digest([Path("converted/paper.json")]))
+        program, *arguments = shlex.split(line)
+        if program == "python":
+            subprocess.run([sys.executable, *arguments], check=True)
+        elif program == "contourdiff":
+            cli.main(arguments)
+        else:
+            lab.main(arguments)
+
+
+def run_python(example: Example) -> None:
+    """Run a block in this process, or, where it imports a bundle's ``scripts``, in one of its own."""
+    if "scripts" in example.parsed:
+        subprocess.run([sys.executable, "-c", example.parsed], check=True)
+    else:
+        exec(compile(example.parsed, example.path, "exec"), {"__name__": "page"})
+
+
+def read_json(example: Example) -> None:
+    """Read a block, which fails unless it is JSON."""
+    json.loads(example.parsed)
+
+
+def examples(page: Path) -> Iterator[Example]:
+    parsers = (
+        CodeBlockParser("python", run_python),
+        CodeBlockParser("bash", run_shell),
+        CodeBlockParser("json", read_json),
+        SkipParser(),
+    )
+    return Document.parse(str(page), *parsers).examples()
+
+
+def shown_commands() -> list[str]:
+    """Every command that the pages show, also of blocks that are left out."""
+    shown = []
     for page in PAGES:
-        if language == "python" and page.stem in EXCERPTS:
-            continue
-        for number, text in enumerate(
-            re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
-        ):
-            yield f"{page.stem} {number}", text
-
-
-def commands(program: str) -> list[str]:
-    """Every command of a program in the shell blocks, without the rest of its line."""
-    return [command for _, command in commands_by_page(program)]
-
-
-def commands_by_page(program: str) -> list[tuple[str, str]]:
-    found = []
-    for name, text in blocks("bash"):
-        for line in text.replace("\\\n", " ").splitlines():
-            lines = re.findall(
-                rf"(?:^|; do |&& (?:\S*/)?|\s)({program} .*?)(?:; done|&&|\s#|$)",
-                line.split("  #")[0],
-            )
-            found += [(name.split()[0], command.strip()) for command in lines]
-    return found
-
-
-def run_by_page() -> dict[str, list[str]]:
-    """Commands of each page that are run, in the page's order; one that several pages show, on the first."""
-    pages: dict[str, list[str]] = {}
-    seen: set[str] = set()
-    for page, line in commands_by_page("contourdiff") + commands_by_page(
-        "python -m monai.bundle run"
-    ):
-        if line not in seen and not any(re.search(pattern, line) for pattern in NOT_RUN):
-            pages.setdefault(page, []).append(line)
-        seen.add(line)
-    return pages
-
-
-def test_the_pages_show_commands_and_python() -> None:
-    assert len(commands("contourdiff")) > 15
-    assert len(commands("python -m monai.bundle run")) > 8
-    assert len(list(blocks("python"))) > 2
-
-
-@pytest.mark.parametrize("line", commands("contourdiff"))
-def test_the_command_line_takes_what_the_pages_show(
-    line: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = shlex.split(line.replace("$seed", "1"))[1:]
-    if words[0].startswith("--"):
-        with pytest.raises(SystemExit) as stop:
-            cli.main(words)
-        assert stop.value.code == 0
-        return
-    values = vars(cli.parser().parse_args(words))
-    if (base := BASES.get(values["command"])) is not None:
-        overlays = [
-            name
-            for name in values.get("overlays", [])
-            if base == "inference" or name.startswith("train")
-        ]
-        overlays = [name for name in overlays if not name.endswith(".json")]  # the reader's own
-        read_config(config_files(overlays=overlays, base=base), parse_settings(values["settings"]))
-        read_config(config_files(), parse_settings(values.get("translation") or []))
-
-
-@pytest.mark.parametrize("line", commands("python -m monai.bundle run"))
-def test_the_bundle_takes_what_the_pages_show(line: str) -> None:
-    words = shlex.split(line)[4:]
-    words = words[1:] if words[0] == "inference" else words
-    options = dict(zip((word.removeprefix("--") for word in words[::2]), words[1::2], strict=True))
-    text = options.pop("config_file").replace("$C", "bundles/contourdiff_ct2mr/configs")
-    files = ast.literal_eval(text) if text.startswith("[") else [text]
-    roots = (REPOSITORY, REPOSITORY / "bundles", REPOSITORY / "bundles" / "contourdiff_ct2mr")
-    found = {
-        file: next((root / file for root in roots if (root / file).is_file()), None)
-        for file in files
-    }
-    own = [str(path) for path in found.values() if path is not None]
-    assert [file for file, path in found.items() if path is None] in ([], ["paper.json"])
-    assert all(word.startswith("--") for word in words[::2])
-    read_config(own, options)
-
-
-@pytest.mark.parametrize(
-    ("name", "text"), [pytest.param(*block, id=block[0]) for block in blocks("json")]
-)
-def test_json_is_json(name: str, text: str) -> None:
-    json.loads(text)
+        for block in re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.S):
+            shown += commands_of(block)
+    return list(dict.fromkeys(shown))
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working directory with one small CT and its label, as the pages suppose."""
-    folder = tmp_path_factory.mktemp("docs")
-    ct, affine = ball_ct((4, 60, 56)), np.diag([4.0, 2.2, 2.2, 1.0])
-    write_nifti(folder / "ct" / "anna.nii.gz", ct, affine)
-    write_nifti(folder / "ct" / "labels" / "anna.nii.gz", (ct > 200).astype(np.uint8), affine)
-    write_nifti(folder / "mr" / "anna_label.nii.gz", (ct > 200).astype(np.uint8), affine)
-    write_nifti(
-        folder / "mr" / "anna_mr.nii.gz", np.clip(ct + 100, 0, 255).astype(np.uint8), affine
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folders that the pages suppose: a CT and its label, its translation, real MR, an export, weights."""
+    root = tmp_path_factory.mktemp("docs")
+    ct = ball_ct((4, 60, 56))
+    affine = np.diag([4.0, 2.2, 2.2, 1.0])
+    body = (ct > -500).astype(np.uint8)
+    gray = np.clip(ct + 100, 0, 255).astype(np.uint8)
+    for name in ("ct/anna", "ct/torso", "ct"):
+        write_nifti(root / f"{name}.nii.gz", ct, affine)
+    for name in (
+        "ct/labels/anna",
+        "ct/labels/torso",
+        "mr/anna_label",
+        "mr_t1/b_label",
+        "mr_t2/c_label",
+    ):
+        write_nifti(root / f"{name}.nii.gz", body * np.uint8(L4), affine)
+    for name in ("mr/anna_mr", "mr_t1/b_mr", "mr_t2/c_mr", "mr_labelled/b_t1_1_mr"):
+        write_nifti(root / f"{name}.nii.gz", gray, affine)
+    write_nifti(root / "mr_labelled" / "b_t1_1_label.nii.gz", body * np.uint8(2), affine)
+    for source, target in (("ct/anna", "ct.nrrd"), ("ct/labels/anna", "segmentation.nrrd")):
+        sitk.WriteImage(sitk.ReadImage(str(root / f"{source}.nii.gz")), str(root / target))
+    sagittal = (0.0, 1.0, 0.0, 0.0, 0.0, -1.0)
+    write_series(root / "dicom", ball_ct((4, 92, 180)), orientation=sagittal)
+    make_mr(root / "mr_train")
+    (root / "table.md").write_text("# Table\n")
+    classes = {"classes": ["bone"], "ct": {"bone": [L4]}, "mr": {"bone": [2]}}
+    (root / "classes.json").write_text(json.dumps(classes))
+    paper = UNet2DModel(
+        32,
+        in_channels=2,
+        out_channels=1,
+        block_out_channels=(32, 32),
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
     )
-    make_mr(folder / "mr_train")
-    export_bundle(folder / "contourdiff_ct2mr")
-    export_networks(folder / "out", "torchscript")
-    return folder
-
-
-@pytest.mark.parametrize(
-    ("name", "text"), [pytest.param(*block, id=block[0]) for block in blocks("python")]
-)
-def test_python_runs_as_written(
-    name: str, text: str, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(folder)
-    if "scripts" in text:  # a package of that name stays out of this process
-        subprocess.run([sys.executable, "-c", text], check=True)
-        return
-    exec(compile(text, name, "exec"), {"__name__": "page"})
+    paper.save_pretrained(root / "ContourDiff-CT-MRI-ddim" / "model" / "unet")
+    export_bundle(root / "contourdiff_ct2mr")
+    return root
 
 
 @pytest.fixture
-def inputs(folder: Path, tmp_path: Path) -> Path:
-    """A copy of the working directory, with the files that the pages name beside it."""
-    shutil.copytree(folder, tmp_path / "inputs")
-    inputs = tmp_path / "inputs"
-    for name in PREPARED:
-        shutil.rmtree(inputs / name, ignore_errors=True)
-    ct = nib.load(inputs / "ct" / "anna.nii.gz")
-    body = np.asarray(ct.dataobj) > -500
-    for name, label in (
-        ("ct/labels/anna", L4),
-        ("mr/anna_label", L4),
-        ("mr_labelled/b_t1_1_label", 2),
-    ):
-        write_nifti(inputs / f"{name}.nii.gz", body * np.uint8(label), ct.affine)
-    for source, targets in (
-        ("ct/anna.nii.gz", ("ct.nii.gz", "ct.nrrd", "ct/torso.nii.gz")),
-        ("ct/labels/anna.nii.gz", ("segmentation.nrrd", "ct/labels/torso.nii.gz")),
-        (
-            "mr/anna_mr.nii.gz",
-            ("mr_t1/b_mr.nii.gz", "mr_t2/c_mr.nii.gz", "mr_labelled/b_t1_1_mr.nii.gz"),
-        ),
-        ("mr/anna_label.nii.gz", ("mr_t1/b_label.nii.gz", "mr_t2/c_label.nii.gz")),
-    ):
-        for target in targets:
-            (inputs / target).parent.mkdir(exist_ok=True)
-            sitk.WriteImage(sitk.ReadImage(str(inputs / source)), str(inputs / target))
-    write_series(
-        inputs / "dicom", ball_ct((4, 92, 180)), orientation=(0.0, 1.0, 0.0, 0.0, 0.0, -1.0)
-    )
-    (inputs / "table.md").write_text("# Table\n")
-    (inputs / "classes.json").write_text(
-        '{"classes": ["bone"], "ct": {"bone": [28]}, "mr": {"bone": [2]}}'
-    )
-    return inputs
+def folder(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of them for a page, as the working directory."""
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "bundles").symlink_to(REPOSITORY / "bundles")
+    (tmp_path / "configs").symlink_to(CONFIGS)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
-@pytest.mark.parametrize(
-    ("page", "lines"), [pytest.param(*item, id=item[0]) for item in run_by_page().items()]
-)
-def test_commands_run_as_written(
-    page: str, lines: list[str], inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = tmp_path / "ContourDiff-CT-MRI-ddim" / "model"
-    if page == "train":
-        UNet2DModel(32, 2, 1, block_out_channels=(32, 32), down_block_types=("DownBlock2D",) * 2,
-                    up_block_types=("UpBlock2D",) * 2, layers_per_block=1).save_pretrained(model / "unet")  # fmt: skip
-    for number, line in enumerate(lines):
-        work = tmp_path / str(
-            number
-        )  # every command starts from the same files, and what PREPARED names
-        shutil.copytree(inputs, work)
-        for name in (*PREPARED, "ContourDiff-CT-MRI-ddim"):
-            source = tmp_path / (str(number - 1) if name in PREPARED else "") / name
-            if source.is_dir():
-                shutil.copytree(source, work / name)
-        (work / "bundles").symlink_to(REPOSITORY / "bundles")
-        if "['configs/" in line:
-            (work / "configs").symlink_to(CONFIGS)
-        monkeypatch.chdir(work)
-        before = set(work.rglob("*"))
-        if "DIGEST" in line:
-            line = line.replace("DIGEST", config_digest([Path("converted/paper.json")]))
-        words = shlex.split(line.replace("$seed", "1"))
-        if words[0] == "python":
-            done = subprocess.run(
-                [sys.executable, *words[1:]], capture_output=True, text=True, check=False
-            )
-            assert done.returncode == 0, done.stderr[-2000:]
-        else:
-            cli.main(words[1:])
-        assert {path for path in set(work.rglob("*")) - before if path.is_file()}, line
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_examples_of_a_page_run_as_written(page: Path, folder: Path) -> None:
+    for example in examples(page):
+        with suppress(SkipTest):
+            example.evaluate()
 
 
-def test_what_is_not_run_is_tested_elsewhere() -> None:
-    shown = [
-        line
-        for program in ("contourdiff", "python -m monai.bundle run")
-        for line in commands(program)
-    ]
-    for pattern, reason in NOT_RUN.items():
-        assert any(re.search(pattern, line) for line in shown), pattern
-        for name in re.findall(r"tests/\S+\.py", reason):
-            assert (REPOSITORY / name).is_file()
-    assert sum(map(len, run_by_page().values())) > 15
+def test_a_block_that_is_left_out_is_tested_elsewhere_or_says_why() -> None:
+    for page in PAGES:
+        for reason in re.findall(r"<!-- skip: next (.*?) -->", page.read_text(encoding="utf-8")):
+            assert ast.literal_eval(reason)
+            for name in re.findall(r"tests/[\w/]+\.py", reason):
+                assert (REPOSITORY / name).is_file(), (page, name)
+
+
+def test_the_pages_have_examples_that_run() -> None:
+    texts = [page.read_text(encoding="utf-8") for page in PAGES]
+    blocks = sum(len(re.findall(r"```(?:python|bash)\n", text)) for text in texts)
+    skipped = sum(text.count("<!-- skip: next") for text in texts)
+    assert blocks - skipped > 20
+    assert len(shown_commands()) > 40
+
+
+@pytest.mark.parametrize("line", shown_commands())
+def test_the_programs_take_what_the_pages_show(line: str) -> None:
+    program, *words = shlex.split(line)
+    if program == "python":
+        check_bundle_command(words[3:])
+        return
+    parser = PROGRAM.parser() if program == "contourdiff" else lab.LAB.parser()
+    if words[0].startswith("--"):
+        with pytest.raises(SystemExit) as stop:
+            parser.parse_args(words)
+        assert stop.value.code == 0
+        return
+    values = vars(parser.parse_args(words))
+    base = BASES.get(values["command"])
+    if base is not None:
+        overlays = []
+        for name in values.get("overlays", []):
+            of_the_reader = name.endswith(".json")
+            if not of_the_reader and (base == "inference" or name.startswith("train")):
+                overlays.append(name)
+        files = config_files(overlays=overlays, base=base)
+        read_config(files, parse_settings(values["settings"]))
+        read_config(config_files(), parse_settings(values.get("translation") or []))
+
+
+def check_bundle_command(words: list[str]) -> None:
+    """The configs exist, and have the settings of a ``python -m monai.bundle run``."""
+    if words[0] == "inference":
+        words = words[1:]
+    assert all(word.startswith("--") for word in words[::2])
+    names = [word.removeprefix("--") for word in words[::2]]
+    options = dict(zip(names, words[1::2], strict=True))
+    options.pop("meta_file", None)  # of MONAI, no setting
+    text = options.pop("config_file")
+    files = []
+    for name in ast.literal_eval(text) if text.startswith("[") else [text]:
+        paths = [root / Path(name).name for root in (CONFIGS, LAB_CONFIGS)]
+        existing = [str(path) for path in paths if path.is_file()]
+        assert existing or name == "paper.json", name  # that one is the reader's
+        files += existing
+    read_config(files, options)

@@ -9,29 +9,53 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[2]
-PACKAGE = ROOT / "plugin" / "contourdiff"
 BUNDLE = "bundles/contourdiff_ct2mr"
-OUTSIDE = ("README.md", "SECURITY.md", "LICENSE", f"{BUNDLE}/docs/**/*", f"{BUNDLE}/*/*.json")
-OUTSIDE += ("plugin/contourdiff/**/*.py",)
+OUTSIDE = (
+    "README.md",
+    "SECURITY.md",
+    "CONTRIBUTING.md",
+    "CITATION.cff",
+    "LICENSE",
+    f"{BUNDLE}/docs/**/*",
+    f"{BUNDLE}/*/*.json",
+    "plugin/contourdiff/**/*.py",
+    "plugin/contourdiff_lab/**/*.py",
+)
 """Files outside ``docs`` that pages may link to."""
+PAGE = (
+    "# {0}\n\n::: {0}\n    options:\n      show_root_heading: false\n      show_submodules: {1}\n"
+)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Give every file its path in the repository, and add those outside ``docs`` and the pages of the API."""
-    own = [file.abs_src_path for file in files if file.src_dir == config.docs_dir and file.inclusion.is_included()]
-    paths = [Path(path) for path in own if path] + [path for name in OUTSIDE for path in ROOT.glob(name)]
-    site = [file for file in files if file.src_dir != config.docs_dir]
-    for path in filter(Path.is_file, paths):
-        name = path.relative_to(ROOT).as_posix()
-        site.append(File(name, str(ROOT), config.site_dir, config.use_directory_urls))
-    site += [File.generated(config, f"api/{name}.md", content=text) for name, text in api().items()]
+    site = []
+    paths = []
+    for file in files:
+        if file.src_dir != config.docs_dir:
+            site.append(file)
+        elif file.abs_src_path and file.inclusion.is_included():
+            paths.append(Path(file.abs_src_path))
+    for pattern in OUTSIDE:
+        paths.extend(ROOT.glob(pattern))
+    for path in paths:
+        if path.is_file():
+            name = path.relative_to(ROOT).as_posix()
+            site.append(File(name, str(ROOT), config.site_dir, config.use_directory_urls))
+    for package in ("contourdiff", "contourdiff_lab"):
+        for name, text in api(package).items():
+            site.append(File.generated(config, f"api/{name}.md", content=text))
     return Files(site)
 
 
-def api() -> dict[str, str]:
-    """Text of a page for ``contourdiff`` and its modules, and one for each of its packages."""
-    block = "# {0}\n\n::: {0}\n    options:\n      show_root_heading: false\n      show_submodules: {1}\n"
-    modules = [f"\n::: contourdiff.{path.stem}\n" for path in sorted(PACKAGE.glob("[!_]*.py"))]
-    packages = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
-    pages = {name: block.format(f"contourdiff.{name}", "true") for name in packages}
-    return {"contourdiff": block.format("contourdiff", "false") + "".join(modules), **pages}
+def api(package: str) -> dict[str, str]:
+    """Text of a page for a package and its modules, and one for each of its packages."""
+    folder = ROOT / "plugin" / package
+    text = PAGE.format(package, "false")
+    for path in sorted(folder.glob("[!_]*.py")):
+        text += f"\n::: {package}.{path.stem}\n"
+    pages = {package: text}
+    for path in sorted(folder.glob("*/__init__.py")):
+        name = f"{package}.{path.parent.name}"
+        pages[name] = PAGE.format(name, "true")
+    return pages

@@ -59,22 +59,27 @@ class QualityGrid:
         settings: Mapping[str, Any] | None = None,
     ) -> QualityGrid:
         """Grid and contour of ``inference.json`` with its overlays and settings."""
-        parsed = read_config(
-            config_files(bundle, overlays), dict(settings or {})
-        ).get_parsed_content
-        grid = {name: parsed(name) for name in ("axcodes", "slice_axis", "spacing_mm", "margin_px")}
-        contour = {
-            name: parsed(f"contour_{name}")
-            for name in ("sigma_px", "low_threshold", "high_threshold")
-        }
-        return cls(**grid, **contour)
+        config = read_config(config_files(bundle, overlays), settings or {})
+        parsed = config.get_parsed_content
+        return cls(
+            axcodes=parsed("axcodes"),
+            slice_axis=parsed("slice_axis"),
+            spacing_mm=parsed("spacing_mm"),
+            margin_px=parsed("margin_px"),
+            sigma_px=parsed("contour_sigma_px"),
+            low_threshold=parsed("contour_low_threshold"),
+            high_threshold=parsed("contour_high_threshold"),
+        )
 
     def load(
         self, case: Mapping[str, str], percentiles: tuple[float, float] | None = None
     ) -> list[np.ndarray]:
         """Image and label of a case, each ``(slices, H, W)`` on the grid; the image scaled to gray levels if asked."""
-        keys = [key for key in ("image", "label") if key in case]
-        modes = ["bilinear", "nearest"][: len(keys)]
+        keys = ["image"]
+        modes = ["bilinear"]
+        if "label" in case:
+            keys.append("label")
+            modes.append("nearest")
         steps: list[Any] = [
             LoadImaged(keys, image_only=True),
             EnsureChannelFirstd(keys),
@@ -84,23 +89,30 @@ class QualityGrid:
             ),
         ]
         if percentiles is not None:
+            low, high = percentiles
             steps.append(
-                ScaleIntensityRangePercentilesd(
-                    "image", *percentiles, b_min=0, b_max=255, clip=True
-                )
+                ScaleIntensityRangePercentilesd("image", low, high, b_min=0, b_max=255, clip=True)
             )
         data = Compose(steps)(dict(case))
-        return [
-            np.moveaxis(np.asarray(data[key][0], dtype=np.float32), self.slice_axis, 0)
-            for key in keys
-        ]
+        volumes = []
+        for key in keys:
+            volume = np.asarray(data[key][0], dtype=np.float32)
+            volumes.append(np.moveaxis(volume, self.slice_axis, 0))
+        return volumes
 
     def contours(self, volume: np.ndarray) -> np.ndarray:
         """Contours of the slices of a volume ``(slices, H, W)`` of gray levels."""
-        settings = {
-            name: getattr(self, name) for name in ("sigma_px", "low_threshold", "high_threshold")
-        }
-        return np.stack([contour_of(image, **settings) for image in volume])
+        contours = []
+        for image in volume:
+            contours.append(
+                contour_of(
+                    image,
+                    sigma_px=self.sigma_px,
+                    low_threshold=self.low_threshold,
+                    high_threshold=self.high_threshold,
+                )
+            )
+        return np.stack(contours)
 
     def flicker(self, volume: np.ndarray, contours: np.ndarray) -> dict[str, float]:
         """Flicker of gray levels ``(slices, H, W)`` over the box around their contours, and its number of pairs."""
@@ -124,12 +136,10 @@ class CtContours:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        parsed = read_config(
-            config_files(self.bundle, self.overlays), dict(self.settings)
-        ).get_parsed_content
-        self._preprocessing, self._check, self._axis = map(
-            parsed, ("preprocessing", "fidelity", "slice_axis")
-        )
+        config = read_config(config_files(self.bundle, self.overlays), self.settings)
+        self._preprocessing = config.get_parsed_content("preprocessing")
+        self._check = config.get_parsed_content("fidelity")
+        self._axis = config.get_parsed_content("slice_axis")
         self._volumes = nifti_by_case(Path(self.ct_dir))
 
     def fidelity(self, image: str | Path, volume: np.ndarray) -> dict[str, float]:
@@ -138,28 +148,29 @@ class CtContours:
         ``image`` is the file of the translation, ``volume (slices, H, W)`` its gray levels on the quality's grid. NaN
         without a CT of its name on the same grid. See [`contourdiff.metrics.contour_fidelity.slice_fidelity`][].
         """
-        names = ("fidelity", "invented", "lost")
+        medians = dict.fromkeys(("fidelity", "invented", "lost"), math.nan)
         ct = self._volumes.get(ct_case(image))
-        contours = None if ct is None else self._preprocessing({"image": str(ct)})["image"]
-        gray = np.moveaxis(volume, 0, self._axis)
-        if contours is None or contours.shape[1:] != gray.shape:
-            return dict.fromkeys(names, math.nan)
+        if ct is None:
+            return medians
+        contours = self._preprocessing({"image": str(ct)})["image"]
+        gray_levels = np.moveaxis(volume, 0, self._axis)
+        if contours.shape[1:] != gray_levels.shape:
+            return medians
         spacing_mm = [float(size) for size in contours.pixdim]
-        summary = self._check(contours[0].as_tensor(), gray, spacing_mm).summary()
-        return {
-            name: math.nan if (value := summary[f"{name}_median"]) is None else value
-            for name in names
-        }
+        summary = self._check(contours[0].as_tensor(), gray_levels, spacing_mm).summary()
+        for name in medians:
+            median = summary[f"{name}_median"]
+            if median is not None:
+                medians[name] = median
+        return medians
 
 
 def ct_case(image: str | Path) -> str:
     """Case id of the CT that a translation was made from: of the record beside it, or else its own."""
     record = Path(str(image).removesuffix(".nii.gz") + ".json")
-    return (
-        case_of(json.loads(record.read_text("utf-8"))["image"])
-        if record.is_file()
-        else case_name(image)
-    )
+    if not record.is_file():
+        return case_name(image)
+    return case_of(json.loads(record.read_text(encoding="utf-8"))["image"])
 
 
 def folder_quality(
@@ -183,8 +194,8 @@ def folder_quality(
     ``reference_flicker`` is the mean over ``mr_dir``, a value for the setting of that name. The result has ``cases`` (a
     row each), their ``mean``, ``set`` (what [`image_quality`][] returns, or ``None``) and ``grid``.
 
-    Both folders hold cases with labels ([`contourdiff.data.training_cases.labelled_cases`][]), ``mr_pattern`` is that of case
-    ids of the MR. For ``extractor``, which requires ``mr_dir``, and ``foreground_only`` see
+    Both folders hold cases with labels, see [`contourdiff.data.training_cases.labelled_cases`][]; ``mr_pattern`` is the
+    pattern of the case ids of the MR. For ``extractor``, which requires ``mr_dir``, and ``foreground_only`` see
     [`contourdiff_lab.metrics.image_quality.image_quality`][]; ``extractor_name`` is recorded. Grid and contour are
     those of ``inference.json`` of the ``bundle``, with ``overlays`` and ``settings``, such as ``{"spacing_mm": 1.6}``.
 
@@ -194,65 +205,72 @@ def folder_quality(
         raise ValueError(
             "FID and MMD compare with real MR: expected mr_dir beside the extractor, got none; pass both"
         )
+    settings = settings or {}
     grid = QualityGrid.of_bundle(bundle, overlays, settings)
-    given = None if ct_dir is None else CtContours(ct_dir, bundle, overlays, settings or {})
-    rows: list[dict[str, Any]] = []
-    labelled: list[np.ndarray] = []
+    ct_contours = None if ct_dir is None else CtContours(ct_dir, bundle, overlays, settings)
+    cases: list[dict[str, Any]] = []
+    translated: list[np.ndarray] = []
     for case in tqdm(labelled_cases(folder), desc="image quality", unit="case"):
         image, label = grid.load(case)
-        contours, filled = grid.contours(image), label.any((1, 2))
-        labelled += list(image[filled])
-        boundaries = _boundaries(image[filled], label[filled], contours[filled], grid.spacing_mm)
-        fidelity = {} if given is None else given.fidelity(case["image"], image)
-        rows.append(
-            {
-                "case": case_name(case["image"]),
-                **grid.flicker(image, contours),
-                **boundaries,
-                **fidelity,
-            }
-        )
-    mean = {key: _nanmean([row[key] for row in rows]) for key in rows[0] if key != "case"}
-    compared = None
+        contours = grid.contours(image)
+        labelled = label.any((1, 2))
+        row: dict[str, Any] = {"case": case_name(case["image"])}
+        row.update(grid.flicker(image, contours))
+        row.update(_boundaries(contours[labelled], label[labelled], grid.spacing_mm))
+        if ct_contours is not None:
+            row.update(ct_contours.fidelity(case["image"], image))
+        cases.append(row)
+        translated += list(image[labelled])
+    mean = {}
+    for name in cases[0]:
+        if name != "case":
+            mean[name] = nan_mean([row[name] for row in cases])
+    distances = None
     if mr_dir is not None:
-        volumes = [
-            grid.load(case, MR_PERCENTILES)[0]
-            for case in labelled_cases(mr_dir, pattern=mr_pattern)
-        ]
-        mean["reference_flicker"] = _nanmean(
-            [grid.flicker(v, grid.contours(v))["flicker"] for v in volumes]
-        )
+        real: list[np.ndarray] = []
+        flickers = []
+        for case in labelled_cases(mr_dir, pattern=mr_pattern):
+            volume = grid.load(case, MR_PERCENTILES)[0]
+            measured = grid.flicker(volume, grid.contours(volume))
+            flickers.append(measured["flicker"])
+            real += list(volume)
+        mean["reference_flicker"] = nan_mean(flickers)
         if extractor is not None:
-            real = [image for volume in volumes for image in volume]
-            compared = image_quality(
-                real, labelled, extractor, extractor_name, foreground_only, size_px=grid.size_px
+            distances = image_quality(
+                real, translated, extractor, extractor_name, foreground_only, size_px=grid.size_px
             )
-    return {"cases": rows, "mean": mean, "set": compared, "grid": asdict(grid)}
+    return {"cases": cases, "mean": mean, "set": distances, "grid": asdict(grid)}
 
 
 def write_quality(quality: dict[str, Any], output_dir: str | Path) -> None:
     """Write ``quality.csv`` (a line for each case) and, last, ``quality.json``, each whole or not at all."""
     folder = Path(output_dir)
     write_csv(folder / "quality.csv", quality["cases"])
-    write_text(
-        folder / "quality.json", json.dumps(without_nan(quality), indent=2, allow_nan=False) + "\n"
-    )
+    content = json.dumps(without_nan(quality), indent=2, allow_nan=False)
+    write_text(folder / "quality.json", content + "\n")
 
 
-def _nanmean(values: Sequence[float]) -> float:
-    return float(np.nanmean(values)) if np.isfinite(values).any() else math.nan
+def nan_mean(values: Sequence[float]) -> float:
+    """Mean of the values that are not NaN; NaN if there is none."""
+    if not np.isfinite(values).any():
+        return math.nan
+    return float(np.nanmean(values))
 
 
-def _boundaries(
-    images: np.ndarray, labels: np.ndarray, contours: np.ndarray, pixel_mm: float
-) -> dict[str, float]:
-    """Agreement of labelled slices ``(slices, H, W)`` with their labels, and with those a quarter further on."""
+def _boundaries(contours: np.ndarray, labels: np.ndarray, pixel_mm: float) -> dict[str, float]:
+    """Agreement of contours ``(slices, H, W)`` with the labels of their slices, and with those a quarter further on."""
+    quarter = max(1, len(labels) // 4)
+    swapped = np.roll(labels, -quarter, axis=0)
+    return {
+        "boundary": _mean_boundary(contours, labels, pixel_mm),
+        "boundary_swapped": _mean_boundary(contours, swapped, pixel_mm),
+        "labelled_slices": len(labels),
+    }
 
-    def mean(partners: np.ndarray) -> float:
-        slices = zip(images, partners, [lambda _, own=own: own for own in contours], strict=True)
-        return _nanmean(
-            [label_boundary_agreement(*each, pixel_mm, (pixel_mm, pixel_mm)) for each in slices]
-        )
 
-    means = mean(labels), mean(np.roll(labels, -max(1, len(labels) // 4), axis=0))
-    return {"boundary": means[0], "boundary_swapped": means[1], "labelled_slices": len(labels)}
+def _mean_boundary(contours: np.ndarray, labels: np.ndarray, pixel_mm: float) -> float:
+    spacing_mm = (pixel_mm, pixel_mm)
+    shares = []
+    for contour, label in zip(contours, labels, strict=True):
+        shares.append(label_boundary_agreement(contour, label, pixel_mm, spacing_mm))
+    return nan_mean(shares)

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from monai.metrics import SSIMMetric
 from monai.networks.utils import eval_mode
 from torch.utils.data import Subset
@@ -19,18 +18,21 @@ from tqdm import tqdm
 from contourdiff.bundle import read_config
 from contourdiff.data.atomic import save_figure, write_csv, write_text
 from contourdiff.data.nifti_names import case_of
-from contourdiff.inference import denoiser_of
+from contourdiff.inference.execution import Execution
 from contourdiff.metrics.contour_agreement import contour_agreement
-from contourdiff.pictures import show_slice
+from contourdiff.pictures import image_grid
 from contourdiff.sampling import Sampler
 from contourdiff.sampling.intensity import to_gray_levels
 from contourdiff.sampling.neighbor_guided import first_condition
+from contourdiff.sampling.noise import CandidateNoise, CandidatePlace
+from contourdiff.tables import markdown_table
 from contourdiff.weights import load_weights, sha256_of
 
 MEASURES = ("precision", "recall", "f1", "ssim")
-PAIRINGS = ("own", "shuffled")
-COLUMNS = tuple(f"{pairing}_{measure}" for pairing in PAIRINGS for measure in MEASURES)
-Row = dict[str, Any]
+COLUMNS = (
+    *(f"own_{measure}" for measure in MEASURES),
+    *(f"shuffled_{measure}" for measure in MEASURES),
+)
 
 
 @dataclass(frozen=True)
@@ -62,28 +64,37 @@ class HeldOut:
 
     def translations(self, solver: str = "ddim", num_inference_steps: int = 50) -> list[np.ndarray]:
         """Translate every slice from its own contour: ``(H, W)`` gray levels each."""
-        refinement = {"num_refinement_steps": self.num_refinement_steps}
-        sampler = Sampler(self.scheduler, solver, num_inference_steps, **refinement)
-        denoiser = denoiser_of(self.network, sampler, batch_size=self.batch_size, seed=self.seed)
+        sampler = Sampler(
+            self.scheduler,
+            solver,
+            num_inference_steps,
+            num_refinement_steps=self.num_refinement_steps,
+        )
+        denoiser = Execution(batch_size=self.batch_size).denoiser(self.network, sampler)
+        noise = CandidateNoise(self.seed)
+        count = len(self.dataset)
         images: list[np.ndarray] = []
-        bar = tqdm(total=len(self.dataset), desc="translate held-out slices", unit="slice")
-        with eval_mode(self.network), bar as progress:
-            for start in range(0, len(self.dataset), self.batch_size):
-                positions = range(start, min(start + self.batch_size, len(self.dataset)))
-                conditions = torch.stack(
-                    [first_condition(self.dataset[i]) for i in positions]
-                ).float()
-                batch = denoiser(
-                    conditions.to(self.device), [(f"slice{i}", i, 0, 0) for i in positions]
-                )
-                images += list(batch.cpu().numpy())
+        with (
+            eval_mode(self.network),
+            tqdm(total=count, desc="translate held-out slices", unit="slice") as progress,
+        ):
+            for start in range(0, count, self.batch_size):
+                positions = range(start, min(start + self.batch_size, count))
+                conditions = []
+                places = []
+                for position in positions:
+                    conditions.append(first_condition(self.dataset[position]))
+                    places.append(CandidatePlace(f"slice{position}", position, 0, 0))
+                batch = torch.stack(conditions).float()
+                translated = denoiser(batch.to(self.device), places, noise)
+                images += list(translated.cpu().numpy())
                 progress.update(len(positions))
         return images
 
 
 def held_out_agreement(
     held_out: HeldOut, translations: Sequence[np.ndarray], tolerance_px: float = 2.0
-) -> list[Row]:
+) -> list[dict[str, Any]]:
     """Compare each translation with its slice (``own_*``) and, as a control, with another patient's (``shuffled_*``).
 
     Precision, recall and f1 compare the translation's contour with the given one, SSIM its gray levels with the real
@@ -94,28 +105,29 @@ def held_out_agreement(
     Raises ``ValueError`` if there are fewer than two groups, or not one group for each item.
     """
     count = len(held_out.dataset)
-    partners = _partners(range(count) if held_out.groups is None else held_out.groups, count)
-    rows: list[Row] = []
+    groups = held_out.groups
+    partners = _partners(range(count) if groups is None else groups, count)
+    rows = []
     for index, (translation, partner) in enumerate(zip(translations, partners, strict=True)):
-        row: Row = {"index": index, "partner": partner}
         contour = np.asarray(held_out.contour(translation[None]))[0]
-        for pairing, position in zip(PAIRINGS, (index, partner), strict=True):
+        row: dict[str, Any] = {"index": index, "partner": partner}
+        for pairing, position in (("own", index), ("shuffled", partner)):
             item = held_out.dataset[position]
             agreement = contour_agreement(contour, np.asarray(item["contour"])[0], tolerance_px)
-            values = (*agreement, ssim(translation, gray_levels(item["image"])))
-            row |= {
-                f"{pairing}_{name}": value for name, value in zip(MEASURES, values, strict=True)
-            }
+            row[f"{pairing}_precision"] = agreement.precision
+            row[f"{pairing}_recall"] = agreement.recall
+            row[f"{pairing}_f1"] = agreement.f1
+            row[f"{pairing}_ssim"] = ssim(translation, gray_levels(item["image"]))
         rows.append(row)
     return rows
 
 
-def ssim(image: np.ndarray, other: np.ndarray) -> float:
+def ssim(image: np.ndarray, reference: np.ndarray) -> float:
     """SSIM of two slices ``(H, W)`` of gray levels in [0, 255]."""
     metric = SSIMMetric(spatial_dims=2, data_range=255.0, reduction="none")
-    return float(
-        torch.as_tensor(metric(*(torch.as_tensor(each)[None, None] for each in (image, other))))
-    )
+    batch = torch.as_tensor(image)[None, None]
+    reference_batch = torch.as_tensor(reference)[None, None]
+    return float(torch.as_tensor(metric(batch, reference_batch)))
 
 
 def gray_levels(image: Any) -> np.ndarray:
@@ -130,13 +142,11 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     """
     if not rows:
         raise ValueError("expected rows of held_out_agreement, got none")
-    values = {
-        column: np.array([row[column] for row in rows], dtype=np.float64) for column in COLUMNS
-    }
-    return {
-        column: {"mean": float(value.mean()), "std": float(value.std())}
-        for column, value in values.items()
-    }
+    summary = {}
+    for column in COLUMNS:
+        values = np.array([row[column] for row in rows], dtype=np.float64)
+        summary[column] = {"mean": float(values.mean()), "std": float(values.std())}
+    return summary
 
 
 def write_agreement(
@@ -150,24 +160,26 @@ def write_agreement(
     """
     summary = summarize(rows)
     write_csv(Path(output_dir) / "agreement.csv", rows)
-    lines = [
-        f"| {len(rows)} slices, mean ± std | own contour | another's contour |",
-        "|---|---|---|",
-    ]
+    header = [f"{len(rows)} slices, mean ± std", "own contour", "another's contour"]
+    cells = []
     for measure in MEASURES:
-        cells = [
-            "{mean:.3f} ± {std:.3f}".format(**summary[f"{pairing}_{measure}"])
-            for pairing in PAIRINGS
-        ]
-        lines.append(f"| {' | '.join([measure, *cells])} |")
+        own = summary[f"own_{measure}"]
+        shuffled = summary[f"shuffled_{measure}"]
+        cells.append([measure, _mean_and_std(own), _mean_and_std(shuffled)])
     better = float(np.mean([row["own_f1"] > row["shuffled_f1"] for row in rows]))
-    lines += [
+    lines = [
+        markdown_table(header, cells),
         "",
         f"The f1 with the own contour is the higher one in {better:.1%} of the slices.",
         "",
     ]
-    lines += [f"- {name}: {value}" for name, value in (settings or {}).items()]
+    for name, value in (settings or {}).items():
+        lines.append(f"- {name}: {value}")
     write_text(Path(output_dir) / "agreement.md", "\n".join(lines) + "\n")
+
+
+def _mean_and_std(figures: Mapping[str, float]) -> str:
+    return f"{figures['mean']:.3f} ± {figures['std']:.3f}"
 
 
 def agreement_picture(
@@ -178,22 +190,35 @@ def agreement_picture(
 ) -> None:
     """Draw the best, the median and the worst slice by own f1: real MR, contour, translation, translation's contour."""
     ranked = sorted(rows, key=lambda row: -row["own_f1"])
-    chosen = {"best": ranked[0], "median": ranked[len(ranked) // 2], "worst": ranked[-1]}
-    figure = Figure(figsize=(7.5, 10.4))
-    axes = figure.subplots(4, len(chosen), squeeze=False)
-    for column, (name, row) in zip(axes.T, chosen.items(), strict=True):
-        item, translation = held_out.dataset[row["index"]], translations[row["index"]]
-        show_slice(
-            column[0], gray_levels(item["image"]), f"{name}, f1 {row['own_f1']:.2f}\nreal MR"
+    shown = {
+        "best": ranked[0],
+        "median": ranked[len(ranked) // 2],
+        "worst": ranked[-1],
+    }
+    titles = []
+    columns = []
+    for name, row in shown.items():
+        item = held_out.dataset[row["index"]]
+        image = translations[row["index"]]
+        titles.append(f"{name}, f1 {row['own_f1']:.2f}\nreal MR")
+        columns.append(
+            [
+                gray_levels(item["image"]),
+                255 * np.asarray(item["contour"])[0],
+                image,
+                255 * np.asarray(held_out.contour(image[None]))[0],
+            ]
         )
-        show_slice(column[1], 255 * np.asarray(item["contour"])[0], "its contour")
-        show_slice(column[2], translation, "translation of that contour")
-        show_slice(
-            column[3],
-            255 * np.asarray(held_out.contour(translation[None]))[0],
-            "the translation's contour",
-        )
-    figure.tight_layout()
+    figure = image_grid(
+        list(zip(*columns, strict=True)),
+        [
+            titles,
+            ["its contour"] * 3,
+            ["translation of that contour"] * 3,
+            ["the translation's contour"] * 3,
+        ],
+        cell_inches=(2.5, 2.6),
+    )
     save_figure(figure, path, dpi=100)
 
 
@@ -229,13 +254,15 @@ def evaluate_bundle(
     translations = held_out.translations(num_inference_steps=num_inference_steps)
     rows = held_out_agreement(held_out, translations, tolerance_px)
     for row, (case, position) in zip(rows, held_out.places, strict=True):
-        row |= {"case": case, "slice": position}
+        row["case"] = case
+        row["slice"] = position
     basis = {
         "num_inference_steps": num_inference_steps,
         "tolerance_px": tolerance_px,
         "seed": held_out.seed,
+        "weights (SHA-256)": sha256_of(weights),
     }
-    write_agreement(rows, output_dir, basis | {"weights (SHA-256)": sha256_of(weights)})
+    write_agreement(rows, output_dir, basis)
     agreement_picture(rows, held_out, translations, Path(output_dir) / "agreement.png")
     return summarize(rows)
 
@@ -250,29 +277,36 @@ def held_out_slices(
 ) -> HeldOut:
     """Held-out slices of a training config; arguments and errors as in [`evaluate_bundle`][]."""
     parsed = read_config(train_config, settings).get_parsed_content
-    device, slices = parsed("device"), parsed("validate#slices")
+    device = parsed("device")
+    slices = parsed("validate#slices")
     count = len(slices) if max_slices is None else min(max_slices, len(slices))
-    chosen = [int(position) for position in np.linspace(0, len(slices) - 1, count).round()]
-    index = [slices.index[position] for position in chosen]
-    options = {name: parsed(name) for name in ("batch_size", "seed")}
+    positions = np.linspace(0, len(slices) - 1, count).round().astype(int).tolist()
+    groups = []
+    places = []
+    for position in positions:
+        volume, slice_index = slices.index[position]
+        groups.append(volume)
+        image = slices.volumes.data[volume]["image"]
+        places.append((case_of(image), slice_index))
     if inference is None:
         network = load_weights(parsed("network_def"), weights).to(device)
+        num_refinement_steps = HeldOut.num_refinement_steps
     else:
-        own = {**(translation or {}), "ckpt_path": str(weights), "device": device}
-        parser = read_config(inference, own)
-        network = parser.get_parsed_content("network")
-        options["num_refinement_steps"] = parser.get_parsed_content("num_refinement_steps")
+        overrides = {**(translation or {}), "ckpt_path": str(weights), "device": device}
+        translator = read_config(inference, overrides)
+        network = translator.get_parsed_content("network")
+        num_refinement_steps = translator.get_parsed_content("num_refinement_steps")
     return HeldOut(
-        network,
-        Subset(slices, chosen),  # type: ignore[arg-type]  # a sequence in all but name
-        parsed("scheduler"),
-        parsed("contour").transform,
-        groups=[volume for volume, _ in index],
-        places=[
-            (case_of(slices.volumes.data[volume]["image"]), position) for volume, position in index
-        ],
+        network=network,
+        dataset=Subset(slices, positions),  # type: ignore[arg-type]  # a sequence in all but name
+        scheduler=parsed("scheduler"),
+        contour=parsed("contour").transform,
+        groups=groups,
+        places=places,
+        batch_size=parsed("batch_size"),
+        seed=parsed("seed"),
         device=device,
-        **options,
+        num_refinement_steps=num_refinement_steps,
     )
 
 
@@ -286,8 +320,10 @@ def _partners(groups: Sequence[int], count: int) -> list[int]:
             f"expected a group for each of {count} slices and two groups or more to shuffle between, "
             f"got {len(groups)} in {len(members)} groups; hold out more patients"
         )
-    partners, (first, *following) = [0] * count, members.values()
-    for own, others in zip(members.values(), [*following, first], strict=True):
-        for rank, position in enumerate(own):
-            partners[position] = others[rank * len(others) // len(own)]
+    in_order = list(members.values())
+    partners = [0] * count
+    for number, positions in enumerate(in_order):
+        following = in_order[(number + 1) % len(in_order)]
+        for rank, position in enumerate(positions):
+            partners[position] = following[rank * len(following) // len(positions)]
     return partners

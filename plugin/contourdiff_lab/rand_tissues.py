@@ -44,16 +44,16 @@ class RandTissues(Randomizable):
 
     def __call__(self, img: NdarrayOrTensor, label: NdarrayOrTensor) -> NdarrayOrTensor:
         """Image of levels in [0, 1] and label of integer classes, both ``(C, H, W)`` -> image, float32."""
-        data, classes = (
-            convert_to_numpy(img).astype(np.float32),
-            np.rint(convert_to_numpy(label)).astype(np.int64),
-        )
+        data = convert_to_numpy(img).astype(np.float32)
+        classes = np.rint(convert_to_numpy(label)).astype(np.int64)
         self.randomize(classes.max(initial=0) + 1)
-        out = np.select(
-            [classes == number for number in range(len(self._levels))],
-            [blend_with_curve(data, levels, 1.0, top=1, air=self.air) for levels in self._levels],
-        )
-        return convert_to_dst_type(out, img, dtype=torch.float32)[0]
+        masks = []
+        mapped = []
+        for number, levels in enumerate(self._levels):
+            masks.append(classes == number)
+            mapped.append(blend_with_curve(data, levels, 1.0, top=1, air=self.air))
+        tissues = np.select(masks, mapped)
+        return convert_to_dst_type(tissues, img, dtype=torch.float32)[0]
 
 
 class RandTissuesd(Randomizable, MapTransform):
@@ -73,10 +73,7 @@ class RandTissuesd(Randomizable, MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Replace the image of every key."""
-        return {
-            **data,
-            **{
-                key: self.transform(data[key], data[self.label_key])
-                for key in self.key_iterator(data)
-            },
-        }
+        item = dict(data)
+        for key in self.key_iterator(item):
+            item[key] = self.transform(item[key], data[self.label_key])
+        return item

@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from contourdiff.data.atomic import save_figure, write_csv, write_text
-from contourdiff.pictures import show_slice
+from contourdiff.pictures import image_grid
 from contourdiff.sampling.sampler import SOLVERS
+from contourdiff.tables import markdown_table
 from contourdiff.weights import sha256_of
 from contourdiff_lab.held_out import HeldOut, gray_levels, held_out_agreement, held_out_slices, ssim
 
-MEASURES = ("own_f1", "own_ssim", "reference_ssim")
+Rows = Sequence[Mapping[str, Any]]
+COLUMNS = ("solver", "seed", "case", "slice", "own_f1", "own_ssim", "reference_ssim")
+HEADER = ("solver", "network calls", "F1", "SSIM", "SSIM with the reference")
 
 
 def compare_solvers(
@@ -46,25 +48,34 @@ def compare_solvers(
     """
     steps = {name: _parse_solver(name) for name in (*solvers, reference)}
     held_out = held_out_slices(train_config, weights, max_slices, settings, inference, translation)
-    exact = replace(held_out, seed=seeds[0]).translations(*steps[reference])
-    rows: list[dict[str, Any]] = []
+    first_seed = seeds[0]
+    exact = replace(held_out, seed=first_seed).translations(*steps[reference])
     pictures = {reference: exact}
+    rows: list[dict[str, Any]] = []
     for name, seed in itertools.product(solvers, seeds):
         images = replace(held_out, seed=seed).translations(*steps[name])
-        agreement = held_out_agreement(held_out, images)
-        for row, (case, position), image, best in zip(
-            agreement, held_out.places, images, exact, strict=True
-        ):
-            entry = {"solver": name, "seed": seed, "case": case, "slice": position}
-            entry |= {measure: row[measure] for measure in MEASURES[:2]}
-            rows.append(entry | ({"reference_ssim": ssim(image, best)} if seed == seeds[0] else {}))
         pictures.setdefault(name, images)
+        agreement = held_out_agreement(held_out, images)
+        for index, (case, position) in enumerate(held_out.places):
+            row = {
+                "solver": name,
+                "seed": seed,
+                "case": case,
+                "slice": position,
+                "own_f1": agreement[index]["own_f1"],
+                "own_ssim": agreement[index]["own_ssim"],
+            }
+            if seed == first_seed:
+                row["reference_ssim"] = ssim(images[index], exact[index])
+            rows.append(row)
     table = _table(rows, solvers, seeds)
-    write_csv(Path(output_dir) / "steps.csv", rows, ["solver", "seed", "case", "slice", *MEASURES])
-    basis = f"- reference: {reference}, seed {seeds[0]}\n- slices: {len(held_out.places)}, seeds: {list(seeds)}\n"
+    write_csv(Path(output_dir) / "steps.csv", rows, COLUMNS)
     write_text(
         Path(output_dir) / "steps.md",
-        f"{table}\n{basis}- weights (SHA-256): {sha256_of(weights)}\n",
+        f"{table}\n"
+        f"- reference: {reference}, seed {first_seed}\n"
+        f"- slices: {len(held_out.places)}, seeds: {list(seeds)}\n"
+        f"- weights (SHA-256): {sha256_of(weights)}\n",
     )
     _draw(pictures, held_out, Path(output_dir) / "steps.png")
     return table
@@ -72,45 +83,48 @@ def compare_solvers(
 
 def _parse_solver(name: str) -> tuple[str, int]:
     solver, _, steps = name.partition(":")
-    if solver not in SOLVERS or solver == "ddpm" or not steps.isdigit() or int(steps) < 1:
-        known = [each for each in SOLVERS if each != "ddpm"]
+    deterministic = [solver for solver in SOLVERS if solver != "ddpm"]
+    if solver not in deterministic or not steps.isdigit() or int(steps) < 1:
         raise ValueError(
-            f"expected a solver of {known} and its steps, such as dpm_solver:20; got {name!r}"
+            f"expected a solver of {deterministic} and its steps, such as dpm_solver:20; got {name!r}"
         )
     return solver, int(steps)
 
 
-def _table(rows: Sequence[Mapping[str, Any]], solvers: Sequence[str], seeds: Sequence[int]) -> str:
-    lines = [
-        "| solver | network calls | F1 | SSIM | SSIM with the reference |",
-        "|---|---|---|---|---|",
-    ]
+def _table(rows: Rows, solvers: Sequence[str], seeds: Sequence[int]) -> str:
+    cells = []
     for name in solvers:
-        members = [row for row in rows if row["solver"] == name]
-        cells = []
-        for measure in MEASURES[:2]:
-            means = [
-                np.mean([row[measure] for row in members if row["seed"] == seed]) for seed in seeds
-            ]
-            spread = f" ± {np.std(means, ddof=1):.4f}" if len(means) > 1 else ""
-            cells.append(f"{np.mean(means):.4f}{spread}")
-        cells.append(
-            f"{np.mean([row['reference_ssim'] for row in members if 'reference_ssim' in row]):.3f}"
-        )
-        lines.append(f"| {' | '.join([*name.split(':'), *cells])} |")
-    return "\n".join(lines) + "\n"
+        of_solver = [row for row in rows if row["solver"] == name]
+        solver, steps = name.split(":")
+        f1 = _mean_over_seeds(of_solver, "own_f1", seeds)
+        own_ssim = _mean_over_seeds(of_solver, "own_ssim", seeds)
+        similarities = [row["reference_ssim"] for row in of_solver if "reference_ssim" in row]
+        cells.append([solver, steps, f1, own_ssim, f"{np.mean(similarities):.3f}"])
+    return markdown_table(HEADER, cells) + "\n"
+
+
+def _mean_over_seeds(rows: Rows, measure: str, seeds: Sequence[int]) -> str:
+    """Mean of the means of each seed, and their standard deviation."""
+    means = []
+    for seed in seeds:
+        values = [row[measure] for row in rows if row["seed"] == seed]
+        means.append(np.mean(values))
+    text = f"{np.mean(means):.4f}"
+    if len(means) > 1:
+        text += f" ± {np.std(means, ddof=1):.4f}"
+    return text
 
 
 def _draw(pictures: Mapping[str, Sequence[np.ndarray]], held_out: HeldOut, path: Path) -> None:
     """The first, a middle and the last slice: real, and by each solver."""
-    shown = sorted({0, len(held_out.places) // 2, len(held_out.places) - 1})
-    figure = Figure(figsize=(2.2 * (len(pictures) + 1), 2.4 * len(shown)))
-    axes = figure.subplots(len(shown), len(pictures) + 1, squeeze=False)
-    for row, position in enumerate(shown):
-        columns = {"real MR": gray_levels(held_out.dataset[position]["image"])}
-        columns |= {name: images[position] for name, images in pictures.items()}
-        for axis, (name, image) in zip(axes[row], columns.items(), strict=True):
-            show_slice(axis, image, name if row == 0 else "")
-            axis.invert_xaxis()
-    figure.tight_layout(pad=0.3)
+    count = len(held_out.places)
+    rows = []
+    for position in sorted({0, count // 2, count - 1}):
+        real = gray_levels(held_out.dataset[position]["image"])
+        translated = [images[position] for images in pictures.values()]
+        rows.append([real, *translated])
+    titles = ["real MR", *pictures]
+    figure = image_grid(rows, [titles], cell_inches=(2.2, 2.4))
+    for axis in figure.axes:
+        axis.invert_xaxis()
     save_figure(figure, path, dpi=80)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -13,17 +14,17 @@ import numpy as np
 import pytest
 from monai.bundle import ConfigParser
 
-from contourdiff.cli import main
 from contourdiff.contours import contour_of
 from contourdiff.phantom import write_phantom
+from contourdiff_lab.commands import main
 from contourdiff_lab.contour_gap import (
     REGIONS,
     RIM_PX,
     ContourGap,
     RegionContour,
-    _direction_names,
     contour_gap,
     contour_statistics,
+    direction_names,
     tissue_regions,
 )
 from helpers import CONFIGS, write_nifti
@@ -58,12 +59,12 @@ def ring(inner: int = 10, outer: int = 29) -> np.ndarray:
 
 @pytest.mark.parametrize("spacing", [1.0, 2.2])
 def test_a_square_ring_has_the_length_density_and_fragment_of_its_76_pixels(spacing: float) -> None:
-    found = contour_statistics(ring(), ring(), whole(), (spacing, spacing))["all"]
+    contour = contour_statistics(ring(), ring(), whole(), (spacing, spacing))["all"]
     area = 40 * 50 * spacing**2 / 100
-    assert found.length_mm == pytest.approx(76 * spacing)
-    assert found.area_cm2 == pytest.approx(area)
-    assert found.density_mm_per_cm2 == pytest.approx(76 * spacing / area)
-    assert found.fragments_mm.tolist() == pytest.approx([76 * spacing])
+    assert contour.length_mm == pytest.approx(76 * spacing)
+    assert contour.area_cm2 == pytest.approx(area)
+    assert contour.density_mm_per_cm2 == pytest.approx(76 * spacing / area)
+    assert contour.fragments_mm.tolist() == pytest.approx([76 * spacing])
 
 
 def test_regions_share_a_length_but_a_fragment_counts_whole_in_each() -> None:
@@ -71,10 +72,10 @@ def test_regions_share_a_length_but_a_fragment_counts_whole_in_each() -> None:
     contour[35, 5:8] = 1
     left = np.zeros(SHAPE, dtype=bool)
     left[:, :20] = True
-    found = contour_statistics(contour, ring(), {"left": left, "right": ~left}, (2.0, 2.0))
-    assert found["left"].length_mm + found["right"].length_mm == 2.0 * 79
-    assert sorted(found["left"].fragments_mm) == [6.0, 152.0]
-    assert found["right"].fragments_mm.tolist() == [152.0]
+    halves = contour_statistics(contour, ring(), {"left": left, "right": ~left}, (2.0, 2.0))
+    assert halves["left"].length_mm + halves["right"].length_mm == 2.0 * 79
+    assert sorted(halves["left"].fragments_mm) == [6.0, 152.0]
+    assert halves["right"].fragments_mm.tolist() == [152.0]
 
 
 def test_pixels_that_meet_at_a_corner_are_one_fragment() -> None:
@@ -97,10 +98,10 @@ def test_pixels_that_meet_at_a_corner_are_one_fragment() -> None:
     ],
 )
 def test_a_line_runs_in_its_own_direction(angle: float, expected: int) -> None:
-    found = statistics_of(half_plane(angle))
-    assert found.length_mm > 0
-    assert found.directions[expected] > 0.95
-    assert found.directions.sum() == pytest.approx(1)
+    line = statistics_of(half_plane(angle))
+    assert line.length_mm > 0
+    assert line.directions[expected] > 0.95
+    assert line.directions.sum() == pytest.approx(1)
 
 
 def test_directions_are_those_in_millimeters() -> None:
@@ -111,24 +112,23 @@ def test_directions_are_those_in_millimeters() -> None:
 def test_a_square_has_as_much_along_h_as_along_w_and_turns_with_the_image() -> None:
     image = np.full((40, 40), 40.0)
     image[10:30, 14:26] = 180
-    found, turned = statistics_of(image), statistics_of(image.T.copy())
-    assert found.directions[ALONG_H] > found.directions[ALONG_W] > 0.3  # 20 rows by 12 columns
+    upright = statistics_of(image)
+    turned = statistics_of(image.T.copy())
+    assert upright.directions[ALONG_H] > upright.directions[ALONG_W] > 0.3  # 20 rows by 12 columns
     assert turned.directions[[ALONG_W, ALONG_H]] == pytest.approx(
-        found.directions[[ALONG_H, ALONG_W]], abs=0.02
+        upright.directions[[ALONG_H, ALONG_W]], abs=0.02
     )
-    assert turned.length_mm == found.length_mm
+    assert turned.length_mm == upright.length_mm
 
 
 def test_without_contour_or_area_nothing_is_invented() -> None:
     regions = {**whole(), "none": np.zeros(SHAPE, dtype=bool)}
-    found = contour_statistics(np.zeros(SHAPE), half_plane(0), regions, (2.0, 2.0))
-    assert (
-        found["all"].density_mm_per_cm2,
-        found["all"].length_mm,
-        len(found["all"].fragments_mm),
-    ) == (0, 0, 0)
-    assert np.isnan(found["all"].directions).all()
-    assert np.isnan(found["none"].density_mm_per_cm2)
+    contours = contour_statistics(np.zeros(SHAPE), half_plane(0), regions, (2.0, 2.0))
+    assert contours["all"].density_mm_per_cm2 == 0
+    assert contours["all"].length_mm == 0
+    assert len(contours["all"].fragments_mm) == 0
+    assert np.isnan(contours["all"].directions).all()
+    assert np.isnan(contours["none"].density_mm_per_cm2)
 
 
 def test_regions_separate_the_body_by_distance_to_the_labels_side() -> None:
@@ -158,11 +158,11 @@ def test_bone_counts_where_the_filter_lost_the_body_and_without_bone_all_is_rest
 
 
 def test_directions_are_named_in_the_patients_axes() -> None:
-    assert _direction_names("RAS", 0) == ("A-P", "AS-PI", "S-I", "AI-PS")
-    assert _direction_names("RAS", 2) == ("R-L", "RA-LP", "A-P", "RP-LA")
+    assert direction_names("RAS", 0) == ("A-P", "AS-PI", "S-I", "AI-PS")
+    assert direction_names("RAS", 2) == ("R-L", "RA-LP", "A-P", "RP-LA")
 
 
-def test_shapes_and_spacing_are_checked() -> None:
+def test_shapes_and_spacing_of_contours_are_checked() -> None:
     with pytest.raises(ValueError, match=r"of one shape, got .*cut slices"):
         contour_statistics(np.zeros(SHAPE), np.zeros((4, 4)), whole(), (1.0, 1.0))
     with pytest.raises(ValueError, match="two positive numbers"):
@@ -200,64 +200,48 @@ def test_the_contour_is_that_of_the_translation(
     phantoms: Path, gap: ContourGap, inference_parser: Callable[..., ConfigParser]
 ) -> None:
     steps = inference_parser(window_hu=[-160, 240]).get_parsed_content("preprocessing")
-    given = np.asarray(steps({"image": str(phantoms / "ct" / "phantom.nii.gz")})["image"][0])
-    slices = [one for one in gap.slices if one.side == "ct"]
-    assert sum(one.contour.any() for one in slices) > 10
-    for one in slices:
-        np.testing.assert_array_equal(one.contour, given[one.position])
-        regions = sum(mask.astype(int) for mask in one.regions.values())
-        middle = (slice(RIM_PX, -RIM_PX), slice(RIM_PX, -RIM_PX))
+    volume = np.asarray(steps({"image": str(phantoms / "ct" / "phantom.nii.gz")})["image"][0])
+    slices = [measured for measured in gap.slices if measured.side == "ct"]
+    assert sum(measured.contour.any() for measured in slices) > 10
+    middle = (slice(RIM_PX, -RIM_PX), slice(RIM_PX, -RIM_PX))
+    for measured in slices:
+        np.testing.assert_array_equal(measured.contour, volume[measured.position])
+        regions = sum(mask.astype(int) for mask in measured.regions.values())
         assert regions.sum() == regions[middle].sum()
         assert regions.max() == 1
-        inside = one.contour[middle] > 0
-        assert (
-            regions[middle][inside] == 1
-        ).sum() >= 0.98 * inside.sum()  # nearly all of it lies in a region
+        in_a_region = regions[middle][measured.contour[middle] > 0]
+        assert in_a_region.sum() >= 0.98 * len(in_a_region)  # nearly all of it
 
 
 def test_the_contour_of_the_mr_is_that_of_the_training(phantoms: Path, gap: ContourGap) -> None:
     parser = ConfigParser()
     parser.read_config(str(CONFIGS / "train.json"))
     case = {"image": str(phantoms / "mr" / "images" / "a.nii.gz")}
-    volume, contour = (
-        parser.get_parsed_content("volume_transform")(case),
-        parser.get_parsed_content("contour"),
-    )
-    for one in (one for one in gap.slices if one.side == "mr"):
-        given = contour({"image": volume["image"][:, one.position]})["contour"][0]
-        np.testing.assert_array_equal(one.contour, np.asarray(given))
+    volume = parser.get_parsed_content("volume_transform")(case)
+    contour = parser.get_parsed_content("contour")
+    slices = [measured for measured in gap.slices if measured.side == "mr"]
+    assert slices
+    for measured in slices:
+        expected = contour({"image": volume["image"][:, measured.position]})["contour"][0]
+        np.testing.assert_array_equal(measured.contour, np.asarray(expected))
 
 
 def test_a_ct_has_no_gap_to_itself(gap: ContourGap) -> None:
-    ct = [one for one in gap.slices if one.side == "ct"]
-    same = ContourGap(
-        [*ct, *(type(one)(**{**vars(one), "side": "mr"}) for one in ct)], gap.directions, {}
-    )
+    ct = [measured for measured in gap.slices if measured.side == "ct"]
+    as_mr = [replace(measured, side="mr") for measured in ct]
+    same = ContourGap([*ct, *as_mr], gap.directions, {})
     assert same.density_factor() == pytest.approx(1)
     assert {line["ratio"] for line in same.summary() if np.isfinite(line["ratio"])} == {1.0}
 
 
-def test_command_writes_a_line_a_slice_and_region(
+def test_the_command_gap_writes_a_line_a_slice_and_region(
     phantoms: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = phantoms / "out"
-    arguments = [
-        str(phantoms / "ct"),
-        str(phantoms / "mr"),
-        str(out),
-        "--label_map",
-        str(phantoms / "map.json"),
-    ]
-    main(
-        [
-            "gap",
-            *arguments,
-            "--settings",
-            "contour_high_threshold=60",
-            "--mr_settings",
-            "upper_percentile=99",
-        ]
-    )
+    folders = [str(phantoms / "ct"), str(phantoms / "mr"), str(out)]
+    options = ["--label_map", str(phantoms / "map.json")]
+    settings = ["--settings", "contour_high_threshold=60", "--mr_settings", "upper_percentile=99"]
+    main(["gap", *folders, *options, *settings])
     with (out / "gap.csv").open() as file:
         rows = list(csv.DictReader(file))
     slices = {(row["side"], row["case"], row["slice"]) for row in rows}
@@ -287,13 +271,14 @@ def test_command_writes_a_line_a_slice_and_region(
         ({"mr_settings": {"percentile": 1}}, "did you mean"),
     ],
 )
-def test_errors_say_what_is_missing(phantoms: Path, change: dict, message: str) -> None:
+def test_errors_of_the_gap_say_what_is_missing(phantoms: Path, change: dict, message: str) -> None:
     arguments = {"ct_dir": "ct", "mr_dir": "mr", "label_map": "map.json"} | change
     paths = {name: phantoms / arguments.pop(name) for name in ("ct_dir", "mr_dir", "label_map")}
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         contour_gap(**paths, **arguments)
 
 
+@pytest.mark.slow
 def test_real_ct_has_fewer_edges_beside_its_bones_than_real_t1(
     real_data: Path, tmp_path: Path
 ) -> None:
@@ -308,7 +293,7 @@ def test_real_ct_has_fewer_edges_beside_its_bones_than_real_t1(
         for line in gap.summary()
         if line["measure"] == "density_mm_per_cm2"
     }
-    assert {one.side for one in gap.slices} == {"ct", "mr"}
+    assert {measured.side for measured in gap.slices} == {"ct", "mr"}
     assert ratios["near"] < 0.8
     assert ratios["inside"] > 1
-    assert all(0.7 < one.boundary_share <= 1 for one in gap.slices)
+    assert all(0.7 < measured.boundary_share <= 1 for measured in gap.slices)

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from contourdiff.bundle import run_inference_config
-from contourdiff.cli import main
 from contourdiff.phantom import write_phantom
+from contourdiff_lab.commands import main
 from contourdiff_lab.folder_quality import QualityGrid, folder_quality
-from helpers import write_nifti
+from helpers import run, write_nifti
 
 AFFINE = np.array([[0, 0, 3.0, 5], [2.2, 0, 0, -7], [0, -2.2, 0, 11], [0, 0, 0, 1]])
 """In-plane spacing 2.2 mm, axes A, I, R."""
@@ -62,11 +61,8 @@ def test_fidelity_to_the_ct_counts_what_a_translation_invents(tmp_path: Path) ->
         write_nifti(tmp_path / name / f"{case}_mr.nii.gz", gray.astype(np.float32), AFFINE)
         write_nifti(tmp_path / name / f"{case}_label.nii.gz", (bone > 200).astype(np.uint8), AFFINE)
         measured[name] = folder_quality(tmp_path / name, ct_dir=tmp_path / "ct")["cases"][0]
-    assert (
-        measured["same"]["fidelity"],
-        measured["same"]["invented"],
-        measured["same"]["lost"],
-    ) == (1, 0, 0)
+    same = measured["same"]
+    assert (same["fidelity"], same["invented"], same["lost"]) == (1, 0, 0)
     assert measured["invents"]["invented"] > 0.1 > measured["invents"]["lost"]
     assert measured["loses"]["lost"] > 0.1 > measured["loses"]["invented"]
     assert np.isnan(measured["other"]["fidelity"])
@@ -83,13 +79,14 @@ def test_flicker_is_measured_in_the_box_around_the_contours(tmp_path: Path) -> N
     assert case["flicker"] == pytest.approx(np.mean(changes), abs=30)
 
 
-def test_flicker_is_that_of_the_record_of_the_translation(tmp_path: Path) -> None:
+def test_flicker_is_that_of_the_record_of_the_translation(
+    tmp_path: Path, tiny_weights: Path
+) -> None:
     """The same definition; the box differs as far as the translation departs from its contours."""
     write_phantom(tmp_path / "ct", shape=(6, 100, 100), spacing_mm=(12.0, 2.2, 2.2))
-    settings = {"num_inference_steps": 2, "candidates": 1, "max_rounds": 1, "logging_file": False}
-    run_inference_config(tmp_path / "ct", tmp_path / "mr", overlays=("fast",), **settings)
+    run(tmp_path / "ct", tmp_path / "mr", tiny_weights)
     record = json.loads((tmp_path / "mr" / "phantom_mr.json").read_text())["flicker"]
-    (case,) = folder_quality(tmp_path / "mr")["cases"]
+    (case,) = folder_quality(tmp_path / "mr", overlays=["single"])["cases"]
     assert case["pairs"] == record["pairs"] == 5
     assert case["flicker"] == pytest.approx(record["flicker"], rel=0.1)
 
@@ -99,11 +96,10 @@ def test_hip_and_thigh_are_measured_across_axial_slices(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     label = np.zeros((40, 44, 6), dtype=np.uint8)
     label[10:30, 12:32] = 1
-    image = (label * (120.0 + 40 * (np.arange(6) % 2)) + rng.normal(0, 1, label.shape) + 20).astype(
-        np.float32
-    )
+    brightness = 120.0 + 40 * (np.arange(6) % 2)
+    image = label * brightness + rng.normal(0, 1, label.shape) + 20
     affine = np.diag([1.6, 1.6, 4.0, 1.0])
-    write_nifti(tmp_path / "a_mr.nii.gz", image, affine)
+    write_nifti(tmp_path / "a_mr.nii.gz", image.astype(np.float32), affine)
     write_nifti(tmp_path / "a_label.nii.gz", label, affine)
     quality = folder_quality(tmp_path, overlays=["hip_thigh"])
     assert (quality["grid"]["slice_axis"], quality["grid"]["spacing_mm"]) == (2, 0.8)
@@ -112,7 +108,7 @@ def test_hip_and_thigh_are_measured_across_axial_slices(tmp_path: Path) -> None:
     assert quality["cases"][0]["labelled_slices"] == 6
 
 
-def test_an_unknown_setting_is_refused(tmp_path: Path) -> None:
+def test_an_unknown_setting_of_the_quality_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="spacing_mm"):
         folder_quality(folder_of(tmp_path), settings={"spacing": 2.0})
 
@@ -139,7 +135,7 @@ def test_an_extractor_requires_real_mr(tmp_path: Path) -> None:
         folder_quality(folder_of(tmp_path), extractor=torch.nn.Identity())
 
 
-def test_command_writes_and_compares_with_real_mr(
+def test_the_command_quality_writes_and_compares_with_real_mr(
     real_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     network = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 5, stride=4), torch.nn.ReLU())

@@ -12,7 +12,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigParser
 from scipy.ndimage import binary_fill_holes
 from torch import nn
 
@@ -26,7 +25,7 @@ from contourdiff_lab.held_out import (
     summarize,
     write_agreement,
 )
-from helpers import CONFIGS
+from helpers import CONFIGS, TINY_NETWORK
 
 CONTOUR = Contour(sigma_px=1.0, low_threshold=20.0, high_threshold=40.0)
 ALPHAS_CUMPROD = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 100), 0)
@@ -43,7 +42,7 @@ class Filler(nn.Module):
 
     def forward(self, x: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         noisy, contour = x[:, :1], x[:, 1:]
-        filled = np.stack([binary_fill_holes(each[0]) for each in contour.numpy() > 0])[:, None]
+        filled = np.stack([binary_fill_holes(mask[0]) for mask in contour.numpy() > 0])[:, None]
         x0 = 2 * torch.from_numpy(filled).float() - 1
         alpha_bar = ALPHAS_CUMPROD[timesteps][:, None, None, None]
         epsilon = (noisy - alpha_bar.sqrt() * x0) / (1 - alpha_bar).sqrt()
@@ -83,16 +82,17 @@ def test_the_own_contour_agrees_and_another_does_not(prediction_type: str) -> No
         assert row["own_ssim"] > row["shuffled_ssim"]
 
 
-def test_rows_do_not_depend_on_the_batch() -> None:
+def test_agreement_does_not_depend_on_the_batch() -> None:
     torch.manual_seed(0)
     network = WithTime(nn.Conv2d(2, 1, 3, padding=1))
-    slices = [held_out(discs(), network, batch_size=batch_size) for batch_size in (1, 2, 8)]
-    first, *others = (
-        held_out_agreement(each, each.translations(num_inference_steps=4)) for each in slices
-    )
+    by_batch_size = []
+    for batch_size in (1, 2, 8):
+        slices = held_out(discs(), network, batch_size=batch_size)
+        by_batch_size.append(held_out_agreement(slices, slices.translations(num_inference_steps=4)))
+    first = by_batch_size[0]
     assert 0 < first[0]["own_f1"] < 1
-    for other in others:
-        for row, expected in zip(other, first, strict=True):
+    for rows in by_batch_size[1:]:
+        for row, expected in zip(rows, first, strict=True):
             assert row == pytest.approx(expected, abs=1e-4)
 
 
@@ -129,14 +129,14 @@ def test_shuffling_needs_two_groups() -> None:
         agreement(discs(), groups=[0, 1])
 
 
-def test_summary_is_mean_and_std() -> None:
+def test_a_summary_is_mean_and_standard_deviation() -> None:
     rows = [dict.fromkeys(COLUMNS, 1.0), dict.fromkeys(COLUMNS, 0.5)]
     assert summarize(rows) == {column: {"mean": 0.75, "std": 0.25} for column in COLUMNS}
     with pytest.raises(ValueError, match="expected rows of held_out_agreement, got none"):
         summarize([])
 
 
-def test_files_are_written_whole(tmp_path: Path) -> None:
+def test_files_of_the_agreement_are_written_whole(tmp_path: Path) -> None:
     slices = held_out(discs(), Filler("v_prediction"))
     translations = slices.translations(num_inference_steps=4)
     rows = held_out_agreement(slices, translations)
@@ -177,16 +177,16 @@ def mr_folder(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_bundle_is_evaluated_from_its_training_config(tmp_path: Path, mr_folder: Path) -> None:
-    parser = ConfigParser()
-    parser.read_config(TRAIN_CONFIG)
-    torch.save(parser.get_parsed_content("network_def").state_dict(), tmp_path / "model.pt")
+def test_a_bundle_is_evaluated_from_its_training_config(
+    tmp_path: Path, mr_folder: Path, tiny_weights: Path
+) -> None:
     summary = evaluate_bundle(
         TRAIN_CONFIG,
-        str(tmp_path / "model.pt"),
+        str(tiny_weights),
         str(tmp_path / "out"),
         num_inference_steps=1,
         max_slices=4,
+        network_def=TINY_NETWORK,
         dataset_dir=str(mr_folder),
         datalist="index.csv",
         device="cpu",
@@ -199,6 +199,6 @@ def test_a_bundle_is_evaluated_from_its_training_config(tmp_path: Path, mr_folde
     assert (tmp_path / "out/agreement.png").read_bytes().startswith(PNG)
 
 
-def test_a_misspelled_setting_is_refused(tmp_path: Path) -> None:
+def test_a_misspelled_setting_of_held_out_slices_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="data_dir"):
         evaluate_bundle(TRAIN_CONFIG, "model.pt", str(tmp_path), data_dir="mr")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from contourdiff.cli import main
+from contourdiff_lab.commands import main
 from contourdiff_lab.solver_comparison import compare_solvers
 from helpers import CONFIGS, TINY_NETWORK, make_mr
 
@@ -25,7 +25,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     }
 
 
-def test_table_lines_and_picture(
+def test_solvers_have_a_line_each_and_a_picture(
     settings: dict[str, object], tiny_weights: Path, tmp_path: Path
 ) -> None:
     solvers = ["ddim:4", "ddim:2", "dpm_solver:3"]
@@ -47,19 +47,15 @@ def test_table_lines_and_picture(
     assert all(
         float(row["reference_ssim"]) == pytest.approx(1) for row in same if row["reference_ssim"]
     )
-    others = [
-        float(row["reference_ssim"])
-        for row in rows
-        if row["solver"] != "ddim:4" and row["reference_ssim"]
-    ]
-    assert max(others) < 0.9999
+    compared = [row for row in rows if row["solver"] != "ddim:4" and row["reference_ssim"]]
+    assert max(float(row["reference_ssim"]) for row in compared) < 0.9999
     assert "| dpm_solver | 3 |" in table
     assert table in (tmp_path / "steps.md").read_text()
     assert (tmp_path / "steps.png").stat().st_size > 1000
 
 
 @pytest.mark.parametrize("name", ["euler:10", "ddim", "ddim:0", "ddim:x"])
-def test_unknown_solver_is_refused_before_any_work(name: str, tmp_path: Path) -> None:
+def test_an_unknown_solver_is_refused_before_any_work(name: str, tmp_path: Path) -> None:
     with pytest.raises(
         SystemExit, match=r"error: expected a solver of .*ddim.*such as dpm_solver:20; got"
     ):

@@ -172,7 +172,7 @@ def test_markdown_is_a_page_and_its_html_is_text(tmp_path: Path) -> None:
     assert "<title>Rows &amp; more</title>" in (tmp_path / "table.html").read_text()
 
 
-@pytest.mark.parametrize("name", ["bundles/contourdiff_ct2mr/docs/README.md", "docs/evaluate.md"])
+@pytest.mark.parametrize("name", ["bundles/contourdiff_ct2mr/docs/README.md", "docs/results.md"])
 def test_the_model_card_is_a_page(name: str, tmp_path: Path) -> None:
     """Every row and figure of the Markdown, whose links lead to files and to headings."""
     path = tmp_path / name

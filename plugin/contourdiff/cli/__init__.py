@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contourdiff.cli import (  # which register their commands
     deployment,
     report,
+    settings,
     training,
     translation,
 )

@@ -14,17 +14,21 @@ class AttentionGenerator(nn.Module):
     """Sum of contents and of the input, weighted by attention: ``(B, 1, H, W)`` -> the same, in [-1, 1].
 
     Features are those of [`contourdiff_lab.baselines.generators.ResnetGenerator`][]. From them one branch makes
-    ``attentions - 1`` contents, images in [-1, 1], and the other ``attentions`` maps whose sum is 1 in every pixel. The
-    last map is the attention on the input, which stays as it is there: the background, by
-    [`contourdiff_lab.baselines.masks.MaskTerm`][]. H and W must be multiples of ``size_divisor``.
+    ``attentions - 1`` contents, images in [-1, 1], and the other branch ``attentions`` maps that sum to 1 in every
+    pixel. The last map is the attention on the input: where it is 1, the input stays as it is.
+    [`contourdiff_lab.baselines.masks.MaskTerm`][] teaches it the background. H and W must be multiples of
+    ``size_divisor``.
 
     Args:
         channels: channels at full resolution.
         blocks: residual blocks at a quarter of the resolution.
-        attentions: maps of attention; 5 in the authors' training. ``ValueError`` below 2.
+        attentions: maps of attention, 2 or more; 5 in the authors' training.
+
+    Raises:
+        ValueError: for fewer than 2 maps of attention.
 
     References:
-        Phan et al., arXiv 2307.16143; Tang et al., arXiv 1911.11897, whose generator it is.
+        Phan et al., arXiv 2307.16143; Tang et al., arXiv 1911.11897, the source of the generator.
     """
 
     size_divisor = 4
@@ -42,7 +46,9 @@ class AttentionGenerator(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The translation, and the attention on the input as ``{"attention": (B, 1, H, W)}``, in [0, 1]."""
-        found = self.features(image)
-        attention = self.attention(found).float().softmax(dim=1)
-        layers = torch.cat([self.contents(found), image], dim=1)
-        return (attention * layers).sum(dim=1, keepdim=True), {"attention": attention[:, -1:]}
+        image_features = self.features(image)
+        attention = self.attention(image_features).float().softmax(dim=1)
+        contents = self.contents(image_features)
+        layers = torch.cat([contents, image], dim=1)
+        translation = (attention * layers).sum(dim=1, keepdim=True)
+        return translation, {"attention": attention[:, -1:]}

@@ -18,7 +18,9 @@ from torch.nn.functional import l1_loss
 from contourdiff_lab.baselines.generators import image_of
 from contourdiff_lab.baselines.image_pool import ImagePool
 
+GENERATORS = ("ct_to_mr", "mr_to_ct")
 DISCRIMINATORS = ("ct_discriminator", "mr_discriminator")
+SIDES = ("ct", "mr")
 
 
 @dataclass
@@ -33,8 +35,9 @@ class CycleBatch:
         cycled_ct: F(G(ct)).
         cycled_mr: G(F(mr)).
         ct_label: class numbers, 0 for background; ``None`` without labels.
-        extras: what else the dataset's items have (``ct_mask``), and what the generators return beside their image,
-            named by generator, pass and own name (``ct_to_mr_fake_attention``, ``mr_to_ct_cycled_attention``).
+        extras: further tensors by name: those of the dataset's items (``ct_mask``), and those that a generator returns
+            beside its image, named by generator, pass and tensor (``ct_to_mr_fake_attention``,
+            ``mr_to_ct_cycled_attention``).
     """
 
     ct: Tensor
@@ -58,7 +61,7 @@ def least_squares() -> PatchAdversarialLoss:
 
 @dataclass(eq=False)
 class AdversarialTerm:
-    """Distance of what the discriminators see in both fakes to "real"."""
+    """Distance of the discriminators' judgement of both fakes to "real"."""
 
     ct_discriminator: nn.Module
     mr_discriminator: nn.Module
@@ -69,12 +72,14 @@ class AdversarialTerm:
 
     def __call__(self, batch: CycleBatch) -> Tensor:
         """Sum over both directions."""
-        judged = self.mr_discriminator(batch.fake_mr)[-1], self.ct_discriminator(batch.fake_ct)[-1]
-        losses = [
-            self.loss(output.float(), target_is_real=True, for_discriminator=False)
-            for output in judged
-        ]
-        return self.weight * (losses[0] + losses[1])
+        on_mr = self._distance_to_real(self.mr_discriminator, batch.fake_mr)
+        on_ct = self._distance_to_real(self.ct_discriminator, batch.fake_ct)
+        return self.weight * (on_mr + on_ct)
+
+    def _distance_to_real(self, discriminator: nn.Module, fake: Tensor) -> Tensor:
+        output = discriminator(fake)[-1].float()
+        loss: Tensor = self.loss(output, target_is_real=True, for_discriminator=False)
+        return loss
 
 
 @dataclass(eq=False)
@@ -85,9 +90,9 @@ class CycleTerm:
 
     def __call__(self, batch: CycleBatch) -> Tensor:
         """Sum over both directions."""
-        return self.weight * (
-            l1_loss(batch.cycled_ct, batch.ct) + l1_loss(batch.cycled_mr, batch.mr)
-        )
+        on_ct = l1_loss(batch.cycled_ct, batch.ct)
+        on_mr = l1_loss(batch.cycled_mr, batch.mr)
+        return self.weight * (on_ct + on_mr)
 
 
 @dataclass(eq=False)
@@ -99,13 +104,12 @@ class IdentityTerm:
     weight: float = 5.0
 
     def __call__(self, batch: CycleBatch) -> Tensor:
-        """Sum over both generators; a weight of 0 runs none."""
+        """Sum over both generators; with a weight of 0 they are not run."""
         if self.weight == 0:
             return batch.ct.new_zeros(())
-        same_mr, same_ct = image_of(self.ct_to_mr(batch.mr)), image_of(self.mr_to_ct(batch.ct))
-        return self.weight * (
-            l1_loss(same_mr.float(), batch.mr) + l1_loss(same_ct.float(), batch.ct)
-        )
+        same_mr = image_of(self.ct_to_mr(batch.mr)).float()
+        same_ct = image_of(self.mr_to_ct(batch.ct)).float()
+        return self.weight * (l1_loss(same_mr, batch.mr) + l1_loss(same_ct, batch.ct))
 
 
 class CycleTrainer(Trainer):
@@ -114,19 +118,21 @@ class CycleTrainer(Trainer):
     ``state.output`` has the sum as ``loss``, the value of each term by its name, and ``discriminators``.
 
     Args:
-        networks: ``ct_to_mr``, ``mr_to_ct``, ``ct_discriminator``, ``mr_discriminator``, on ``device``, and whatever
-            else learns; a generator returns an image, or an image and a dictionary of other tensors. A discriminator
-            returns a list whose last item is its output, as MONAI's ``PatchDiscriminator``.
+        networks: ``ct_to_mr``, ``mr_to_ct``, ``ct_discriminator``, ``mr_discriminator``, on ``device``, and any further
+            network that learns. A generator returns an image, or an image and a dictionary of other tensors. A
+            discriminator returns a list whose last item is its output, as MONAI's ``PatchDiscriminator`` does.
         optimizers: ``discriminators``, and any number of others, stepped with the generators' loss.
         terms: terms of the generators' loss by name.
+        pools: the discriminators' [`contourdiff_lab.baselines.image_pool.ImagePool`][] of ``ct`` and ``mr``.
         train_data_loader: batches of [`contourdiff_lab.baselines.unpaired.UnpairedDataset`][].
         max_epochs: number of epochs.
         device: where the batches are moved to.
-        pools: the discriminators' [`contourdiff_lab.baselines.image_pool.ImagePool`][] of ``ct`` and ``mr``.
         amp: run all networks under autocast in bfloat16, on any device.
         train_handlers: handlers to attach.
 
-    Raises ``ValueError`` if a network, the discriminators' or any other optimizer, a pool, or all terms are missing.
+    Raises:
+        ValueError: if a network, a pool, the discriminators' optimizer, every other optimizer, or every term is
+            missing.
 
     References:
         Zhu et al., arXiv 1703.10593.
@@ -144,17 +150,20 @@ class CycleTrainer(Trainer):
         amp: bool = False,
         train_handlers: Sequence[Any] | None = None,
     ) -> None:
-        missing = ({"ct_to_mr", "mr_to_ct", *DISCRIMINATORS} - set(networks)) | (
-            {"ct", "mr"} - set(pools)
-        )
-        if missing or "discriminators" not in optimizers or len(optimizers) < 2 or not terms:
+        has_networks = {*GENERATORS, *DISCRIMINATORS} <= set(networks)
+        has_optimizers = "discriminators" in optimizers and len(optimizers) > 1
+        has_pools = set(SIDES) <= set(pools)
+        if not (has_networks and has_optimizers and has_pools and terms):
             raise ValueError(
                 "expected ct_to_mr, mr_to_ct and both discriminators, pools of ct and mr, optimizers of the "
                 f"discriminators and of the generators, and a term or more, got {list(networks)}, {list(pools)}, "
                 f"{list(optimizers)}, {list(terms)}"
             )
-        self.networks, self.optimizers, self.terms = networks, dict(optimizers), dict(terms)
-        self.pools, self.autocast = dict(pools), amp
+        self.networks = networks
+        self.optimizers = dict(optimizers)
+        self.terms = dict(terms)
+        self.pools = dict(pools)
+        self.autocast = amp
         self.adversarial = least_squares()
         super().__init__(
             torch.device(device),
@@ -167,51 +176,47 @@ class CycleTrainer(Trainer):
     def _iteration(self, engine: Engine, batchdata: Mapping[str, Tensor]) -> dict[str, float]:  # type: ignore[override]
         """One step of the generators, then one of the discriminators."""
         self.networks.train()
-        values: dict[str, Tensor] = {}
         with frozen([self.networks[name] for name in DISCRIMINATORS]):
             with self._precision():
                 batch = self.cycle_batch(batchdata)
-                losses = {name: term(batch) for name, term in self.terms.items()}
-            values["loss"] = torch.stack(list(losses.values())).sum()
-            self._step(
-                [name for name in self.optimizers if name != "discriminators"], values["loss"]
-            )
+                terms = {name: term(batch) for name, term in self.terms.items()}
+            loss = torch.stack(list(terms.values())).sum()
+            self._step([name for name in self.optimizers if name != "discriminators"], loss)
         with self._precision():
-            values["discriminators"] = self._judged("mr", batch.mr, batch.fake_mr)
-            values["discriminators"] = values["discriminators"] + self._judged(
-                "ct", batch.ct, batch.fake_ct
-            )
-        self._step(["discriminators"], values["discriminators"])
-        return {name: float(value.detach()) for name, value in {**values, **losses}.items()}
+            on_mr = self._discriminator_loss("mr", batch.mr, batch.fake_mr)
+            on_ct = self._discriminator_loss("ct", batch.ct, batch.fake_ct)
+            discriminator_loss = on_mr + on_ct
+        self._step(["discriminators"], discriminator_loss)
+        losses = {"loss": loss, "discriminators": discriminator_loss, **terms}
+        return {name: float(value.detach()) for name, value in losses.items()}
 
     def cycle_batch(self, batchdata: Mapping[str, Tensor]) -> CycleBatch:
         """Translate a batch of the data loader there and back."""
-        images = {name: value.to(self.state.device) for name, value in batchdata.items()}
-        ct, mr, label = images.pop("ct"), images.pop("mr"), images.pop("ct_label", None)
-        extras = dict(images)
+        extras = {name: value.to(self.state.device) for name, value in batchdata.items()}
+        ct = extras.pop("ct")
+        mr = extras.pop("mr")
+        ct_label = extras.pop("ct_label", None)
+        fake_mr = self._generate("ct_to_mr", ct, "fake", extras)
+        fake_ct = self._generate("mr_to_ct", mr, "fake", extras)
+        cycled_ct = self._generate("mr_to_ct", fake_mr, "cycled", extras)
+        cycled_mr = self._generate("ct_to_mr", fake_ct, "cycled", extras)
+        return CycleBatch(ct, mr, fake_mr, fake_ct, cycled_ct, cycled_mr, ct_label, extras)
 
-        def translated(generator: str, image: Tensor, passed: str) -> Tensor:
-            output = self.networks[generator](image)
-            others = output[1] if isinstance(output, tuple) else {}
-            extras.update(
-                {f"{generator}_{passed}_{name}": tensor for name, tensor in others.items()}
-            )
-            return image_of(output).float()
+    def _generate(
+        self, generator: str, image: Tensor, pass_name: str, extras: dict[str, Tensor]
+    ) -> Tensor:
+        """Image of a generator as float32; its other tensors are added to ``extras``."""
+        output = self.networks[generator](image)
+        if isinstance(output, tuple):
+            for name, tensor in output[1].items():
+                extras[f"{generator}_{pass_name}_{name}"] = tensor
+        return image_of(output).float()
 
-        fake_mr, fake_ct = translated("ct_to_mr", ct, "fake"), translated("mr_to_ct", mr, "fake")
-        cycled_ct, cycled_mr = (
-            translated("mr_to_ct", fake_mr, "cycled"),
-            translated("ct_to_mr", fake_ct, "cycled"),
-        )
-        return CycleBatch(ct, mr, fake_mr, fake_ct, cycled_ct, cycled_mr, label, extras)
-
-    def _judged(self, side: str, real: Tensor, fake: Tensor) -> Tensor:
-        """Half the loss of a discriminator on real images and on a pool's fakes: slower learning, as in the paper."""
+    def _discriminator_loss(self, side: str, real: Tensor, fake: Tensor) -> Tensor:
+        """Half the loss on real images and on a pool's fakes, which slows the learning, as in the paper."""
         discriminator = self.networks[f"{side}_discriminator"]
-        on_real, on_fake = (
-            discriminator(real)[-1].float(),
-            discriminator(self.pools[side](fake))[-1].float(),
-        )
+        on_real = discriminator(real)[-1].float()
+        on_fake = discriminator(self.pools[side](fake))[-1].float()
         loss: Tensor = self.adversarial(on_real, target_is_real=True, for_discriminator=True)
         loss = loss + self.adversarial(on_fake, target_is_real=False, for_discriminator=True)
         return 0.5 * loss
@@ -229,7 +234,7 @@ class CycleTrainer(Trainer):
 
 @contextmanager
 def frozen(networks: Sequence[nn.Module]) -> Iterator[None]:
-    """Compute no gradients of these networks' weights, which a step of others does not use."""
+    """Compute no gradients of these networks' weights: the step inside is of other networks."""
     for network in networks:
         network.requires_grad_(False)
     try:

@@ -5,25 +5,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
-from monai.engines import SupervisedTrainer
 from monai.losses import PatchAdversarialLoss
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from contourdiff.data.label_map import LabelMap
 from contourdiff_lab.baselines.cycle import frozen
 from contourdiff_lab.baselines.handlers import TrainingBudget
 
 
 class ScoreDiscriminator(nn.Module):
-    """Judge of each pixel's scores, by the pixel alone: 1 x 1 convolutions with dropout, as in the paper's code.
+    """Judge whether scores are those of a translated or a real slice, each pixel by itself.
 
-    Its buffer ``accuracies`` holds the share of pixels that it judged right in each of the last ``window`` batches, so
-    that a training that is resumed goes on with them.
+    Three 1 x 1 convolutions with dropout, as in the paper's code. The buffer ``accuracies`` holds the share of pixels
+    that were judged right in each of the last ``window`` batches, so that a resumed training goes on with them.
 
     Args:
-        in_channels: classes of the segmentation, with the background.
+        in_channels: classes of the segmentation, including the background.
         channels: of the hidden layers.
         window: batches over which the accuracy is averaged.
     """
@@ -36,8 +38,12 @@ class ScoreDiscriminator(nn.Module):
         super().__init__()
         first, second = channels
         self.layers = nn.Sequential(
-            *(nn.Conv2d(in_channels, first, 1), nn.Dropout2d(0.5), nn.ReLU()),
-            *(nn.Conv2d(first, second, 1), nn.Dropout2d(0.5), nn.ReLU()),
+            nn.Conv2d(in_channels, first, 1),
+            nn.Dropout2d(0.5),
+            nn.ReLU(),
+            nn.Conv2d(first, second, 1),
+            nn.Dropout2d(0.5),
+            nn.ReLU(),
             nn.Conv2d(second, 1, 1),
         )
         self.register_buffer("accuracies", torch.full((window,), torch.nan))
@@ -50,28 +56,41 @@ class ScoreDiscriminator(nn.Module):
     @torch.no_grad()
     def record(self, translated: Tensor, real: Tensor) -> float:
         """Take the logits of a batch into account; the accuracy over the last batches, in [0, 1]."""
-        right = torch.cat([(translated > 0).float().flatten(), (real < 0).float().flatten()]).mean()
-        self.accuracies.copy_(torch.cat([self.accuracies[1:], right[None]]))
+        translated_right = (translated > 0).float().flatten()
+        real_right = (real < 0).float().flatten()
+        accuracy = torch.cat([translated_right, real_right]).mean()
+        self.accuracies.copy_(torch.cat([self.accuracies[1:], accuracy[None]]))
         return self.accuracies.nanmean().item()
+
+
+def score_discriminator(
+    label_map: str | Path, device: torch.device | str = "cpu"
+) -> ScoreDiscriminator:
+    """A new discriminator of the scores of a label map's classes, see [`contourdiff.data.label_map.LabelMap`][]."""
+    classes = LabelMap(label_map).classes
+    return ScoreDiscriminator(in_channels=len(classes) + 1).to(device)
 
 
 @dataclass(eq=False)
 class FeatureAlignment:
     """Iteration of a ``SupervisedTrainer`` that adapts a segmentation network to real MR without labels.
 
-    At first the network learns from the labels of the translated CT alone. Then the discriminator learns to tell scores
-    of translated CT from scores of real MR. While it is right often enough, the network learns from the labels, and to
-    have real MR taken for translated CT. Hoffman et al., CyCADA, ICML 2018, eq. (5), with one network for both, as in
-    the paper's segmentation of streets.
+    At first the network learns from the labels of the translated CT alone. Later the discriminator learns to tell the
+    scores of translated CT from those of real MR. While it is right often enough, the network learns from the labels,
+    and learns to score real MR so that it is taken for translated CT.
 
     Args:
         discriminator: of translated and real.
         optimizer: of the discriminator.
         budget: of the training.
-        start: share of the training after which the discriminator comes in.
+        start: share of the training after which the discriminator is used.
         weight: of the adversarial loss of the network, 0.1 in the paper's code.
-        min_accuracy: share of right judgements below which the network waits, 0.6 in the paper's code.
+        min_accuracy: the network waits unless a greater share of pixels is judged right, 0.6 in the paper's code.
         amp: autocast in bfloat16, on any device.
+
+    References:
+        Hoffman et al., CyCADA, ICML 2018, eq. (5), with one network for both, as in the paper's segmentation of
+        streets.
     """
 
     discriminator: ScoreDiscriminator
@@ -85,20 +104,19 @@ class FeatureAlignment:
     def __post_init__(self) -> None:
         self._loss = PatchAdversarialLoss(criterion="bce")
 
-    def __call__(
-        self, engine: SupervisedTrainer, batchdata: Mapping[str, Tensor]
-    ) -> dict[str, float]:
+    def __call__(self, engine: Any, batchdata: Mapping[str, Tensor]) -> dict[str, float]:
         """One iteration; its losses and the discriminator's accuracy are the output.
 
         A batch has translated slices ``ct`` and real ones ``mr``, ``(B, 1, H, W)`` in [0, 1], and ``ct_label``.
         """
-        translated, label, real = (
-            batchdata[key].to(engine.state.device) for key in ("ct", "ct_label", "mr")
-        )
+        device = engine.state.device
+        translated = batchdata["ct"].to(device)
+        label = batchdata["ct_label"].to(device)
+        real = batchdata["mr"].to(device)
         engine.network.train()
         scores = self._scores(engine.network, translated)
         losses = {"segmentation": engine.loss_function(scores, label)}
-        output = {}
+        output: dict[str, float] = {}
         if self.budget.share(engine) > self.start:
             real_scores = self._scores(engine.network, real)
             output = self._judge(scores.detach(), real_scores.detach())
@@ -109,14 +127,16 @@ class FeatureAlignment:
         engine.optimizer.zero_grad()
         loss.backward()
         engine.optimizer.step()
-        return output | {name: value.item() for name, value in {"loss": loss, **losses}.items()}
+        losses["loss"] = loss
+        for name, value in losses.items():
+            output[name] = value.item()
+        return output
 
     def discriminator_loss(self, translated: Tensor, real: Tensor) -> Tensor:
         """Binary cross-entropy of the logits ``(B, 1, H, W)`` of translated slices, truth 1, and of real, truth 0."""
-        judged = ((translated, True), (real, False))
-        return torch.stack(
-            [self._loss(logits, truth, for_discriminator=True) for logits, truth in judged]
-        ).mean()
+        on_translated = self._loss(translated, True, for_discriminator=True)
+        on_real = self._loss(real, False, for_discriminator=True)
+        return torch.stack([on_translated, on_real]).mean()
 
     def adversarial_loss(self, scores: Tensor) -> Tensor:
         """Loss of the network: its scores of real MR, ``(B, C, H, W)``, should be taken for translated CT."""
@@ -132,9 +152,11 @@ class FeatureAlignment:
     def _judge(self, translated: Tensor, real: Tensor) -> dict[str, float]:
         """Train the discriminator on the scores of a batch; its loss, and its accuracy over the last batches."""
         self.discriminator.train()
-        logits = self.discriminator(translated), self.discriminator(real)
-        loss = self.discriminator_loss(*logits)
+        on_translated = self.discriminator(translated)
+        on_real = self.discriminator(real)
+        loss = self.discriminator_loss(on_translated, on_real)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        return {"discriminator": loss.item(), "accuracy": self.discriminator.record(*logits)}
+        accuracy = self.discriminator.record(on_translated, on_real)
+        return {"discriminator": loss.item(), "accuracy": accuracy}

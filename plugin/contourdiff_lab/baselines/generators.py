@@ -23,6 +23,9 @@ class ResnetGenerator(nn.Sequential):
         channels: channels at full resolution; twice as many at half, four times as many at a quarter.
         blocks: residual blocks at a quarter of the resolution; 9 in the paper.
 
+    Raises:
+        ValueError: for less than one channel or block.
+
     References:
         Zhu et al., arXiv 1703.10593, section 7.2; Johnson et al., arXiv 1603.08155.
     """
@@ -34,27 +37,27 @@ class ResnetGenerator(nn.Sequential):
     ) -> None:
         if channels < 1 or blocks < 1:
             raise ValueError(f"expected 1 or more channels and blocks, got {channels} and {blocks}")
-        super().__init__(
-            *features(in_channels, channels, blocks), *image_layers(channels, out_channels)
-        )
+        layers = features(in_channels, channels, blocks) + image_layers(channels, out_channels)
+        super().__init__(*layers)
         self.apply(normal_init)
 
 
 def features(in_channels: int, channels: int, blocks: int) -> list[nn.Module]:
     """First half of the generator: layers from an image ``(B, in, H, W)`` to ``(B, 4 * channels, H / 4, W / 4)``."""
-    return [
+    encoder = [
         nn.ReflectionPad2d(3),
         _convolution(in_channels, channels, 7),
         _convolution(channels, 2 * channels, 3, strides=2, padding=1),
         _convolution(2 * channels, 4 * channels, 3, strides=2, padding=1),
-        *(_residual(4 * channels) for _ in range(blocks)),
     ]
+    residual_blocks = [_residual(4 * channels) for _ in range(blocks)]
+    return [*encoder, *residual_blocks]
 
 
 def image_layers(
     channels: int, out_channels: int, size: int = 7, act: str | None = "TANH"
 ) -> list[nn.Module]:
-    """Second half: layers from features to ``(B, out, H, W)``; the last convolution is of ``size`` pixels."""
+    """Second half: layers from features to ``(B, out, H, W)``; the last kernel has ``size`` pixels."""
     return [
         _up(4 * channels, 2 * channels),
         _up(2 * channels, channels),
@@ -75,12 +78,15 @@ def _up(channels_in: int, channels_out: int) -> Convolution:
 
 
 def _residual(channels: int) -> SkipConnection:
-    inner = (nn.ReflectionPad2d(1), _convolution(channels, channels, 3), nn.ReflectionPad2d(1))
-    return SkipConnection(
-        nn.Sequential(*inner, _convolution(channels, channels, 3, act=None)), mode="add"
+    layers = nn.Sequential(
+        nn.ReflectionPad2d(1),
+        _convolution(channels, channels, 3),
+        nn.ReflectionPad2d(1),
+        _convolution(channels, channels, 3, act=None),
     )
+    return SkipConnection(layers, mode="add")
 
 
 def image_of(output: Tensor | tuple[Tensor, dict[str, Tensor]]) -> Tensor:
-    """Image that a generator returns, alone or before a dictionary of other tensors."""
+    """Image in a generator's output, which is the image alone or with a dictionary of other tensors."""
     return output[0] if isinstance(output, tuple) else output

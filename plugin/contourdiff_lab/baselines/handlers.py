@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Length and learning rates of a baseline's training, its pictures, and the record of a finished one."""
+"""Handlers of a baseline's training: time and learning rate, pictures, and the record."""
 
 from __future__ import annotations
 
@@ -22,14 +22,22 @@ from contourdiff_lab.baselines.generators import image_of
 
 RECORD = "trained.json"
 """Record of a finished training, in its folder."""
+PICTURE_ROWS = ("CT", "CT to MR", "CT to MR and back", "MR", "MR to CT", "MR to CT and back")
 
 
 class TrainingBudget:
     """End a training when its time is spent, and decay its learning rates linearly over the second half.
 
-    The half is that of all iterations or of ``minutes`` of wall clock, whichever is reached first; rates go from those
-    that the optimizers start with to 0. ``minutes`` count over resumes, from the last checkpoint, if this object is
-    among its objects. ``None`` sets no limit. Raises ``ValueError`` unless ``minutes`` are positive.
+    Rates start to fall when half of the iterations or of ``minutes`` has passed, whichever comes first; they go from
+    those that the optimizers start with to 0.
+
+    Args:
+        optimizers: their learning rates decay.
+        minutes: wall clock of the training; ``None`` for no limit. Counted over resumes, from the last checkpoint, if
+            this object is among those of the checkpoint.
+
+    Raises:
+        ValueError: unless ``minutes`` are positive.
     """
 
     def __init__(
@@ -37,12 +45,14 @@ class TrainingBudget:
     ) -> None:
         if minutes is not None and not minutes > 0:
             raise ValueError(f"minutes must be positive, or null for no limit, got {minutes}")
-        self._rates = [
-            (optimizer, [group["lr"] for group in optimizer.param_groups])
-            for optimizer in optimizers.values()
-        ]
         self.minutes = minutes
-        self._before, self._started = 0.0, time.perf_counter()
+        self._optimizers = list(optimizers.values())
+        self._start_rates = []
+        for optimizer in self._optimizers:
+            rates = [group["lr"] for group in optimizer.param_groups]
+            self._start_rates.append(rates)
+        self._seconds_before = 0.0
+        self._started = time.perf_counter()
 
     def attach(self, engine: Engine) -> None:
         """Attach to the trainer."""
@@ -53,16 +63,16 @@ class TrainingBudget:
     @property
     def seconds(self) -> float:
         """Wall clock of the training so far."""
-        return self._before + time.perf_counter() - self._started
+        return self._seconds_before + time.perf_counter() - self._started
 
     def share(self, engine: Engine) -> float:
         """Share of the training that is done, of its iterations or its time: 1 at the end."""
         state = engine.state
-        of_iterations = state.iteration / ((state.max_epochs or 0) * (state.epoch_length or 0) or 1)
-        return min(
-            max(of_iterations, 0.0 if self.minutes is None else self.seconds / (60 * self.minutes)),
-            1.0,
-        )
+        iterations = (state.max_epochs or 0) * (state.epoch_length or 0)
+        share = state.iteration / max(iterations, 1)
+        if self.minutes is not None:
+            share = max(share, self.seconds / (60 * self.minutes))
+        return min(share, 1.0)
 
     def state_dict(self) -> dict[str, Any]:
         """Seconds so far, for a checkpoint."""
@@ -70,17 +80,17 @@ class TrainingBudget:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Count on from the seconds of a checkpoint."""
-        self._before, self._started = float(state["seconds"]), time.perf_counter()
+        self._seconds_before = float(state["seconds"])
+        self._started = time.perf_counter()
 
     def _start(self, engine: Engine) -> None:
         self._started = time.perf_counter()
 
     def _set_rates(self, engine: Engine) -> None:
         factor = min(1.0, 2 * (1 - self.share(engine)))
-        for optimizer, rates in self._rates:
-            for group, rate in zip(
-                optimizer.param_groups, rates, strict=True
-            ):  # groups are new after a resume
+        for optimizer, rates in zip(self._optimizers, self._start_rates, strict=True):
+            groups = optimizer.param_groups  # new ones after a resume
+            for group, rate in zip(groups, rates, strict=True):
                 group["lr"] = rate * factor
 
     def _check(self, engine: Engine) -> None:
@@ -90,10 +100,18 @@ class TrainingBudget:
 
 @dataclass(eq=False)
 class CyclePictures:
-    """Translate ``count`` slices of each side, there and back, every ``interval`` epochs and at the end.
+    """Draw slices of each side with their translations there and back, every ``interval`` epochs and at the end.
 
-    Slices are evenly spread over the datasets, whose items have ``image (1, H, W)`` in [-1, 1]. All are drawn in
-    ``<output_dir>/translations_<epoch>.png``: CT, its MR, and back; MR, its CT, and back.
+    The picture is ``<output_dir>/translations_<epoch>.png``: CT, its MR, and back; MR, its CT, and back.
+
+    Args:
+        networks: has the generators ``ct_to_mr`` and ``mr_to_ct``.
+        ct: dataset whose items have ``image (1, H, W)`` in [-1, 1].
+        mr: the same for MR.
+        output_dir: folder of the pictures.
+        interval: epochs between pictures.
+        count: slices of each side, evenly spread over its dataset.
+        device: of the networks.
     """
 
     networks: nn.ModuleDict
@@ -112,26 +130,27 @@ class CyclePictures:
     @torch.no_grad()
     def __call__(self, engine: Engine) -> None:
         """Translate and draw."""
-        rows: dict[str, list[Tensor]] = {}
-        generators = ("ct_to_mr", "mr_to_ct")
-        for name, other, dataset in (("CT", "MR", self.ct), ("MR", "CT", self.mr)):
-            first, second = generators if name == "CT" else generators[::-1]
-            positions = np.linspace(0, len(dataset) - 1, self.count).round().astype(int)
-            images = [
-                torch.as_tensor(dataset[int(position)]["image"])[None].to(self.device)
-                for position in positions
-            ]
-            there = [image_of(self.networks[first](image)) for image in images]
-            back = [image_of(self.networks[second](image)) for image in there]
-            for title, row in (
-                (name, images),
-                (f"{name} to {other}", there),
-                (f"{name} to {other} and back", back),
-            ):
-                rows[title] = [to_gray_levels(image[0, 0].float().cpu()) for image in row]
-        path = Path(self.output_dir) / f"translations_{engine.state.epoch:05d}.png"
-        figure = image_grid(list(rows.values()), [[title] for title in rows])
-        save_figure(figure, path, dpi=80)
+        ct_to_mr = self.networks["ct_to_mr"]
+        mr_to_ct = self.networks["mr_to_ct"]
+        rows = self._there_and_back(self.ct, ct_to_mr, mr_to_ct)
+        rows += self._there_and_back(self.mr, mr_to_ct, ct_to_mr)
+        figure = image_grid(rows, titles=[[title] for title in PICTURE_ROWS])
+        name = f"translations_{engine.state.epoch:05d}.png"
+        save_figure(figure, Path(self.output_dir) / name, dpi=80)
+
+    def _there_and_back(
+        self, dataset: Sequence[dict[str, Tensor]], there: nn.Module, back: nn.Module
+    ) -> list[list[Tensor]]:
+        """Three rows of gray levels ``(H, W)``: slices, their translations, and those translated back."""
+        rows: list[list[Tensor]] = [[], [], []]
+        positions = np.linspace(0, len(dataset) - 1, self.count).round().astype(int)
+        for position in positions:
+            image = torch.as_tensor(dataset[int(position)]["image"])[None].to(self.device)
+            translation = image_of(there(image))
+            cycled = image_of(back(translation))
+            for row, picture in zip(rows, (image, translation, cycled), strict=True):
+                row.append(to_gray_levels(picture[0, 0].float().cpu()))
+        return rows
 
 
 def counts(trainer: Engine, budget: TrainingBudget, batch_size: int) -> dict[str, float]:
@@ -145,6 +164,7 @@ def counts(trainer: Engine, budget: TrainingBudget, batch_size: int) -> dict[str
 
 
 def record_training(
+    method: str,
     trainer: Engine,
     budget: TrainingBudget,
     networks: nn.Module,
@@ -160,7 +180,7 @@ def record_training(
     if budget.share(trainer) < 1:
         return
     record = {
-        "method": settings["method"],
+        "method": method,
         **counts(trainer, budget, batch_size),
         "parameters": sum(parameter.numel() for parameter in networks.parameters()),
         "settings": settings,

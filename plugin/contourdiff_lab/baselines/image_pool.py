@@ -15,6 +15,9 @@ class ImagePool:
     While the pool fills, every image is kept and returned. After that each image is, with probability 1/2, exchanged
     for a random one of the pool. A size of 0 returns every image. Draws are torch's, on the CPU.
 
+    Raises:
+        ValueError: for a negative size.
+
     References:
         Shrivastava et al., arXiv 1612.07828, section 2.3; Zhu et al., arXiv 1703.10593, section 4.
     """
@@ -36,8 +39,9 @@ class ImagePool:
         if self.size == 0 or torch.rand(()) < 0.5:
             return image
         place = int(torch.randint(self.size, ()))
-        old, self.images[place] = self.images[place], image.clone()
-        return old
+        earlier_image = self.images[place]
+        self.images[place] = image.clone()
+        return earlier_image
 
     def state_dict(self) -> dict[str, Any]:
         """Images of the pool, for a checkpoint."""

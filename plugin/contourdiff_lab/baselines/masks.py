@@ -23,19 +23,21 @@ from contourdiff_lab.baselines.cycle import CycleBatch
 def coarse_mask(image: np.ndarray, *, threshold: float = 10.0, max_hole_px: int = 20) -> np.ndarray:
     """Coarse body mask of one slice: ``(H, W)`` gray levels in [0, 255] -> ``(H, W)`` float32, 1 in the body.
 
-    It is empty for a slice that is dark throughout. Raises ``ValueError`` if ``image`` is not two-dimensional or not
-    finite.
+    It is empty for a slice that is dark throughout.
 
     Args:
         image: ``(H, W)`` gray levels in [0, 255].
         threshold: gray level above which a pixel is body; fixed, as the window of the images is.
-        max_hole_px: largest enclosed hole, in pixels, that is filled; a larger one (gas, a lung) is no body.
+        max_hole_px: largest enclosed hole, in pixels, that is filled; larger ones (gas, lungs) are not body.
+
+    Raises:
+        ValueError: if ``image`` is not two-dimensional or not finite.
 
     Notes:
         1. Threshold. 2. Open with a cross of one pixel, which removes noise and thin bridges. 3. Fill small holes.
-        4. Keep the largest connected object, so that a table is no body.
+        4. Keep the largest connected object, which removes the table.
 
-        These are the steps of the authors' preprocessing, which is of volumes; here a slice is the unit.
+        The authors' preprocessing takes these steps on volumes; here they are taken on each slice.
 
     Examples:
         >>> import numpy as np
@@ -82,47 +84,47 @@ class CoarseMaskd(KeyedTransform):
 
 @dataclass(eq=False)
 class MaskTerm:
-    """``weight`` times the mean absolute difference of a generator's attention on its input and what is no body.
+    """Teach the generators where the body is: outside of it, a generator should return its input.
 
-    Attention and ``1 - mask``, both ``(B, 1, H, W)``: outside the body, a generator returns what it is given. The sum
-    over both generators, of real CT and real MR.
+    Mean absolute difference of a generator's attention on its input and ``1 - mask``, both ``(B, 1, H, W)``, times
+    ``weight``; the sum over real CT and real MR.
     """
 
     weight: float = 1.0
 
     def __call__(self, batch: CycleBatch) -> torch.Tensor:
         """The term, a scalar; ``ValueError`` if ``batch`` has no masks or attention."""
-        on_ct = l1_loss(_extra(batch, "ct_to_mr_fake_attention"), 1 - _extra(batch, "ct_mask"))
-        on_mr = l1_loss(_extra(batch, "mr_to_ct_fake_attention"), 1 - _extra(batch, "mr_mask"))
-        return self.weight * (on_ct + on_mr)
+        on_ct = _extra(batch, "ct_to_mr_fake_attention")
+        on_mr = _extra(batch, "mr_to_ct_fake_attention")
+        ct_background = 1 - _extra(batch, "ct_mask")
+        mr_background = 1 - _extra(batch, "mr_mask")
+        return self.weight * (l1_loss(on_ct, ct_background) + l1_loss(on_mr, mr_background))
 
 
 @dataclass(eq=False)
 class ShapeConsistencyTerm:
-    """``weight`` times the mean absolute difference of the attention on an image and on its translation.
+    """Let both generators of a cycle find the same body, in a real image and in its translation.
 
-    The first generator looks at a real image, the second at the translation: both should find the same body. The sum
-    over both cycles.
+    Mean absolute difference of the attention on an image and on its translation, times ``weight``; the sum over both
+    cycles.
     """
 
     weight: float = 0.5
 
     def __call__(self, batch: CycleBatch) -> torch.Tensor:
         """The term, a scalar; ``ValueError`` if ``batch`` has no attention."""
-        of_ct = l1_loss(
-            _extra(batch, "ct_to_mr_fake_attention"), _extra(batch, "mr_to_ct_cycled_attention")
-        )
-        of_mr = l1_loss(
-            _extra(batch, "mr_to_ct_fake_attention"), _extra(batch, "ct_to_mr_cycled_attention")
-        )
-        return self.weight * (of_ct + of_mr)
+        on_ct = _extra(batch, "ct_to_mr_fake_attention")
+        on_fake_mr = _extra(batch, "mr_to_ct_cycled_attention")
+        on_mr = _extra(batch, "mr_to_ct_fake_attention")
+        on_fake_ct = _extra(batch, "ct_to_mr_cycled_attention")
+        return self.weight * (l1_loss(on_ct, on_fake_mr) + l1_loss(on_mr, on_fake_ct))
 
 
 def _extra(batch: CycleBatch, name: str) -> torch.Tensor:
     """An extra of ``batch``, as float32."""
     if name not in batch.extras:
         raise ValueError(
-            f"expected {name!r} in the batch, got {sorted(batch.extras)}; masks are CoarseMaskd's, attention is "
-            "AttentionGenerator's: train with maskgan.json"
+            f"expected {name!r} in the batch, got {sorted(batch.extras)}; train with maskgan.json, where CoarseMaskd "
+            "gives masks and AttentionGenerator attention"
         )
     return batch.extras[name].float()

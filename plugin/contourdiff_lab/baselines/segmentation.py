@@ -14,6 +14,7 @@ from torch.nn.functional import pad
 
 from contourdiff.bundle import config_files, read_config
 from contourdiff.sampling.intensity import to_gray_levels, to_model_range
+from contourdiff.weights import load_weights
 from contourdiff_lab.baselines.cycle import CycleBatch
 from contourdiff_lab.baselines.generators import image_of
 
@@ -21,37 +22,47 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def segmentation_network(
-    bundle: str | Path | None, architecture: str, label_map: str | Path
+    bundle: str | Path | None,
+    architecture: str,
+    label_map: str | Path,
+    device: torch.device | str = "cpu",
+    weights: str | Path | None = None,
 ) -> nn.Module:
-    """A new network of ``segmentation_train.json`` with random weights, so that ``evaluate.json`` can load its own.
+    """A network of ``segmentation_train.json``, so that ``evaluate.json`` can load and test what it learns.
 
     Args:
         bundle: folder of the bundle, see [`contourdiff.bundle.find_bundle`][].
         architecture: one of those that the config names.
         label_map: see [`contourdiff.data.label_map.LabelMap`][]; it defines the classes.
+        device: where the network is moved to.
+        weights: file of its weights, see [`contourdiff.weights.load_weights`][]; ``None`` draws them at random.
     """
     settings = {"architecture": architecture, "label_map": str(label_map)}
     parser = read_config(config_files(bundle, base="segmentation_train"), settings)
     network: nn.Module = parser.get_parsed_content("network_def")
-    return network
+    if weights is not None:
+        return load_weights(network, weights, device)
+    return network.to(device)
 
 
 def unit_range(image: Tensor) -> Tensor:
-    """Gray levels of a cycle, [-1, 1], as a segmentation network is given and tested with them: [0, 1]."""
+    """Gray levels of a cycle, in [-1, 1], as a segmentation network sees them, in [0, 1]."""
     return (image + 1) / 2
 
 
 @dataclass(eq=False)
 class SegmentationTerm:
-    """Fifth loss of SynSeg-Net: a network segments the translated slice, the label of the CT is the truth.
+    """Fifth loss of SynSeg-Net: a network segments the translated slice, and the label of the CT is the truth.
 
-    The network and the generator that painted the slice learn from it together. Huo et al., SynSeg-Net, IEEE
-    Transactions on Medical Imaging 38(4), 2019, eq. (5) to (7).
+    The network and the generator that painted the slice learn from it together.
 
     Args:
         network: ``(B, 1, H, W)`` in [0, 1] -> scores of the classes ``(B, C, H, W)``.
         loss: of scores and class numbers ``(B, 1, H, W)``.
         weight: of the loss, 1 in the paper.
+
+    References:
+        Huo et al., SynSeg-Net, IEEE Transactions on Medical Imaging 38(4), 2019, eq. (5) to (7).
     """
 
     network: nn.Module
@@ -62,22 +73,23 @@ class SegmentationTerm:
         """Weighted loss of a batch; ``ValueError`` if it has no label of the CT."""
         if batch.ct_label is None:
             raise ValueError("expected ct_label in the batch, got none; train on CT with labels")
-        return self.weight * self.loss(
-            self.network(unit_range(batch.fake_mr)).float(), batch.ct_label
-        )
+        scores = self.network(unit_range(batch.fake_mr)).float()
+        return self.weight * self.loss(scores, batch.ct_label)
 
 
 @dataclass(eq=False)
 class SemanticConsistencyTerm:
     """Semantic consistency of CyCADA: a translation is segmented as its source is, in both directions.
 
-    The classes that the fixed task network finds in a slice are the truth for its translation. Hoffman et al., CyCADA,
-    ICML 2018, eq. (4).
+    The classes that the fixed task network finds in a slice are the truth for its translation.
 
     Args:
         network: trained on CT, ``(B, 1, H, W)`` in [0, 1] -> scores ``(B, C, H, W)``; its weights are frozen here.
         loss: of scores and class numbers ``(B, 1, H, W)``, the one that the network was trained with.
         weight: of the loss, 1 in the paper's code.
+
+    References:
+        Hoffman et al., CyCADA, ICML 2018, eq. (4).
     """
 
     network: nn.Module
@@ -89,16 +101,15 @@ class SemanticConsistencyTerm:
 
     def __call__(self, batch: CycleBatch) -> Tensor:
         """Weighted sum of the losses of both directions."""
-        of_ct, of_mr = (
-            self._difference(batch.ct, batch.fake_mr),
-            self._difference(batch.mr, batch.fake_ct),
-        )
+        of_ct = self._difference(batch.ct, batch.fake_mr)
+        of_mr = self._difference(batch.mr, batch.fake_ct)
         return self.weight * (of_ct + of_mr)
 
     def _difference(self, source: Tensor, translation: Tensor) -> Tensor:
         with torch.no_grad():
             classes = self.network(unit_range(source)).argmax(dim=1, keepdim=True)
-        return self.loss(self.network(unit_range(translation)).float(), classes)
+        scores = self.network(unit_range(translation)).float()
+        return self.loss(scores, classes)
 
 
 @dataclass(eq=False)
@@ -106,8 +117,8 @@ class TranslateSlice:
     """Translate one CT slice with a trained generator; the transform of [`contourdiff.transforms.Slicewise`][].
 
     Args:
-        generator: ``(1, 1, H, W)`` in [-1, 1] -> the same; the slice is extended with background at its ends to H and W
-            that are multiples of its ``size_divisor``, if it has one.
+        generator: ``(1, 1, H, W)`` in [-1, 1] -> the same. If it has a ``size_divisor``, the slice is padded with
+            background at its ends, so that H and W are multiples of it.
         device: of the generator.
     """
 
@@ -118,9 +129,8 @@ class TranslateSlice:
     def __call__(self, img: np.ndarray) -> np.ndarray:
         """Gray levels ``(H, W)`` in [0, 255] -> the same."""
         height, width = img.shape
-        image = to_model_range(
-            torch.as_tensor(img, dtype=torch.float32, device=self.device)[None, None]
-        )
+        gray_levels = torch.as_tensor(img, dtype=torch.float32, device=self.device)
+        image = to_model_range(gray_levels[None, None])
         divisor = getattr(self.generator, "size_divisor", 1)
         padded = pad(image, (0, -width % divisor, 0, -height % divisor), value=-1.0)
         translated = image_of(self.generator(padded))[0, 0, :height, :width].float()

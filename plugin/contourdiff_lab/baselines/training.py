@@ -5,15 +5,16 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from contourdiff.bundle import config_files, read_config, run_inference_config, run_training
+from contourdiff.bundle import run_inference_config, run_training
 from contourdiff.data.atomic import write_text
 from contourdiff.info import usable_device
 from contourdiff.training.handlers import newest_checkpoint
 from contourdiff_lab.baselines.handlers import RECORD
+from contourdiff_lab.config_files import lab_config, lab_config_files, read_lab_config
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,8 @@ BASELINES: dict[str, Baseline] = {
     "cycada": Baseline(("cyclegan", "cycada"), segments=True, needs="CT with labels, and MR"),
     "maskgan": Baseline(("cyclegan", "maskgan"), segments=False, needs="CT and MR"),
 }
-SHARED = (
+"""Every baseline by name."""
+TRAINED_SETTINGS = (
     "axcodes",
     "slice_axis",
     "spacing_mm",
@@ -46,12 +48,15 @@ SHARED = (
     "filter_classes",
     "min_object_mm2",
     "max_hole_mm2",
+    "network_def",
 )
-"""Settings of a training that a translation takes over, beside ``network_def``."""
+"""Settings of a training that a translation takes over."""
 STARTED = "started.json"
-"""Method and given settings of a training, in its folder from its start on."""
+"""Method and settings of a training as they were passed, in its folder from its start on."""
+PACKAGE = "contourdiff_lab.baselines"
+FORMER_PACKAGE = "contourdiff.rivals"
 EXECUTION = {"device", "num_workers", "save_interval", "picture_interval"}
-"""Settings that a training may go on, or be asked for again, with other values of."""
+"""Settings that may differ when a training goes on, or is asked for again."""
 
 
 def train_baseline(
@@ -63,7 +68,7 @@ def train_baseline(
     bundle: str | Path | None = None,
     **settings: Any,
 ) -> Path:
-    """Train a method, or go on from its newest checkpoint; a finished training is kept.
+    """Train a baseline, or go on from its newest checkpoint; a finished training is kept.
 
     Args:
         method: one of ``BASELINES``.
@@ -74,37 +79,49 @@ def train_baseline(
         bundle: folder of the bundle, see [`contourdiff.bundle.find_bundle`][].
         settings: settings of ``cyclegan.json`` and of the method's overlay, such as ``minutes=60``.
 
-    Returns ``output_dir``. Raises ``ValueError`` for an unknown method or setting, no images, or a training in that
-    folder of another method or with other settings, ``FileNotFoundError`` for a missing folder.
+    Returns:
+        ``output_dir``.
+
+    Raises:
+        ValueError: for an unknown method or setting, no images, or a training in ``output_dir`` of another method or
+            with other settings.
+        FileNotFoundError: for a missing folder.
     """
     if method not in BASELINES:
         raise ValueError(f"expected a method out of {list(BASELINES)}, got {method!r}")
     output_dir = Path(output_dir)
-    base, *overlays = BASELINES[method].configs
-    files = config_files(bundle, overlays, base=base)
     settings = _with_device(settings)
-    parser = read_config(files, settings)
+    configs = BASELINES[method].configs
+    parser = read_lab_config(configs, settings, bundle)
     if (output_dir / RECORD).is_file():
-        _check_same(read_record(output_dir), method, settings)
+        _check_finished(output_dir, method, settings)
         logger.info("%s: kept, its training is finished", output_dir)
         return output_dir
     _record_start(output_dir, method, settings)
-    paths = {
+    settings = {
+        **settings,
         "ct_dir": str(ct_dir),
         "mr_dir": str(mr_dir),
         "output_dir": str(output_dir),
         "method": method,
+        "bundle_root": parser["bundle_root"],
+        "meta_file": f"{parser['bundle_root']}/configs/metadata.json",
     }
-    settings = {**settings, **paths, "bundle_root": parser["bundle_root"]}
-    if (checkpoint := newest_checkpoint(output_dir)) is not None:
+    checkpoint = newest_checkpoint(output_dir)
+    if checkpoint is not None:
         logger.info("%s: training goes on from %s", output_dir, checkpoint.name)
         settings["resume_from"] = str(checkpoint)
-    run_training(files, settings)
+    run_training(lab_config_files(configs, bundle), settings)
     return output_dir
 
 
 def read_record(baseline_dir: str | Path) -> dict[str, Any]:
-    """``trained.json`` of a finished training; ``FileNotFoundError`` without one, ``ValueError`` if it is no record."""
+    """``trained.json`` of a finished training.
+
+    Raises:
+        FileNotFoundError: without one.
+        ValueError: if it is no record.
+    """
     path = Path(baseline_dir) / RECORD
     if not path.is_file():
         raise FileNotFoundError(
@@ -127,7 +144,7 @@ def translate_with_baseline(
     overlays: tuple[str, ...] = (),
     **settings: Any,
 ) -> Path:
-    """Translate CT with the generator of a finished training: [`contourdiff.bundle.run_inference_config`][] in everything else.
+    """Translate CT with the generator of a finished training, as [`contourdiff.bundle.run_inference_config`][] does.
 
     Args:
         baseline_dir: the ``output_dir`` of [`train_baseline`][].
@@ -135,52 +152,75 @@ def translate_with_baseline(
         output_dir: folder of ``<case>_mr.nii.gz``, ``_label.nii.gz``, ``_mr.json`` and ``_mr.png``.
         bundle: folder of the bundle.
         overlays: overlays after ``generator.json``.
-        settings: settings of ``inference.json``; those of geometry and filter are the training's.
+        settings: settings of ``inference.json``; by default those of geometry and filter are the training's.
 
-    Returns ``output_dir``. Raises ``FileNotFoundError`` without a finished training, and what ``translate`` raises.
+    Returns:
+        ``output_dir``.
+
+    Raises:
+        FileNotFoundError: without a finished training, and as ``run_inference_config``.
+        ValueError: as ``run_inference_config``.
     """
     trained = read_record(baseline_dir)["settings"]
-    settings = {
-        name: trained[name] for name in (*SHARED, "network_def") if name in trained
-    } | settings
-    settings = {"ckpt_path": str(Path(baseline_dir) / "generator.pt"), **_with_device(settings)}
+    taken_over = {name: trained[name] for name in TRAINED_SETTINGS if name in trained}
+    taken_over["network_def"] = _with_present_package(taken_over["network_def"])
+    all_settings = {
+        "ckpt_path": str(Path(baseline_dir) / "generator.pt"),
+        **taken_over,
+        **_with_device(settings),
+    }
+    generator = lab_config("generator")
     return run_inference_config(
-        ct_dir, output_dir, bundle=bundle, overlays=("generator", *overlays), **settings
+        ct_dir, output_dir, bundle=bundle, overlays=(generator, *overlays), **all_settings
     )
 
 
-def _with_device(settings: dict[str, Any]) -> dict[str, Any]:
-    """The same settings with a device for its name, if there is one; ``ValueError`` if torch cannot use it."""
-    return {
-        name: usable_device(value) if name == "device" else value
-        for name, value in settings.items()
-    }
+def _with_present_package(network_def: Mapping[str, Any]) -> dict[str, Any]:
+    """A recorded network, found where it is now if the training is older than its package."""
+    target = network_def["_target_"]
+    if target.startswith(FORMER_PACKAGE):
+        target = PACKAGE + target.removeprefix(FORMER_PACKAGE)
+    return {**network_def, "_target_": target}
 
 
-def _record_start(output_dir: Path, method: str, settings: dict[str, Any]) -> None:
+def _with_device(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings, the device as torch's if there is one; ``ValueError`` if torch cannot use it."""
+    if "device" not in settings:
+        return dict(settings)
+    return {**settings, "device": usable_device(settings["device"])}
+
+
+def _record_start(output_dir: Path, method: str, settings: Mapping[str, Any]) -> None:
     """Write ``started.json``; refuse to go on from the checkpoints of a training that was started otherwise."""
-    path, given = output_dir / STARTED, _plain({**settings, "method": method})
-    if path.is_file() and next(output_dir.rglob("checkpoint_epoch=*.pt"), None):
-        old = json.loads(path.read_text(encoding="utf-8"))
-        _refuse(name for name in old.keys() | given.keys() if old.get(name) != given.get(name))
-    write_text(path, json.dumps(given, indent=2) + "\n")
+    path = output_dir / STARTED
+    wanted = _comparable(method, settings)
+    has_checkpoints = any(output_dir.rglob("checkpoint_epoch=*.pt"))
+    if path.is_file() and has_checkpoints:
+        started = json.loads(path.read_text(encoding="utf-8"))
+        names = started.keys() | wanted.keys()
+        _refuse(name for name in names if started.get(name) != wanted.get(name))
+    write_text(path, json.dumps(wanted, indent=2) + "\n")
 
 
-def _check_same(record: dict[str, Any], method: str, settings: dict[str, Any]) -> None:
-    """Refuse a finished training of another method, or with other values of the given settings."""
-    old = {"method": record["method"], **record["settings"]}
-    wanted = _plain({**settings, "method": method})
-    _refuse(name for name, value in wanted.items() if name in old and old[name] != value)
+def _check_finished(output_dir: Path, method: str, settings: Mapping[str, Any]) -> None:
+    """Refuse a finished training of another method, or with other values of these settings."""
+    record = read_record(output_dir)
+    trained = {**record["settings"], "method": record["method"]}
+    wanted = _comparable(method, settings)
+    names = wanted.keys() & trained.keys()
+    _refuse(name for name in names if trained[name] != wanted[name])
 
 
-def _plain(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings as JSON holds them, without those of execution."""
-    plain: dict[str, Any] = json.loads(json.dumps(settings, default=str))
+def _comparable(method: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Method and settings as JSON holds them, without those of execution."""
+    plain = json.loads(json.dumps({**settings, "method": method}, default=str))
     return {name: value for name, value in plain.items() if name not in EXECUTION}
 
 
 def _refuse(names: Iterable[str]) -> None:
-    if other := sorted(names):
+    """``ValueError`` if there are names of settings that differ."""
+    differing = sorted(names)
+    if differing:
         raise ValueError(
-            f"expected the settings of the training there, got another {other}; pass another output_dir"
+            f"expected the settings of the training there, got another {differing}; pass another output_dir"
         )

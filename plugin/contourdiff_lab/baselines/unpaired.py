@@ -13,21 +13,30 @@ from torch.utils.data import Dataset
 
 from contourdiff.data.translation_cases import TranslationCases
 
+Slices = Sequence[dict[str, Tensor]]
+
 
 class UnpairedDataset(Dataset, Randomizable):
     """Item ``i`` has CT slice ``i`` as ``ct`` and a random MR slice as ``mr``, each ``(1, H, W)``.
 
-    Other keys of their items are prefixed: ``label`` of a CT is ``ct_label``. ``ct`` and ``mr`` are datasets of
-    dictionaries with an ``image``, such as [`contourdiff.training.slice_dataset.SliceDataset`][]; their random
-    transforms are seeded with this dataset.
+    Other keys of their items are prefixed: ``label`` of a CT is ``ct_label``.
+
+    Args:
+        ct: dataset of dictionaries with an ``image``, such as [`contourdiff.training.slice_dataset.SliceDataset`][];
+            its random transforms are seeded with this dataset.
+        mr: the same for MR.
+
+    Raises:
+        ValueError: if ``ct`` or ``mr`` is empty.
     """
 
-    def __init__(self, ct: Sequence[dict[str, Tensor]], mr: Sequence[dict[str, Tensor]]) -> None:
-        self.ct, self.mr = ct, mr
-        if not len(ct) or not len(mr):
+    def __init__(self, ct: Slices, mr: Slices) -> None:
+        if len(ct) == 0 or len(mr) == 0:
             raise ValueError(
                 f"expected slices of CT and of MR, got {len(ct)} and {len(mr)}; check both folders"
             )
+        self.ct = ct
+        self.mr = mr
 
     def __len__(self) -> int:
         """Return the number of CT slices."""
@@ -35,8 +44,8 @@ class UnpairedDataset(Dataset, Randomizable):
 
     def __getitem__(self, item: int) -> dict[str, Tensor]:
         """CT slice ``item`` and a random MR slice."""
-        other = int(self.R.randint(len(self.mr)))
-        return {**_prefixed("ct", self.ct[item]), **_prefixed("mr", self.mr[other])}
+        mr_item = int(self.R.randint(len(self.mr)))
+        return {**_prefixed("ct", self.ct[item]), **_prefixed("mr", self.mr[mr_item])}
 
     def set_random_state(self, seed: int | None = None, state: object = None) -> UnpairedDataset:
         """Seed the draws and the random transforms of both datasets."""
@@ -48,13 +57,11 @@ class UnpairedDataset(Dataset, Randomizable):
 
 
 def _prefixed(side: str, item: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {
-        side if key == "image" else f"{side}_{key}": _plain(value) for key, value in item.items()
-    }
-
-
-def _plain(value: Tensor) -> Tensor:
-    return torch.as_tensor(value).as_subclass(torch.Tensor)
+    prefixed = {}
+    for key, value in item.items():
+        name = side if key == "image" else f"{side}_{key}"
+        prefixed[name] = torch.as_tensor(value).as_subclass(torch.Tensor)
+    return prefixed
 
 
 def ct_cases(
@@ -62,9 +69,14 @@ def ct_cases(
 ) -> list[dict[str, str]]:
     """CT volumes to train on, ``[{"image": path}, ...]``, checked and converted as those of a translation.
 
-    With ``"label"`` among the keys, items have their label, too, and cases without one are left out. What is not NIfTI
-    is converted to ``<output_dir>/ct``. Raises ``FileNotFoundError`` if there is no folder, ``ValueError`` if no case
-    is left.
+    Args:
+        dataset_dir: folder of CT as for a translation.
+        output_dir: files other than NIfTI are converted to ``<output_dir>/ct``.
+        keys: with ``"label"`` among them, items have their label, too, and cases without one are left out.
+
+    Raises:
+        FileNotFoundError: if there is no folder.
+        ValueError: if no case is left.
     """
     if not Path(dataset_dir).is_dir():
         raise FileNotFoundError(
@@ -72,17 +84,18 @@ def ct_cases(
         )
     cases = TranslationCases(dataset_dir, output_dir)
     cases.check()
+    with_label = "label" in keys
     items = []
     for case in cases.items:
-        if "label" not in keys:
+        if not with_label:
             items.append({"image": case["image"]})
         elif case["label"] is not None:
             items.append({"image": case["image"], "label": case["label"]})
     if not items:
-        wanted = (
-            "labels/<case>.nii.gz beside <case>.nii.gz"
-            if "label" in keys
-            else "volumes that pass the checks"
+        expected = "volumes that pass the checks"
+        if with_label:
+            expected = "labels/<case>.nii.gz beside <case>.nii.gz"
+        raise ValueError(
+            f"expected {expected} in {dataset_dir}, found none; see the messages above"
         )
-        raise ValueError(f"expected {wanted} in {dataset_dir}, found none; see the messages above")
     return items

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,20 +14,29 @@ import numpy as np
 
 from contourdiff.bundle import find_bundle
 from contourdiff.data.atomic import write_text
+from contourdiff.tables import markdown_table
 from contourdiff.weights import count_parameters, sha256_of
+from contourdiff_lab.experiment.plan import Cell
 from contourdiff_lab.experiment.rows import row_of
 
-COSTS_HEADER = [
-    "| row | learns from | translator: minutes | budget | parameters, M | evaluations a slice "
-    "| segmentation: minutes a network | epochs | parameters, M |",
-    "|---|---|---|---|---|---|---|---|---|",
-]
-COSTS_NOTE = """\
+HEADER = (
+    "row",
+    "learns from",
+    "translator: minutes",
+    "budget",
+    "parameters, M",
+    "evaluations a slice",
+    "segmentation: minutes a network",
+    "epochs",
+    "parameters, M",
+)
+NOTE = """\
 Minutes of the translator and of a segmentation network (of all folds together for `upper_bound`) on this computer, mean
 over seeds, `/` between networks. Evaluations: of a network for each translated slice, all candidates and steps. What a
 row learns from is without the CT with labels that its segmentation network needs. The shipped translator's figures are
 those of its model card, on another computer, without the weights that it started from.
 """
+UNKNOWN = "n/a"
 Record = dict[str, Any]
 
 
@@ -49,103 +58,98 @@ def stopwatch(path: Path) -> Iterator[Callable[[], float]]:
         write_text(path, f"{seconds()}\n")
 
 
-def cost_lines(folder: Path, rows: Sequence[str], bundle: str | Path | None = None) -> list[str]:
-    """Lines of a Markdown table on the rows of an experiment's folder, a line for each row."""
-    lines = [
-        f"| {' | '.join([row, *_translator(folder, row, bundle), *_segmentation(folder / row)])} |"
-        for row in rows
-    ]
-    return [*COSTS_HEADER, *lines, "", COSTS_NOTE]
+def cost_table(folder: Path, rows: Sequence[str], bundle: str | Path | None = None) -> str:
+    """Markdown table on the rows of an experiment's folder, and a note on it."""
+    lines = []
+    for row in rows:
+        translator = _translator_costs(folder, row, bundle)
+        lines.append(
+            [row, row_of(row).learns_from, *translator, *_segmentation_costs(folder / row)]
+        )
+    return f"{markdown_table(HEADER, lines)}\n\n{NOTE}"
 
 
-def _translator(folder: Path, row: str, bundle: str | Path | None) -> list[str]:
-    """What it learns from, minutes, budget, parameters, evaluations."""
-    own = [_read(path) for path in sorted((folder / row).glob("weights*/trained.json"))]
-    evaluations = [
-        _evaluations(_read(path)) for path in (folder / row).glob("translations_*/*_mr.json")
-    ]
-    if not own and not evaluations:
-        return [row_of(row).learns_from, *["-"] * 4]
-    trained = own or [_shipped(folder, bundle)]
-    minutes = _mean([record["seconds"] / 60 for record in trained if "seconds" in record], 1)
-    parameters = _mean(
-        [record["parameters"] / 1e6 for record in trained if "parameters" in record], 2
-    )
+def _translator_costs(folder: Path, row: str, bundle: str | Path | None) -> list[str]:
+    """Minutes, budget, parameters and evaluations a slice."""
+    trainings = [_read(path) for path in sorted((folder / row).glob("weights*/trained.json"))]
+    translations = [_read(path) for path in (folder / row).glob("translations_*/*_mr.json")]
+    if not trainings and not translations:
+        return ["-"] * 4
+    if not trainings:
+        trainings = [_shipped_training(folder, bundle)]
     return [
-        row_of(row).learns_from,
-        minutes,
-        _budget(trained[0]),
-        parameters,
-        _mean(evaluations, 0),
+        _mean([seconds / 60 for seconds in _recorded("seconds", trainings)], 1),
+        _budget(trainings[0]),
+        _mean([count / 1e6 for count in _recorded("parameters", trainings)], 2),
+        _mean([_evaluations(row, record) for record in translations], 0),
     ]
 
 
-def _shipped(folder: Path, bundle: str | Path | None) -> Record:
-    """The bundle's own translator, if it is the one that the plan names; nothing is known about another."""
+def _shipped_training(folder: Path, bundle: str | Path | None) -> Record:
+    """The training of the bundle's translator, if it is the one that the plan names; nothing is known about another."""
     root = find_bundle(bundle)
-    files = sorted((root / "models").glob("*.pt"))
-    if _read(folder / "plan.json").get("weights") not in [sha256_of(path) for path in files]:
+    weights = sorted((root / "models").glob("*.pt"))
+    digests = [sha256_of(path) for path in weights]
+    if _read(folder / "plan.json").get("weights") not in digests:
         return {}
-    facts: Record = _read(root / "configs" / "metadata.json").get("training", {})
-    return {**facts, "parameters": sum(count_parameters(path) for path in files)}
+    training: Record = _read(root / "configs" / "metadata.json").get("training", {})
+    return {**training, "parameters": sum(count_parameters(path) for path in weights)}
 
 
-def _budget(trained: Record) -> str:
+def _budget(training: Record) -> str:
     """Limit of a training, and the images that it has seen."""
-    minutes = {**trained, **trained.get("settings", {})}.get("minutes")
-    limit = (
-        [f"{minutes:g} min"]
-        if minutes
-        else [f"{trained['epochs']} epochs"]
-        if "epochs" in trained
-        else []
-    )
-    counts = [f"{trained[name]:,} {name}" for name in ("iterations", "images") if name in trained]
-    return ", ".join([*limit, *counts]) or "n/a"
+    minutes = {**training, **training.get("settings", {})}.get("minutes")
+    parts = []
+    if minutes:
+        parts.append(f"{minutes:g} min")
+    elif "epochs" in training:
+        parts.append(f"{training['epochs']} epochs")
+    for name in ("iterations", "images"):
+        if name in training:
+            parts.append(f"{training[name]:,} {name}")
+    return ", ".join(parts) or UNKNOWN
 
 
-def _evaluations(record: Record) -> float:
+def _evaluations(row: str, record: Record) -> float:
     """Evaluations a translated slice: one of a generator; of a diffusion model rounds x candidates x steps."""
     settings = record["settings"]
     rounds = [entry["rounds"] for entry in record["slices"] if not entry["skipped"]]
-    if "Generator" in record["inferer"] or not rounds:
+    if row_of(row).baseline or not rounds:
         return 1.0
-    steps = settings["num_inference_steps"] + settings["num_refinement_steps"] * (
-        "refiner" in record["weights"]
-    )
+    steps = settings["num_inference_steps"]
+    if "refiner" in record["weights"]:
+        steps += settings["num_refinement_steps"]
     return float(np.mean(rounds) * settings["candidates"] * steps)
 
 
-def _segmentation(folder: Path) -> list[str]:
-    """Minutes, epochs and parameters of a row's segmentation networks, ``/`` between architectures."""
-    cells: dict[str, list[Path]] = {}
-    for path in sorted(
-        folder.glob("*_translation*_seed*"),
-        key=lambda path: (not path.name.startswith("unet"), path),
-    ):
-        cells.setdefault(path.name.split("_translation")[0], []).append(path)
-    columns = []
-    for paths in cells.values():
-        own = [_read(path / "trained.json") for path in paths if (path / "trained.json").is_file()]
-        seconds, epochs = (
-            [record[name] for record in own if name in record] for name in ("seconds", "epochs")
-        )
-        parameters = [record["parameters"] for record in own if "parameters" in record]
-        parameters = parameters or [count_parameters(path / "model.pt") for path in paths[:1]]
-        columns.append(
-            (
-                _mean(np.divide(seconds, 60), 1),
-                _mean(epochs, 0),
-                _mean(np.divide(parameters, 1e6), 2),
-            )
-        )
-    return ["with the translator"] * 2 + [" / ".join(c[2] for c in columns)] if row_of(folder.name).segments else [
-        " / ".join(column) for column in zip(*columns, strict=True)
-    ]  # fmt: skip
+def _segmentation_costs(folder: Path) -> list[str]:
+    """Minutes, epochs and parameters of a row's segmentation networks, ``/`` between architectures, the UNet first."""
+    by_architecture: dict[str, list[Path]] = {}
+    for path in sorted(folder.glob("*_translation*_seed*")):
+        by_architecture.setdefault(Cell.of_folder(path).architecture, []).append(path)
+    minutes = []
+    epochs = []
+    parameters = []
+    for name in sorted(by_architecture, key=lambda name: (name != "unet", name)):
+        cells = by_architecture[name]
+        trainings = [path / "trained.json" for path in cells]
+        records = [_read(path) for path in trainings if path.is_file()]
+        counts = _recorded("parameters", records) or [count_parameters(cells[0] / "model.pt")]
+        minutes.append(_mean(np.divide(_recorded("seconds", records), 60), 1))
+        epochs.append(_mean(_recorded("epochs", records), 0))
+        parameters.append(_mean(np.divide(counts, 1e6), 2))
+    if row_of(folder.name).segments:
+        return ["with the translator", "with the translator", " / ".join(parameters)]
+    return [" / ".join(minutes), " / ".join(epochs), " / ".join(parameters)]
+
+
+def _recorded(name: str, records: Iterable[Record]) -> list[float]:
+    """Values of an entry, of the records that have it."""
+    return [record[name] for record in records if name in record]
 
 
 def _mean(values: Any, digits: int) -> str:
-    return f"{np.mean(values):,.{digits}f}" if len(values) else "n/a"
+    return f"{np.mean(values):,.{digits}f}" if len(values) else UNKNOWN
 
 
 def _read(path: Path) -> Record:

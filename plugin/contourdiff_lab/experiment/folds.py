@@ -32,8 +32,9 @@ def merge_folds(folds: Sequence[Path], output_dir: Path) -> None:
     ``folds`` are folders with ``scores.csv``, ``scores.json`` and ``<case>_pred.nii.gz``. Raises ``ValueError`` if two
     hold the same case.
     """
-    rows = [row for fold in folds for row in read_scores(fold)]
+    scores = []
     for fold in folds:
+        scores += read_scores(fold)
         for path in sorted(fold.glob("*_pred.nii.gz")):
             copy_file(path, output_dir / path.name)
-    write_scores(rows, output_dir, {"folds": len(folds)})
+    write_scores(scores, output_dir, {"folds": len(folds)})

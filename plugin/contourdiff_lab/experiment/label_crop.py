@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 import nibabel as nib
@@ -25,26 +26,33 @@ def write_label_crop(
 ) -> None:
     """Cut image and label to the slices between the first and the last that hold a class; voxels stay as they are.
 
-    ``case`` has paths of ``image`` and ``label`` on the same grid; for the values of each class see
-    [`contourdiff.data.label_map.LabelMap.values`][]. Slices are stacked along ``slice_end``, such as ``"R"``. The
-    files are ``folder/name`` and ``folder/labels/name``; existing files are kept. A volume without any class is named
-    in the log and left out.
+    Args:
+        case: paths of ``image`` and ``label``, on the same grid.
+        values: values of each class, see [`contourdiff.data.label_map.LabelMap.values`][].
+        slice_end: end of the axis along which slices are stacked, such as ``"R"``.
+        folder: image and label are written to ``folder/name`` and ``folder/labels/name``; existing files are kept.
+        name: file name; a volume without any class is named in the log and left out.
     """
-    paths = {"label": folder / "labels" / name, "image": folder / name}
-    if all(path.is_file() for path in paths.values()):
+    image_path = folder / name
+    label_path = folder / "labels" / name
+    if image_path.is_file() and label_path.is_file():
         return
-    volumes = {key: nib.load(case[key]) for key in paths}
-    ends = nib.aff2axcodes(volumes["image"].affine)
-    along = next(axis for axis, end in enumerate(ends) if end in (slice_end, OPPOSITE[slice_end]))
-    classes = np.isin(
-        volumes["label"].dataobj, [value for listed in values.values() for value in listed]
-    )
-    filled = np.flatnonzero(np.moveaxis(classes, along, 0).any((1, 2)))
-    if not len(filled):
+    image = nib.load(case["image"])
+    label = nib.load(case["label"])
+    axis = _axis_towards(slice_end, image.affine)
+    classes = np.isin(label.dataobj, [*chain.from_iterable(values.values())])
+    labelled = np.flatnonzero(np.moveaxis(classes, axis, 0).any((1, 2)))
+    if not len(labelled):
         logger.warning("%s holds no class of the label map and is left out", name)
         return
-    cut = [slice(None)] * 3
-    cut[along] = slice(int(filled[0]), int(filled[-1]) + 1)
-    for key, path in paths.items():
+    crop = [slice(None)] * 3
+    crop[axis] = slice(int(labelled[0]), int(labelled[-1]) + 1)
+    for volume, path in ((label, label_path), (image, image_path)):
         with atomic_write(path) as aside:
-            nib.save(volumes[key].slicer[tuple(cut)], aside)
+            nib.save(volume.slicer[tuple(crop)], aside)
+
+
+def _axis_towards(end: str, affine: np.ndarray) -> int:
+    """Axis of the voxels that runs towards an end of the patient, or away from it."""
+    ends = nib.aff2axcodes(affine)
+    return ends.index(end) if end in ends else ends.index(OPPOSITE[end])

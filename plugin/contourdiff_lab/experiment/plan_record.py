@@ -5,13 +5,40 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from os.path import realpath
 from pathlib import Path
 from typing import Any
 
 from contourdiff.data.atomic import write_text
+from contourdiff.weights import sha256_of
+from contourdiff_lab.experiment.plan import ExperimentPlan
+from contourdiff_lab.experiment.plan_inputs import PlanInputs
+from contourdiff_lab.experiment.rows import row_of
 
 GROWING = ("folders", "groups", "mr_training", "baselines", "folds")
 """Entries that may gain names; a name that is there keeps its meaning."""
+
+
+def plan_entries(plan: ExperimentPlan, inputs: PlanInputs) -> dict[str, Any]:
+    """All that cells depend on; paths are absolute, as the same relative one is another folder elsewhere."""
+    training_dir = realpath(plan.mr_training.get("dataset_dir", "."))
+    training = {**plan.mr_training, "dataset_dir": training_dir}
+    return {
+        "ct_dir": realpath(plan.ct_dir),
+        "mr_dir": realpath(plan.mr_dir),
+        "weights": sha256_of(inputs.ckpt_path),
+        "label_map": json.loads(inputs.label_map.read_text(encoding="utf-8")),
+        "overlays": list(plan.overlays),
+        "patient_pattern": plan.patient_pattern,
+        "folders": {name: realpath(folder) for name, folder in plan.folders.items()},
+        "groups": dict(plan.groups),
+        "translation": dict(plan.translation),
+        "segmentation": dict(plan.segmentation),
+        "unconditional": dict(plan.unconditional),
+        "mr_training": {row: training for row in plan.all_rows if row_of(row).mr_training},
+        "baselines": inputs.baselines,
+        "folds": {str(number): fold for number, fold in enumerate(inputs.folds)},
+    }
 
 
 def record_plan(path: Path, record: Mapping[str, Any]) -> None:
@@ -19,18 +46,33 @@ def record_plan(path: Path, record: Mapping[str, Any]) -> None:
 
     Raises ``ValueError`` if the older one is of another plan.
     """
-    record = json.loads(
+    plan: dict[str, Any] = json.loads(
         json.dumps(record, default=str)
-    )  # as it will be read: lists for tuples, text for paths
-    old = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    grown = {name: old.get(name, {}) | record[name] for name in GROWING}
-    changed = sorted(name for name in old if name not in GROWING and old[name] != record.get(name))
+    )  # lists for tuples, text for paths
+    earlier = _read(path)
+    changed = []
+    for name in sorted(earlier.keys() - set(GROWING)):
+        if earlier[name] != plan.get(name):
+            changed.append(name)
     for name in GROWING:
-        changed += [
-            f"{name} {key}" for key, value in old.get(name, {}).items() if grown[name][key] != value
-        ]
+        kept = earlier.get(name, {})
+        merged = {**kept, **plan[name]}
+        for key, value in kept.items():
+            if merged[key] != value:
+                changed.append(f"{name} {key}")
+        plan[name] = merged
     if changed:
         raise ValueError(
             f"{path.parent} holds a table of another plan (other: {changed}); pass another output_dir"
         )
-    write_text(path, json.dumps({**record, **grown}, indent=2) + "\n")
+    write_text(path, json.dumps(plan, indent=2) + "\n")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The earlier record, if there is one; baselines were once called rivals."""
+    if not path.is_file():
+        return {}
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if "rivals" in record:
+        record["baselines"] = record.pop("rivals")
+    return record

@@ -4,22 +4,25 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
 
 from contourdiff.data.atomic import save_figure, write_csv, write_text
 from contourdiff.data.nifti_names import case_of
 from contourdiff.data.training_cases import labelled_cases
+from contourdiff.pictures import image_grid
 from contourdiff.report import write_markdown_page
-from contourdiff_lab.experiment.costs import cost_lines
-from contourdiff_lab.experiment.quality import draw_translations, quality_lines, translation_folders
+from contourdiff.tables import markdown_table
+from contourdiff_lab.experiment.anatomy import anatomy_table, draw_translations, translation_folders
+from contourdiff_lab.experiment.costs import cost_table
+from contourdiff_lab.experiment.plan import Cell
 
 PAPER = """\
 The paper's UNet (Chen et al., arXiv 2403.10786), trained on translations of its own CT and tested on its own MR,
@@ -33,27 +36,42 @@ interval over patients for the first seeds. SD: standard deviations of the Dice,
 and between training seeds on one translation. A missed structure counts as Dice 0 and as the image's diagonal in ASSD.
 Pictures: reference green, prediction red, of the first network and seeds.
 """
-HEADER = [
-    "| row | network | class | cells | Dice | SD, translation | SD, training | ASSD, mm | missed |",
-    "|---|---|---|---|---|---|---|---|---|",
-]
-MEASURES = ("dice", "assd_penalized_mm", "hd95_penalized_mm")
-COLUMNS = (
-    *(
-        "row",
-        "architecture",
-        "translation_seed",
-        "seed",
-        "group",
-        "class",
-        "cases",
-        "structures",
-        "missed",
-        "invented",
-    ),
-    *("dice_pooled", "assd_mm", "hd95_mm"),
-    *(f"{measure}{end}" for measure in MEASURES for end in ("", "_low", "_high")),
+HEADER = (
+    "row",
+    "network",
+    "class",
+    "cells",
+    "Dice",
+    "SD, translation",
+    "SD, training",
+    "ASSD, mm",
+    "missed",
 )
+COLUMNS = (
+    "row",
+    "architecture",
+    "translation_seed",
+    "seed",
+    "group",
+    "class",
+    "cases",
+    "structures",
+    "missed",
+    "invented",
+    "dice_pooled",
+    "assd_mm",
+    "hd95_mm",
+    "dice",
+    "dice_low",
+    "dice_high",
+    "assd_penalized_mm",
+    "assd_penalized_mm_low",
+    "assd_penalized_mm_high",
+    "hd95_penalized_mm",
+    "hd95_penalized_mm_low",
+    "hd95_penalized_mm_high",
+)
+UNKNOWN = "n/a"
 SHOWN_CASES = 6
 Record = Mapping[str, Any]
 
@@ -67,175 +85,208 @@ def write_report(
 ) -> Path:
     """Write ``table.csv`` (every cell and class), ``table.md`` (means over seeds) and ``predictions_<group>.png``.
 
-    Every finished cell of the folder is listed, with its scores in
-    ``<row>/<architecture>_translation<seed>_seed<seed>/<group>``; rows in ``first`` come first. ``groups`` are patterns
-    of case ids of ``mr_dir`` by name. With ``inference``, options of [`contourdiff.bundle.run_inference_config`][], what the rows
-    cost and what they do to the anatomy is added, and ``translations.png``. With the package Markdown, ``table.html``
-    shows the same. Returns the path of ``table.md``.
+    With the package Markdown, ``table.html`` shows the same as ``table.md``.
+
+    Args:
+        folder: the experiment's; each finished cell is listed, with its scores in
+            ``<row>/<architecture>_translation<seed>_seed<seed>/<group>``.
+        groups: patterns of case ids of ``mr_dir``, by name.
+        mr_dir: real MR that the networks were tested on.
+        first: rows that come first, in this order.
+        inference: options of [`contourdiff.bundle.run_inference_config`][]; with them, the rows' costs and what they do
+            to the anatomy are added, and ``translations.png``.
+
+    Returns the path of ``table.md``.
     """
     records = _records(folder, groups, first)
     write_csv(folder / "table.csv", records, COLUMNS)
+    rows = list(dict.fromkeys(record["row"] for record in records))
     lines = ["# Segmentation of real MR by networks that never saw one", ""]
     for group, pattern in groups.items():
         members = [record for record in records if record["group"] == group]
-        cells: dict[str, str] = {}  # of each row the first architecture and seed
-        for record in members:
-            name = "{row}/{architecture}_translation{translation_seed}_seed{seed}".format(**record)
-            cells.setdefault(record["row"], name)
+        cases = labelled_cases(mr_dir, pattern=pattern)
         picture = f"predictions_{group}.png"
-        _draw_predictions(
-            folder,
-            list(cells.values()),
-            group,
-            labelled_cases(mr_dir, pattern=pattern),
-            folder / picture,
-        )
-        lines += [f"## {group}", "", *_table(members), "", f"![{group}]({picture})", ""]
+        _draw_predictions(folder, members, group, cases, folder / picture)
+        lines += [f"## {group}", "", _table(members), "", f"![{group}]({picture})", ""]
     lines += [NOTE, PAPER]
-    rows = list(dict.fromkeys(record["row"] for record in records))
     if inference is not None:
-        lines += _comparison(
-            folder, rows, labelled_cases(mr_dir, pattern=next(iter(groups.values()))), inference
-        )
-    if pictures := [
-        (row, path)
-        for row in rows
-        for path in sorted((folder / row).glob("translations_seed*/*_mr.png"))
-    ]:
-        links = [
-            f"![{row}: {path.stem}]({path.relative_to(folder).as_posix()})\n"
-            for row, path in pictures
-        ]
-        lines += ["## Translations", "", *links]
+        first_pattern = next(iter(groups.values()))
+        real = labelled_cases(mr_dir, pattern=first_pattern)
+        lines += _costs_and_anatomy(folder, rows, real, inference)
+    lines += _previews(folder, rows)
     write_text(folder / "table.md", "\n".join(lines) + "\n")
     if importlib.util.find_spec("markdown"):
         write_markdown_page(folder / "table.md")
     return folder / "table.md"
 
 
-def _comparison(
+def _costs_and_anatomy(
     folder: Path, rows: Sequence[str], real: Sequence[Record], inference: Mapping[str, Any]
 ) -> list[str]:
     """Lines on costs and on translations of every row, and their picture."""
-    lines = ["## Costs", "", *cost_lines(folder, rows, inference["bundle"])]
-    if translations := translation_folders(folder, rows):
+    lines = ["## Costs", "", cost_table(folder, rows, inference["bundle"])]
+    translations = translation_folders(folder, rows)
+    if translations:
         draw_translations(folder / "translations.png", folder / "ct", translations, real, inference)
         lines += [
             "## Anatomy of the translations",
             "",
-            *quality_lines(folder, translations, inference),
+            anatomy_table(folder, translations, inference),
+            "![CT, translations and a real MR of another person](translations.png)",
+            "",
         ]
-        lines += ["![CT, translations and a real MR of another person](translations.png)", ""]
     return lines
 
 
+def _previews(folder: Path, rows: Sequence[str]) -> list[str]:
+    """Links to the pictures of all translations by this package."""
+    links = []
+    for row in rows:
+        for path in sorted((folder / row).glob("translations_seed*/*_mr.png")):
+            links.append(f"![{row}: {path.stem}]({path.relative_to(folder).as_posix()})\n")
+    return ["## Translations", "", *links] if links else []
+
+
 def _records(folder: Path, groups: Mapping[str, str], first: Sequence[str]) -> list[dict[str, Any]]:
-    """A record for each cell, group and class: rows in the given order, then by name; of each row the UNet first."""
+    """A record for each cell, group and class: rows in the order of ``first``, then by name; the UNet first."""
     records = []
-    for cell in folder.glob("*/*_translation*_seed*"):
-        architecture, translation_seed, seed = re.fullmatch(
-            r"(.+)_translation(-?\d+)_seed(-?\d+)", cell.name
-        ).groups()  # type: ignore[union-attr]
-        common = {"row": cell.parent.name, "architecture": architecture}
-        common |= {"translation_seed": int(translation_seed), "seed": int(seed)}
+    for path in folder.glob("*/*_translation*_seed*"):
+        cell = Cell.of_folder(path)
         for group in groups:
-            if (cell / group / "scores.json").is_file():
-                content = json.loads((cell / group / "scores.json").read_text(encoding="utf-8"))
-                classes = (
-                    content["summary"] if len(content["summary"]) > 2 else content["summary"][:1]
-                )
-                records += [
-                    common | {"group": group} | summary for summary in classes
-                ]  # of a single class no "all"
-    order = ("architecture", "translation_seed", "seed", "group")
-    records.sort(
-        key=lambda r: (r["row"], r["architecture"] != "unet", *(r[name] for name in order))
-    )
-    return sorted(records, key=lambda r: [*first, r["row"]].index(r["row"]))
+            scores = path / group / "scores.json"
+            if not scores.is_file():
+                continue
+            summaries = json.loads(scores.read_text(encoding="utf-8"))["summary"]
+            if len(summaries) == 2:
+                summaries = summaries[:1]  # the class, and all classes, which are the same
+            for summary in summaries:
+                records.append({"cell": cell, **cell._asdict(), "group": group, **summary})
+
+    def place(record: Record) -> tuple[Any, ...]:
+        row = record["row"]
+        return (
+            first.index(row) if row in first else len(first),
+            row,
+            record["architecture"] != "unet",
+            record["architecture"],
+            record["translation_seed"],
+            record["seed"],
+            record["group"],
+        )
+
+    return sorted(records, key=place)
 
 
-def _table(records: Sequence[Record]) -> list[str]:
-    cells: dict[tuple[str, ...], list[Record]] = {}
+def _table(records: Sequence[Record]) -> str:
+    """Means over the cells of each row, network and class."""
+    by_class: dict[tuple[str, ...], list[Record]] = {}
     for record in records:
-        cells.setdefault((record["row"], record["architecture"], record["class"]), []).append(
-            record
-        )
+        key = (record["row"], record["architecture"], record["class"])
+        by_class.setdefault(key, []).append(record)
     lines = []
-    for key, members in cells.items():
-        missed, structures = (
-            sum(record[name] for record in members) for name in ("missed", "structures")
+    for names, members in by_class.items():
+        missed = sum(record["missed"] for record in members)
+        structures = sum(record["structures"] for record in members)
+        lines.append(
+            [
+                *names,
+                len(members),
+                _figure(members, "dice", 3),
+                *_spreads(members),
+                _figure(members, "assd_penalized_mm", 1),
+                f"{missed} of {structures}",
+            ]
         )
-        figures = [
-            _figure(members, "dice", 3),
-            *_spreads(members),
-            _figure(members, "assd_penalized_mm", 1),
-            f"{missed} of {structures}",
-        ]
-        lines.append(f"| {' | '.join([*key, str(len(members)), *figures])} |")
-    return [*HEADER, *lines]
+    return markdown_table(HEADER, lines)
 
 
-def _spreads(members: Sequence[Record]) -> list[str]:
+def _spreads(members: Sequence[Record]) -> tuple[str, str]:
     """Standard deviation of the Dice between translation seeds, and between training seeds within one of them."""
     by_translation: dict[int, list[float]] = {}
     for record in members:
         if record["dice"] is not None:
             by_translation.setdefault(record["translation_seed"], []).append(record["dice"])
     means = [float(np.mean(values)) for values in by_translation.values()]
-    within = [
-        float(np.var(values, ddof=1)) for values in by_translation.values() if len(values) > 1
-    ]
-    return [
-        f"{np.std(means, ddof=1):.3f}" if len(means) > 1 else "n/a",
-        f"{np.mean(within) ** 0.5:.3f}" if within else "n/a",
-    ]
+    variances = []
+    for values in by_translation.values():
+        if len(values) > 1:
+            variances.append(float(np.var(values, ddof=1)))
+    between = f"{np.std(means, ddof=1):.3f}" if len(means) > 1 else UNKNOWN
+    within = f"{np.mean(variances) ** 0.5:.3f}" if variances else UNKNOWN
+    return between, within
 
 
 def _figure(members: Sequence[Record], measure: str, digits: int) -> str:
+    """Mean ± standard deviation of a measure, and its interval of the first cell."""
     values = [record[measure] for record in members if record[measure] is not None]
     if not values:
-        return "n/a"
+        return UNKNOWN
     text = f"{np.mean(values):.{digits}f}"
     if len(values) > 1:
         text += f" ± {np.std(values, ddof=1):.{digits}f}"
-    low, high = members[0][f"{measure}_low"], members[0][f"{measure}_high"]
-    return text if low is None or high is None else f"{text} [{low:.{digits}f}, {high:.{digits}f}]"
+    low = members[0][f"{measure}_low"]
+    high = members[0][f"{measure}_high"]
+    if low is not None and high is not None:
+        text += f" [{low:.{digits}f}, {high:.{digits}f}]"
+    return text
 
 
 def _draw_predictions(
-    folder: Path, cells: Sequence[str], group: str, cases: Sequence[Record], path: Path
+    folder: Path,
+    records: Sequence[Record],
+    group: str,
+    cases: Sequence[Record],
+    path: Path,
 ) -> None:
-    """Test slices side by side, a line for each cell: the reference's outline and the prediction's."""
-    positions = np.linspace(0, len(cases) - 1, min(SHOWN_CASES, len(cases))).round().astype(int)
-    figure = Figure(figsize=(2.6 * len(positions), 2.8 * len(cells)))
-    axes = figure.subplots(len(cells), len(positions), squeeze=False)
-    for column, case in enumerate(cases[position] for position in positions):
-        label, name = _canonical(case["label"]), case_of(case["image"])
-        axis = int(np.argmin(label.shape))  # the thinnest, across which slices lie
-        position = int(
-            np.argmax((np.moveaxis(label, axis, 0) > 0).sum((1, 2)))
-        )  # most of the reference
-        image, reference = (
-            _canonical(case["image"]).take(position, axis),
-            label.take(position, axis) > 0,
-        )
-        low, high = np.percentile(image, [1, 95])
-        for line, (ax, cell) in enumerate(zip(axes[:, column], cells, strict=True)):
-            ax.imshow(image.T, cmap="gray", origin="lower", vmin=low, vmax=max(high, low + 1))
-            predicted = (
-                _canonical(folder / cell / group / f"{name}_pred.nii.gz").take(position, axis) > 0
-            )
-            for mask, color in ((reference, "lime"), (predicted, "red")):
-                if mask.any() and not mask.all():
-                    ax.contour(mask.T, levels=[0.5], colors=[color], linewidths=0.7)
-            ax.set_axis_off()
-            ax.set_title(
-                cell.split("/")[0] if column == 0 else name if line == 0 else "",
-                fontsize=7,
-                loc="left",
-            )
-    figure.tight_layout(pad=0.4)
+    """Test slices side by side, a line for each row: outlines of the reference and of the first cell's prediction."""
+    predictions: dict[str, Path] = {}
+    for record in records:
+        predictions.setdefault(record["row"], folder / record["cell"].folder / group)
+    count = min(SHOWN_CASES, len(cases))
+    positions = np.linspace(0, len(cases) - 1, count).round().astype(int)
+    slices = [_largest_slice(cases[position]) for position in positions]
+    titles = [[row] for row in predictions]
+    titles[0] += [shown.name for shown in slices[1:]]
+    images = [shown.image for shown in slices]
+    figure = image_grid([images] * len(predictions), titles, cell_inches=(2.6, 2.8))
+    places = itertools.product(predictions.values(), slices)
+    for ax, (predicted, shown) in zip(figure.axes, places, strict=True):
+        volume = _canonical(predicted / f"{shown.name}_pred.nii.gz")
+        _outline(ax, shown.reference, "lime")
+        _outline(ax, volume.take(shown.position, shown.axis) > 0, "red")
     save_figure(figure, path, dpi=90)
+
+
+class ShownSlice(NamedTuple):
+    """Where a slice lies in its volume, its gray levels in [0, 255], and its reference, both ``(H, W)``."""
+
+    name: str
+    axis: int
+    position: int
+    image: np.ndarray
+    reference: np.ndarray
+
+
+def _largest_slice(case: Mapping[str, str]) -> ShownSlice:
+    """The slice of a case with most of the reference; slices are stacked along the shortest axis."""
+    label = _canonical(case["label"])
+    axis = int(np.argmin(label.shape))
+    areas = (np.moveaxis(label, axis, 0) > 0).sum((1, 2))
+    position = int(np.argmax(areas))
+    image = _canonical(case["image"]).take(position, axis)
+    low, high = np.percentile(image, [1, 95])
+    return ShownSlice(
+        name=case_of(case["image"]),
+        axis=axis,
+        position=position,
+        image=(image - low) / max(high - low, 1) * 255,
+        reference=label.take(position, axis) > 0,
+    )
+
+
+def _outline(ax: Axes, mask: np.ndarray, color: str) -> None:
+    if mask.any() and not mask.all():
+        ax.contour(mask.T, levels=[0.5], colors=[color], linewidths=0.7)
 
 
 def _canonical(path: str | Path) -> np.ndarray:

@@ -8,27 +8,37 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from contourdiff.bundle import config_files, read_config
-from contourdiff_lab.baselines.training import BASELINES
+from monai.bundle import ReferenceResolver
 
-ROWS = ("without_adaptation", "unconditional", "single_candidate", "ours", "ours_t1_t2")
-WITHOUT_ADAPTATION, UNCONDITIONAL, SINGLE_CANDIDATE, OURS, OURS_T1_T2 = ROWS
+from contourdiff_lab.baselines.training import BASELINES
+from contourdiff_lab.config_files import read_lab_config
+
+WITHOUT_ADAPTATION = "without_adaptation"
+UNCONDITIONAL = "unconditional"
+SINGLE_CANDIDATE = "single_candidate"
+OURS = "ours"
+OURS_T1_T2 = "ours_t1_t2"
+RANDOMIZED = "randomized"
+UPPER_BOUND = "upper_bound"
+ROWS = (WITHOUT_ADAPTATION, UNCONDITIONAL, SINGLE_CANDIDATE, OURS, OURS_T1_T2)
+"""The rows of an experiment by default."""
+
 SMOKE: dict[str, dict[str, Any]] = {
     "translation": {"num_inference_steps": 2, "candidates": 2, "max_rounds": 1},
     "segmentation": {"max_epochs": 1},
     "unconditional": {"max_epochs": 1, "epoch_length": 2},
     "baselines": {
-        **{"max_epochs": 1, "epoch_length": 2},
-        **{"generator_channels": 4, "generator_blocks": 1, "discriminator_channels": 4},
-        **{
-            "task_epochs": 1,
-            "feature_epochs": 1,
-            "segmentation_epoch_length": 2,
-        },  # stages of CyCADA
+        "max_epochs": 1,
+        "epoch_length": 2,
+        "generator_channels": 4,
+        "generator_blocks": 1,
+        "discriminator_channels": 4,
+        "task_epochs": 1,  # this and the next two are stages of CyCADA
+        "feature_epochs": 1,
+        "segmentation_epoch_length": 2,
     },
 }
 """Settings that cut everything short."""
-RANDOMIZED, UPPER_BOUND = "randomized", "upper_bound"
 
 
 @dataclass(frozen=True)
@@ -59,19 +69,22 @@ class Row:
 FOLDER = Row("as the tool does", overlays=("segmentation_any",))
 """A row of translations by another tool."""
 
+
+def _baseline_row(name: str) -> Row:
+    baseline = BASELINES[name]
+    return Row(
+        baseline.needs,
+        translates=True,
+        baseline=True,
+        segments=baseline.segments,
+        mr_training=True,
+    )
+
+
 TABLE = {
     WITHOUT_ADAPTATION: Row("CT with labels", overlays=("segmentation_ct",)),
     RANDOMIZED: Row("CT with labels", overlays=("segmentation_ct", "segmentation_randomized")),
-    **{
-        name: Row(
-            baseline.needs,
-            translates=True,
-            baseline=True,
-            segments=baseline.segments,
-            mr_training=True,
-        )
-        for name, baseline in BASELINES.items()
-    },
+    **{name: _baseline_row(name) for name in BASELINES},
     UNCONDITIONAL: Row("MR", translates=True, mr_training=True),
     SINGLE_CANDIDATE: Row("MR", translates=True, translation={"candidates": 1, "max_rounds": 1}),
     OURS: Row("MR", translates=True),
@@ -81,6 +94,11 @@ TABLE = {
 """Every row by name, in the order of the report."""
 
 
+def row_of(name: str) -> Row:
+    """The row of that name, or that of another tool's folder."""
+    return TABLE.get(name, FOLDER)
+
+
 def baseline_settings(
     rows: Sequence[str], settings: Mapping[str, Any], bundle: str | Path | None = None
 ) -> dict[str, dict[str, Any]]:
@@ -88,27 +106,21 @@ def baseline_settings(
 
     Raises ``ValueError`` for a setting that none of them has.
     """
-    own = {}
-    for row in (row for row in rows if row_of(row).baseline):
-        base, *overlays = BASELINES[row].configs
-        known = read_config(config_files(bundle, overlays, base=base), {}).get().keys()
-        own[row] = {
-            name: value
-            for name, value in settings.items()
-            if name.split("#")[0].split("::")[0] in known
-        }
-    unknown = (
-        settings.keys()
-        - SMOKE["baselines"].keys()
-        - {name for given in own.values() for name in given}
-    )
-    if own and unknown:
+    by_baseline: dict[str, dict[str, Any]] = {}
+    unknown = settings.keys() - SMOKE["baselines"].keys()
+    for name in rows:
+        if not row_of(name).baseline:
+            continue
+        config = read_lab_config(BASELINES[name].configs, {}, bundle).get()
+        accepted = {}
+        for setting, value in settings.items():
+            entry = ReferenceResolver.split_id(setting)[0]
+            if entry in config:
+                accepted[setting] = value
+        by_baseline[name] = accepted
+        unknown -= accepted.keys()
+    if by_baseline and unknown:
         raise ValueError(
-            f"expected settings of {list(own)}, got {sorted(unknown)}, which none of them has"
+            f"expected settings of {list(by_baseline)}, got {sorted(unknown)}, which none of them has"
         )
-    return own
-
-
-def row_of(name: str) -> Row:
-    """The row of that name, or that of another tool's folder."""
-    return TABLE.get(name, FOLDER)
+    return by_baseline

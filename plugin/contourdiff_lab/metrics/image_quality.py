@@ -23,8 +23,7 @@ from contourdiff.metrics.contour_agreement import contour_agreement
 Fit = Literal["pad", "resize"]
 Slices = Sequence[np.ndarray]
 Device = torch.device | str
-Mapped = Callable[[torch.Tensor], torch.Tensor]
-ContourOf = Callable[[np.ndarray], np.ndarray]
+FeatureMapping = Callable[[torch.Tensor], torch.Tensor]
 
 
 def load_extractor(path: str | Path, device: Device = "cpu") -> nn.Module:
@@ -72,23 +71,14 @@ def slice_features(
     features = []
     with eval_mode(extractor), torch.no_grad():
         for start in range(0, len(slices), batch_size):
-            batch = (
-                torch.from_numpy(np.stack(slices[start : start + batch_size]).astype(np.float32))[
-                    :, None
-                ]
-                / 255
-            )
-            output = extractor(batch.expand(-1, channels, -1, -1).contiguous().to(device))
-            if not isinstance(output, torch.Tensor) or output.ndim < 2 or len(output) != len(batch):
-                got = (
-                    tuple(output.shape)
-                    if isinstance(output, torch.Tensor)
-                    else type(output).__name__
-                )
-                raise ValueError(
-                    f"expected features ({len(batch)}, F, ...) from the extractor, got {got}; wrap it"
-                )
-            features.append(output.double()[..., None].flatten(2).mean(2).cpu())
+            images = np.stack(slices[start : start + batch_size])
+            batch = torch.from_numpy(images.astype(np.float32))
+            batch = batch[:, None] / 255
+            batch = batch.expand(-1, channels, -1, -1).contiguous()
+            output = extractor(batch.to(device))
+            _check_features(output, len(batch))
+            spatial = output.double()[..., None].flatten(2)
+            features.append(spatial.mean(2).cpu())
     return torch.cat(features)
 
 
@@ -102,7 +92,7 @@ def image_quality(
     size_px: tuple[int, int] = (256, 256),
     fit: Fit = "pad",
     mask_options: Mapping[str, float] | None = None,
-    mmd_mapping: Mapped | None = None,
+    mmd_mapping: FeatureMapping | None = None,
     feature_options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Distance of translated slices from real ones, as two sets: FID and MMD of features. Smaller is nearer.
@@ -134,89 +124,107 @@ def image_quality(
     warnings: list[str] = []
     features = []
     for name, slices in (("real", real), ("translated", translated)):
-        kept = _bodies(slices, name, mask_options or {}, warnings) if foreground_only else slices
-        if len(kept) < 2:
+        if foreground_only:
+            slices = _bodies(slices, name, mask_options or {}, warnings)
+        if len(slices) < 2:
             raise ValueError(
-                f"expected 2 {name} slices or more, got {len(kept)}; give more, or other mask_options"
+                f"expected 2 {name} slices or more, got {len(slices)}; give more, or other mask_options"
             )
-        fitted = [_fitted(np.asarray(image), size_px, fit) for image in kept]
-        features.append(slice_features(fitted, extractor, **(feature_options or {})))
-        if not torch.isfinite(features[-1]).all():
+        fitted = [_fitted(image, size_px, fit) for image in slices]
+        values = slice_features(fitted, extractor, **(feature_options or {}))
+        if not torch.isfinite(values).all():
             raise ValueError(
                 f"expected finite features of {name} slices, got NaN or infinity; check the extractor"
             )
-    width, fewest = features[0].shape[1], min(map(len, features))
+        features.append(values)
+    real_features, translated_features = features
+    width = real_features.shape[1]
     if width < 2:
         raise ValueError(
             f"expected 2 features or more, got {width}; take the output of an earlier layer"
         )
+    fewest = min(len(real_features), len(translated_features))
     if fewest <= width:
-        effect = "the covariance lacks full rank, and FID depends on the number of slices"
         warnings.append(
-            f"{fewest} slices for {width} features: {effect}; use more slices or fewer features"
+            f"{fewest} slices for {width} features: the covariance lacks full rank, and FID depends on the number of "
+            "slices; use more slices or fewer features"
         )
-    pair = [
-        values[np.linspace(0, len(values) - 1, fewest).round().astype(int)] for values in features
-    ]
-    numbers = {
-        "fid": _fid(features[1], features[0], warnings),
-        "mmd": float(MMDMetric(mmd_mapping)(*pair)),
-    }
-    counts = {
-        "n_real": len(features[0]),
-        "n_translated": len(features[1]),
+    mmd = MMDMetric(mmd_mapping)
+    real_sample = _evenly(real_features, fewest)
+    translated_sample = _evenly(translated_features, fewest)
+    return {
+        "fid": _fid(translated_features, real_features, warnings),
+        "mmd": float(mmd(real_sample, translated_sample)),
+        "n_real": len(real_features),
+        "n_translated": len(translated_features),
         "n_mmd": fewest,
         "features": width,
-    }
-    settings = {
         "extractor": extractor_name,
         "foreground_only": foreground_only,
         "size_px": list(size_px),
         "fit": fit,
+        "warnings": warnings,
     }
-    return {**numbers, **counts, **settings, "warnings": warnings}
 
 
 def label_boundary_agreement(
-    image: np.ndarray,
+    contour: np.ndarray,
     label: np.ndarray,
-    contour_fn: ContourOf,
     tolerance_mm: float,
     spacing_mm: Sequence[float],
 ) -> float:
-    """Share in [0, 1] of the label's boundary with a contour of the translated image near it; NaN without boundary.
+    """Share in [0, 1] of the label's boundary with a contour of the translation near it; NaN without boundary.
 
-    ``image``, gray levels in [0, 255], and ``label``, integer classes or 0, are ``(H, W)``; ``contour_fn`` maps the
-    image to its contour, as [`contourdiff.contours.contour_of`][]. The boundary is the pixels of a class that touch
-    (4 neighbors) another class or background, but not the image's frame. More contours never lower the share: compare
-    it with that of another slice's label. ``spacing_mm`` is that of H and W.
+    ``contour`` of the translated slice, nonzero on it, and ``label``, integer classes or 0, are ``(H, W)``. The
+    boundary is the pixels of a class that touch (4 neighbors) another class or background, but not the image's frame.
+    More contours never lower the share: compare it with that of another slice's label. ``spacing_mm`` is that of H and
+    W.
 
     Raises ``ValueError`` if shapes differ, or tolerance or spacing does not fit.
     """
-    boundary = find_boundaries(
-        np.asarray(label).astype(np.int64), connectivity=1, mode="inner", background=0
-    )
-    agreement = contour_agreement(
-        contour_fn(np.asarray(image)), boundary, tolerance_mm, spacing=spacing_mm
-    )
+    classes = np.asarray(label).astype(np.int64)
+    boundary = find_boundaries(classes, connectivity=1, mode="inner", background=0)
+    agreement = contour_agreement(contour, boundary, tolerance_mm, spacing=spacing_mm)
     return agreement.recall if boundary.any() else math.nan
+
+
+def _check_features(output: Any, count: int) -> None:
+    shape: Any = type(output).__name__
+    if isinstance(output, torch.Tensor):
+        shape = tuple(output.shape)
+        if output.ndim >= 2 and len(output) == count:
+            return
+    raise ValueError(
+        f"expected features ({count}, F, ...) from the extractor, got {shape}; wrap it"
+    )
+
+
+def _evenly(values: torch.Tensor, count: int) -> torch.Tensor:
+    """``count`` evenly spread rows of ``values``."""
+    positions = np.linspace(0, len(values) - 1, count)
+    return values[positions.round().astype(int)]
 
 
 def _bodies(
     slices: Slices, name: str, options: Mapping[str, Any], warnings: list[str]
 ) -> list[np.ndarray]:
     """Of each slice the box around its body with 0 outside of the body, without the slices that have none."""
-    masks = [foreground_mask(image, **options) for image in slices]
-    pairs = [(image, mask) for image, mask in zip(slices, masks, strict=True) if mask.any()]
-    if len(pairs) < len(slices):
-        warnings.append(
-            f"{len(slices) - len(pairs)} of {len(slices)} {name} slices have no body and are left out"
-        )
-    return [np.where(mask, image, 0)[contour_box(mask[None], 0)] for image, mask in pairs]
+    bodies = []
+    for image in slices:
+        mask = foreground_mask(image, **options)
+        if mask.any():
+            body = np.where(mask, image, 0)
+            box = contour_box(mask[None], 0)
+            bodies.append(body[box])
+    absent = len(slices) - len(bodies)
+    if absent:
+        warnings.append(f"{absent} of {len(slices)} {name} slices have no body and are left out")
+    return bodies
 
 
 def _fitted(image: np.ndarray, size_px: tuple[int, int], fit: Fit) -> np.ndarray:
     """``image`` centered on black of ``size_px``, ``(H, W)`` -> ``size_px``; scaled to fill it with ``"resize"``."""
+    image = np.asarray(image)
     if image.ndim != 2 or not np.isfinite(image).all():
         raise ValueError(
             f"expected finite slices (H, W), got shape {image.shape}; pass volumes slice by slice"
@@ -224,37 +232,47 @@ def _fitted(image: np.ndarray, size_px: tuple[int, int], fit: Fit) -> np.ndarray
     if fit not in ("pad", "resize"):
         raise ValueError(f"fit must be 'pad' or 'resize', got {fit!r}")
     if fit == "resize":
-        scale = float(min(np.divide(size_px, image.shape)))
+        scales = np.divide(size_px, image.shape)
+        scale = float(min(scales))
         shape = [max(1, round(length * scale)) for length in image.shape]
         resize = Resize(shape, mode="bilinear", anti_aliasing=scale < 1)
-        image = resize(torch.from_numpy(image[None].astype(np.float32)))[0].numpy()
+        channel_first = torch.from_numpy(image[None].astype(np.float32))
+        resized = resize(channel_first)
+        image = resized[0].numpy()
     if np.greater(image.shape, size_px).any():
         raise ValueError(
             f"expected slices of at most {size_px} pixels, got {image.shape}; raise size_px or resize"
         )
-    return SpatialPad(size_px)(torch.from_numpy(np.ascontiguousarray(image))[None])[0].numpy()
+    channel_first = torch.from_numpy(np.ascontiguousarray(image))
+    padded = SpatialPad(size_px)(channel_first[None])
+    return padded[0].numpy()
 
 
 def _fid(translated: torch.Tensor, real: torch.Tensor, warnings: list[str]) -> float:
-    """MONAI's FID, at least 0; where its matrix root fails, the same number from singular values.
-
-    For covariances A'A and B'B, ``tr sqrt(A'A B'B)`` is the sum of ``svd(AB')``.
-    """
+    """MONAI's FID, at least 0; where its matrix root fails, the same number from singular values."""
     try:
         fid = float(FIDMetric()(translated, real))
-    except (
-        ValueError,
-        TypeError,
-        np.linalg.LinAlgError,
-    ):  # an imaginary root; SciPy 1.18 took away an argument
-        fid = math.nan
+    except (ValueError, TypeError, np.linalg.LinAlgError):
+        fid = math.nan  # an imaginary root, or an argument that SciPy 1.18 took away
     if not math.isfinite(fid):
         warnings.append(
             "the root of the covariances failed in MONAI's FIDMetric; FID is from singular values"
         )
-        a, b = (
-            (values - values.mean(0)) / math.sqrt(len(values) - 1) for values in (translated, real)
-        )
-        spread = a.square().sum() + b.square().sum() - 2 * torch.linalg.svdvals(a @ b.T).sum()
-        fid = float((translated.mean(0) - real.mean(0)).square().sum() + spread)
+        fid = _fid_by_singular_values(translated, real)
     return max(fid, 0.0)
+
+
+def _fid_by_singular_values(translated: torch.Tensor, real: torch.Tensor) -> float:
+    """For covariances A'A and B'B, ``tr sqrt(A'A B'B)`` is the sum of ``svd(AB')``."""
+    a = _residuals(translated)
+    b = _residuals(real)
+    spread = a.square().sum() + b.square().sum()
+    cross = torch.linalg.svdvals(a @ b.T).sum()
+    shift = translated.mean(0) - real.mean(0)
+    return float(shift.square().sum() + (spread - 2 * cross))
+
+
+def _residuals(features: torch.Tensor) -> torch.Tensor:
+    """Matrix ``(N, F)`` whose square ``A'A`` is the covariance of the features."""
+    centered = features - features.mean(0)
+    return centered / math.sqrt(len(features) - 1)

@@ -36,9 +36,11 @@ def alignment(
     discriminator, network = ScoreDiscriminator(2, channels=(8, 8), window=4), nn.Conv2d(1, 2, 1)
     budget = SimpleNamespace(share=lambda engine: share)
     engine = SimpleNamespace(
-        network=network, optimizer=torch.optim.SGD(network.parameters(), lr=0.1), loss_function=cross_entropy,
+        network=network,
+        optimizer=torch.optim.SGD(network.parameters(), lr=0.1),
+        loss_function=cross_entropy,
         state=SimpleNamespace(device="cpu"),
-    )  # fmt: skip
+    )
     optimizer = torch.optim.SGD(discriminator.parameters(), lr=rate)
     return FeatureAlignment(discriminator, optimizer, budget, **settings), engine  # type: ignore[arg-type]
 
@@ -63,9 +65,10 @@ def assert_descended(network: nn.Module, start: nn.Module, loss: Tensor) -> None
 
 
 def test_the_discriminators_loss_is_the_mean_cross_entropy() -> None:
-    found = alignment()[0].discriminator_loss(logits([2.0, -1.0]), logits([0.0, 3.0]))
+    aligned, _ = alignment()
+    loss = aligned.discriminator_loss(logits([2.0, -1.0]), logits([0.0, 3.0]))
     softplus = [math.log1p(math.exp(x)) for x in (-2.0, 1.0, 0.0, 3.0)]
-    assert found.item() == pytest.approx(sum(softplus) / 4, rel=1e-5)
+    assert loss.item() == pytest.approx(sum(softplus) / 4, rel=1e-5)
 
 
 def test_the_adversarial_loss_is_that_of_real_scores_taken_for_translated() -> None:
@@ -80,10 +83,8 @@ def test_the_adversarial_loss_is_that_of_real_scores_taken_for_translated() -> N
 
 def test_accuracy_is_the_mean_of_the_last_batches_and_part_of_the_weights() -> None:
     discriminator = ScoreDiscriminator(2, window=2)
-    right, half = (
-        (logits([1.0, 1.0]), logits([-1.0, -1.0])),
-        (logits([1.0, 1.0]), logits([1.0, 1.0])),
-    )
+    right = (logits([1.0, 1.0]), logits([-1.0, -1.0]))
+    half = (logits([1.0, 1.0]), logits([1.0, 1.0]))
     assert [discriminator.record(*judged) for judged in (right, half, half)] == [1.0, 0.75, 0.5]
     resumed = ScoreDiscriminator(2, window=2)
     resumed.load_state_dict(discriminator.state_dict())

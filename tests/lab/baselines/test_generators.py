@@ -8,7 +8,7 @@ import torch
 from monai.bundle import ConfigParser
 
 from contourdiff_lab.baselines.generators import ResnetGenerator, image_of
-from helpers import CONFIGS
+from contourdiff_lab.config_files import lab_config
 
 
 def test_the_generator_has_the_parameters_of_the_paper() -> None:
@@ -38,11 +38,9 @@ def test_an_image_does_not_depend_on_its_batch_or_its_contrast() -> None:
 
 def test_the_discriminator_sees_patches_of_70_pixels() -> None:
     parser = ConfigParser()
-    parser.read_config(str(CONFIGS / "cyclegan.json"))
+    parser.read_config(lab_config("cyclegan"))
     discriminator = parser.get_parsed_content("mr_discriminator", discriminator_channels=4)
-    for module in (
-        discriminator.modules()
-    ):  # the norm sees the whole image; without it, what is left is the patch
+    for module in discriminator.modules():  # without the norm, which sees the whole image
         if hasattr(module, "adn"):
             module.adn = torch.nn.Identity()
     image = torch.randn(1, 1, 128, 128, requires_grad=True)

@@ -92,14 +92,14 @@ def test_only_a_finished_training_is_recorded(stop: int | None, tmp_path: Path) 
     budget = TrainingBudget({})
     budget.attach(engine)
     engine.run(range(4), max_epochs=2)
-    record_training(engine, budget, nn.Linear(3, 2), tmp_path, 5, {"method": "cyclegan", "seed": 1})
+    record_training("cyclegan", engine, budget, nn.Linear(3, 2), tmp_path, 5, {"seed": 1})
     path = tmp_path / "trained.json"
     assert path.is_file() == (stop is None)
     if path.is_file():
         record = json.loads(path.read_text())
         assert record.pop("seconds") >= 0
         expected = {"method": "cyclegan", "iterations": 8, "images": 40, "parameters": 8}
-        assert record == {**expected, "settings": {"method": "cyclegan", "seed": 1}}
+        assert record == {**expected, "settings": {"seed": 1}}
 
 
 def test_pictures_are_drawn_at_intervals_and_at_the_end(tmp_path: Path) -> None:

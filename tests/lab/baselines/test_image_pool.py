@@ -19,9 +19,7 @@ def test_a_filling_pool_returns_what_is_new_and_a_full_one_loses_nothing() -> No
     returned = [float(pool(image(number))[0, 0, 0, 0]) for number in range(200)]
     assert returned[:3] == [0, 1, 2]
     kept = [float(old[0, 0, 0]) for old in pool.images]
-    assert sorted(returned[3:] + kept) == list(
-        range(200)
-    )  # the first three were given back, and kept
+    assert sorted(returned[3:] + kept) == list(range(200))  # the first three are returned and kept
     assert len(kept) == 3
 
 
@@ -33,28 +31,29 @@ def test_half_of_the_images_are_exchanged() -> None:
 
 
 def test_a_pool_without_room_returns_every_image_without_its_gradient() -> None:
-    given = image(4).requires_grad_()
-    returned = ImagePool(0)(given)
-    assert torch.equal(returned, given)
+    new_image = image(4).requires_grad_()
+    returned = ImagePool(0)(new_image)
+    assert torch.equal(returned, new_image)
     assert not returned.requires_grad
     with pytest.raises(ValueError, match="pool_size must be 0 or more, got -1"):
         ImagePool(-1)
 
 
 def test_a_later_change_of_an_image_does_not_reach_the_pool() -> None:
-    pool, given = ImagePool(1), image(4)
-    pool(given)
-    given.zero_()
+    pool = ImagePool(1)
+    new_image = image(4)
+    pool(new_image)
+    new_image.zero_()
     assert pool.images[0].unique().tolist() == [4]
 
 
 def test_a_pool_goes_on_from_its_state() -> None:
-    pool, other = ImagePool(4), ImagePool(4)
+    pool, resumed = ImagePool(4), ImagePool(4)
     for number in range(10):
         pool(image(number))
-    other.load_state_dict(pool.state_dict())
+    resumed.load_state_dict(pool.state_dict())
     results = []
-    for which in (pool, other):
+    for continued in (pool, resumed):
         torch.manual_seed(3)
-        results.append([which(image(number)) for number in range(20, 40)])
+        results.append([continued(image(number)) for number in range(20, 40)])
     assert all(torch.equal(first, second) for first, second in zip(*results, strict=True))

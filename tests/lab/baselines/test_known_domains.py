@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from monai.engines import SupervisedTrainer
 from monai.losses import DiceCELoss
@@ -11,7 +12,14 @@ from monai.metrics import DiceMetric
 from monai.networks.nets import PatchDiscriminator, UNet
 from torch import Tensor, nn
 
-from contourdiff_lab.baselines.cycle import AdversarialTerm, CycleTerm, CycleTrainer, Term
+from contourdiff_lab.baselines.cycle import (
+    DISCRIMINATORS,
+    GENERATORS,
+    AdversarialTerm,
+    CycleTerm,
+    CycleTrainer,
+    Term,
+)
 from contourdiff_lab.baselines.feature_alignment import FeatureAlignment, ScoreDiscriminator
 from contourdiff_lab.baselines.handlers import TrainingBudget
 from contourdiff_lab.baselines.image_pool import ImagePool
@@ -29,27 +37,29 @@ CURVED: Levels = {"ct": [-1.0, -0.85, 0.3], "mr": [-1.0, 0.5, 0.9]}
 """Air, body and bones of both domains: a negative, and a curve that lifts the body far above the air."""
 Items = dict[str, Tensor]
 LOSS = DiceCELoss(to_onehot_y=True, softmax=True)
-GENERATORS = ("ct_to_mr", "mr_to_ct")
 
 
 def images(levels: list[float], first: int, slices: int) -> tuple[Tensor, Tensor]:
     """Images in [-1, 1] and labels of the bones, ``(slices, 1, 32, 32)``."""
     items = [shapes(first + number, torch.tensor(levels), size=32) for number in range(slices)]
-    image, label = (torch.stack([item[key] for item in items]) for key in ("image", "label"))
+    image = torch.stack([item["image"] for item in items])
+    label = torch.stack([item["label"] for item in items])
     return image + 0.02 * torch.randn(image.shape), (label == 2).float()
 
 
 def loader(items: Items, iterations: int, batch_size: int) -> torch.utils.data.DataLoader:
     """Random items, those of each side by itself, so that no CT comes with an MR of the same number."""
     rng = np.random.default_rng(0)
-    pairs = [
-        (rng.integers(len(items["ct"])), rng.integers(len(items["mr"])))
-        for _ in range(iterations * batch_size)
-    ]
-    data = [
-        {"ct": items["ct"][i], "ct_label": items["ct_label"][i], "mr": items["mr"][j]}
-        for i, j in pairs
-    ]
+    data = []
+    for _ in range(iterations * batch_size):
+        ct_number = rng.integers(len(items["ct"]))
+        mr_number = rng.integers(len(items["mr"]))
+        item = {
+            "ct": items["ct"][ct_number],
+            "ct_label": items["ct_label"][ct_number],
+            "mr": items["mr"][mr_number],
+        }
+        data.append(item)
     return torch.utils.data.DataLoader(data, batch_size=batch_size)  # type: ignore[arg-type]
 
 
@@ -80,16 +90,15 @@ def cycle(
 ) -> nn.ModuleDict:
     """Networks of a cycle after so many iterations; ``also`` learns with the generators."""
     networks = nn.ModuleDict({name: generator() for name in GENERATORS})
-    for side in ("ct", "mr"):
-        networks[f"{side}_discriminator"] = PatchDiscriminator(
-            2, 16, 1, num_layers_d=2, norm="INSTANCE"
-        )
-    learning = nn.ModuleList([networks[name] for name in GENERATORS] + ([also] if also else []))
-    judges = nn.ModuleList([networks["ct_discriminator"], networks["mr_discriminator"]])
-    optimizers = {
-        name: torch.optim.Adam(part.parameters(), lr=2e-3, betas=(0.5, 0.999))
-        for name, part in (("generators", learning), ("discriminators", judges))
-    }
+    for name in DISCRIMINATORS:
+        networks[name] = PatchDiscriminator(2, 16, 1, num_layers_d=2, norm="INSTANCE")
+    learning = nn.ModuleList([networks[name] for name in GENERATORS])
+    if also is not None:
+        learning.append(also)
+    judges = nn.ModuleList([networks[name] for name in DISCRIMINATORS])
+    optimizers = {}
+    for name, part in (("generators", learning), ("discriminators", judges)):
+        optimizers[name] = torch.optim.Adam(part.parameters(), lr=2e-3, betas=(0.5, 0.999))
     base: dict[str, Term] = {"adversarial": AdversarialTerm(*judges), "cycle": CycleTerm(weight=2)}
     pools = {"ct": ImagePool(), "mr": ImagePool()}
     handlers = [TrainingBudget(optimizers)]
@@ -121,8 +130,8 @@ def dice(network: nn.Module, levels: list[float]) -> float:
     """Dice of the parts in images that no training has seen."""
     image, label = images(levels, 1000, 32)
     with torch.no_grad():
-        found = network.eval()(unit_range(image)).argmax(dim=1, keepdim=True)
-    return float(DiceMetric(include_background=True)(found, label).mean())
+        classes = network.eval()(unit_range(image)).argmax(dim=1, keepdim=True)
+    return float(DiceMetric(include_background=True)(classes, label).mean())
 
 
 def domains(levels: Levels) -> tuple[Items, UNet]:
@@ -136,6 +145,7 @@ def domains(levels: Levels) -> tuple[Items, UNet]:
     return items, network
 
 
+@pytest.mark.slow
 def test_synseg_net_segments_the_other_domain_without_a_label_of_it() -> None:
     items, task_network = domains(NEGATIVE)
     torch.manual_seed(2)
@@ -145,14 +155,14 @@ def test_synseg_net_segments_the_other_domain_without_a_label_of_it() -> None:
     assert dice(segmentation, NEGATIVE["mr"]) > 0.85
 
 
+@pytest.mark.slow
 def test_cycada_segments_the_other_domain_without_a_label_of_it() -> None:
     items, task_network = domains(CURVED)
     torch.manual_seed(3)
     networks = cycle(items, 250, {"semantic": SemanticConsistencyTerm(task_network, LOSS)})
     translate = TranslateSlice(networks["ct_to_mr"].eval())
-    translated = torch.stack(
-        [torch.tensor(translate((ct[0].numpy() + 1) * 127.5))[None] / 255 for ct in items["ct"]]
-    )
+    slices = [translate((ct[0].numpy() + 1) * 127.5) for ct in items["ct"]]
+    translated = torch.tensor(np.stack(slices))[:, None] / 255
     network, discriminator = unet(), ScoreDiscriminator(2, channels=(16, 8))
     network.load_state_dict(task_network.state_dict())
     optimizer = torch.optim.AdamW(discriminator.parameters(), lr=1e-3)

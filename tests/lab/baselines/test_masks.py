@@ -106,9 +106,9 @@ def test_the_mask_term_is_the_distance_of_attention_and_background() -> None:
 
 
 def test_the_mask_term_weighs_pixels_alike() -> None:
-    given = batch((1, 1), (0, 0, 0, 0))
-    given.extras["ct_mask"][0, 0, 0, :3] = 0  # 3 of 32 pixels
-    assert MaskTerm()(given).item() == pytest.approx(3 / 32)
+    images = batch((1, 1), (0, 0, 0, 0))
+    images.extras["ct_mask"][0, 0, 0, :3] = 0  # 3 of 32 pixels
+    assert MaskTerm()(images).item() == pytest.approx(3 / 32)
 
 
 def test_the_shape_term_is_the_distance_of_the_attention_within_each_cycle() -> None:
@@ -119,9 +119,9 @@ def test_the_shape_term_is_the_distance_of_the_attention_within_each_cycle() -> 
 
 
 def test_the_terms_move_both_generators_toward_agreement() -> None:
-    given = batch((1, 0), (0.5, 0.5, 0.25, 0.75))
-    leaves = [given.extras[f"{name}_attention"].requires_grad_() for name in ATTENTION]
-    (MaskTerm(1.0)(given) + ShapeConsistencyTerm(1.0)(given)).backward()
+    images = batch((1, 0), (0.5, 0.5, 0.25, 0.75))
+    leaves = [images.extras[f"{name}_attention"].requires_grad_() for name in ATTENTION]
+    (MaskTerm(1.0)(images) + ShapeConsistencyTerm(1.0)(images)).backward()
     # fake: of the mask and of the shape term, each 1/32 a pixel; cycled: of the shape term alone
     assert [
         round(32 * leaf.grad.flatten()[0].item()) for leaf in leaves if leaf.grad is not None
@@ -166,6 +166,7 @@ def assert_body(image: torch.Tensor, vertebrae: torch.Tensor, threshold: float) 
         assert 0.1 < piece.mean() < 0.97
 
 
+@pytest.mark.slow
 def test_masks_of_real_ct_cover_body_and_vertebrae(real_data: Path) -> None:
     case = prepared(
         real_data / "ct/torso_ct.nii.gz", real_data / "ct/torso_vertebrae.nii.gz", is_ct=True

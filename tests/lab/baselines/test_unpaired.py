@@ -62,8 +62,8 @@ def test_ct_are_checked_and_converted_as_for_a_translation(tmp_path: Path) -> No
     (ct / "labels" / "b.nii.gz").unlink()
     volume = sitk.GetImageFromArray(np.asarray(nib.load(ct / "c.nii.gz").dataobj).transpose())
     sitk.WriteImage(volume, str(ct / "d.nrrd"))
-    everything = ct_cases(ct, tmp_path / "out")
-    assert [Path(item["image"]).name for item in everything] == ["b.nii.gz", "c.nii.gz", "d.nii.gz"]
+    names = [Path(item["image"]).name for item in ct_cases(ct, tmp_path / "out")]
+    assert names == ["b.nii.gz", "c.nii.gz", "d.nii.gz"]
     (labelled,) = ct_cases(ct, tmp_path / "out", ("image", "label"))
     assert labelled == {"image": str(ct / "c.nii.gz"), "label": str(ct / "labels" / "c.nii.gz")}
 

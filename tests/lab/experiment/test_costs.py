@@ -12,7 +12,7 @@ import torch
 
 from contourdiff.bundle import find_bundle
 from contourdiff.weights import sha256_of
-from contourdiff_lab.experiment.costs import cost_lines, stopwatch
+from contourdiff_lab.experiment.costs import cost_table, stopwatch
 
 
 def write(path: Path, **content: object) -> None:
@@ -39,30 +39,19 @@ def test_a_line_of_each_row_has_what_was_recorded(tmp_path: Path) -> None:
     write(tmp_path / "plan.json", weights=sha256_of(find_bundle() / "models" / "model.pt"))
     slices = [{"skipped": True}, {"skipped": False, "rounds": 1}, {"skipped": False, "rounds": 2}]
     diffusion = {"num_inference_steps": 15, "num_refinement_steps": 4, "candidates": 3}
-    record = {"inferer": "ContourTranslationInferer", "weights": {"refiner": {}}, "slices": slices}
-    write(tmp_path / "ours" / "translations_seed0" / "a_mr.json", settings=diffusion, **record)
-    write(
-        tmp_path / "cyclegan" / "weights_seed0" / "trained.json",
-        **{
-            "seconds": 1800,
-            "iterations": 900,
-            "images": 1800,
-            "parameters": 2.5e6,
-            "settings": {"minutes": 30},
-        },
-    )
-    write(
-        tmp_path / "cyclegan" / "translations_seed0" / "a_mr.json",
-        settings={},
-        **{**record, "inferer": "GeneratorInferer"},
-    )
+    record = {"settings": diffusion, "weights": {"refiner": {}}, "slices": slices}
+    write(tmp_path / "ours" / "translations_seed0" / "a_mr.json", **record)
+    trained = {"seconds": 1800, "iterations": 900, "images": 1800, "parameters": 2.5e6}
+    cyclegan = tmp_path / "cyclegan"
+    write(cyclegan / "weights_seed0" / "trained.json", **trained, settings={"minutes": 30})
+    write(cyclegan / "translations_seed0" / "a_mr.json", settings={}, weights={}, slices=slices)
     for row in ("ours", "cyclegan", "without_adaptation"):
         cell = tmp_path / row / "unet_translation0_seed0"
         write(cell / "trained.json", seconds=90, epochs=40, parameters=1_000_000)
     old = tmp_path / "ours" / "swin_unetr_translation0_seed0"
     write(old / "trained.json", seed=0)  # of a version without figures
     torch.save({"weight": torch.zeros(20_000)}, old / "model.pt")
-    lines = cost_lines(tmp_path, ["without_adaptation", "cyclegan", "ours"])[2:5]
+    lines = cost_table(tmp_path, ["without_adaptation", "cyclegan", "ours"]).splitlines()[2:5]
     assert lines[0] == "| without_adaptation | CT with labels | - | - | - | - | 1.5 | 40 | 1.00 |"
     budget = "30 min, 900 iterations, 1,800 images"
     assert lines[1] == f"| cyclegan | CT and MR | 30.0 | {budget} | 2.50 | 1 | 1.5 | 40 | 1.00 |"

@@ -28,27 +28,30 @@ def report_of(root: Path, *seeds: tuple[float | None, int]) -> str:
         write_nifti(folder / "a_pred.nii.gz", label * (1 - missed), AFFINE)
         measures = {"dice": dice, "assd_penalized_mm": 2.0 + 8 * missed, "hd95_penalized_mm": 3.0}
         ends = {f"{name}_{end}": None for name in measures for end in ("low", "high")}
-        counts = {
+        summary = {
             "class": "femur",
             "cases": 1,
             "structures": 1,
             "missed": missed,
             "invented": 0,
             "dice_pooled": dice,
+            **measures,
+            **ends,
+            "assd_mm": None,
+            "hd95_mm": None,
         }
-        summary = [counts | measures | ends | {"assd_mm": None, "hd95_mm": None}] * 2
-        (folder / "scores.json").write_text(json.dumps({"summary": summary}))
+        (folder / "scores.json").write_text(json.dumps({"summary": [summary, summary]}))
     return write_report(root, {"all": "*"}, root / "mr").read_text()
 
 
-def test_missed_structures_are_counted_and_seeds_averaged(tmp_path: Path) -> None:
+def test_missed_structures_in_a_report_are_counted_and_seeds_averaged(tmp_path: Path) -> None:
     report = report_of(tmp_path, (0.5, 0), (0.0, 1))
     assert (
         "| ours | unet | femur | 2 | 0.250 ± 0.354 | n/a | 0.354 | 6.0 ± 5.7 | 1 of 2 |" in report
     )
 
 
-def test_the_table_is_a_page_too(tmp_path: Path) -> None:
+def test_the_report_is_a_page_too(tmp_path: Path) -> None:
     pytest.importorskip("markdown", reason="Markdown is not installed")
     report_of(tmp_path, (0.5, 0), (0.0, 1))
     assert "<td>0.250 ± 0.354</td>" in (tmp_path / "table.html").read_text()

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from contourdiff.bundle import config_files
 from contourdiff_lab.baselines.training import BASELINES, Baseline
+from contourdiff_lab.config_files import lab_config_files
 from contourdiff_lab.experiment.rows import ROWS, TABLE, baseline_settings, row_of
 
 
 @pytest.mark.parametrize("name", [*TABLE, "another tool"])
 def test_overlays_exist_and_learners_of_mr_say_so(name: str) -> None:
     row = row_of(name)
-    assert config_files(overlays=row.overlays, base="segmentation_train")
+    assert lab_config_files(["segmentation_train", *row.overlays])
     assert row.mr_training <= row.translates
     assert row.segments <= row.baseline == (name in BASELINES)
     assert ("MR" in row.learns_from) == (
@@ -37,9 +37,12 @@ def test_a_setting_goes_to_the_baselines_that_have_it(
         BASELINES, "mine", Baseline(("cyclegan", str(overlay)), segments=False, needs="CT and MR")
     )
     monkeypatch.setitem(TABLE, "mine", TABLE["cyclegan"])
-    given = {"minutes": 1, "shape_share": 2, "network_def#channels": 8}
-    own = baseline_settings(["ours", "cyclegan", "mine"], given)
-    assert own == {"cyclegan": {"minutes": 1, "network_def#channels": 8}, "mine": given}
+    settings = {"minutes": 1, "shape_share": 2, "network_def#channels": 8}
+    by_baseline = baseline_settings(["ours", "cyclegan", "mine"], settings)
+    assert by_baseline == {
+        "cyclegan": {"minutes": 1, "network_def#channels": 8},
+        "mine": settings,
+    }
     with pytest.raises(ValueError, match="got \\['shape_share'\\], which none of them has"):
-        baseline_settings(["cyclegan"], given)
-    assert baseline_settings(["ours"], given) == {}
+        baseline_settings(["cyclegan"], settings)
+    assert baseline_settings(["ours"], settings) == {}

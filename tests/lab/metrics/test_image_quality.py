@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from monai.networks.nets import DenseNet121
 from torch import nn
 
 from contourdiff.contours import contour_of
-from contourdiff.metrics import image_quality as quality
+from contourdiff_lab.metrics import image_quality as quality
 from contourdiff_lab.metrics.image_quality import (
     image_quality,
     label_boundary_agreement,
@@ -54,18 +55,21 @@ def root(matrix: np.ndarray) -> np.ndarray:
 
 def frechet(first: np.ndarray, second: np.ndarray) -> float:
     """|m1 - m2|^2 + tr(S1 + S2 - 2 (S1^1/2 S2 S1^1/2)^1/2), by symmetric roots alone."""
-    one, other = np.cov(first, rowvar=False), np.cov(second, rowvar=False)
-    cross = root(root(one) @ other @ root(one))
-    return float(((first.mean(0) - second.mean(0)) ** 2).sum() + np.trace(one + other - 2 * cross))
+    first_cov = np.cov(first, rowvar=False)
+    second_cov = np.cov(second, rowvar=False)
+    cross = root(root(first_cov) @ second_cov @ root(first_cov))
+    shift = ((first.mean(0) - second.mean(0)) ** 2).sum()
+    return float(shift + np.trace(first_cov + second_cov - 2 * cross))
 
 
 def mmd_of(first: np.ndarray, second: np.ndarray) -> float:
     """Eq. 3 of Gretton et al. with a linear kernel, pair by pair."""
     n = len(first)
-    within = sum(
-        float(s[i] @ s[j]) for s in (first, second) for i in range(n) for j in range(n) if i != j
-    )
-    between = sum(float(a @ b) for a in first for b in second)
+    within = 0.0
+    for values in (first, second):
+        for i, j in itertools.permutations(range(n), 2):
+            within += float(values[i] @ values[j])
+    between = sum(float(a @ b) for a, b in itertools.product(first, second))
     return within / (n * (n - 1)) - 2 * between / n**2
 
 
@@ -79,10 +83,18 @@ def corner_quality(real: np.ndarray, translated: np.ndarray, **options: object) 
 @pytest.mark.parametrize(("n_real", "n_translated"), [(60, 60), (80, 35)])
 def test_fid_equals_the_closed_form_of_gaussians(n_real: int, n_translated: int) -> None:
     real, translated = gaussian(0, n_real), gaussian(1, n_translated, shift=3)
-    found = corner_quality(real, translated)
-    assert found["fid"] == pytest.approx(frechet(real, translated), rel=1e-4)
-    assert (found["n_real"], found["n_translated"], found["warnings"]) == (n_real, n_translated, [])
-    assert (found["extractor"], found["foreground_only"], found["features"]) == ("corner", False, 4)
+    result = corner_quality(real, translated)
+    assert result["fid"] == pytest.approx(frechet(real, translated), rel=1e-4)
+    assert (result["n_real"], result["n_translated"], result["warnings"]) == (
+        n_real,
+        n_translated,
+        [],
+    )
+    assert (result["extractor"], result["foreground_only"], result["features"]) == (
+        "corner",
+        False,
+        4,
+    )
 
 
 def test_fid_of_independent_features_is_a_sum_over_them() -> None:
@@ -97,10 +109,13 @@ def test_fid_of_independent_features_is_a_sum_over_them() -> None:
 
 def test_a_set_has_no_distance_to_itself_and_a_shift_grows_it() -> None:
     real = gaussian(0, 50)
-    found = [corner_quality(real, real + shift) for shift in (0, 1, 2, 5)]
-    assert found[0]["fid"] == pytest.approx(0, abs=1e-4)
-    assert [one["fid"] for one in found[1:]] == pytest.approx([4 * 1, 4 * 4, 4 * 25], rel=1e-4)
-    assert [one["mmd"] for one in found] == sorted(one["mmd"] for one in found)
+    results = [corner_quality(real, real + shift) for shift in (0, 1, 2, 5)]
+    discrepancies = [result["mmd"] for result in results]
+    assert results[0]["fid"] == pytest.approx(0, abs=1e-4)
+    assert [result["fid"] for result in results[1:]] == pytest.approx(
+        [4 * 1, 4 * 4, 4 * 25], rel=1e-4
+    )
+    assert discrepancies == sorted(discrepancies)
 
 
 def test_mmd_equals_all_pairs_and_is_unbiased() -> None:
@@ -118,22 +133,22 @@ def test_mmd_equals_all_pairs_and_is_unbiased() -> None:
 
 def test_mmd_of_unequal_sets_takes_evenly_spread_slices_and_counts_them() -> None:
     real, translated = gaussian(0, 21), gaussian(1, 11)
-    found = corner_quality(real, translated)
-    assert found["n_mmd"] == 11
-    assert found["mmd"] == pytest.approx(mmd_of(real[::2], translated), rel=1e-4)
-    assert corner_quality(translated, real)["mmd"] == pytest.approx(found["mmd"])
+    result = corner_quality(real, translated)
+    assert result["n_mmd"] == 11
+    assert result["mmd"] == pytest.approx(mmd_of(real[::2], translated), rel=1e-4)
+    assert corner_quality(translated, real)["mmd"] == pytest.approx(result["mmd"])
 
 
 def test_mmd_with_a_mapping_has_that_kernel() -> None:
     real, translated = gaussian(0, 20), gaussian(1, 20)
-    found = corner_quality(real, translated, mmd_mapping=torch.square)["mmd"]
-    assert found == pytest.approx(mmd_of(real**2, translated**2), rel=1e-4)
+    discrepancy = corner_quality(real, translated, mmd_mapping=torch.square)["mmd"]
+    assert discrepancy == pytest.approx(mmd_of(real**2, translated**2), rel=1e-4)
 
 
 def test_too_few_slices_for_the_features_are_reported() -> None:
-    found = corner_quality(gaussian(0, 6, width=10), gaussian(1, 30, width=10))
-    assert "6 slices for 10 features" in found["warnings"][0]
-    assert found["fid"] == pytest.approx(
+    result = corner_quality(gaussian(0, 6, width=10), gaussian(1, 30, width=10))
+    assert "6 slices for 10 features" in result["warnings"][0]
+    assert result["fid"] == pytest.approx(
         frechet(gaussian(0, 6, width=10), gaussian(1, 30, width=10)), rel=1e-3
     )
 
@@ -151,9 +166,9 @@ def test_where_the_matrix_root_fails_fid_is_the_same(
     real, translated = gaussian(0, 30), gaussian(1, 40, shift=1)
     expected = corner_quality(real, translated)["fid"]
     monkeypatch.setattr(quality, "FIDMetric", Fails)
-    found = corner_quality(real, translated)
-    assert found["fid"] == pytest.approx(expected, rel=1e-6)
-    assert "singular values" in found["warnings"][0]
+    result = corner_quality(real, translated)
+    assert result["fid"] == pytest.approx(expected, rel=1e-6)
+    assert "singular values" in result["warnings"][0]
 
 
 def body(
@@ -200,11 +215,11 @@ def test_foreground_only_sees_the_body() -> None:
 
 def test_slices_without_a_body_are_left_out_and_counted() -> None:
     real = [*(body(i) for i in range(6)), np.zeros((64, 64))]
-    found = image_quality(
+    result = image_quality(
         real, real[:6], pooled(), "pool", True, size_px=(64, 64), mask_options=BODY
     )
-    assert (found["n_real"], found["n_translated"]) == (6, 6)
-    assert "1 of 7 real slices have no body and are left out" in found["warnings"]
+    assert (result["n_real"], result["n_translated"]) == (6, 6)
+    assert "1 of 7 real slices have no body and are left out" in result["warnings"]
     with pytest.raises(ValueError, match="expected 2 real slices or more, got 1"):
         image_quality(real[5:], real, pooled(), "pool", True, size_px=(64, 64), mask_options=BODY)
 
@@ -346,69 +361,55 @@ def rectangle(top: int = 10, left: int = 10) -> np.ndarray:
     return label
 
 
-def frame_of(image: np.ndarray) -> np.ndarray:
-    """Contour function for a test: the outline of what is above 100."""
-    inside = np.asarray(image) > 100
-    core = (
-        inside[1:-1, 1:-1]
-        & inside[:-2, 1:-1]
-        & inside[2:, 1:-1]
-        & inside[1:-1, :-2]
-        & inside[1:-1, 2:]
-    )
-    return inside & ~np.pad(core, 1)
+def outline(label: np.ndarray) -> np.ndarray:
+    """Pixels of a label that touch background by a side; it must not touch the frame."""
+    inside = label > 0
+    core = inside.copy()
+    for axis in (0, 1):
+        for shift in (-1, 1):
+            core &= np.roll(inside, shift, axis)
+    return inside & ~core
 
 
 @pytest.mark.parametrize(("axis", "pixel_mm"), [(0, 3.0), (1, 0.5)])
-def test_a_shifted_image_agrees_from_its_shift_in_mm_on(axis: int, pixel_mm: float) -> None:
+def test_a_shifted_contour_agrees_from_its_shift_in_mm_on(axis: int, pixel_mm: float) -> None:
     label = rectangle()
-    image = 200.0 * np.roll(label, 2, axis)
-    shares = [
-        label_boundary_agreement(image, label, frame_of, mm, (3.0, 0.5)) for mm in (0, 2 * pixel_mm)
-    ]
-    assert shares[0] < 0.99
-    assert shares[1] == 1
-    assert label_boundary_agreement(200.0 * label, label, frame_of, 0, (3.0, 0.5)) == 1
+    shifted = outline(np.roll(label, 2, axis))
+    assert label_boundary_agreement(shifted, label, 0, (3.0, 0.5)) < 0.99
+    assert label_boundary_agreement(shifted, label, 2 * pixel_mm, (3.0, 0.5)) == 1
+    assert label_boundary_agreement(outline(label), label, 0, (3.0, 0.5)) == 1
 
 
 def test_the_share_equals_a_count_by_hand() -> None:
+    """The upper side, and 2 mm further 4 rows of both flanks: 15 + 2 * 4 of 66 pixels."""
     label = rectangle()
     contour = np.zeros(label.shape)
-    contour[10, :] = (
-        1  # the upper side, and 2 mm further 4 rows of both flanks: 15 + 2 * 4 of 66 pixels
-    )
-    assert label_boundary_agreement(label, label, lambda _: contour, 2, (0.5, 1)) == pytest.approx(
-        23 / 66
-    )
+    contour[10, :] = 1
+    assert label_boundary_agreement(contour, label, 2, (0.5, 1)) == pytest.approx(23 / 66)
 
 
 def test_boundaries_between_classes_count_and_the_frame_does_not() -> None:
     label = np.ones((10, 10), int)
-    assert math.isnan(
-        label_boundary_agreement(label, label, lambda _: np.ones((10, 10)), 1, (1, 1))
-    )
+    assert math.isnan(label_boundary_agreement(np.ones((10, 10)), label, 1, (1, 1)))
     label[:, 5:] = 2
     between = np.zeros((10, 10))
     between[:, 4:6] = 1
-    assert label_boundary_agreement(label, label, lambda _: between, 0, (1, 1)) == 1
-    assert label_boundary_agreement(label, label, lambda _: 0 * between, 5, (1, 1)) == 0
+    assert label_boundary_agreement(between, label, 0, (1, 1)) == 1
+    assert label_boundary_agreement(0 * between, label, 5, (1, 1)) == 0
 
 
 def test_a_pixel_that_touches_background_by_a_corner_is_inside() -> None:
     label = np.zeros((12, 12), int)
     label[2:10, 2:10] = 1
     label[2:6, 2:6] = 0  # pixel (6, 6) touches it by its corner alone
-    boundary = np.zeros(label.shape)
-    for y, x in np.argwhere(label):
-        boundary[y, x] = (
-            min(label[y - 1, x], label[y + 1, x], label[y, x - 1], label[y, x + 1]) == 0
-        )
-    assert boundary[6, 6] == 0
-    assert label_boundary_agreement(label, label, lambda _: boundary, 0, (1, 1)) == 1
+    boundary = outline(label)
+    assert not boundary[6, 6]
+    assert label_boundary_agreement(boundary, label, 0, (1, 1)) == 1
 
 
 def test_canny_finds_the_boundary_of_a_translation_that_fits() -> None:
     label = rectangle()
-    fitting = label_boundary_agreement(180.0 * label, label, contour_of, 1.0, (1, 1))
-    assert fitting > 0.95
-    assert label_boundary_agreement(180.0 * rectangle(25, 20), label, contour_of, 1.0, (1, 1)) < 0.3
+    fitting = contour_of(180.0 * label)
+    elsewhere = contour_of(180.0 * rectangle(25, 20))
+    assert label_boundary_agreement(fitting, label, 1.0, (1, 1)) > 0.95
+    assert label_boundary_agreement(elsewhere, label, 1.0, (1, 1)) < 0.3

@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 
 from contourdiff.data.training_cases import labelled_cases
-from contourdiff_lab.experiment.quality import draw_translations, quality_lines, translation_folders
+from contourdiff_lab.experiment.anatomy import anatomy_table, draw_translations, translation_folders
 from helpers import ball_ct, write_nifti
 
 INFERENCE = {"bundle": None, "overlays": (), "settings": {"min_object_mm2": 100.0}}
@@ -35,8 +35,15 @@ def experiment(root: Path) -> Path:
     return root
 
 
-def figures(line: str) -> list[float]:
-    return [float(cell) for cell in line.split("|")[2:-1]]
+def figures(root: Path, translations: dict[str, list[Path]]) -> dict[str, list[float]]:
+    """Figures of the table by row."""
+    by_row = {}
+    for line in anatomy_table(root, translations, INFERENCE).splitlines()[
+        2 : 2 + len(translations)
+    ]:
+        row, *cells = line.strip("| ").split(" | ")
+        by_row[row] = [float(cell) for cell in cells]
+    return by_row
 
 
 def test_a_tool_that_shifts_the_anatomy_is_found_out(tmp_path: Path) -> None:
@@ -46,19 +53,21 @@ def test_a_tool_that_shifts_the_anatomy_is_found_out(tmp_path: Path) -> None:
         "ours": ["translations_seed0"],
         "tool": ["other"],
     }
-    ours, tool = map(figures, quality_lines(root, translations, INFERENCE)[2:4])
+    measured = figures(root, translations)
+    ours = measured["ours"]
+    tool = measured["tool"]
     assert ours[0] == tool[0] == 2
     assert ours[1] > tool[1] + 0.2  # label boundaries
     assert ours[3] > 0.95 > 0.6 > tool[3]  # contour fidelity
 
     path = root / "ours" / "quality" / "translations_seed0" / "quality.json"
     kept = path.stat().st_mtime_ns
-    assert figures(quality_lines(root, translations, INFERENCE)[2]) == ours
+    assert figures(root, translations) == measured
     assert path.stat().st_mtime_ns == kept
     for end in ("mr", "label"):
         image = nib.load(root / "ours" / "translations_seed0" / f"a_{end}.nii.gz")
         nib.save(image, root / "ours" / "translations_seed0" / f"c_{end}.nii.gz")
-    assert figures(quality_lines(root, translations, INFERENCE)[2])[0] == 3
+    assert figures(root, translations)["ours"][0] == 3
 
 
 def test_every_ct_has_a_line_in_the_picture(tmp_path: Path) -> None:

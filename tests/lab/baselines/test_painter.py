@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A generator translates what the contour inferer would, and its fidelity is measured in the same way."""
+"""A generator paints the slices that have a contour, and its fidelity is measured as that of the translator."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor, nn
 
-from contourdiff.inference.inferer import Execution
+from contourdiff.inference import Execution, VolumeInferer
 from contourdiff.metrics.contour_fidelity import ContourFidelityCheck
 from contourdiff.transforms import Contour
 from contourdiff_lab.baselines.generators import ResnetGenerator
-from contourdiff_lab.baselines.inferer import GeneratorInferer
+from contourdiff_lab.baselines.painter import GeneratorPainter
 from helpers import ball_ct
 
 CONTOUR = Contour(slice_axis=0, sigma_px=1.0, low_threshold=20.0, high_threshold=40.0)
@@ -32,8 +32,9 @@ class Inverted(nn.Module):
         return -images, {"attention": images}
 
 
-def inferer(**given: object) -> GeneratorInferer:
-    return GeneratorInferer(CONTOUR, progress=False, **given)  # type: ignore[arg-type]
+def inferer(execution: Execution | None = None, margin_px: int = 8) -> VolumeInferer:
+    painter = GeneratorPainter(CONTOUR, execution or Execution())
+    return VolumeInferer(painter, margin_px=margin_px, progress=False)
 
 
 def fidelity(ct: MetaTensor, network: nn.Module) -> dict[str, object]:
@@ -57,9 +58,9 @@ def test_a_generator_that_changes_nothing_returns_the_ct_in_the_box(ct: MetaTens
 
 def test_fidelity_tells_a_faithful_generator_from_one_that_loses_or_invents(ct: MetaTensor) -> None:
     """The contour does not depend on the sign of an edge; a blank loses all; noise is invented."""
-    faithful, inverted, blank = (
-        fidelity(ct, network) for network in (nn.Identity(), Inverted(), nn.Threshold(2, 0))
-    )
+    faithful = fidelity(ct, nn.Identity())
+    inverted = fidelity(ct, Inverted())
+    blank = fidelity(ct, nn.Threshold(2, 0))
     assert faithful["fidelity_median"] == 1
     assert inverted["fidelity_median"] > 0.9  # type: ignore[operator]
     assert (blank["fidelity_median"], blank["lost_median"], blank["invented_median"]) == (0, 1, 0)
@@ -67,19 +68,15 @@ def test_fidelity_tells_a_faithful_generator_from_one_that_loses_or_invents(ct: 
     assert fidelity(ct, nn.Dropout(0.5).train())["invented_median"] > 0.2  # type: ignore[operator]
 
 
-def test_results_do_not_depend_on_batches_but_for_rounding(ct: MetaTensor) -> None:
+def test_a_translation_depends_on_the_batch_size_by_rounding_alone(ct: MetaTensor) -> None:
     torch.manual_seed(0)
     network = ResnetGenerator(channels=4, blocks=1).eval()
-    results = [
-        inferer(execution=Execution(batch_size=size)).translate([ct], network)[0]
-        for size in (1, 3, None)
-    ]
-    assert [(result.network_calls, result.batch_size) for result in results] == [
-        (7, 1),
-        (3, 3),
-        (1, 8),
-    ]
+    results = []
+    for size, calls in ((1, 7), (3, 3), (None, 1)):
+        (result,) = inferer(Execution(batch_size=size)).translate([ct], network)
+        assert (result.network_calls, result.batch_size) == (calls, size or 8)
+        results.append(result)
     for result in results[1:]:
         torch.testing.assert_close(result.gray_levels, results[0].gray_levels, atol=1e-3, rtol=0)
-    in_bfloat16 = inferer(execution=Execution(amp=True)).translate([ct], network)[0]
+    (in_bfloat16,) = inferer(Execution(amp=True)).translate([ct], network)
     assert 0 < (in_bfloat16.gray_levels - results[0].gray_levels).abs().max() < 16

@@ -1,0 +1,300 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The experiment: every cell is computed once, and resumed, and keeps its meaning."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import monai.bundle
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from contourdiff.bundle import config_files, read_config
+from contourdiff_lab.baselines.training import BASELINES, Baseline
+from contourdiff_lab.config_files import lab_config_files
+from contourdiff_lab.experiment.plan import ExperimentPlan
+from contourdiff_lab.experiment.rows import ROWS, TABLE, Row
+from contourdiff_lab.experiment.run import run_experiment
+
+
+def read_table(page: Path) -> list[dict[str, str]]:
+    with (page.parent / "table.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def read_json(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+def times_of(folder: Path) -> dict[Path, int]:
+    """When each file of images, weights or scores below a folder was written."""
+    times = {}
+    for pattern in ("*.nii.gz", "*.pt", "scores.json", "trained.json", "quality.json"):
+        for path in folder.rglob(pattern):
+            times[path] = path.stat().st_mtime_ns
+    return times
+
+
+@pytest.mark.slow
+def test_a_table_has_scores_of_every_row_and_group(table: Path) -> None:
+    records = read_table(table)
+    assert [(record["row"], record["group"]) for record in records] == [
+        (row, group) for row in ROWS for group in ("all", "t1")
+    ]
+    assert {record["structures"] for record in records if record["group"] == "t1"} == {"2"}
+    assert all(0 <= float(record["dice"]) <= 1 for record in records)
+    assert (table.parent / "predictions_t1.png").stat().st_size > 10_000
+    assert (table.parent / "translations.png").stat().st_size > 10_000
+    assert "0.683" in table.read_text()  # the paper's
+
+
+@pytest.mark.slow
+def test_single_candidates_and_empty_contours_are_what_the_rows_say(table: Path) -> None:
+    folders = {row: table.parent / row / "translations_seed0" for row in ROWS[1:4]}
+    settings = {row: read_json(folder / "a_mr.json")["settings"] for row, folder in folders.items()}
+    assert [settings[row]["candidates"] for row in folders] == [2, 1, 2]
+    assert [settings[row]["unconditional"] for row in folders] == [True, False, False]
+    without_contour = nib.load(folders["unconditional"] / "a_mr.nii.gz").get_fdata()
+    with_contour = nib.load(folders["ours"] / "a_mr.nii.gz").get_fdata()
+    assert (without_contour != with_contour).any()
+    weights = table.parent / "unconditional" / "weights" / "model.pt"
+    for value in torch.load(weights, weights_only=True).values():
+        assert value.isfinite().all()
+
+
+@pytest.mark.slow
+def test_only_what_is_missing_of_a_table_is_computed(
+    plan: ExperimentPlan, table: Path, tmp_path: Path
+) -> None:
+    """A test that is missing is run again with the weights that are there; its scores are the same."""
+    shutil.copytree(table.parent / "ours", tmp_path / "ours")
+    cell = tmp_path / "ours" / "unet_translation0_seed0"
+    missing = cell / "t1" / "scores.json"
+    expected = read_json(missing)["summary"]
+    shutil.rmtree(cell / "t1")
+    before = times_of(tmp_path)
+    run_experiment(replace(plan, rows=("ours",), output_dir=tmp_path))
+    assert read_json(missing)["summary"] == expected
+    after = times_of(tmp_path)
+    assert {path: after[path] for path in before} == before
+
+
+def test_a_folder_of_another_tool_is_a_row(plan: ExperimentPlan, tmp_path: Path) -> None:
+    changes = {"rows": (), "folders": {"other tool": plan.ct_dir}, "groups": {"t2": "*_t2"}}
+    page = run_experiment(replace(plan, output_dir=tmp_path, **changes))
+    trained = read_json(tmp_path / "other tool" / "unet_translation0_seed0" / "trained.json")
+    assert trained["dataset_dir"] == str(plan.ct_dir)
+    assert [record["row"] for record in read_table(page)] == ["other tool"]
+
+
+@pytest.mark.slow
+def test_every_contrast_and_every_translation_seed_is_learned_from(
+    plan: ExperimentPlan, tmp_path: Path
+) -> None:
+    """Two contrasts are two cases of one label; another seed is another translation, with a cell of its own."""
+    rows = ("without_adaptation", "ours_t1_t2")
+    page = run_experiment(
+        replace(plan, rows=rows, translation_seeds=(0, 1), groups={"all": "*"}, output_dir=tmp_path)
+    )
+    cells = [(record["row"], record["translation_seed"]) for record in read_table(page)]
+    assert cells == [("without_adaptation", "0"), ("ours_t1_t2", "0"), ("ours_t1_t2", "1")]
+    images = set()
+    for seed in (0, 1):
+        folder = tmp_path / "ours_t1_t2" / f"translations_seed{seed}"
+        for contrast in ("t1", "t2"):
+            images.add(nib.load(folder / f"a_{contrast}_mr.nii.gz").get_fdata().tobytes())
+            label = nib.load(folder / f"a_{contrast}_label.nii.gz")
+            expected = nib.load(tmp_path / "ct" / "labels" / "a.nii.gz")
+            np.testing.assert_array_equal(label.dataobj, expected.dataobj)
+    assert len(images) == 4
+
+
+def test_random_contrast_learns_from_the_ct_alone(plan: ExperimentPlan, tmp_path: Path) -> None:
+    changes = {"mr_training": {}, "translation_seeds": (0, 1), "groups": {"all": "*"}}
+    page = run_experiment(replace(plan, rows=("randomized",), output_dir=tmp_path, **changes))
+    assert len(read_table(page)) == 1  # nothing is translated, so the first seed stands for all
+    trained = read_json(tmp_path / "randomized" / "unet_translation0_seed0" / "trained.json")
+    assert trained["dataset_dir"] == str(tmp_path / "ct")
+
+
+def test_the_upper_bound_tests_every_patient_by_a_network_of_others(
+    plan: ExperimentPlan, tmp_path: Path
+) -> None:
+    changes = {"mr_training": {}, "groups": {"all": "*", "t2": "*_t2"}}
+    bound = replace(plan, rows=("upper_bound",), output_dir=tmp_path, **changes)
+    run_experiment(bound)
+    root = tmp_path / "upper_bound"
+    for number, patient, trained_on in ((0, "01", "02"), (1, "02", "01")):
+        fold = root / f"unet_fold{number}_seed0"
+        assert read_json(fold / "trained.json")["patients"] == [trained_on]
+        tested = {path.name[:2] for path in (fold / "all").glob("*_pred.nii.gz")}
+        assert tested == {patient}
+    assert not (root / "unet_fold1_seed0" / "t2").exists()  # that patient has no T2
+    cell = root / "unet_translation0_seed0"
+    names = sorted(path.name for path in (cell / "all").glob("*_pred.nii.gz"))
+    assert names == ["01_t1_pred.nii.gz", "01_t2_pred.nii.gz", "02_t1_pred.nii.gz"]
+    summary = read_json(cell / "all" / "scores.json")["summary"][0]
+    assert summary["structures"] == len(names)
+    assert summary["dice_low"] is not None  # an interval over both patients
+
+    weights = root / "unet_fold0_seed0" / "model.pt"
+    before = weights.stat().st_mtime_ns
+    (cell / "all" / "scores.json").unlink()
+    (root / "unet_fold1_seed0" / "all" / "scores.json").unlink()
+    run_experiment(bound)
+    assert read_json(cell / "all" / "scores.json")["summary"][0] == summary
+    assert weights.stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+def test_a_baseline_is_trained_once_a_seed_and_translates_like_the_other_rows(
+    plan: ExperimentPlan, tmp_path: Path
+) -> None:
+    """A tiny CycleGAN, whole: trained, translated, learned from and reported."""
+    cyclegan = replace(plan, rows=("cyclegan",), output_dir=tmp_path, groups={"all": "*"})
+    page = run_experiment(cyclegan).read_text()
+    row = tmp_path / "cyclegan"
+    trained = read_json(row / "weights_seed0" / "trained.json")
+    assert (trained["method"], trained["iterations"]) == ("cyclegan", 2)
+    assert (row / "translations_seed0" / "a_mr.nii.gz").is_file()
+    assert "| cyclegan | CT and MR |" in page
+    assert (tmp_path / "translations.png").stat().st_size > 10_000
+    quality = read_json(row / "quality" / "translations_seed0" / "quality.json")
+    assert 0 <= quality["cases"][0]["fidelity"] <= 1
+
+    before = times_of(row)
+    run_experiment(cyclegan)
+    assert times_of(row) == before
+
+
+def test_of_a_baseline_that_segments_the_own_network_is_tested(
+    plan: ExperimentPlan, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """One for each architecture and translation seed, and no other is trained on its translations."""
+    trainings: list[tuple] = []
+
+    def train(method: str, ct_dir: Path, mr_dir: str, output_dir: Path, **settings: object) -> Path:
+        trainings.append((method, settings["architecture"], settings["seed"], settings["minutes"]))
+        assert mr_dir == plan.mr_training["dataset_dir"]
+        network_settings = {**plan.segmentation, "label_map": settings["label_map"]}
+        config = read_config(config_files(base="segmentation_train"), network_settings)
+        network = config.get_parsed_content("network_def")
+        output_dir.mkdir(parents=True, exist_ok=True)
+        torch.save(network.state_dict(), output_dir / "segmentation.pt")
+        record = {"seconds": 60, "parameters": 10, "settings": {}}
+        (output_dir / "trained.json").write_text(json.dumps(record))
+        return output_dir
+
+    def translate(baseline_dir: Path, ct_dir: Path, output_dir: Path, **_: object) -> Path:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ct_dir / "a.nii.gz", output_dir / "a_mr.nii.gz")
+        shutil.copy(ct_dir / "labels" / "a.nii.gz", output_dir / "a_label.nii.gz")
+        return output_dir
+
+    needs = "CT with labels, and MR"
+    row = Row(needs, translates=True, baseline=True, segments=True, mr_training=True)
+    baseline = Baseline(("cyclegan",), segments=True, needs=needs)
+    monkeypatch.setattr("contourdiff_lab.experiment.cells.train_baseline", train)
+    monkeypatch.setattr("contourdiff_lab.experiment.cells.translate_with_baseline", translate)
+    monkeypatch.setitem(BASELINES, "synseg", baseline)
+    monkeypatch.setitem(TABLE, "synseg", row)
+    changes = {"seeds": (0, 1), "translation_seeds": (0, 1), "groups": {"all": "*"}}
+    run_experiment(
+        replace(plan, rows=("synseg",), output_dir=tmp_path, baselines={"minutes": 1}, **changes)
+    )
+    assert set(trainings) == {("synseg", "unet", seed, 1) for seed in (0, 1)}
+    folder = tmp_path / "synseg"
+    for seed in (0, 1):
+        cell = folder / f"unet_translation{seed}_seed0"
+        weights = folder / f"weights_seed{seed}_unet"
+        assert (cell / "model.pt").read_bytes() == (weights / "segmentation.pt").read_bytes()
+        assert (cell / "all" / "scores.json").is_file()
+        assert (folder / f"translations_seed{seed}_unet" / "a_mr.nii.gz").is_file()
+    assert not list(folder.glob("*_seed1/model.pt"))
+
+
+def test_a_training_that_was_cut_off_ends_as_if_it_had_not(
+    plan: ExperimentPlan, tmp_path: Path
+) -> None:
+    segmentation = {**plan.segmentation, "max_epochs": 2, "val_interval": 1}
+    changes = {"segmentation": segmentation, "groups": {"t1": "*_t1"}}
+    short = replace(plan, rows=("without_adaptation",), **changes)
+    run_experiment(replace(short, output_dir=tmp_path / "a"))
+    whole = tmp_path / "a" / "without_adaptation" / "unet_translation0_seed0"
+    cell = tmp_path / "b" / "without_adaptation" / "unet_translation0_seed0"
+    cut_off = {
+        **segmentation,
+        "dataset_dir": str(tmp_path / "a" / "ct"),
+        "output_dir": str(cell),
+        "val_fraction": 0.0,
+        "max_epochs": 1,
+        "lr_scheduler#T_max": 2,
+    }
+    configs = lab_config_files(["segmentation_train", "segmentation_ct"])
+    monai.bundle.run(config_file=configs, **cut_off)
+    assert (cell / "checkpoint_epoch=1.pt").is_file()
+    run_experiment(replace(short, output_dir=tmp_path / "b"))
+    assert (cell / "checkpoint_epoch=2.pt").is_file()
+    expected = torch.load(whole / "model.pt", weights_only=True)
+    resumed = torch.load(cell / "model.pt", weights_only=True)
+    for name, value in expected.items():
+        assert torch.equal(value, resumed[name])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rows": ("mine",)}, "expected rows out of"),
+        ({"folders": {"ours": "somewhere"}}, "folders under other names"),
+        ({"architectures": ("vnet",)}, "expected architectures out of"),
+        ({"seeds": ()}, "a seed and a group"),
+        ({"translation": {"seed": 1}}, "expected seeds as translation_seeds"),
+        ({"mr_training": {}}, "learns from MR"),
+        ({"rows": ("cyclegan",), "mr_training": {}}, "'cyclegan' learns from MR"),
+        (
+            {"rows": ("cyclegan",), "baselines": {"minute": 1}},
+            r"expected settings of \['cyclegan'\], got \['minute'\]",
+        ),
+        ({"baselines": {"seed": 1}}, "expected seeds as translation_seeds"),
+        ({"translation": {"contrasts": ["t1"]}}, "requires a network of two contrasts"),
+        ({"rows": ("upper_bound",), "patient_pattern": "(0)"}, "two patients or more"),
+        ({"groups": {"t7": "*_t7_*"}}, "no labelled case"),
+        ({"label_map": "none.json"}, "pass --label_map"),
+        ({"ct_dir": "nowhere"}, "expected a folder"),
+    ],
+)
+def test_bad_plans_are_refused_before_any_work(
+    plan: ExperimentPlan, tmp_path: Path, changes: dict, message: str
+) -> None:
+    with pytest.raises((ValueError, OSError), match=message):
+        run_experiment(replace(plan, output_dir=tmp_path / "none", **changes))
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.slow
+def test_an_experiment_in_short_runs_on_real_ct_and_mr_with_the_shipped_weights(
+    real_data: Path, tmp_path: Path
+) -> None:
+    """Four sagittal slices of a CT, two labelled T1 slices."""
+    for folder, name in (("ct", "torso_ct"), ("ct/labels", "torso_vertebrae")):
+        (tmp_path / folder).mkdir()
+        image = nib.load(real_data / "ct" / f"{name}.nii.gz")
+        nib.save(image.slicer[58:62], tmp_path / folder / "torso.nii.gz")
+    plan = ExperimentPlan(
+        ct_dir=tmp_path / "ct",
+        mr_dir=real_data / "mr_lumbar_labelled",
+        output_dir=tmp_path / "out",
+        rows=("ours",),
+        architectures=("unet",),
+        groups={"t1": "spider_106_t1_slice0*"},
+    )
+    page = run_experiment(plan.smoke())
+    (record,) = read_table(page)
+    assert record["structures"] == "2"
+    assert 0 <= float(record["dice"]) <= 1
