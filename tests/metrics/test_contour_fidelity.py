@@ -12,7 +12,7 @@ import torch
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 
-from contourdiff.inference.inferer import ContourTranslationInferer
+from contourdiff.inference import IndependentCandidates, VolumeInferer
 from contourdiff.inference.volume_state import VolumeResult
 from contourdiff.metrics.contour_agreement import contour_agreement
 from contourdiff.metrics.contour_fidelity import (
@@ -176,9 +176,8 @@ def test_swapped_slices_are_flagged_and_untouched_ones_pass(
     check = parser.get_parsed_content("fidelity")
     records: list[VolumeResult] = []
     sampler = Sampler(parser.get_parsed_content("scheduler"), num_inference_steps=8)
-    translator = ContourTranslationInferer(
-        sampler, SelectionRules(candidates=1, max_rounds=1), progress=False
-    )
+    painter = IndependentCandidates(sampler, SelectionRules(candidates=1, max_rounds=1))
+    translator = VolumeInferer(painter, progress=False)
     for name in ("torso_ct", "thorax_ct"):
         volume = preprocessing({"image": str(real_data / "ct" / f"{name}.nii.gz")})["image"]
         given = torch.zeros_like(volume)
