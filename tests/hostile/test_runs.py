@@ -21,7 +21,7 @@ from contourdiff.cli import main
 from contourdiff.config_checks import SETTINGS, check_values
 from contourdiff.data.checks import check_output_dir
 from contourdiff.data.translation_cases import TranslationCases
-from contourdiff.inference.inferer import ContourTranslationInferer
+from contourdiff.inference.inferer import VolumeInferer
 from contourdiff.translation import translate_path
 from contourdiff.weights import load_weights
 from helpers import (
@@ -353,7 +353,7 @@ from pathlib import Path
 sys.path[:0] = {path!r}
 from helpers import TINY_NETWORK
 from contourdiff.cli import main
-from contourdiff.inference.inferer import ContourTranslationInferer
+from contourdiff.inference.inferer import VolumeInferer
 {before}
 main(["translate", "ct", "mr", "--overlays", "single", "--weights", {weights!r}, "--settings", "num_inference_steps=1",
       "candidates=1", "max_rounds=1", "min_object_mm2=100", "network_def={network}"])
@@ -379,7 +379,7 @@ def program(before: str, weights: Path, folder: Path) -> subprocess.CompletedPro
 
 LIMIT = "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))"
 INTERRUPT = """
-translate = ContourTranslationInferer.translate
+translate = VolumeInferer.translate
 def interrupted(self, *args):
     if args[0][0].meta["filename_or_obj"].endswith("b.nii.gz"):
         try:
@@ -388,7 +388,7 @@ def interrupted(self, *args):
             os.kill(os.getpid(), signal.{second})  # while the first one is unwinding
             Path("unwound").touch()
     return translate(self, *args)
-ContourTranslationInferer.translate = interrupted
+VolumeInferer.translate = interrupted
 """
 
 
@@ -435,19 +435,19 @@ def test_a_file_that_vanishes_or_memory_that_ends_fails_its_case_alone(
 ) -> None:
     for name in "abc":
         write_nifti(tmp_path / "ct" / f"{name}.nii.gz", CT, OBLIQUE)
-    check, translate = TranslationCases.check, ContourTranslationInferer.translate
+    check, translate = TranslationCases.check, VolumeInferer.translate
 
     def checked(self: TranslationCases, *arguments: Any) -> None:
         check(self, *arguments)
         (tmp_path / "ct" / "a.nii.gz").unlink()
 
-    def without_memory(self: ContourTranslationInferer, inputs: Any, network: Any) -> Any:
+    def without_memory(self: VolumeInferer, inputs: Any, *arguments: Any) -> Any:
         if inputs[0].meta["filename_or_obj"].endswith("b.nii.gz"):
             raise MemoryError
-        return translate(self, inputs, network)
+        return translate(self, inputs, *arguments)
 
     monkeypatch.setattr(TranslationCases, "check", checked)
-    monkeypatch.setattr(ContourTranslationInferer, "translate", without_memory)
+    monkeypatch.setattr(VolumeInferer, "translate", without_memory)
     caplog.set_level("INFO")
     with pytest.raises(ValueError, match="2 of 3 cases failed"):
         run(tmp_path / "ct", tmp_path / "mr", tiny_weights, **SHORT)

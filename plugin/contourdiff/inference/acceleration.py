@@ -30,7 +30,11 @@ M_TRIM_THRESHOLD = -1
 M_TOP_PAD = -2
 M_MMAP_THRESHOLD = -3
 M_MMAP_MAX = -4
-RETAIN = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 512 * 2**20}
+RETAIN = {
+    M_MMAP_MAX: 0,
+    M_TRIM_THRESHOLD: 2**31 - 1,
+    M_TOP_PAD: 512 * 2**20,
+}
 RELEASE = {
     M_MMAP_MAX: 65536,
     M_MMAP_THRESHOLD: 32 * 2**20,
@@ -78,7 +82,9 @@ def retained_heap(enabled: bool = True) -> Iterator[bool]:
 def release_heap() -> bool:
     """Return the heap's free memory to the kernel; whether there was any. Source: malloc_trim(3)."""
     trim = _libc_function("malloc_trim")
-    return trim is not None and trim(ctypes.c_size_t(0)) == 1
+    if trim is None:
+        return False
+    return trim(ctypes.c_size_t(0)) == 1
 
 
 def _mallopt(values: dict[int, int]) -> bool:
@@ -152,7 +158,8 @@ def _versions(network: nn.Module) -> list[tuple[Any, ...]]:
     versions = []
     for weight in _state(network):
         version = 0 if weight.is_inference() else weight._version
-        versions.append((weight.data_ptr(), weight.dtype, weight.device, version))
+        address = weight.data_ptr()
+        versions.append((address, weight.dtype, weight.device, version))
     return versions
 
 
@@ -245,7 +252,7 @@ def _upsampled(module: nn.Module) -> nn.Conv2d | None:
     """The convolution behind a doubling by the nearest neighbor, if ``module`` is just that."""
     if not isinstance(module, UpSample):
         return None
-    leaves = [leaf for leaf in module.modules() if not any(leaf.children())]
+    leaves = [leaf for leaf in module.modules() if not list(leaf.children())]
     if len(leaves) != 2:
         return None
     upsample, convolution = leaves

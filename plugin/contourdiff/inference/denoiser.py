@@ -69,12 +69,12 @@ class Denoiser:
     batch_size: int = 8
     amp: bool = False
     accelerator: Accelerator = field(default_factory=Accelerator)
-    calls: int = field(default=0, init=False)
-    largest_batch: int = field(default=LARGEST_BATCH, init=False)
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, got {self.batch_size}")
+        self.calls = 0
+        self.largest_batch = LARGEST_BATCH
 
     @torch.inference_mode()
     def fit(self, conditions: Tensor) -> int:
@@ -165,7 +165,8 @@ class Denoiser:
 
         self.calls += 1
         images = self.sampler(predict, stream.draw, on_step)
-        return to_gray_levels(images[:, 0]).clamp(0, 255)
+        gray_levels = to_gray_levels(images[:, 0])
+        return gray_levels.clamp(0, 255)
 
     def _autocast(self, device: torch.device) -> torch.autocast:
         return torch.autocast(
@@ -230,8 +231,10 @@ class CascadeDenoiser:
         """Gray levels in [0, 255], ``(N, H, W)``; ``class_labels`` and ``on_step`` are for the first network."""
         folded = pixel_unshuffle(conditions.float(), self.factor)
         coarse = self.coarse(folded, places, noise, class_labels, on_step)
-        enlarged = enlarge(to_model_range(coarse[:, None]), self.factor)
-        both = torch.cat([conditions.to(enlarged), enlarged], dim=1)
+        coarse = to_model_range(coarse).unsqueeze(1)
+        enlarged = enlarge(coarse, self.factor)
+        conditions = conditions.to(enlarged)
+        both = torch.cat([conditions, enlarged], dim=1)
         refined = []
         for case, slice_index, round_, candidate in places:
             refined.append((f"{case} refined", slice_index, round_, candidate))

@@ -53,7 +53,8 @@ class Execution:
 
         So a batch that was halved for lack of memory stays so, and a network is converted once.
         """
-        if self._denoiser is None or network is not self._network or sampler != self._sampler:
+        kept = network is self._network and sampler == self._sampler
+        if self._denoiser is None or not kept:
             self._denoiser = self._built(network, sampler)
             self._network = network
             self._sampler = sampler
@@ -72,4 +73,5 @@ class Execution:
 
     def _single(self, network: nn.Module, sampler: Sampler) -> Denoiser:
         batch_size = self.batch_size or CPU_BATCH_SIZE
-        return Denoiser(network, sampler, batch_size, self.amp, Accelerator(self.acceleration))
+        accelerator = Accelerator(self.acceleration)
+        return Denoiser(network, sampler, batch_size, self.amp, accelerator)

@@ -167,20 +167,23 @@ class VolumeInferer(Inferer):
             ValueError: for another shape, or another number of labels or names than volumes.
         """
         inputs = split_batch(inputs)
-        class_labels = [None] * len(inputs) if class_labels is None else class_labels
-        names = [case_of_volume(volume) for volume in inputs] if names is None else names
+        if class_labels is None:
+            class_labels = [None] * len(inputs)
+        if names is None:
+            names = [case_of_volume(volume) for volume in inputs]
         if not len(class_labels) == len(names) == len(inputs):
             raise ValueError(
                 f"expected a class label and a name for each of {len(inputs)} volumes, "
                 f"got {len(class_labels)} labels and {len(names)} names"
             )
+        multiple = math.lcm(size_divisor_of(network), self.painter.frame_multiple)
         volumes = []
         for image, class_label in zip(inputs, class_labels, strict=True):
             volume = VolumeState(
                 self.painter.contours_of(image),
                 case_of_volume(image),
                 slice_axis=self.slice_axis,
-                multiple=math.lcm(size_divisor_of(network), self.painter.frame_multiple),
+                multiple=multiple,
                 margin_px=self.margin_px,
                 keep_spread=self.keep_spread,
                 image=image,
@@ -202,7 +205,8 @@ class VolumeInferer(Inferer):
         if isinstance(self.progress, RunProgress):
             return nullcontext(self.progress)
         slices = [len(volume.contours) for volume in volumes]
-        return run_progress(dict(zip(names, slices, strict=True)), self.progress)
+        slices_by_name = dict(zip(names, slices, strict=True))
+        return run_progress(slices_by_name, self.progress)
 
 
 @dataclass(eq=False)
@@ -250,12 +254,15 @@ class IndependentCandidates(Painter):
         self, volume: VolumeState, denoiser: Denoiser | CascadeDenoiser
     ) -> Iterator[PaintedSlice]:
         noise = CandidateNoise(self.seed, self._noise_weights(volume))
-        contours = torch.zeros_like(volume.framed) if self.unconditional else volume.framed
+        contours = volume.framed
+        if self.unconditional:
+            contours = torch.zeros_like(contours)
         if self.execution.batch_size is None and contours.is_cuda and volume.indices:
             denoiser.fit(contours[:1, None])
         calls_before = denoiser.calls
+        denoise = partial(denoiser, noise=noise, class_labels=volume.class_label)
         pool = CandidatePool(
-            denoise=partial(denoiser, noise=noise, class_labels=volume.class_label),
+            denoise=denoise,
             contours=contours,
             case=volume.noise_case,
             order=volume.indices,
@@ -263,7 +270,8 @@ class IndependentCandidates(Painter):
             batch_size=denoiser.batch_size,
         )
         for choice, image in choose(pool, volume.indices, self.rules):
-            yield PaintedSlice(volume, choice, image, pool.drawn(choice.slice_index))
+            candidates = pool.drawn(choice.slice_index)
+            yield PaintedSlice(volume, choice, image, candidates)
             pool.forget(choice.slice_index)
         volume.network_calls = denoiser.calls - calls_before
         volume.batch_size = denoiser.batch_size

@@ -87,21 +87,26 @@ class VolumeState:
         shown = self.contours if image is None else _slices(image, slice_axis)
         box = shown[:, self.rows, self.columns]
         height, width = box.shape[1:]
-        self.framed = pad(box, (0, -width % multiple, 0, -height % multiple))
+        right = -width % multiple
+        below = -height % multiple
+        self.framed = pad(box, (0, right, 0, below))
         self.translated = torch.zeros_like(self.contours)
         self.spread = torch.zeros_like(self.contours) if keep_spread else None
-        self.choices: list[Choice | None] = [None] * len(self.contours)
+        count = len(self.contours)
+        self.choices: list[Choice | None] = [None] * count
         self.network_calls = 0
         self.batch_size: int | None = None
         self._single: Tensor | None = None  # first candidate of the slice before
         self._single_distances = torch.full(
-            self.contours.shape[:1], torch.nan, dtype=torch.float64, device=self.contours.device
+            (count,), torch.nan, dtype=torch.float64, device=self.contours.device
         )
 
     @property
     def noise_case(self) -> str:
         """The case that keys the noise of this volume: a contrast beyond the first has noise of its own."""
-        return f"{self.case} contrast {self.class_label}" if self.class_label else self.case
+        if not self.class_label:
+            return self.case
+        return f"{self.case} contrast {self.class_label}"
 
     @property
     def slice_distance_mm(self) -> float | None:
@@ -114,14 +119,15 @@ class VolumeState:
         """Take the chosen ``image (H, W)`` of a slice, and all its candidates ``(N, H, W)`` where there are several."""
         index = choice.slice_index
         self.choices[index] = choice
-        self.translated[index, self.rows, self.columns] = self._cut(image)
+        place = (index, self.rows, self.columns)
+        self.translated[place] = self._cut(image)
         if candidates is None:
             return
         if self.spread is not None:
             deviation = torch.full_like(image, torch.nan)
             if len(candidates) > 1:
                 deviation = candidates.std(dim=0)
-            self.spread[index, self.rows, self.columns] = self._cut(deviation)
+            self.spread[place] = self._cut(deviation)
         single = self._cut(candidates[0])
         if choice.neighbor is not None and self._single is not None:
             distances = neighbor_distances(single[None], self._single)
@@ -133,7 +139,8 @@ class VolumeState:
         axis = self.slice_axis
         box = [self.rows, self.columns]
         box.insert(axis, slice(0, len(self.contours)))
-        gray_levels = self.translated.moveaxis(0, axis)[None]
+        translated = self.translated.moveaxis(0, axis)[None]
+        gray_levels, *_ = convert_to_dst_type(translated, self.volume, dtype=torch.float32)
         spread = None
         if self.spread is not None:
             spread = self.spread.moveaxis(0, axis).cpu()
@@ -143,7 +150,7 @@ class VolumeState:
             choices=self.choices,
             network_calls=self.network_calls,
             contours=self.contours.moveaxis(0, axis).cpu(),
-            gray_levels=convert_to_dst_type(gray_levels, self.volume, dtype=torch.float32)[0],
+            gray_levels=gray_levels,
             box=(box[0], box[1], box[2]),
             spread=spread,
             single_distances=[None if math.isnan(value) else value for value in distances],
@@ -152,8 +159,7 @@ class VolumeState:
 
     def _cut(self, image: Tensor) -> Tensor:
         """An image of the frame without its padding."""
-        height = self.rows.stop - self.rows.start
-        width = self.columns.stop - self.columns.start
+        height, width = self.translated[0, self.rows, self.columns].shape
         return image[:height, :width]
 
 

@@ -36,7 +36,8 @@ def first_condition(item: Mapping[str, Any]) -> Tensor:
     contour = torch.as_tensor(item["contour"])
     if "neighbor" not in item:
         return contour
-    return torch.cat([contour, torch.full_like(contour, EMPTY)])
+    neighbor = torch.full_like(contour, EMPTY)
+    return torch.cat([contour, neighbor])
 
 
 class GuidedVolume(NamedTuple):
@@ -81,20 +82,24 @@ def guided_slices(
             choice, image = _start(volume, first, denoise, rules)
             yield number, choice, image
             if following:
-                steps.append(_Step(number, volume, following[0], following[-1], image))
+                step = _Step(number, volume, following[0], following[-1], image)
+                steps.append(step)
     while steps:
         batch, steps = _next_batch(steps, batch_size)
         conditions = []
         places = []
         for step in batch:
             contour = step.volume.contours[step.slice_index]
-            conditions.append(torch.stack([contour, to_model_range(step.translation)]))
-            places.append(CandidatePlace(step.volume.case, step.slice_index, 0, 0))
+            neighbor = to_model_range(step.translation)
+            conditions.append(torch.stack([contour, neighbor]))
+            place = CandidatePlace(step.volume.case, step.slice_index, 0, 0)
+            places.append(place)
         images = denoise(torch.stack(conditions), places)
         choices = _choices(batch, images, rules)
         for step, choice, image in zip(batch, choices, images, strict=True):
             if step.slice_index < step.last:
-                steps.append(step._replace(slice_index=step.slice_index + 1, translation=image))
+                following_step = step._replace(slice_index=step.slice_index + 1, translation=image)
+                steps.append(following_step)
             yield step.number, choice, image
 
 
@@ -103,13 +108,15 @@ def _start(
 ) -> tuple[Choice, Tensor]:
     """Choose among candidates without a neighbor."""
     contour = volume.contours[index]
-    condition = torch.stack([contour, torch.full_like(contour, EMPTY)])
+    neighbor = torch.full_like(contour, EMPTY)
+    condition = torch.stack([contour, neighbor])
     conditions = condition.expand(rules.candidates, -1, -1, -1)
 
     def draw(slice_index: int, round_: int) -> Tensor:
         places = []
         for candidate in range(rules.candidates):
-            places.append(CandidatePlace(volume.case, slice_index, round_, candidate))
+            place = CandidatePlace(volume.case, slice_index, round_, candidate)
+            places.append(place)
         return denoise(conditions, places)
 
     return choose_one(draw, index, None, None, rules)

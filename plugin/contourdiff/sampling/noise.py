@@ -107,15 +107,16 @@ class NoiseStream:
     device: torch.device | str = "cpu"
     weights: Sequence[float] = (1.0,)
     known: Mapping[CandidateKey, Tensor] = field(default_factory=dict)
-    white: dict[CandidateKey, Tensor] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         squares = math.fsum(weight**2 for weight in self.weights)
-        if len(self.weights) % 2 == 0 or not math.isclose(squares, 1, abs_tol=1e-6):
+        normalized = math.isclose(squares, 1, abs_tol=1e-6)
+        if len(self.weights) % 2 == 0 or not normalized:
             raise ValueError(
                 "weights must be odd in number and their squares sum to 1, as those of correlation_weights do, "
                 f"got {tuple(self.weights)}"
             )
+        self.white: dict[CandidateKey, Tensor] = {}
         self._generators: list[torch.Generator] = []
 
     def draw(self) -> Tensor:
@@ -128,7 +129,10 @@ class NoiseStream:
         return self._randn_of(self._generators).to(self.device)
 
     def _randn_of(self, generators: Sequence[torch.Generator]) -> Tensor:
-        return torch.stack([torch.randn(self.shape, generator=g) for g in generators])
+        noise = []
+        for generator in generators:
+            noise.append(torch.randn(self.shape, generator=generator))
+        return torch.stack(noise)
 
     def _first(self) -> Tensor:
         """Blend white noise on the device, in one order; product and sum apart, as a fused one rounds differently."""
@@ -154,8 +158,9 @@ class NoiseStream:
         self.known = {}  # frees what this batch does not need
         unknown = [key for key in keys if key not in white]
         if unknown:
-            drawn = self._randn_of([candidate_generator(key) for key in unknown])
-            white.update(zip(unknown, drawn.to(self.device), strict=True))
+            generators = [candidate_generator(key) for key in unknown]
+            drawn = self._randn_of(generators).to(self.device)
+            white.update(zip(unknown, drawn, strict=True))
         return {key: white[key] for key in keys}
 
 
@@ -179,11 +184,15 @@ class CandidateNoise:
         self._white: dict[tuple[object, ...], dict[CandidateKey, Tensor]] = {}
 
     def stream(
-        self, places: Sequence[Place], shape: Sequence[int], device: torch.device | str = "cpu"
+        self,
+        places: Sequence[Place],
+        shape: Sequence[int],
+        device: torch.device | str = "cpu",
     ) -> NoiseStream:
         """Noise of a batch; it shares the white noise of adjacent slices with the batch before of its shape."""
         keys = [CandidateKey(self.seed, *place) for place in places]
         size = (*shape, str(device))
-        stream = NoiseStream(keys, shape, device, self.weights, self._white.get(size, {}))
+        known = self._white.get(size, {})
+        stream = NoiseStream(keys, shape, device, self.weights, known)
         self._white[size] = stream.white  # filled by its first draw
         return stream

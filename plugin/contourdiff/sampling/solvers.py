@@ -64,7 +64,8 @@ def karras_schedule(alphas_cumprod: Tensor, num_inference_steps: int) -> list[No
     """
     _check_steps(len(alphas_cumprod), num_inference_steps)
     alpha_bars = alphas_cumprod.detach().cpu().double().numpy()
-    if not (alpha_bars[0] < 1 and alpha_bars[-1] > 0 and (np.diff(alpha_bars) < 0).all()):
+    falls = (np.diff(alpha_bars) < 0).all()
+    if not (falls and alpha_bars[0] < 1 and alpha_bars[-1] > 0):
         raise ValueError(
             f"alphas_cumprod must fall strictly and lie between 0 and 1, got {alpha_bars[0]:g} to {alpha_bars[-1]:g}; "
             "sample a schedule that ends in pure noise with ddim"
@@ -76,12 +77,17 @@ def karras_schedule(alphas_cumprod: Tensor, num_inference_steps: int) -> list[No
     timesteps = np.interp(np.log(sigmas), np.log(levels), positions).round()
     schedule = []
     for timestep, sigma in zip(timesteps, sigmas.tolist(), strict=True):
-        schedule.append(NoiseLevel(int(timestep), 1 / (1 + sigma**2), sigma))
+        alpha_bar = 1 / (1 + sigma**2)
+        schedule.append(NoiseLevel(int(timestep), alpha_bar, sigma))
     return schedule
 
 
 def clean_image(
-    output: Tensor, x: Tensor, alpha_bar: float, prediction_type: str, clip: bool = True
+    output: Tensor,
+    x: Tensor,
+    alpha_bar: float,
+    prediction_type: str,
+    clip: bool = True,
 ) -> Tensor:
     """Clean image that a network's output implies, for ``x = sqrt(alpha_bar) * x0 + sqrt(1 - alpha_bar) * epsilon``.
 
@@ -164,7 +170,8 @@ def ddpm(
         alpha = level.alpha_bar / alpha_bar_prev
         beta = 1 - alpha
         x0, epsilon = _clean_and_noise(denoise, x, level)
-        x = (x - beta / (1 - level.alpha_bar) ** 0.5 * epsilon) / alpha**0.5
+        drift = beta / (1 - level.alpha_bar) ** 0.5 * epsilon
+        x = (x - drift) / alpha**0.5
         if step < len(schedule) - 1:
             x = x + beta**0.5 * draw()
         if on_step is not None:
@@ -173,7 +180,11 @@ def ddpm(
 
 
 def dpm_solver(
-    denoise: Denoise, x: Tensor, schedule: Schedule, *, on_step: OnStep | None = None
+    denoise: Denoise,
+    x: Tensor,
+    schedule: Schedule,
+    *,
+    on_step: OnStep | None = None,
 ) -> Tensor:
     """Denoise ``x`` with DPM-Solver++(2M) (Lu et al., arXiv 2211.01095, Algorithm 2).
 
@@ -209,8 +220,9 @@ def _with_previous(schedule: Schedule) -> Iterator[tuple[NoiseLevel, float]]:
 
 def _clean_and_noise(denoise: Denoise, x: Tensor, level: NoiseLevel) -> tuple[Tensor, Tensor]:
     x0 = denoise(x, level)
-    epsilon = (x - level.alpha_bar**0.5 * x0) / (1 - level.alpha_bar) ** 0.5
-    return x0, epsilon
+    signal = level.alpha_bar**0.5
+    noise = (1 - level.alpha_bar) ** 0.5
+    return x0, (x - signal * x0) / noise
 
 
 def _multistep_weights(schedule: Schedule) -> list[tuple[float, float, float]]:
@@ -227,7 +239,8 @@ def _multistep_weights(schedule: Schedule) -> list[tuple[float, float, float]]:
         signal_next = (1 + sigma_next**2) ** -0.5
         ahead = 0.0
         if 0 < step < len(sigmas) - 1:
-            ahead = math.log(sigma / sigma_next) / math.log(sigmas[step - 1] / sigma) / 2
+            growth_before = math.log(sigmas[step - 1] / sigma)
+            ahead = math.log(sigma / sigma_next) / growth_before / 2
         keep = shrink * signal_next / signal
         pull = signal_next * (1 - shrink)
         weights.append((keep, pull, ahead))
