@@ -13,6 +13,8 @@ import torch
 from fire.parser import DefaultParseValue
 
 from contourdiff import __version__, cli
+from contourdiff.cli.commands import parse_settings
+from contourdiff.cli.program import PROGRAM
 from contourdiff.weights import sha256_of
 from helpers import CONFIGS, TINY_NETWORK, make_mr, make_tiny_network, settings
 
@@ -48,35 +50,11 @@ SHORT = (
     ],
 )
 def test_settings_are_parsed_as_the_bundle_command_does(text: str, value: Any) -> None:
-    parsed = cli.parse_settings([f"x={text}"])["x"]
+    parsed = parse_settings([f"x={text}"])["x"]
     assert parsed == value
     assert type(parsed) is type(value)
     if text not in ("true", "null"):
         assert parsed == DefaultParseValue(text)
-
-
-def test_a_learning_rate_reaches_the_experiment_as_a_number(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    plans: list[Any] = []
-    monkeypatch.setattr(
-        "contourdiff_lab.experiment.experiment.run_experiment",
-        lambda plan: plans.append(plan) or "page",
-    )
-    cli.main(
-        [
-            "table",
-            "ct",
-            "mr",
-            "out",
-            "--segmentation",
-            "learning_rate=1e-4",
-            "--unconditional",
-            "learning_rate=5e-4",
-        ]
-    )
-    assert plans[0].segmentation == {"learning_rate": 1e-4}
-    assert plans[0].unconditional == {"learning_rate": 5e-4}
 
 
 def test_a_pair_without_a_value_is_refused() -> None:
@@ -84,9 +62,9 @@ def test_a_pair_without_a_value_is_refused() -> None:
         cli.main(["translate", "ct", "mr", "--settings", "seed"])
 
 
-@pytest.mark.parametrize("name", cli.COMMANDS)
+@pytest.mark.parametrize("name", PROGRAM.commands)
 def test_a_command_takes_what_its_function_takes(name: str) -> None:
-    function, text, arguments, _ = cli.COMMANDS[name]
+    function, text, arguments, _ = PROGRAM.commands[name]
     names = {flag.lstrip("-") for flag, _ in arguments}
     parameters = inspect.signature(function).parameters
     required = {p.name for p in parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD}
@@ -105,9 +83,37 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_an_error_of_the_input_is_one_line(tmp_path: Any) -> None:
-    with pytest.raises(SystemExit, match=r"^error: expected") as stop:
-        cli.main(["gap", str(tmp_path / "nowhere"), str(tmp_path), str(tmp_path / "out")])
+    with pytest.raises(SystemExit, match=r"^error: expected a folder of translations") as stop:
+        cli.main(["report", str(tmp_path / "nowhere")])
     assert "\n" not in str(stop.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "now"),
+    [(name, name) for name in ("table", "gap", "quality", "steps", "agreement")]
+    + [("rival", "baseline")],
+)
+def test_a_command_that_moved_names_the_new_one(
+    name: str, now: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main([name, "ct", "--any"])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == f"contourdiff {name} is now: contourdiff-lab {now}\n"
+
+
+def test_the_help_lists_commands_in_the_order_of_need() -> None:
+    names = PROGRAM.ordered_names()
+    assert names[:4] == ["example", "translate", "train", "report"]
+    assert sorted(names) == sorted(PROGRAM.commands)
+
+
+def test_every_argument_is_explained_and_every_option_names_its_default() -> None:
+    for name, command in PROGRAM.commands.items():
+        for argument, options in command.arguments:
+            assert options["help"], f"{name} {argument}"
+            if argument.startswith("--"):
+                assert "default: " in options["help"], f"{name} {argument}"
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
@@ -118,7 +124,7 @@ def test_completion_scripts_name_the_commands(
         cli.main(["--print-completion", shell])
     assert stop.value.code == 0
     script = capsys.readouterr().out
-    assert all(name in script for name in (*cli.COMMANDS, "--contrast"))
+    assert all(name in script for name in (*PROGRAM.commands, "--contrast"))
 
 
 def test_help_shows_examples_and_exit_statuses(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,6 @@ import math
 
 import numpy as np
 import pytest
-import torch
 
 from contourdiff.inference import VolumeResult
 from contourdiff.metrics.flicker import Flicker, flicker, flicker_line, flicker_record

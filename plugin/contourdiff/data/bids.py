@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from contourdiff import __version__
-from contourdiff.data.atomic import link_file, write_text
+from contourdiff.data.atomic import link_file, read_json, write_json, write_text
+from contourdiff.data.case_files import CaseFiles
 from contourdiff.data.nifti_names import case_of, is_nifti
 
 LABEL_ENTITIES = "space|res|den|seg|desc|label|atlas"
@@ -64,32 +63,30 @@ def write_derivatives(records: Iterable[Path], bids_dir: str | Path) -> None:
     """
     target = Path(bids_dir)
     for path in records:
-        record, name = (
-            json.loads(path.read_text(encoding="utf-8")),
-            path.name.removesuffix("_mr.json"),
-        )
+        record = read_json(path)
+        files = CaseFiles.of_record(path)
         entities = record["case"].removesuffix("_ct")
         folder = target.joinpath(*re.findall(r"(?:sub|ses)-[a-zA-Z0-9]+", entities), "anat")
         stem = f"{entities}{OURS}"
         mr = f"{stem}_{SUFFIXES.get(record['settings'].get('contrast'), 'T1w')}"
-        for postfix, new in (("_mr", mr), ("_label", f"{stem}_dseg")):
-            for source in path.parent.glob(f"{name}{postfix}.nii*"):
-                link_file(source, folder / source.name.replace(f"{name}{postfix}", new))
+        for source, name in ((files.mr, mr), (files.label, f"{stem}_dseg")):
+            if is_nifti(source):
+                link_file(source, folder / f"{name}{files.extension}")
         sidecar = {
             "Description": "MR translated from CT",
             "SkullStripped": False,
             "Sources": [record["image"]],
             "contourdiff": record,
         }
-        _write_json(folder / f"{mr}.json", sidecar)
+        write_json(folder / f"{mr}.json", sidecar)
         if record["label"]:
             label_sidecar = {
                 "Description": "Label of the CT",
                 "SpatialReference": "orig",
                 "Sources": [record["label"]],
             }
-            _write_json(folder / f"{stem}_dseg.json", label_sidecar)
-    _write_json(target / "dataset_description.json", DESCRIPTION)
+            write_json(folder / f"{stem}_dseg.json", label_sidecar)
+    write_json(target / "dataset_description.json", DESCRIPTION)
     if not any(target.glob("README*")):
         write_text(target / "README", f"{DESCRIPTION['Name']}. {README}\n")
 
@@ -109,7 +106,3 @@ def _label_of(image: Path, root: Path) -> Path | None:
             f"expected one label of {image.name}, found {names}; name the right ones in a datalist"
         )
     return labels[0] if labels else None
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    write_text(path, json.dumps(content, indent=2) + "\n")
