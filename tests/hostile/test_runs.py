@@ -174,16 +174,6 @@ def refuse(name: str, value: Any) -> None:
         parser.get_parsed_content("inferer")
 
 
-def refuse(name: str, value: Any) -> None:
-    """Check a setting as a run does, by its name or as its component is built."""
-    if name in CHECKS:
-        check_values({name: value})
-        return
-    parser = inference_parser("ct", "mr", **{name: value})
-    with plain_errors():
-        parser.get_parsed_content("inferer")
-
-
 @pytest.mark.parametrize(
     ("name", "value"), [(name, value) for name, values in INVALID.items() for value in values]
 )
