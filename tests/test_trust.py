@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from contourdiff import cli
+from contourdiff.cli.program import PROGRAM
 from contourdiff.cli.trust import check_trust, config_digest
 from contourdiff.phantom import write_phantom
 from helpers import CONFIGS
@@ -92,7 +93,7 @@ def test_code_of_a_stranger_does_not_run_from_the_command_line(tmp_path: Path) -
 
 
 def test_every_command_that_takes_a_bundle_takes_the_digest() -> None:
-    for name, command in cli.COMMANDS.items():
+    for name, command in PROGRAM.commands.items():
         takes = {argument for argument, _ in command.arguments}
         if "--overlays" in takes:
             assert "--bundle" in takes, f"{name} reads configs, but not --trust-config"

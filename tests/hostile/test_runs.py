@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 import torch
 
+from contourdiff.bundle import inference_parser
 from contourdiff.cli import main
-from contourdiff.config_checks import SETTINGS, check_values
+from contourdiff.config_checks import CHECKS, check_values, plain_errors
 from contourdiff.data.checks import check_output_dir
 from contourdiff.data.translation_cases import TranslationCases
 from contourdiff.inference.inferer import VolumeInferer
@@ -112,7 +113,7 @@ INVALID: dict[str, tuple[Any, ...]] = {
         ("num_inference_steps", "num_refinement_steps", "candidates", "max_rounds"),
         (0, 1.5, "a", None),
     ),
-    **dict.fromkeys(("batch_size", "cases_at_once"), (0, -1, "a", 2.5)),
+    "batch_size": (0, -1, "a", 2.5),
     **dict.fromkeys(
         ("min_object_mm2", "max_hole_mm2", "noise_length_mm", "contour_sigma_px"),
         (-1, "a", float("nan")),
@@ -154,7 +155,7 @@ OWN_CHECKS: dict[str, tuple[Any, ...]] = {
 
 
 def test_every_setting_is_tried() -> None:
-    assert set(INVALID) == set(SETTINGS)
+    assert set(CHECKS) <= set(INVALID)
     names = list(json.loads((CONFIGS / "inference.json").read_text()))
     start = names.index("// settings") + 1
     section = names[
@@ -163,14 +164,24 @@ def test_every_setting_is_tried() -> None:
     assert set(section) - {*INVALID, *OWN_CHECKS} == {"contrasts"}
 
 
+def refuse(name: str, value: Any) -> None:
+    """Check a setting as a run does, by its name or as its component is built."""
+    if name in CHECKS:
+        check_values({name: value})
+        return
+    parser = inference_parser("ct", "mr", **{name: value})
+    with plain_errors():
+        parser.get_parsed_content("inferer")
+
+
 @pytest.mark.parametrize(
     ("name", "value"), [(name, value) for name, values in INVALID.items() for value in values]
 )
 def test_a_value_out_of_range_or_of_another_type_is_named(name: str, value: Any) -> None:
     with pytest.raises(
-        ValueError, match=f"^expected {name} to be .*, got .*; pass another --{name}"
+        ValueError, match=f"^expected {name} to be .*, got .*; pass another"
     ) as error:
-        check_values({name: value})
+        refuse(name, value)
     assert "\n" not in str(error.value)
 
 
@@ -180,7 +191,7 @@ def test_the_values_of_all_configs_are_in_range() -> None:
         if path.stem.startswith(("train", "segmentation", "evaluate")):
             continue
         check_values(
-            {k: v for k, v in config.items() if k in SETTINGS and not str(v).startswith(("$", "@"))}
+            {k: v for k, v in config.items() if k in CHECKS and not str(v).startswith(("$", "@"))}
         )
 
 
@@ -380,14 +391,14 @@ def program(before: str, weights: Path, folder: Path) -> subprocess.CompletedPro
 LIMIT = "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))"
 INTERRUPT = """
 translate = VolumeInferer.translate
-def interrupted(self, *args):
+def interrupted(self, *args, **options):
     if args[0][0].meta["filename_or_obj"].endswith("b.nii.gz"):
         try:
             os.kill(os.getpid(), signal.{first})
         finally:
             os.kill(os.getpid(), signal.{second})  # while the first one is unwinding
             Path("unwound").touch()
-    return translate(self, *args)
+    return translate(self, *args, **options)
 VolumeInferer.translate = interrupted
 """
 
@@ -441,10 +452,10 @@ def test_a_file_that_vanishes_or_memory_that_ends_fails_its_case_alone(
         check(self, *arguments)
         (tmp_path / "ct" / "a.nii.gz").unlink()
 
-    def without_memory(self: VolumeInferer, inputs: Any, *arguments: Any) -> Any:
+    def without_memory(self: VolumeInferer, inputs: Any, *given: Any, **options: Any) -> Any:
         if inputs[0].meta["filename_or_obj"].endswith("b.nii.gz"):
             raise MemoryError
-        return translate(self, inputs, *arguments)
+        return translate(self, inputs, *given, **options)
 
     monkeypatch.setattr(TranslationCases, "check", checked)
     monkeypatch.setattr(VolumeInferer, "translate", without_memory)

@@ -14,17 +14,14 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, LoadImage
 
 from contourdiff.data.planes import ResampledPlanes
-from contourdiff.data.translation_cases import TranslationCases
 from contourdiff.inference import outputs
 from contourdiff.inference.outputs import Maps, TranslationOutputs
 from contourdiff.inference.preview import Preview, filled_slices
 from helpers import (
-    GUIDED_NETWORK,
     NAMES,
     OBLIQUE,
     ball_ct,
     make_dataset,
-    make_guided_network,
     run,
     write_nifti,
 )
@@ -116,21 +113,17 @@ def test_all_files_of_a_case_have_one_name(name: str, tiny_weights: Path, tmp_pa
     }
 
 
-def test_a_map_requires_what_it_is_computed_from(tmp_path: Path) -> None:
+def test_a_map_requires_what_it_is_computed_from(tiny_weights: Path, tmp_path: Path) -> None:
     arguments: dict[str, Any] = {
-        "cases": TranslationCases(tmp_path, tmp_path),
         "output_dir": tmp_path,
+        "ckpt_path": tmp_path / "model.pt",
+        "settings": {},
     }
-    arguments |= {"ckpt_path": tmp_path / "model.pt", "settings": {}}
     with pytest.raises(ValueError, match="the fidelity map requires a check, got None"):
         TranslationOutputs(**arguments, maps=Maps(Compose([]), fidelity=True))
-    weights = tmp_path / "guided.pt"
-    torch.save(make_guided_network().state_dict(), weights)
+    without_spread = {"save_uncertainty_map": True, "inferer#keep_spread": False}
     with pytest.raises(
-        ValueError, match="requires an inferer with keep_spread=True, got NeighborGuidedInferer"
+        ValueError, match="requires an inferer with keep_spread=True, got VolumeInferer without"
     ):
-        run(
-            make_dataset(tmp_path / "ct", ("a",)), tmp_path / "mr", weights, network_def=GUIDED_NETWORK,
-            overlays=("neighbor_guided",), save_uncertainty_map=True,
-        )  # fmt: skip
+        run(make_dataset(tmp_path / "ct", ("a",)), tmp_path / "mr", tiny_weights, **without_spread)
     assert list((tmp_path / "mr").iterdir()) == []

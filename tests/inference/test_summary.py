@@ -23,7 +23,7 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
         return list(csv.DictReader(file))
 
 
-def test_a_line_for_each_case(tiny_weights: Path, tmp_path: Path) -> None:
+def test_the_table_has_a_line_for_each_case(tiny_weights: Path, tmp_path: Path) -> None:
     dataset_dir, table = make_dataset(tmp_path / "ct", ("a", "b")), tmp_path / "cohort.csv"
     (dataset_dir / "c.nii.gz").write_bytes(b"no volume")
     for status in ("translated", "kept"):
@@ -52,7 +52,7 @@ def test_a_line_for_each_case(tiny_weights: Path, tmp_path: Path) -> None:
     assert float(rows[0]["fidelity"]) == record["fidelity"]["fidelity_median"]
 
 
-def test_both_formats_hold_the_same(tiny_weights: Path, tmp_path: Path) -> None:
+def test_a_csv_and_a_parquet_table_hold_the_same(tiny_weights: Path, tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
     dataset_dir = make_dataset(tmp_path / "ct", ("a",))
     run(
@@ -69,7 +69,9 @@ def test_both_formats_hold_the_same(tiny_weights: Path, tmp_path: Path) -> None:
     assert texts == {**row, "status": "kept", "seconds": ""}
 
 
-def test_another_suffix_is_refused_before_any_work(tiny_weights: Path, tmp_path: Path) -> None:
+def test_a_table_of_another_format_is_refused_before_any_work(
+    tiny_weights: Path, tmp_path: Path
+) -> None:
     with pytest.raises(
         ValueError,
         match=r"expected a file \*.csv or \*.parquet for the table of cases, got .*cohort.xls",
@@ -113,7 +115,7 @@ def test_a_run_leaves_its_times_and_failures(tiny_weights: Path, tmp_path: Path)
     ]
 
 
-def test_a_file_that_is_no_run_is_none(tmp_path: Path) -> None:
+def test_a_run_file_that_cannot_be_read_is_ignored(tmp_path: Path) -> None:
     rows = [{"case": "a", "status": "failed", "seconds": None, "error": "no volume"}]
     for content in (
         "",

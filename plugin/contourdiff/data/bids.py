@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from contourdiff import __version__
-from contourdiff.data.atomic import link_file, write_json, write_text
+from contourdiff.data.atomic import link_file, read_json, write_json, write_text
+from contourdiff.data.case_files import CaseFiles
 from contourdiff.data.nifti_names import case_of, is_nifti
 
 LABEL_ENTITIES = "space|res|den|seg|desc|label|atlas"
@@ -63,17 +63,15 @@ def write_derivatives(records: Iterable[Path], bids_dir: str | Path) -> None:
     """
     target = Path(bids_dir)
     for path in records:
-        record, name = (
-            json.loads(path.read_text(encoding="utf-8")),
-            path.name.removesuffix("_mr.json"),
-        )
+        record = read_json(path)
+        files = CaseFiles.of_record(path)
         entities = record["case"].removesuffix("_ct")
         folder = target.joinpath(*re.findall(r"(?:sub|ses)-[a-zA-Z0-9]+", entities), "anat")
         stem = f"{entities}{OURS}"
         mr = f"{stem}_{SUFFIXES.get(record['settings'].get('contrast'), 'T1w')}"
-        for postfix, new in (("_mr", mr), ("_label", f"{stem}_dseg")):
-            for source in path.parent.glob(f"{name}{postfix}.nii*"):
-                link_file(source, folder / source.name.replace(f"{name}{postfix}", new))
+        for source, name in ((files.mr, mr), (files.label, f"{stem}_dseg")):
+            if is_nifti(source):
+                link_file(source, folder / f"{name}{files.extension}")
         sidecar = {
             "Description": "MR translated from CT",
             "SkullStripped": False,

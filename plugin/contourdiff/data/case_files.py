@@ -89,11 +89,16 @@ class CaseFiles:
                 os.replace(source, path)
 
 
+def converted_folder(output_dir: str | Path) -> Path:
+    """Where a run writes CT that were not NIfTI files; their labels are in its folder ``labels``."""
+    return Path(output_dir) / "ct"
+
+
 def converted_ct(output_dir: str | Path, case: str) -> Path:
-    """Where a run writes the CT of a case as NIfTI, if it was given in another form."""
-    return Path(output_dir) / "ct" / f"{case}.nii.gz"
+    """The CT of a case, if it was converted."""
+    return converted_folder(output_dir) / f"{case}.nii.gz"
 
 
 def converted_label(output_dir: str | Path, case: str) -> Path:
-    """Where a run writes the label of a case as NIfTI, if it was given in another form."""
-    return Path(output_dir) / "ct" / "labels" / f"{case}.nii.gz"
+    """The label of a case, if it was converted."""
+    return converted_folder(output_dir) / "labels" / f"{case}.nii.gz"

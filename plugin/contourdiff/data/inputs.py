@@ -93,10 +93,9 @@ def _listed_inputs(root: Source, datalist: str | Path | Sequence[Any], section: 
 def _pair_of(root: Source, entry: Any) -> Pair:
     """Image and label of an entry of a datalist, a path or ``{"image": path, "label": path}``, relative to ``root``."""
     files = entry if isinstance(entry, dict) else {"image": entry}
-    image = files.get("image")
+    image = files.get("image") or None
     label = files.get("label")
-    image_is_named = isinstance(image, (str, Path)) and str(image)
-    if not image_is_named or not isinstance(label, (str, Path, type(None))):
+    if not isinstance(image, (str, Path)) or not isinstance(label, (str, Path, type(None))):
         raise ValueError(
             f'expected {{"image": path, "label": path}} for each case, got {entry!r}; name the files'
         )

@@ -70,8 +70,8 @@ class ResampledPlanes:
         to_part[:3, 3] = [along.start for along in part]
         volume = MetaTensor(values[None], affine=torch.as_tensor(self.affine @ to_part))
         resample = SpatialResample(mode=mode, padding_mode="zeros")
-        plane = resample(volume, torch.as_tensor(affine), shape)
-        return np.asarray(plane)[0].take(0, axis=axis)
+        plane = np.asarray(resample(volume, torch.as_tensor(affine), shape)[0])
+        return plane.take(0, axis=axis)
 
     def _part(self, to_voxels: np.ndarray, shape: list[int], axis: int) -> tuple[slice, ...]:
         """Voxels near the plane: cut along the axis most nearly perpendicular to it, whole along the others."""

@@ -96,7 +96,7 @@ def _opened(state: FileState) -> nib.Nifti1Image:
 def _decompressed(path: str | Path, proxy: nib.arrayproxy.ArrayProxy) -> np.ndarray:
     """Read into the array at once, as nibabel would hold the voxels twice."""
     voxels = np.empty(proxy.shape, dtype=proxy.dtype, order="F")
-    free = memoryview(voxels.reshape(-1, order="F").view(np.uint8))
+    free = voxels.reshape(-1, order="F").view(np.uint8).data
     with gzip.open(path) as file:
         file.seek(proxy.offset)
         while free:

@@ -110,7 +110,7 @@ class TranslationOutputs:
         if self.maps is not None and self.maps.uncertainty and not has_spread:
             raise ValueError(
                 f"an uncertainty map requires an inferer with keep_spread=True, got {type(inferer).__name__} without; "
-                "neighbor-guided translation draws a single candidate a slice: switch the map off"
+                "keep the spread, or switch the map off"
             )
 
     def __call__(self, engine: Engine) -> None:

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from contourdiff.data.bids import OURS, bids_images
+from contourdiff.data.case_files import RECORD_ENDING, CaseFiles, converted_folder
 from contourdiff.data.inputs import find_inputs, is_url
 from contourdiff.data.nifti_names import OUTPUT_SUFFIXES, case_of, is_volume, volumes_by_case
 from contourdiff.inference.summary import measures, read_run
 
-RECORD = "_mr.json"
 SIDECARS = f"sub-*/**/anat/*{OURS}_T[12]w.json"
 """Of a BIDS derivative dataset, with the records in them."""
 LAYER_NAMES = {
@@ -78,18 +78,16 @@ class Case:
     @property
     def picture(self) -> Path | None:
         """The picture that was drawn of the translation, if there is one."""
-        path = self.folder / f"{self.name}_mr.png"
+        path = CaseFiles(self.folder, self.name).picture
         return path if path.is_file() else None
 
     def volume(self, kind: str) -> Path | None:
         """The volume ``<name>_<kind>`` of any format, if there is one."""
-        stem = f"{self.name}_{kind}"
-        if self.bids and kind == "mr":
-            stem = self.name
-        elif self.bids and kind == "label":
-            stem = f"{self.name.rpartition('_')[0]}_dseg"
-        for suffix in OUTPUT_SUFFIXES:
-            path = self.folder / f"{stem}{suffix}"
+        mr_ending = "" if self.bids else "_mr"
+        for extension in OUTPUT_SUFFIXES:
+            path = CaseFiles(self.folder, self.name, extension, mr_ending).volume(kind)
+            if self.bids and kind == "label":
+                path = self.folder / f"{self.name.rpartition('_')[0]}_dseg{extension}"
             if path.is_file():
                 return path
         return None
@@ -124,10 +122,10 @@ def read_cohort(
     paths = _records(folder)
     for name, row in row_of.items():
         if row["status"] == "failed":
-            paths.setdefault(name, folder / f"{name}{RECORD}")
+            paths.setdefault(name, CaseFiles(folder, name).record)
     if not paths:
         raise ValueError(
-            f"expected translations with records *{RECORD} in {folder}, found none; translate CT to it"
+            f"expected translations with records *{RECORD_ENDING} in {folder}, found none; translate CT to it"
         )
     cases = []
     for name, path in sorted(paths.items()):
@@ -138,9 +136,9 @@ def read_cohort(
 def _records(folder: Path) -> dict[str, Path]:
     """Files of the records, by the name of the case."""
     paths = {}
-    for path in folder.glob(f"*{RECORD}"):
+    for path in folder.glob(f"*{RECORD_ENDING}"):
         if not path.name.startswith("."):
-            paths[path.name.removesuffix(RECORD)] = path
+            paths[path.name.removesuffix(RECORD_ENDING)] = path
     return paths or {path.stem: path for path in folder.glob(SIDECARS)}
 
 
@@ -200,7 +198,7 @@ def ct_files(
     for image in _ct_images(ct_dir, datalist):
         if not is_url(image) and is_volume(Path(image)):
             files[case_of(image)] = Path(image)
-    files.update(volumes_by_case(Path(output_dir) / "ct"))
+    files.update(volumes_by_case(converted_folder(output_dir)))
     cts = {}
     for case in cases:
         if case.record.get("case") in files:
