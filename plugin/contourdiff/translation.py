@@ -133,14 +133,14 @@ def translate_path(
         output: a folder, or, for a single case, a file (``.nii.gz``, ``.nii``, ``.nrrd``, ``.mha``): label, record and
             picture are then named after it.
         label: of a single CT.
-        contrast: see [`translate`][].
-        anatomy: see [`translate`][].
-        fast: see [`translate`][].
+        contrast: as ``anatomy``, ``fast`` and ``device`` in [`translate`][].
+        anatomy: see there.
+        fast: see there.
         weights: for the network of the bundle.
-        device: see [`translate`][].
-        overlays: see [`contourdiff.bundle.run_inference_config`][].
-        settings: its settings, where ``series``, ``format`` and ``bids`` stand for ``series_uid``, ``output_ext`` and
-            ``bids_dir``; ``workers`` or ``scheduler`` share the cases as [`contourdiff.parallel`][] does.
+        device: see there.
+        overlays: as ``settings`` in [`contourdiff.bundle.run_inference_config`][].
+        settings: also ``series``, ``format`` and ``bids`` for ``series_uid``, ``output_ext`` and ``bids_dir``, and
+            ``workers`` or ``scheduler``, which share the cases as [`contourdiff.parallel`][] does.
 
     Raises:
         ValueError: if a file ``output`` exists and ``overwrite`` is not set; others as in
@@ -163,8 +163,9 @@ def translate_path(
     _run(output, settings)
     results = []
     for case in pairs:
+        ct = _existing(converted_ct(output, case))
         for contrast_name, files in _files_of(case, output, settings).items():
-            results.append(_translation(case, contrast_name, files, converted_ct(output, case)))
+            results.append(_translation(case, contrast_name, files, ct))
     return results
 
 
@@ -195,8 +196,9 @@ def _translate_to_file(
     with TemporaryDirectory(dir=output.parent, prefix=".contourdiff_") as name:
         folder = Path(name)
         _run(folder, settings)
-        ct = output.with_name(f"{stem}_ct.nii.gz")
+        ct = None
         if converted_ct(folder, case).is_file():
+            ct = output.with_name(f"{stem}_ct.nii.gz")
             shutil.copy(converted_ct(folder, case), ct)
         for contrast, files in _files_of(case, folder, settings).items():
             file_stem = stem if contrast is None else f"{stem}_{contrast}"
@@ -215,16 +217,13 @@ def _files_of(case: str, folder: Path, settings: dict[str, Any]) -> dict[str | N
     return {None: CaseFiles(folder, f"{case}{settings.get('case_suffix', '')}", extension)}
 
 
-def _translation(case: str, contrast: str | None, files: CaseFiles, ct: Path) -> Translation:
-    return Translation(
-        case=case,
-        contrast=contrast,
-        mr=files.mr,
-        record=files.record,
-        label=files.label if files.label.is_file() else None,
-        picture=files.picture if files.picture.is_file() else None,
-        ct=ct if ct.is_file() else None,
-    )
+def _translation(case: str, contrast: str | None, files: CaseFiles, ct: Path | None) -> Translation:
+    label, picture = _existing(files.label), _existing(files.picture)
+    return Translation(case, contrast, files.mr, files.record, label, picture, ct)
+
+
+def _existing(path: Path) -> Path | None:
+    return path if path.is_file() else None
 
 
 def _long_names(settings: dict[str, Any]) -> dict[str, Any]:
@@ -237,12 +236,12 @@ def _long_names(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _all_overlays(anatomy: str | None, fast: bool, overlays: Sequence[str]) -> list[str]:
-    names = []
-    if anatomy is not None and anatomy != DEFAULT_ANATOMY:
-        names.append(anatomy)
+    names = list(overlays)
     if fast:
-        names.append("fast")
-    return [*names, *overlays]
+        names.insert(0, "fast")
+    if anatomy is not None and anatomy != DEFAULT_ANATOMY:
+        names.insert(0, anatomy)
+    return names
 
 
 def _absolute_entry(image: Source, label: Source | None) -> dict[str, Source]:
@@ -255,44 +254,31 @@ def _absolute_entry(image: Source, label: Source | None) -> dict[str, Source]:
 
 def _selection(source: str | Path, label: str | Path | None) -> dict[str, Any]:
     """``dataset_dir`` and ``datalist`` for an input; none for a folder as it is."""
-    if is_url(source):
-        return _remote_selection(str(source), label)
-    source = Path(source)
-    is_datalist = source.is_file() and source.suffix.lower() in DATALISTS
-    if not source.is_dir() and not is_datalist and not is_volume(source):
-        raise FileNotFoundError(
-            f"expected a CT file (NIfTI, NRRD, MetaImage), a folder, DICOM or a datalist (CSV, JSON) at {source}, "
-            f"found {'another kind of file' if source.exists() else 'nothing'}"
-        )
-    if is_datalist:
-        if label is not None:
-            raise ValueError(
-                "expected the labels in the datalist, got a label beside it; leave out the label"
-            )
-        return {"dataset_dir": source.parent, "datalist": Path(source.name)}
-    if source.is_dir() and label is None:
-        return {}
-    return {"dataset_dir": source.parent, "datalist": [_entry(Path(source.name), label)]}
-
-
-def _remote_selection(url: str, label: str | Path | None) -> dict[str, Any]:
-    if url.lower().endswith(OUTPUT_SUFFIXES):
-        return {"dataset_dir": url.rsplit("/", 1)[0], "datalist": [_entry(url, label)]}
-    if label is not None:
-        raise ValueError(
-            f"expected labels in {url}/labels, got a label beside the folder; leave out the label"
-        )
-    return {}
-
-
-def _entry(image: Source, label: str | Path | None) -> dict[str, Source]:
-    if label is None:
-        return {"image": image}
-    if not Path(label).is_file():
+    if label is not None and not Path(label).is_file():
         raise FileNotFoundError(
             f"expected a label at {label}, found none; pass another or leave it out"
         )
-    return {"image": image, "label": Path(label).resolve()}
+    path = Path(source)
+    is_datalist = path.is_file() and path.suffix.lower() in DATALISTS
+    if is_url(source):
+        is_single = str(source).lower().endswith(OUTPUT_SUFFIXES)
+    else:
+        is_single = is_volume(path) or (path.is_dir() and label is not None)
+        if not is_single and not is_datalist and not path.is_dir():
+            raise FileNotFoundError(
+                f"expected a CT file (NIfTI, NRRD, MetaImage), a folder, DICOM or a datalist (CSV, JSON) at {path}, "
+                f"found {'another kind of file' if path.exists() else 'nothing'}"
+            )
+    if is_single:
+        entry = {"image": source if is_url(source) else Path(path.name)}
+        if label is not None:
+            entry["label"] = Path(label).resolve()
+        folder = str(source).rsplit("/", 1)[0] if is_url(source) else path.parent
+        return {"dataset_dir": folder, "datalist": [entry]}
+    if label is not None:
+        place = "in the datalist" if is_datalist else f"in {source}/labels"
+        raise ValueError(f"expected the labels {place}, got a label beside it; leave out the label")
+    return {"dataset_dir": path.parent, "datalist": Path(path.name)} if is_datalist else {}
 
 
 def _write_image(image: Any, path: Path) -> Path:

@@ -81,7 +81,7 @@ def test_contrasts_have_the_positions_that_the_network_knows_them_by() -> None:
     assert contrast_labels("t2", ["t1", "t2"]) == {"t2": 1}
     assert contrast_labels(None, ["t1", "t2"]) == {"t1": 0}
     assert contrast_labels("t1", []) == {"t1": None}
-    assert contrast_labels(None, []) == {}
+    assert contrast_labels(None, []) == {"": None}
     with pytest.raises(ValueError, match=r"contrast must be out of \['t1', 't2'\], got \['t3'\]"):
         contrast_labels(["t1", "t3"], ["t1", "t2"])
     with pytest.raises(ValueError, match=r"contrast must be out of \[\], got"):

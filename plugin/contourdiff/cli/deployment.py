@@ -23,20 +23,15 @@ from contourdiff.cli.program import PROGRAM
     "convert",
     "convert weights of diffusers or monai-generative, and write an overlay that uses them",
     argument(
-        "source", "folder of a UNet2DModel or its pipeline, or a state dict of a DiffusionModelUNet"
+        "source", "folder of a UNet2DModel or its pipeline, or state dict of DiffusionModelUNet"
     ),
     argument("output", "weights to write, *.pt or *.safetensors; the overlay is *.json beside it"),
     argument(
-        "--network_def",
-        "JSON file with the arguments of the network, for a state dict; default: config.json in SOURCE",
+        "--network_def", "JSON file with the network's arguments; default: SOURCE/config.json"
     ),
     flag("half", "write float16"),
     flag("paper_contour", "contours by OpenCV, as the paper's, and not by scikit-image"),
-    argument(
-        "--spacing_mm",
-        "pixel size that the network was trained on; default: that of inference.json",
-        type=float,
-    ),
+    argument("--spacing_mm", "pixel size of the training; default: inference.json's", type=float),
 )
 def _convert(source: str, output: str, **options: Any) -> None:
     from contourdiff.cli.trust import config_digest
@@ -77,10 +72,11 @@ def _export_bundle(output_dir: str, bundle: str | None) -> None:
     INFERENCE,
     BUNDLE,
 )
-def _export(output_dir: str, format: str, settings: list[str], **options: Any) -> None:  # noqa: A002
+def _export(output_dir: str, settings: list[str], **options: Any) -> None:
     from contourdiff.deploy.network_export import export_networks
 
-    differences = export_networks(output_dir, format, **options, **parse_settings(settings))
+    file_format = options.pop("format")
+    differences = export_networks(output_dir, file_format, **options, **parse_settings(settings))
     for path, difference in differences.items():
         sys.stdout.write(f"{path}: differs from the network by at most {difference:.1e}\n")
 

@@ -18,7 +18,7 @@ import shtab
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from contourdiff import __version__
-from contourdiff.cli.commands import BUNDLE, Argument, Command, argument, flag
+from contourdiff.cli.commands import BUNDLE, Argument, Command
 from contourdiff.logs import LIBRARIES
 
 EXIT_CODES = """exit status:
@@ -27,15 +27,9 @@ EXIT_CODES = """exit status:
   2   the command line is wrong
   130 interrupted (143: terminated); the same command goes on where it stopped"""
 PACKAGES = ("contourdiff", "contourdiff_lab")
-EVERYWHERE = (
-    argument("--quiet", "print warnings and errors alone; default: off", action="store_true"),
-    flag("verbose", "print all that the libraries log, too"),
-)
-TRUST = argument(
-    "--trust-config",
-    "accept configs that are not of the installed bundle, by the digest that the error names; default: none",
-    metavar="SHA256",
-)
+QUIET = "print warnings and errors alone; default: off"
+VERBOSE = "print all that the libraries log, too; default: off"
+TRUST = "accept configs that are not of the installed bundle, by the digest that the error names; default: none"
 
 
 @dataclass(eq=False)
@@ -111,9 +105,9 @@ class Program:
             for argument_name, options in command.arguments:
                 subparser.add_argument(argument_name, **options)
             if BUNDLE in command.arguments:
-                subparser.add_argument(TRUST[0], **TRUST[1])
-            for argument_name, options in EVERYWHERE:
-                subparser.add_argument(argument_name, argument_name[1:3], **options)
+                subparser.add_argument("--trust-config", help=TRUST, metavar="SHA256")
+            subparser.add_argument("--quiet", "-q", help=QUIET, action="store_true")
+            subparser.add_argument("--verbose", "-v", help=VERBOSE, action="store_true")
         return root
 
     def ordered_names(self) -> list[str]:

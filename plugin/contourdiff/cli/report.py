@@ -12,24 +12,12 @@ from contourdiff.cli.program import PROGRAM
 
 @PROGRAM.command(
     "report",
-    "write pages that show a folder of translations: overview, cases, volumes, plots; or a training",
+    "write pages that show a folder of translations (overview, cases, volumes, plots), or a training",
+    argument("output_dir", "folder of translations or of a training, or a Markdown file"),
+    argument("--ct_dir", "the CT, for the viewer: <case>.nii.gz or BIDS; default: OUTPUT_DIR/ct"),
+    argument("--mr_dir", "real MR, to compare gray levels with; default: none"),
     argument(
-        "output_dir",
-        "folder of translations, folder of a training, or a Markdown file such as a model card",
-    ),
-    argument(
-        "--ct_dir",
-        "the CT that were translated, for the viewer: <case>.nii.gz or BIDS; they are linked or copied; "
-        "default: those in OUTPUT_DIR/ct",
-    ),
-    argument(
-        "--mr_dir",
-        "real MR, whose gray levels are drawn beside those of the translations; default: none",
-    ),
-    argument(
-        "--stats",
-        "table of translate --stats (CSV), for times and failed cases; default: what the runs left",
-        metavar="FILE",
+        "--stats", "table of translate --stats (CSV); default: OUTPUT_DIR/run.json", metavar="FILE"
     ),
     flag("serve", "then serve the folder at 127.0.0.1, so that a browser shows the volumes"),
     argument("--port", "for --serve; default: 8000", type=int, default=8000),

@@ -26,13 +26,9 @@ from contourdiff.cli.program import PROGRAM
     argument("mr_dir", "folder of MR images (NIfTI)"),
     OUTPUT,
     argument(
-        "--datalist",
-        "CSV or JSON file in MR_DIR that assigns images to training and validation; "
-        "default: all images, one in ten for validation",
+        "--datalist", "CSV or JSON file in MR_DIR with the split; default: one in ten validates"
     ),
-    several(
-        "contrasts", "contrasts of one network, and the patterns of their files", "NAME=PATTERN"
-    ),
+    several("contrasts", "contrasts of the network, with patterns of their files", "NAME=PATTERN"),
     argument("--weights", "weights to start from; default: random ones"),
     DEVICE,
     flag("resume", "go on from the last checkpoint in OUTPUT_DIR"),

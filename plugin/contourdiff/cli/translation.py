@@ -22,6 +22,8 @@ from contourdiff.cli.commands import (
 )
 from contourdiff.cli.program import PROGRAM
 
+ANATOMIES = ("lumbar", "hip_thigh")
+
 
 @PROGRAM.command(
     "example",
@@ -41,53 +43,27 @@ def _example(folder: str, bundle: str | None) -> None:
 @PROGRAM.command(
     "translate",
     "translate CT to MR",
-    argument(
-        "input",
-        "a CT file, a folder of CT files, DICOM or a BIDS dataset, a datalist (CSV, JSON), or a URL",
-    ),
+    argument("source", "CT file, folder of CT, DICOM or BIDS, datalist (CSV, JSON), or a URL"),
     argument("output", "folder to write to, or the file of a single MR"),
-    argument("--label", "label of a single CT; default: for a folder, those in INPUT/labels"),
+    argument("--label", "label of a single CT; default: in a folder, those in SOURCE/labels"),
     argument("--contrast", "t1, t2, or t1,t2 for both; default: t1"),
-    argument(
-        "--anatomy",
-        "settings of the paper for an anatomy; default: lumbar",
-        choices=["lumbar", "hip_thigh"],
-    ),
+    argument("--anatomy", "the paper's settings for it; default: lumbar", choices=ANATOMIES),
     flag("fast", "15 steps and one candidate a slice: for CPUs, and for a first look"),
-    argument("--weights", "weights for the network of the bundle; default: those of the bundle"),
+    argument("--weights", "weights for the network of the bundle; default: the bundle's"),
     DEVICE,
     argument(
         "--seed",
         "seed of the noise; each seed gives a different MR of the same anatomy; default: 0",
         type=int,
     ),
+    argument("--series", "UID of one of several CT series; default: the only one", metavar="UID"),
+    argument("--format", "of the volumes in a folder; default: .nii.gz", metavar=".nrrd"),
+    argument("--workers", "processes that share the cases; default: 1", type=int, metavar="N"),
     argument(
-        "--series",
-        "SeriesInstanceUID, for a DICOM folder with several CT series; default: the only one",
-        metavar="UID",
+        "--scheduler", "Dask scheduler of such workers; default: none", metavar="tcp://HOST:PORT"
     ),
-    argument("--format", "of the MR and its label in a folder; default: .nii.gz", metavar=".nrrd"),
-    argument(
-        "--workers",
-        "processes on this machine that share the cases; default: this process alone",
-        type=int,
-        metavar="N",
-    ),
-    argument(
-        "--scheduler",
-        "address of a Dask scheduler whose workers share the cases; default: none",
-        metavar="tcp://HOST:8786",
-    ),
-    argument(
-        "--bids",
-        "folder of a BIDS derivative dataset to write, too; default: none",
-        metavar="FOLDER",
-    ),
-    argument(
-        "--stats",
-        "table to write, a line for each case (.csv, .parquet); default: none",
-        metavar="FILE",
-    ),
+    argument("--bids", "BIDS derivative dataset to write, too; default: none", metavar="FOLDER"),
+    argument("--stats", "table of the cases (.csv, .parquet); default: none", metavar="FILE"),
     flag("overwrite", "translate again what is there"),
     flag("json", "print the results as JSON"),
     OVERLAYS,
@@ -100,13 +76,13 @@ def _example(folder: str, bundle: str | None) -> None:
   contourdiff translate ct.nrrd mr.nrrd --label seg.nrrd
   contourdiff translate ct mr --settings distance_threshold=1500 save_fidelity_map=true""",
 )
-def _translate(input: str, output: str, json: bool, settings: list[str], **options: Any) -> None:  # noqa: A002
+def _translate(source: str, output: str, json: bool, settings: list[str], **options: Any) -> None:
     from contourdiff.translation import translate_path
 
     quiet = logging.getLogger("contourdiff").level > logging.INFO
     arguments = {"progress": not quiet, **parse_settings(settings), **given(options)}
     try:
-        results = translate_path(input, output, **arguments)
+        results = translate_path(source, output, **arguments)
     except ValueError as error:
         if json:
             _print_json({"error": str(error)})

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 OWNER: ContextVar[str] = ContextVar("owner", default="file")
 """Who writes the partial files of this thread: they are named after it, so that it can be cleaned up after."""
@@ -25,7 +25,9 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yield a path beside ``path`` to write to; it becomes ``path`` on success and vanishes on failure."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    suffix = path.name[-7:] if path.name.lower().endswith(".nii.gz") else path.suffix
+    suffix = path.suffix
+    if path.name.lower().endswith(".nii.gz"):
+        suffix = path.name[-len(".nii.gz") :]
     writer = f"{OWNER.get()}-{uuid.uuid4().hex[:8]}"  # two runs may write one file
     aside = path.with_name(f".{path.name.removesuffix(suffix)}.{writer}.partial{suffix}")
     try:
@@ -42,7 +44,8 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     Raises ``ValueError`` if ``path`` is a file or a folder with content.
     """
     path = Path(path).resolve()
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+    is_empty_folder = path.is_dir() and not any(path.iterdir())
+    if path.exists() and not is_empty_folder:
         raise ValueError(
             f"expected a new or an empty folder to write to at {path}, got one with content; name another"
         )
@@ -109,10 +112,10 @@ def write_csv(
     ``columns`` are the keys to write of each row. ``None`` takes all keys of the first row, which must exist, and the
     other rows must have the same.
     """
+    names = columns or list(rows[0])
+    extra_keys: Literal["ignore", "raise"] = "ignore" if columns else "raise"
     with atomic_write(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(
-            file, columns or list(rows[0]), extrasaction="ignore" if columns else "raise"
-        )
+        writer = csv.DictWriter(file, names, extrasaction=extra_keys)
         writer.writeheader()
         writer.writerows(rows)
 
@@ -123,4 +126,6 @@ def without_nan(value: Any) -> Any:
         return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [without_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    return value

@@ -83,18 +83,19 @@ class SourceGridWriter(NibabelWriter):
         self, meta_dict: Mapping | None = None, resample: bool = True, **options: Any
     ) -> None:
         """Store the path of the source and the geometry of the data."""
-        meta = {} if meta_dict is None else meta_dict
-        affine = meta.get("affine")
-        self._source = Path(str(meta.get("filename_or_obj", "")))
-        self._result_affine = None if affine is None else convert_to_numpy(affine)
+        meta = meta_dict or {}
+        self._source = str(meta.get("filename_or_obj", ""))
+        self._result_affine = meta.get("affine")
         super().set_metadata(meta_dict, resample, **options)
 
     def write(self, filename: str | os.PathLike[Any], verbose: bool = False, **kwargs: Any) -> None:
         """Write the file, whole or not at all; ``ValueError`` if the result is on another grid than its source."""
-        data = np.asarray(convert_to_numpy(self.data_obj), dtype=self.output_dtype)[..., 0]
+        voxels = convert_to_numpy(self.data_obj)
+        data = np.asarray(voxels, dtype=self.output_dtype)[..., 0]
         self.data_obj = None  # SaveImage keeps its writer until the next case; the volume is freed
+        affine = convert_to_numpy(self._result_affine)
         expected = open_volume(self._source).affine
-        if self._result_affine is None or not np.allclose(self._result_affine, expected, atol=1e-2):
+        if affine is None or not np.allclose(affine, expected, atol=1e-2):
             raise ValueError(
                 f"the result is not on the grid of {self._source}; put Invertd before SaveImaged"
             )

@@ -20,8 +20,9 @@ def is_nifti(path: Path) -> bool:
 
 def is_volume(path: Path, suffixes: tuple[str, ...] = VOLUME_SUFFIXES) -> bool:
     """Whether a path is a NIfTI, NRRD or MetaImage file by its name, as [`is_nifti`][]; or a link to no file."""
-    exists = path.is_file() or (path.is_symlink() and not path.exists())
-    return exists and path.name.lower().endswith(suffixes) and not path.name.startswith(".")
+    if path.name.startswith(".") or not path.name.lower().endswith(suffixes):
+        return False
+    return path.is_file() or (path.is_symlink() and not path.exists())
 
 
 def case_of(path: str | Path) -> str:
@@ -50,4 +51,8 @@ def nifti_by_case(folder: Path) -> dict[str, Path]:
 
 def volumes_by_case(folder: Path, suffixes: tuple[str, ...] = VOLUME_SUFFIXES) -> dict[str, Path]:
     """Volume files directly in a folder by case id; empty if the folder does not exist."""
-    return {case_of(path): path for path in sorted(folder.glob("*")) if is_volume(path, suffixes)}
+    volumes = {}
+    for path in sorted(folder.glob("*")):
+        if is_volume(path, suffixes):
+            volumes[case_of(path)] = path
+    return volumes

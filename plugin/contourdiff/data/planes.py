@@ -55,31 +55,34 @@ class ResampledPlanes:
         """
         shape = list(target.shape[1:])
         shape[axis] = 1
-        affine = np.asarray(target.affine, dtype=np.float64).copy()
+        affine = np.array(target.affine, dtype=np.float64)
         affine[:3, 3] += position * affine[:3, axis]
-        part = self._part(np.linalg.inv(self.affine) @ affine, shape, axis)
+        to_voxels = np.linalg.inv(self.affine) @ affine
+        part = self._part(to_voxels, shape, axis)
         stored = self.voxels[part]
         if not stored.size:
             return np.zeros(shape, dtype=np.float32).take(0, axis=axis)
-        scaled = np.asarray(apply_read_scaling(stored, *self._scaling)).astype(np.float32)
-        values = torch.as_tensor(scaled)
+        scaled = np.asarray(apply_read_scaling(stored, *self._scaling))
+        values = torch.as_tensor(scaled.astype(np.float32))
         if self.window is not None:
             low, high = self.window
             values = ((values - low) / (high - low)).clamp(0, 1)
-        to_part = np.eye(4)
-        to_part[:3, 3] = [along.start for along in part]
-        volume = MetaTensor(values[None], affine=torch.as_tensor(self.affine @ to_part))
+        begin = np.eye(4)
+        begin[:3, 3] = [along.start for along in part]
+        part_affine = torch.as_tensor(self.affine @ begin)
+        volume = MetaTensor(values[None], affine=part_affine)
         resample = SpatialResample(mode=mode, padding_mode="zeros")
         plane = np.asarray(resample(volume, torch.as_tensor(affine), shape)[0])
-        return plane.take(0, axis=axis)
+        return np.take(plane, 0, axis=axis)
 
     def _part(self, to_voxels: np.ndarray, shape: list[int], axis: int) -> tuple[slice, ...]:
         """Voxels near the plane: cut along the axis most nearly perpendicular to it, whole along the others."""
         cut_axis = int(np.argmax(np.abs(to_voxels[:3, axis])))
         corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(shape) - 1)
         depths = (corners @ to_voxels[:3, :3].T + to_voxels[:3, 3])[:, cut_axis]
-        nearest = np.array([np.floor(depths.min()) - 1, np.ceil(depths.max()) + 2])
-        start, stop = nearest.clip(0, self.voxels.shape[cut_axis]).astype(int).tolist()
-        part = [slice(0, size) for size in self.voxels.shape]
+        size = self.voxels.shape[cut_axis]
+        start = int(np.clip(np.floor(depths.min()) - 1, 0, size))
+        stop = int(np.clip(np.ceil(depths.max()) + 2, 0, size))
+        part = [slice(0, length) for length in self.voxels.shape]
         part[cut_axis] = slice(start, stop)
         return tuple(part)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,24 +80,30 @@ class TranslationCases:
         if not pairs:
             kinds = f"({', '.join(VOLUME_SUFFIXES)}) or CT in DICOM in {self.dataset_dir}"
             raise ValueError(f"expected volumes {kinds}, found none; pass another --dataset_dir")
-        counts = Counter(case_of(image) for image, _ in pairs)
-        repeated = sorted(case for case, count in counts.items() if count > 1)
+        cases: dict[str, Pair] = {}
+        repeated = set()
+        for image, label in pairs:
+            case = case_of(image)
+            if case in cases:
+                repeated.add(case)
+            cases[case] = (image, label)
         if repeated:
-            raise ValueError(f"expected one file a case, got twice: {repeated}")
+            raise ValueError(f"expected one file a case, got twice: {sorted(repeated)}")
         if not self.datalist and not is_url(self.dataset_dir):
             root = Path(self.dataset_dir)
             if root.resolve() == Path(self.output_dir).resolve():
                 raise ValueError(
                     f"expected an output folder other than the input, got {root} twice; pass another"
                 )
-        return {case_of(image): (image, label) for image, label in pairs}
+        return cases
 
     def names(self, case: str) -> dict[str, int | None]:
         """The translations of a case: name -> position of its contrast."""
-        if len(self._labels) > 1:
-            return {f"{case}_{contrast}": label for contrast, label in self._labels.items()}
-        label = next(iter(self._labels.values()), None)
-        return {f"{case}{self.case_suffix}": label}
+        names = {}
+        for contrast, label in self._labels.items():
+            suffix = f"_{contrast}" if len(self._labels) > 1 else self.case_suffix
+            names[f"{case}{suffix}"] = label
+        return names
 
     def is_kept(self, name: str) -> bool:
         """Whether a translation exists and is to be kept."""
@@ -127,7 +132,8 @@ class TranslationCases:
                 checked = self._check_case(case, image, label)
             except (ValueError, OSError) as error:
                 logger.error("%s: %s", printable(case), error)
-                self.failures.update(dict.fromkeys(map(printable, missing), str(error)))
+                for name in missing:
+                    self.failures[printable(name)] = str(error)
                 continue
             for name, contrast in missing.items():
                 self.items.append({**checked, "name": name, "contrast": contrast})
@@ -160,14 +166,14 @@ def contrast_names(contrast: str | Sequence[str] | None) -> list[str]:
 def contrast_labels(
     contrast: str | Sequence[str] | None, contrasts: Sequence[str]
 ) -> dict[str, int | None]:
-    """The contrasts to translate to: name -> position in ``contrasts``, which is ``None`` if these are empty.
+    """The contrasts to translate to: name -> position in ``contrasts``, or ``None`` if these are empty.
 
     Raises:
         ValueError: for an unknown contrast, or several without ``contrasts``.
     """
-    names = contrast_names(contrast) or list(contrasts[:1])
-    if not contrasts and len(names) <= 1:
-        return dict.fromkeys(names)
+    names = contrast_names(contrast) or list(contrasts[:1]) or [""]
+    if not contrasts and len(names) == 1:
+        return {names[0]: None}
     unknown = [name for name in names if name not in contrasts]
     if unknown:
         raise ValueError(f"contrast must be out of {list(contrasts)}, got {unknown}; pass another")

@@ -80,8 +80,7 @@ class Preview:
     def _positions(self, label: Path | None, contours: MetaTensor) -> list[int]:
         """Slices to show, evenly spread over those that are filled."""
         if label is None:
-            in_slices = np.moveaxis(np.asarray(contours[0]), self.slice_axis, 0)
-            filled = np.flatnonzero(in_slices.any(axis=(1, 2)))
+            filled = _filled_along(np.asarray(contours[0]), self.slice_axis)
         else:
             filled = filled_slices(label, contours, self.slice_axis)
         if not len(filled):
@@ -96,15 +95,22 @@ def filled_slices(label: str | Path, target: MetaTensor, slice_axis: int) -> np.
     ``label`` is a NIfTI file on any grid, one of whose axes runs along ``slice_axis`` of ``target``.
     """
     image = open_volume(label)
-    to_target = np.linalg.inv(np.asarray(target.affine, dtype=np.float64)) @ image.affine
-    label_axis = int(np.argmax(np.abs(to_target[slice_axis, :3])))
-    in_slices = np.moveaxis(scaled_voxels(label), label_axis, 0)
-    filled = np.flatnonzero(in_slices.any(axis=(1, 2)))
+    target_affine = np.asarray(target.affine, dtype=np.float64)
+    to_slice = (np.linalg.inv(target_affine) @ image.affine)[slice_axis]
+    label_axis = int(np.argmax(np.abs(to_slice[:3])))
+    filled = _filled_along(scaled_voxels(label), label_axis)
     middle = [(size - 1) / 2 for size in image.shape]
     centers = np.tile(middle, (len(filled), 1))
     centers[:, label_axis] = filled
-    slices = np.rint(centers @ to_target[slice_axis, :3] + to_target[slice_axis, 3]).astype(int)
-    return np.unique(np.clip(slices, 0, target.shape[1 + slice_axis] - 1))
+    positions = np.rint(centers @ to_slice[:3] + to_slice[3])
+    last = target.shape[1 + slice_axis] - 1
+    return np.unique(np.clip(positions.astype(int), 0, last))
+
+
+def _filled_along(volume: np.ndarray, axis: int) -> np.ndarray:
+    """Positions along an axis of ``volume (H, W, D)`` at which some voxel is not 0."""
+    in_slices = np.moveaxis(volume, axis, 0)
+    return np.flatnonzero(in_slices.any(axis=(1, 2)))
 
 
 def _titled_grid(rows: dict[str, list[np.ndarray]]) -> Figure:

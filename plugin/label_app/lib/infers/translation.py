@@ -52,15 +52,14 @@ def translation_tasks(conf: Mapping[str, str]) -> dict[str, TranslationTask]:
     parser = read_config(config_files(conf.get("bundle"), names), settings)
     contrasts = parser.get_parsed_content("contrasts")
     labels = contrast_labels(conf.get("contrast", contrasts), contrasts)
+    tasks = {}
     try:
-        if not labels:
-            return {"contourdiff": TranslationTask(parser, None)}
-        return {
-            f"contourdiff_{contrast}": TranslationTask(parser, label)
-            for contrast, label in labels.items()
-        }
+        for contrast, label in labels.items():
+            model = f"contourdiff_{contrast}" if contrast else "contourdiff"
+            tasks[model] = TranslationTask(parser, label)
     except RuntimeError as error:
         raise root_cause(error) from None
+    return tasks
 
 
 class TranslationTask(BasicInferTask):
