@@ -6,6 +6,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+MAX_SEED = 2**63 - 1
+
 
 def check_whole(name: str, value: Any, low: int, high: int) -> None:
     """Raise ``ValueError`` unless ``value`` is an ``int`` from ``low`` to ``high``."""

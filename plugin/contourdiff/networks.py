@@ -79,10 +79,11 @@ class ContourUNet(DiffusionModelUNet):
         Without ``timesteps`` they are 0, for shape checks with the image alone. ``class_labels (B,)`` are positions in
         ``contrasts``; without them every item has the contrast ``contrast``.
         """
+        count = (x.shape[0],)
         if class_labels is None and self.num_class_embeds is not None:
-            class_labels = torch.full((x.shape[0],), self._label, dtype=torch.long, device=x.device)
+            class_labels = torch.full(count, self._label, dtype=torch.long, device=x.device)
         if timesteps is None:
-            timesteps = torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
+            timesteps = torch.zeros(count, dtype=torch.long, device=x.device)
         if self.patch_size > 1:
             x = pixel_unshuffle(x, self.patch_size)
         out: Tensor = super().forward(x, timesteps, context, class_labels, **kwargs)
@@ -114,7 +115,8 @@ class CascadeUNet(nn.Module):
     @property
     def size_divisor(self) -> int:
         """Height and width of the contour must be multiples of this many pixels."""
-        return math.lcm(self.factor * size_divisor_of(self.coarse), size_divisor_of(self.refiner))
+        coarse = self.factor * size_divisor_of(self.coarse)
+        return math.lcm(coarse, size_divisor_of(self.refiner))
 
 
 class GuidedUNet(nn.Module):
@@ -142,7 +144,8 @@ class GuidedUNet(nn.Module):
         out: Tensor = self.network(x, timesteps, **kwargs)
         if self.scale == 1:
             return out
-        empty = torch.cat([x[:, :1], torch.zeros_like(x[:, 1:2]), x[:, 2:]], dim=1)
+        empty = x.clone()
+        empty[:, 1] = 0
         without: Tensor = self.network(empty, timesteps, **kwargs)
         return torch.lerp(without, out, self.scale)
 

@@ -17,7 +17,7 @@ from benchmarks.contours import SIZE_PX, middle_contours
 from benchmarks.loop import CANDIDATES, TOLERANCE, by_inferer
 from benchmarks.sequential import SequentialSampler, Translation, translate_in_sequence
 from benchmarks.settings import Settings, make_network, make_scheduler, table
-from contourdiff.inference.inferer import Execution
+from contourdiff.inference import Execution
 from contourdiff.sampling.selection import SelectionRules
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)

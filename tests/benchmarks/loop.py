@@ -24,7 +24,7 @@ from tqdm import tqdm
 from benchmarks.contours import middle_contours, random_contours
 from benchmarks.sequential import SequentialSampler, Translation, translate_in_sequence
 from benchmarks.settings import Settings, make_network, make_scheduler, table
-from contourdiff.inference.inferer import ContourTranslationInferer, Execution
+from contourdiff.inference import Execution, IndependentCandidates, VolumeInferer
 from contourdiff.sampling.sampler import Sampler
 from contourdiff.sampling.selection import SelectionRules
 
@@ -102,9 +102,8 @@ def by_inferer(
 ) -> Translate:
     """Translation of ``contours (slices, H, W)``, framed whole, by our inferer."""
     sampler = Sampler(make_scheduler(), num_inference_steps=steps)
-    inferer = ContourTranslationInferer(
-        sampler, rules, execution=execution, margin_px=max(contours.shape), progress=False
-    )
+    painter = IndependentCandidates(sampler, rules, execution)
+    inferer = VolumeInferer(painter, margin_px=max(contours.shape), progress=False)
 
     def translate() -> Translation:
         (result,) = inferer.translate(contours[None, None], model)

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from benchmarks.contours import random_contours
 from benchmarks.settings import MIB, Settings, make_network, make_scheduler, table
-from contourdiff.inference.inferer import ContourTranslationInferer, Execution
+from contourdiff.inference import Execution, IndependentCandidates, VolumeInferer
 from contourdiff.sampling.sampler import Sampler
 from contourdiff.sampling.selection import SelectionRules
 
@@ -132,12 +132,12 @@ def _present_mib() -> float:
 def _work(job: dict[str, Any]) -> None:
     network = make_network(job["network"], flash=True)
     contours = random_contours(job["slices"], job["size_px"])[None, None]
-    inferer = ContourTranslationInferer(
+    painter = IndependentCandidates(
         Sampler(make_scheduler(), num_inference_steps=1),
         SelectionRules(candidates=CANDIDATES, max_rounds=1),
-        execution=Execution(batch_size=job["batch_size"], acceleration="lean", retain_heap=True),
-        progress=False,
+        Execution(batch_size=job["batch_size"], acceleration="lean", retain_heap=True),
     )
+    inferer = VolumeInferer(painter, progress=False)
     before = _present_mib()
     inferer(contours[:, :, :WARM_UP_SLICES].clone(), network)
     batch, between = _peak_mib() - before, _present_mib()

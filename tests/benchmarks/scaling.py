@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from benchmarks.contours import random_contours
 from benchmarks.settings import Settings, make_network, make_scheduler, table
-from contourdiff.inference.inferer import ContourTranslationInferer, Execution
+from contourdiff.inference import Execution, IndependentCandidates, VolumeInferer
 from contourdiff.sampling.sampler import Sampler
 from contourdiff.sampling.selection import SelectionRules
 
@@ -22,12 +22,12 @@ CANDIDATES, BATCH_SIZE, STEPS, SIZE_PX = 4, 8, 2, 32
 
 def network_calls(slices: int, network: nn.Module) -> tuple[int, float]:
     """Batches that are denoised for ``slices`` slices, one round each, and the seconds that this takes."""
-    inferer = ContourTranslationInferer(
+    painter = IndependentCandidates(
         Sampler(make_scheduler(), num_inference_steps=STEPS),
         SelectionRules(candidates=CANDIDATES, max_rounds=1),
-        execution=Execution(batch_size=BATCH_SIZE),
-        progress=False,
+        Execution(batch_size=BATCH_SIZE),
     )
+    inferer = VolumeInferer(painter, progress=False)
     contours = random_contours(slices, SIZE_PX)
     start = time.perf_counter()
     (result,) = inferer.translate(contours[None, None], network)

@@ -15,8 +15,7 @@ from tqdm import tqdm
 
 from benchmarks.contours import middle_contours, random_contours
 from benchmarks.settings import Settings, make_network, make_scheduler, table
-from contourdiff.inference import acceleration
-from contourdiff.inference.inferer import ContourTranslationInferer, Execution
+from contourdiff.inference import Execution, IndependentCandidates, VolumeInferer, acceleration
 from contourdiff.sampling.noise import NoiseStream
 from contourdiff.sampling.sampler import Sampler
 from contourdiff.sampling.selection import SelectionRules
@@ -54,12 +53,12 @@ def run(settings: Settings, directory: Path) -> dict[str, Any]:
         middle = len(volume) // 2
         name, contours = "bundle", torch.from_numpy(volume[middle - 2 : middle + 2])
     network = make_network(name, flash=True).to(device)
-    inferer = ContourTranslationInferer(
+    painter = IndependentCandidates(
         Sampler(make_scheduler(), num_inference_steps=settings.steps),
         SelectionRules(candidates=CANDIDATES, max_rounds=1),
-        execution=Execution(batch_size=BATCH_SIZE, acceleration="lean", retain_heap=True),
-        progress=False,
+        Execution(batch_size=BATCH_SIZE, acceleration="lean", retain_heap=True),
     )
+    inferer = VolumeInferer(painter, progress=False)
     inputs = contours[None, None].to(device)
     timed = [
         _once(inferer, inputs, network) for _ in tqdm(range(4), "share", unit="volume", leave=False)
@@ -81,7 +80,7 @@ def report(result: dict[str, Any]) -> str:
 
 
 def _once(
-    inferer: ContourTranslationInferer, inputs: torch.Tensor, network: torch.nn.Module
+    inferer: VolumeInferer, inputs: torch.Tensor, network: torch.nn.Module
 ) -> dict[str, float]:
     clock = Clock()
     prepare = clock.timed("preparing", acceleration.Accelerator.__call__)

@@ -177,8 +177,11 @@ def test_a_folder_of_studies_is_a_folder_of_cases(tmp_path: Path) -> None:
     assert [has_ct_series(path) for path in sorted(ct.iterdir())] == [True, True, False]
     cases = TranslationCases(ct, tmp_path / "mr")
     cases.check()
-    assert cases.items == [{"image": str(tmp_path / "mr" / "ct" / "anna.nii.gz")}]
-    assert cases.sources == {"anna": "anna", "bert": "bert"}
+    (item,) = cases.items
+    assert (item["image"], item["source"]) == (
+        str(tmp_path / "mr" / "ct" / "anna.nii.gz"),
+        "anna",
+    )
     assert "gantry tilt" in cases.failures["bert"]
     alone = TranslationCases(ct / "anna", tmp_path / "alone")
     alone.check()

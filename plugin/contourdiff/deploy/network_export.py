@@ -84,7 +84,8 @@ def largest_difference(network: ContourUNet, exported: Callable[..., Tensor]) ->
     for size in SIZES:
         for timestep in TIMESTEPS:
             inputs = _inputs(network, size, timestep)
-            differences.append(float((positional(*inputs) - exported(*inputs)).abs().max()))
+            difference = positional(*inputs) - exported(*inputs)
+            differences.append(float(difference.abs().max()))
     return max(differences)
 
 
@@ -99,10 +100,13 @@ def _networks(
     networks = {"model": network}
     if isinstance(network, CascadeUNet):
         networks = {"model": network.coarse, "refiner": parser.get_parsed_content("refiner")}
-    kinds = [type(network).__name__ for network in networks.values()]
-    if not all(isinstance(network, ContourUNet) for network in networks.values()):
+    foreign = []
+    for network in networks.values():
+        if not isinstance(network, ContourUNet):
+            foreign.append(type(network).__name__)
+    if foreign:
         raise ValueError(
-            f"expected networks of the class ContourUNet, got {kinds}; leave out the overlay onnx"
+            f"expected networks of the class ContourUNet, got {foreign}; leave out the overlay onnx"
         )
     return networks
 
@@ -110,9 +114,10 @@ def _networks(
 def _inputs(network: ContourUNet, size: tuple[int, int, int], timestep: int) -> tuple[Tensor, ...]:
     batch, height, width = size
     channels = network.in_channels // network.patch_size**2
-    divisor = network.size_divisor
+    height *= network.size_divisor
+    width *= network.size_divisor
     generator = torch.Generator().manual_seed(timestep)
-    x = torch.randn(batch, channels, height * divisor, width * divisor, generator=generator)
+    x = torch.randn(batch, channels, height, width, generator=generator)
     timesteps = torch.full((batch,), timestep)
     if not network.contrasts:
         return x, timesteps
@@ -133,7 +138,8 @@ class _Labelled(nn.Module):
 
 def _positional(network: ContourUNet) -> nn.Module:
     """The network, called with the inputs of its file."""
-    return _Labelled(network).eval() if network.contrasts else network.eval()
+    positional = _Labelled(network) if network.contrasts else network
+    return positional.eval()
 
 
 def _facts(network: ContourUNet) -> dict[str, Any]:

@@ -51,7 +51,9 @@ class OnnxNetwork(nn.Module):
         ``class_labels (B,)`` are positions in ``contrasts``; a file without contrasts has the label 0 alone. Raises
         ``ValueError`` for another label.
         """
-        labels = torch.full_like(timesteps, self._label) if class_labels is None else class_labels
+        labels = class_labels
+        if labels is None:
+            labels = torch.full_like(timesteps, self._label)
         last = max(len(self.contrasts) - 1, 0)
         if labels.min() < 0 or labels.max() > last:
             raise ValueError(

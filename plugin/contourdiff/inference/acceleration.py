@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeGuard, cast
+from typing import Any, TypeGuard
 
 import torch
 from monai.networks.blocks import UpSample
@@ -30,7 +30,11 @@ M_TRIM_THRESHOLD = -1
 M_TOP_PAD = -2
 M_MMAP_THRESHOLD = -3
 M_MMAP_MAX = -4
-RETAIN = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 512 * 2**20}
+RETAIN = {
+    M_MMAP_MAX: 0,
+    M_TRIM_THRESHOLD: 2**31 - 1,
+    M_TOP_PAD: 512 * 2**20,
+}
 RELEASE = {
     M_MMAP_MAX: 65536,
     M_MMAP_THRESHOLD: 32 * 2**20,
@@ -78,7 +82,9 @@ def retained_heap(enabled: bool = True) -> Iterator[bool]:
 def release_heap() -> bool:
     """Return the heap's free memory to the kernel; whether there was any. Source: malloc_trim(3)."""
     trim = _libc_function("malloc_trim")
-    return trim is not None and trim(ctypes.c_size_t(0)) == 1
+    if trim is None:
+        return False
+    return trim(ctypes.c_size_t(0)) == 1
 
 
 def _mallopt(values: dict[int, int]) -> bool:
@@ -131,12 +137,12 @@ class Accelerator:
         """Callable to use in place of ``network``, for inference with its present weights and inputs on ``device``."""
         if self.acceleration is None:
             return network
-        float32_on_cpu = device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-        if self._forward is None or self._key != (network, float32_on_cpu, _versions(network)):
+        convert = device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+        if self._forward is None or self._key != (network, convert, _versions(network)):
             self._forward = None  # frees the old copy before the new one is built
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
-            self._forward = with_fewer_multiplications(network) if float32_on_cpu else network
-            self._key = (network, float32_on_cpu, _versions(network))
+            self._forward = with_fewer_multiplications(network) if convert else network
+            self._key = (network, convert, _versions(network))
             self._weights = [weight.data for weight in _state(network)]
         return self._forward
 
@@ -152,7 +158,8 @@ def _versions(network: nn.Module) -> list[tuple[Any, ...]]:
     versions = []
     for weight in _state(network):
         version = 0 if weight.is_inference() else weight._version
-        versions.append((weight.data_ptr(), weight.dtype, weight.device, version))
+        address = weight.data_ptr()
+        versions.append((address, weight.dtype, weight.device, version))
     return versions
 
 
@@ -193,9 +200,10 @@ class RowPairConv2d(nn.Module):
         half_difference = conv2d(lower - upper, self.difference, padding=(0, 1))
         even = conv2d(above - lower, self.first, padding=(0, 1))
         even = even.add_(half_sum).add_(half_difference)
-        odd = half_sum.sub_(half_difference)
-        odd = odd.sub_(conv2d(upper - below, self.last, padding=(0, 1)))
-        return torch.stack([even, odd], dim=3).flatten(2, 3)[:, :, : x.shape[2]]
+        odd = conv2d(upper - below, self.last, padding=(0, 1))
+        odd = half_sum.sub_(half_difference).sub_(odd)
+        pairs = torch.stack([even, odd], dim=3)
+        return pairs.flatten(2, 3)[:, :, : x.shape[2]]
 
 
 class UpsampledConv2d(nn.Module):
@@ -210,7 +218,8 @@ class UpsampledConv2d(nn.Module):
         channels_in = kernel.shape[1]
         ones = kernel.new_ones(1, 1, 2, 2)
         spread = conv_transpose2d(kernel.flatten(0, 1).unsqueeze(1), ones)
-        spread = spread.unflatten(0, (-1, channels_in)).squeeze(2).transpose(0, 1)
+        spread = spread.unflatten(0, (-1, channels_in)).squeeze(2)
+        spread = spread.transpose(0, 1)
         self.register_buffer("weight", spread.contiguous(memory_format=torch.channels_last))
         self.register_buffer("bias", _bias(convolution))
 
@@ -222,8 +231,10 @@ class UpsampledConv2d(nn.Module):
 
 def with_fewer_multiplications(network: nn.Module) -> nn.Module:
     """Copy of ``network`` for inference, its convolutions replaced where that pays; it shares all other weights."""
-    shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
-    return _replaced(copy.deepcopy(network, cast(dict, shared)))
+    shared: dict[int, Any] = {}
+    for tensor in (*network.parameters(), *network.buffers()):
+        shared[id(tensor)] = tensor
+    return _replaced(copy.deepcopy(network, shared))
 
 
 def _replaced(module: nn.Module) -> nn.Module:
@@ -241,7 +252,7 @@ def _upsampled(module: nn.Module) -> nn.Conv2d | None:
     """The convolution behind a doubling by the nearest neighbor, if ``module`` is just that."""
     if not isinstance(module, UpSample):
         return None
-    leaves = [leaf for leaf in module.modules() if not any(leaf.children())]
+    leaves = [leaf for leaf in module.modules() if not list(leaf.children())]
     if len(leaves) != 2:
         return None
     upsample, convolution = leaves

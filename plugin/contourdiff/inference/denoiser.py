@@ -4,9 +4,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from torch.nn.functional import pixel_unshuffle
 from contourdiff.inference.acceleration import Accelerator
 from contourdiff.networks import enlarge
 from contourdiff.sampling.intensity import to_gray_levels, to_model_range
-from contourdiff.sampling.noise import CandidateNoise, CandidatePlace
+from contourdiff.sampling.noise import CandidateNoise, Place
 from contourdiff.sampling.sampler import Sampler
 from contourdiff.sampling.solvers import OnStep
 
@@ -23,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 LARGEST_BATCH = 64
 """The most candidates of a batch that is fitted to a device's memory."""
+ClassLabels = int | Sequence[int] | Tensor
+"""Positions in a network's ``contrasts``: one for all candidates, or one for each."""
 
 
 @dataclass(eq=False)
@@ -31,7 +32,7 @@ class Denoiser:
 
     Args:
         network: called with ``(cat[x, conditions] (B, 1 + C, H, W), timesteps (B,))``, and with MONAI's
-            ``class_labels=`` where the call of the denoiser has some.
+            ``class_labels (B,)`` where there are some.
         sampler: solver, steps and training schedule.
         batch_size: candidates in every call of the network, 1 or more; a smaller batch is padded. Halved, with a
             warning in the log, when the device runs out of memory.
@@ -47,9 +48,6 @@ class Denoiser:
         differs by rounding, up to 4e-6 in the network's range. So every batch has the same size, and the last one is
         padded. Conditions are written once for a batch, into the buffer that the network reads, and no step waits for
         the device.
-
-    References:
-        Song et al., "Denoising Diffusion Implicit Models", arXiv 2010.02502.
 
     Examples:
         >>> import torch
@@ -71,15 +69,15 @@ class Denoiser:
     batch_size: int = 8
     amp: bool = False
     accelerator: Accelerator = field(default_factory=Accelerator)
-    calls: int = field(default=0, init=False)
-    largest_batch: int = field(default=LARGEST_BATCH, init=False)
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, got {self.batch_size}")
+        self.calls = 0
+        self.largest_batch = LARGEST_BATCH
 
     @torch.inference_mode()
-    def fit(self, conditions: Tensor, class_labels: int | None = None) -> int:
+    def fit(self, conditions: Tensor) -> int:
         """Set ``batch_size`` to what fits into the free memory of a CUDA device, for ``conditions (1, C, H, W)``."""
         device = conditions.device
         channels, *size = conditions.shape[1:]
@@ -90,7 +88,7 @@ class Denoiser:
             buffer = torch.zeros(count, 1 + channels, *size, device=device)
             timesteps = torch.zeros(count, dtype=torch.long, device=device)
             with self._autocast(device):
-                self.network(buffer, timesteps, **_keywords(class_labels, count, device))
+                self.network(buffer, timesteps)
             return int(torch.cuda.max_memory_allocated(device)) - before
 
         free, _ = torch.cuda.mem_get_info(device)
@@ -102,19 +100,18 @@ class Denoiser:
     def __call__(
         self,
         conditions: Tensor,
-        places: Sequence[CandidatePlace],
+        places: Sequence[Place],
         noise: CandidateNoise | None = None,
-        class_labels: int | Sequence[int] | Tensor | None = None,
+        class_labels: ClassLabels | None = None,
         on_step: OnStep | None = None,
     ) -> Tensor:
         """Gray levels in [0, 255], ``(N, H, W)``.
 
         Args:
             conditions: ``(N, C, H, W)``, what the network is given beside the noisy image.
-            places: of each candidate, ``(case, slice, round, candidate)``; they identify its noise.
+            places: ``(case, slice, round, candidate)`` of each, which identify its noise.
             noise: by default independent noise of seed 0.
-            class_labels: positions in the network's ``contrasts``, one for all candidates or one for each; ``None``
-                for the network's own contrast.
+            class_labels: contrasts; ``None`` for the network's own.
             on_step: receives, for each batch, the number of each step and its predicted clean image ``(B, 1, H, W)``
                 in [-1, 1], padding included.
 
@@ -122,34 +119,41 @@ class Denoiser:
             MemoryError: if not even one candidate fits into the device's memory.
         """
         noise = CandidateNoise() if noise is None else noise
-        keywords = _keywords(class_labels, len(places), conditions.device)
+        labels = None
+        if class_labels is not None:
+            labels = torch.as_tensor(class_labels, device=conditions.device)
+            labels = labels.expand(len(places))
         images = []
         start = 0
         while start < len(places):
-            batch = slice(start, start + self.batch_size)
-            labels = {name: values[batch] for name, values in keywords.items()}
+            count = min(self.batch_size, len(places) - start)
+            rows = list(range(start, start + count))
+            rows += [start] * (self.batch_size - count)
+            batch_places = [places[row] for row in rows]
+            keywords = {} if labels is None else {"class_labels": labels[rows]}
             try:
-                images.append(self._batch(conditions[batch], places[batch], noise, labels, on_step))
+                batch = self._batch(conditions[rows], batch_places, noise, keywords, on_step)
             except torch.OutOfMemoryError:
                 self._halve()
             else:
-                start = batch.stop
+                images.append(batch[:count])
+                start += count
         return torch.cat(images)
 
     def _batch(
         self,
         conditions: Tensor,
-        places: Sequence[CandidatePlace],
+        places: Sequence[Place],
         noise: CandidateNoise,
-        keywords: dict[str, Tensor],
+        keywords: Mapping[str, Tensor],
         on_step: OnStep | None,
     ) -> Tensor:
-        missing = self.batch_size - len(places)
-        conditions = _filled(conditions, missing).float()
-        keywords = {name: _filled(values, missing) for name, values in keywords.items()}
+        """Gray levels of a full batch."""
         device = conditions.device
-        stream = noise.stream([*places, *[places[0]] * missing], (1, *conditions.shape[2:]), device)
-        buffer = torch.cat([torch.zeros_like(conditions[:, :1]), conditions], dim=1)
+        conditions = conditions.float()
+        image = torch.zeros_like(conditions[:, :1])
+        stream = noise.stream(places, image.shape[1:], device)
+        buffer = torch.cat([image, conditions], dim=1)
         buffer = buffer.contiguous(memory_format=self.accelerator.memory_format)
         with self._autocast(device):
             forward = self.accelerator(self.network, device)
@@ -161,7 +165,8 @@ class Denoiser:
 
         self.calls += 1
         images = self.sampler(predict, stream.draw, on_step)
-        return to_gray_levels(images[: len(places), 0]).clamp(0, 255)
+        gray_levels = to_gray_levels(images[:, 0])
+        return gray_levels.clamp(0, 255)
 
     def _autocast(self, device: torch.device) -> torch.autocast:
         return torch.autocast(
@@ -208,27 +213,32 @@ class CascadeDenoiser:
         """Chains of network calls so far, of both networks."""
         return self.coarse.calls + self.refiner.calls
 
-    def fit(self, conditions: Tensor, class_labels: int | None = None) -> int:
+    def fit(self, conditions: Tensor) -> int:
         """Set ``batch_size`` to what fits into the free memory, see [`Denoiser.fit`][]."""
-        del class_labels  # the second network, which decides, has no contrasts
-        fitting = self.refiner.fit(torch.cat([conditions, conditions], dim=1))
+        like_refined = torch.cat([conditions, conditions], dim=1)
+        fitting = self.refiner.fit(like_refined)
         self.coarse.batch_size = min(fitting, self.coarse.largest_batch)
         return fitting
 
     def __call__(
         self,
         conditions: Tensor,
-        places: Sequence[CandidatePlace],
+        places: Sequence[Place],
         noise: CandidateNoise | None = None,
-        class_labels: int | Sequence[int] | Tensor | None = None,
+        class_labels: ClassLabels | None = None,
         on_step: OnStep | None = None,
     ) -> Tensor:
         """Gray levels in [0, 255], ``(N, H, W)``; ``class_labels`` and ``on_step`` are for the first network."""
         folded = pixel_unshuffle(conditions.float(), self.factor)
         coarse = self.coarse(folded, places, noise, class_labels, on_step)
-        enlarged = enlarge(to_model_range(coarse[:, None]), self.factor)
-        refined = [CandidatePlace(f"{case} refined", *numbers) for case, *numbers in places]
-        return self.refiner(torch.cat([conditions.to(enlarged), enlarged], dim=1), refined, noise)
+        coarse = to_model_range(coarse).unsqueeze(1)
+        enlarged = enlarge(coarse, self.factor)
+        conditions = conditions.to(enlarged)
+        both = torch.cat([conditions, enlarged], dim=1)
+        refined = []
+        for case, slice_index, round_, candidate in places:
+            refined.append((f"{case} refined", slice_index, round_, candidate))
+        return self.refiner(both, refined, noise)
 
 
 def fitting_batch_size(
@@ -241,17 +251,5 @@ def fitting_batch_size(
     alone = needed(1)
     item = max(needed(2) - alone, 1)
     fitting = int((share * free - (alone - item)) // item)
-    return int(2 ** (max(1, min(fitting, largest)).bit_length() - 1))
-
-
-def _filled(batch: Tensor, missing: int) -> Tensor:
-    """A batch with its first item repeated behind it, ``missing`` times."""
-    return torch.cat([batch, batch[:1].expand(missing, *batch.shape[1:])])
-
-
-def _keywords(class_labels: Any, count: int, device: torch.device) -> dict[str, Tensor]:
-    """Class labels ``(count,)`` as a network takes them; nothing for ``None``, so that it need not take any."""
-    if class_labels is None:
-        return {}
-    labels = torch.as_tensor(class_labels, dtype=torch.long, device=device)
-    return {"class_labels": labels.expand(count)}
+    count = max(1, min(fitting, largest))
+    return 1 << (count.bit_length() - 1)

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from contourdiff.inference.acceleration import Accelerator, retained_heap
 from contourdiff.inference.denoiser import CascadeDenoiser, Denoiser
@@ -49,26 +49,16 @@ class Execution:
         self._denoiser: Denoiser | CascadeDenoiser | None = None
 
     def denoiser(self, network: nn.Module, sampler: Sampler) -> Denoiser | CascadeDenoiser:
-        """Denoiser for a network or a [`contourdiff.networks.CascadeUNet`][].
+        """Denoiser for a network or a [`contourdiff.networks.CascadeUNet`][], the same one while these are the same.
 
-        It is the same one as long as network and sampler are the same: a batch that was halved for lack of memory
-        stays so, and a network is converted once.
+        So a batch that was halved for lack of memory stays so, and a network is converted once.
         """
-        if self._denoiser is None or network is not self._network or sampler != self._sampler:
+        kept = network is self._network and sampler == self._sampler
+        if self._denoiser is None or not kept:
             self._denoiser = self._built(network, sampler)
             self._network = network
             self._sampler = sampler
         return self._denoiser
-
-    def fit(
-        self,
-        denoiser: Denoiser | CascadeDenoiser,
-        conditions: Tensor,
-        class_labels: int | None = None,
-    ) -> None:
-        """Without a ``batch_size``, take what fits on a CUDA device, for ``conditions (1, C, H, W)``."""
-        if self.batch_size is None and conditions.is_cuda:
-            denoiser.fit(conditions, class_labels)
 
     def heap(self, device: torch.device) -> AbstractContextManager[bool]:
         """Context in which to run networks on ``device``."""
@@ -82,5 +72,6 @@ class Execution:
         return self._single(network, sampler)
 
     def _single(self, network: nn.Module, sampler: Sampler) -> Denoiser:
+        batch_size = self.batch_size or CPU_BATCH_SIZE
         accelerator = Accelerator(self.acceleration)
-        return Denoiser(network, sampler, self.batch_size or CPU_BATCH_SIZE, self.amp, accelerator)
+        return Denoiser(network, sampler, batch_size, self.amp, accelerator)

@@ -8,8 +8,6 @@ The way of a volume:
       2. Painter.paint      gray levels of every slice that has a contour     <- all that methods differ in
       3. VolumeState.put    each painted slice back in its place
       4. VolumeResult       gray levels on the grid of the input, with the choice made for each slice
-
-A new method is a [`Painter`][]. It needs to know nothing of MONAI, files, orientation or progress.
 """
 
 from __future__ import annotations
@@ -33,7 +31,7 @@ from contourdiff.inference.denoiser import CascadeDenoiser, Denoiser
 from contourdiff.inference.execution import Execution
 from contourdiff.inference.progress import RunProgress, run_progress
 from contourdiff.inference.volume_state import VolumeResult, VolumeState
-from contourdiff.limits import check_flag, check_number, check_whole
+from contourdiff.limits import MAX_SEED, check_flag, check_number, check_whole
 from contourdiff.networks import size_divisor_of
 from contourdiff.sampling.candidate_pool import CandidatePool
 from contourdiff.sampling.neighbor_guided import GuidedVolume, guided_slices
@@ -43,14 +41,10 @@ from contourdiff.sampling.selection import Choice, SelectionRules, choose
 
 
 class PaintedSlice(NamedTuple):
-    """A slice that a painter has finished.
+    """A slice of a volume that a painter has finished.
 
-    Attributes:
-        volume: the volume that the slice belongs to.
-        choice: the candidate that was taken, and why.
-        image: that candidate, ``(H, W)`` gray levels in [0, 255], as large as a slice of ``volume.framed``.
-        candidates: all candidates of the slice, ``(N, H, W)``; ``None`` where spread and the distances of single
-            candidates have no meaning.
+    ``image (H, W)`` is the candidate that was taken, in gray levels in [0, 255] and as large as a slice of
+    ``volume.framed``; ``candidates (N, H, W)`` are all of the slice, where there is a choice among them.
     """
 
     volume: VolumeState
@@ -60,7 +54,7 @@ class PaintedSlice(NamedTuple):
 
 
 class Painter(ABC):
-    """A method of translation, which paints the slices of volumes.
+    """A method of translation. It needs to know nothing of MONAI, files, orientation or progress.
 
     Attributes:
         frame_multiple: height and width of a frame are multiples of this, and of what the network requires.
@@ -71,16 +65,16 @@ class Painter(ABC):
     max_candidates: int = 1
 
     def contours_of(self, volume: Tensor) -> Tensor:
-        """Contours of a volume as it is handed to the inferer, ``(1, H, W, D) -> (1, H, W, D)``.
+        """Contours of what the inferer is given, ``(1, H, W, D)`` both; by default they are given.
 
-        By default it is the contours. A method that sees the image returns the contours of that image: they decide
-        which slices are painted and where the frame lies, while ``framed`` shows the image.
+        A method that sees the image returns the image's contours. They decide which slices are painted, and where the
+        frame lies; ``VolumeState.framed`` shows the image.
         """
         return volume
 
     @abstractmethod
     def paint(self, volumes: Sequence[VolumeState], network: nn.Module) -> Iterator[PaintedSlice]:
-        """Paint every slice of ``volumes`` that has a contour, once; those of one volume in ascending order.
+        """Paint each slice that has a contour once, those of a volume in ascending order.
 
         Sets ``network_calls`` and ``batch_size`` of each volume.
         """
@@ -144,7 +138,8 @@ class VolumeInferer(Inferer):
         **kwargs: Any,
     ) -> Any:
         """Gray levels as the inputs were given: a tensor for a batch, a list for a sequence. See [`translate`][]."""
-        volumes = [result.gray_levels for result in self.translate(inputs, network, class_labels)]
+        results = self.translate(inputs, network, class_labels)
+        volumes = [result.gray_levels for result in results]
         if not isinstance(inputs, Tensor):
             return volumes
         batch = torch.stack([volume.as_subclass(Tensor) for volume in volumes])
@@ -171,50 +166,55 @@ class VolumeInferer(Inferer):
         Raises:
             ValueError: for another shape, or another number of labels or names than volumes.
         """
-        volumes = split_batch(inputs)
-        labels = class_labels if class_labels is not None else [None] * len(volumes)
-        if len(labels) != len(volumes) or (names is not None and len(names) != len(volumes)):
+        inputs = split_batch(inputs)
+        if class_labels is None:
+            class_labels = [None] * len(inputs)
+        if names is None:
+            names = [case_of_volume(volume) for volume in inputs]
+        if not len(class_labels) == len(names) == len(inputs):
             raise ValueError(
-                f"expected a class label and a name for each of {len(volumes)} volumes, "
-                f"got {class_labels} and {names}"
+                f"expected a class label and a name for each of {len(inputs)} volumes, "
+                f"got {len(class_labels)} labels and {len(names)} names"
             )
         multiple = math.lcm(size_divisor_of(network), self.painter.frame_multiple)
-        states = []
-        for volume, label in zip(volumes, labels, strict=True):
-            states.append(self._state(volume, label, multiple))
-        names = names or [state.case for state in states]
-        with self._counted(names, states) as progress:
-            progress.begin(names, sum(len(state.indices) for state in states))
-            for painted in self.painter.paint(states, network):
+        volumes = []
+        for image, class_label in zip(inputs, class_labels, strict=True):
+            volume = VolumeState(
+                self.painter.contours_of(image),
+                case_of_volume(image),
+                slice_axis=self.slice_axis,
+                multiple=multiple,
+                margin_px=self.margin_px,
+                keep_spread=self.keep_spread,
+                image=image,
+                class_label=class_label,
+            )
+            volumes.append(volume)
+        with self._counted(names, volumes) as progress:
+            slices = sum(len(volume.indices) for volume in volumes)
+            progress.begin(names, slices)
+            for painted in self.painter.paint(volumes, network):
                 painted.volume.put(painted.choice, painted.image, painted.candidates)
                 progress.update()
-        return [state.result() for state in states]
-
-    def _state(self, volume: Tensor, class_label: int | None, multiple: int) -> VolumeState:
-        return VolumeState(
-            self.painter.contours_of(volume),
-            case_of_volume(volume),
-            slice_axis=self.slice_axis,
-            multiple=multiple,
-            margin_px=self.margin_px,
-            keep_spread=self.keep_spread,
-            image=volume,
-            class_label=None if class_label is None else int(class_label),
-        )
+        return [volume.result() for volume in volumes]
 
     def _counted(
-        self, names: Sequence[str], states: Sequence[VolumeState]
+        self, names: Sequence[str], volumes: Sequence[VolumeState]
     ) -> AbstractContextManager[RunProgress]:
         """Progress of the run that these volumes belong to, or of them alone."""
         if isinstance(self.progress, RunProgress):
             return nullcontext(self.progress)
-        counts = [len(state.contours) for state in states]
-        return run_progress(dict(zip(names, counts, strict=True)), self.progress)
+        slices = [len(volume.contours) for volume in volumes]
+        slices_by_name = dict(zip(names, slices, strict=True))
+        return run_progress(slices_by_name, self.progress)
 
 
 @dataclass(eq=False)
 class IndependentCandidates(Painter):
-    """Draw candidates of each slice, and choose one in slice order (Chen et al. 2024, section 2.3 and Algorithm 2).
+    """Draw candidates of each slice, and choose one in slice order (Chen et al., section 2.3 and Algorithm 2).
+
+    A candidate depends on (seed, case, contrast, slice, round, candidate) alone, and only selection depends on the
+    neighbor. So the result is the same alone or in a batch, and candidates of many slices share a network call.
 
     Args:
         sampler: solver, steps and training schedule.
@@ -228,13 +228,6 @@ class IndependentCandidates(Painter):
 
     Raises:
         ValueError: for a value out of range or of another type.
-
-    Notes:
-        A candidate depends on (seed, case, contrast, slice, round, candidate) alone, and only selection depends on the
-        neighbor. So the result is the same alone or in a batch, and candidates of many slices share a network call.
-
-    References:
-        Chen et al., arXiv 2403.10786.
     """
 
     sampler: Sampler
@@ -245,7 +238,7 @@ class IndependentCandidates(Painter):
     unconditional: bool = False
 
     def __post_init__(self) -> None:
-        check_whole("seed", self.seed, 0, 2**63 - 1)
+        check_whole("seed", self.seed, 0, MAX_SEED)
         check_number("noise_length_mm", self.noise_length_mm, 0, 1e6)
         check_flag("unconditional", self.unconditional)
         self.max_candidates = self.rules.candidates * self.rules.max_rounds
@@ -260,22 +253,25 @@ class IndependentCandidates(Painter):
     def _paint_volume(
         self, volume: VolumeState, denoiser: Denoiser | CascadeDenoiser
     ) -> Iterator[PaintedSlice]:
-        """Candidates, denoised across slices, and one pass in slice order that chooses."""
         noise = CandidateNoise(self.seed, self._noise_weights(volume))
-        contours = torch.zeros_like(volume.framed) if self.unconditional else volume.framed
-        if volume.indices:
-            self.execution.fit(denoiser, contours[:1, None], volume.class_label)
+        contours = volume.framed
+        if self.unconditional:
+            contours = torch.zeros_like(contours)
+        if self.execution.batch_size is None and contours.is_cuda and volume.indices:
+            denoiser.fit(contours[:1, None])
         calls_before = denoiser.calls
+        denoise = partial(denoiser, noise=noise, class_labels=volume.class_label)
         pool = CandidatePool(
-            partial(denoiser, noise=noise, class_labels=volume.class_label),
-            contours,
-            volume.noise_case,
-            volume.indices,
-            self.rules,
-            denoiser.batch_size,
+            denoise=denoise,
+            contours=contours,
+            case=volume.noise_case,
+            order=volume.indices,
+            rules=self.rules,
+            batch_size=denoiser.batch_size,
         )
         for choice, image in choose(pool, volume.indices, self.rules):
-            yield PaintedSlice(volume, choice, image, pool.drawn(choice.slice_index))
+            candidates = pool.drawn(choice.slice_index)
+            yield PaintedSlice(volume, choice, image, candidates)
             pool.forget(choice.slice_index)
         volume.network_calls = denoiser.calls - calls_before
         volume.batch_size = denoiser.batch_size
@@ -307,26 +303,32 @@ class NeighborGuided(Painter):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_whole("seed", self.seed, 0, 2**63 - 1)
+        check_whole("seed", self.seed, 0, MAX_SEED)
 
     def paint(self, volumes: Sequence[VolumeState], network: nn.Module) -> Iterator[PaintedSlice]:
         """Paint all volumes of a contrast at once, a slice of each in a batch."""
-        denoiser = self.execution.denoiser(network, self.sampler)
-        noise = CandidateNoise(self.seed)
-        for label in dict.fromkeys(volume.class_label for volume in volumes):
-            together = [volume for volume in volumes if volume.class_label == label]
-            guided = []
-            for volume in together:
-                guided.append(GuidedVolume(volume.noise_case, volume.framed, volume.indices))
-            denoise = partial(denoiser, noise=noise, class_labels=label)
-            calls_before = denoiser.calls
+        for class_label in dict.fromkeys(volume.class_label for volume in volumes):
+            together = [volume for volume in volumes if volume.class_label == class_label]
             with self.execution.heap(together[0].framed.device):
-                slices = guided_slices(guided, denoise, denoiser.batch_size, self.rules)
-                for number, choice, image in slices:
-                    yield PaintedSlice(together[number], choice, image)
-            for volume in together:
-                volume.network_calls = denoiser.calls - calls_before
-                volume.batch_size = denoiser.batch_size
+                yield from self._paint_together(together, network)
+
+    def _paint_together(
+        self, volumes: Sequence[VolumeState], network: nn.Module
+    ) -> Iterator[PaintedSlice]:
+        """Paint volumes of one contrast."""
+        denoiser = self.execution.denoiser(network, self.sampler)
+        calls_before = denoiser.calls
+        noise = CandidateNoise(self.seed)
+        denoise = partial(denoiser, noise=noise, class_labels=volumes[0].class_label)
+        guided = []
+        for volume in volumes:
+            guided.append(GuidedVolume(volume.noise_case, volume.framed, volume.indices))
+        slices = guided_slices(guided, denoise, denoiser.batch_size, self.rules)
+        for number, choice, image in slices:
+            yield PaintedSlice(volumes[number], choice, image)
+        for volume in volumes:
+            volume.network_calls = denoiser.calls - calls_before
+            volume.batch_size = denoiser.batch_size
 
 
 def split_batch(inputs: Tensor | Sequence[Tensor]) -> list[Tensor]:

@@ -33,8 +33,10 @@ class RunProgress:
 
     def begin(self, names: Sequence[str], slices: int) -> None:
         """Start volumes with ``slices`` to translate in all; those before them in the run are over."""
-        number = max((self._numbers.get(name, 0) for name in names), default=0)
-        self._bar.total = self._bar.n + slices + sum(self._counts[number:])
+        numbers = [self._numbers.get(name, 0) for name in names]
+        number = max(numbers, default=0)
+        ahead = sum(self._counts[number:])
+        self._bar.total = self._bar.n + slices + ahead
         self._bar.set_description(f"{', '.join(names)} ({number} of {len(self._numbers)})")
 
     def update(self) -> None:
@@ -69,7 +71,8 @@ def run_progress(slices: Mapping[str, int], show: bool = True) -> Iterator[RunPr
     """
     # without a bar, redirected lines of the log would be printed where nothing else prints, in workers
     lines = logging_redirect_tqdm() if show else nullcontext()
-    with lines, progress_bar(sum(slices.values()), "slice", show and bool(slices)) as bar:
+    total = sum(slices.values())
+    with lines, progress_bar(total, "slice", show and bool(slices)) as bar:
         yield RunProgress(slices, bar)
         bar.total = bar.n  # of the last case, if it failed
 

@@ -81,24 +81,32 @@ class VolumeState:
         self.slice_axis = slice_axis
         self.class_label = class_label
         self.contours = _slices(contours, slice_axis)
-        self.indices: list[int] = self.contours.flatten(1).any(dim=1).nonzero().flatten().tolist()
+        filled = self.contours.flatten(1).any(dim=1)
+        self.indices: list[int] = filled.nonzero().flatten().tolist()
         self.rows, self.columns = contour_box(self.contours, margin_px)
         shown = self.contours if image is None else _slices(image, slice_axis)
-        self.framed = _padded(shown[:, self.rows, self.columns], multiple)
+        box = shown[:, self.rows, self.columns]
+        height, width = box.shape[1:]
+        right = -width % multiple
+        below = -height % multiple
+        self.framed = pad(box, (0, right, 0, below))
         self.translated = torch.zeros_like(self.contours)
         self.spread = torch.zeros_like(self.contours) if keep_spread else None
-        self.choices: list[Choice | None] = [None] * len(self.contours)
+        count = len(self.contours)
+        self.choices: list[Choice | None] = [None] * count
         self.network_calls = 0
         self.batch_size: int | None = None
         self._single: Tensor | None = None  # first candidate of the slice before
         self._single_distances = torch.full(
-            (len(self.contours),), torch.nan, dtype=torch.float64, device=self.contours.device
+            (count,), torch.nan, dtype=torch.float64, device=self.contours.device
         )
 
     @property
     def noise_case(self) -> str:
         """The case that keys the noise of this volume: a contrast beyond the first has noise of its own."""
-        return f"{self.case} contrast {self.class_label}" if self.class_label else self.case
+        if not self.class_label:
+            return self.case
+        return f"{self.case} contrast {self.class_label}"
 
     @property
     def slice_distance_mm(self) -> float | None:
@@ -111,18 +119,19 @@ class VolumeState:
         """Take the chosen ``image (H, W)`` of a slice, and all its candidates ``(N, H, W)`` where there are several."""
         index = choice.slice_index
         self.choices[index] = choice
-        self.translated[index, self.rows, self.columns] = self._cut(image)
+        place = (index, self.rows, self.columns)
+        self.translated[place] = self._cut(image)
         if candidates is None:
             return
         if self.spread is not None:
             deviation = torch.full_like(image, torch.nan)
             if len(candidates) > 1:
                 deviation = candidates.std(dim=0)
-            self.spread[index, self.rows, self.columns] = self._cut(deviation)
+            self.spread[place] = self._cut(deviation)
         single = self._cut(candidates[0])
         if choice.neighbor is not None and self._single is not None:
             distances = neighbor_distances(single[None], self._single)
-            self._single_distances[index : index + 1] = distances
+            self._single_distances[index] = distances[0]
         self._single = single
 
     def result(self) -> VolumeResult:
@@ -130,31 +139,36 @@ class VolumeState:
         axis = self.slice_axis
         box = [self.rows, self.columns]
         box.insert(axis, slice(0, len(self.contours)))
-        gray_levels = self.translated.moveaxis(0, axis)[None]
-        single: list[float] = self._single_distances.tolist()
+        translated = self.translated.moveaxis(0, axis)[None]
+        gray_levels, *_ = convert_to_dst_type(translated, self.volume, dtype=torch.float32)
+        spread = None
+        if self.spread is not None:
+            spread = self.spread.moveaxis(0, axis).cpu()
+        distances: list[float] = self._single_distances.tolist()
         return VolumeResult(
             case=self.case,
             choices=self.choices,
             network_calls=self.network_calls,
             contours=self.contours.moveaxis(0, axis).cpu(),
-            gray_levels=convert_to_dst_type(gray_levels, self.volume, dtype=torch.float32)[0],
+            gray_levels=gray_levels,
             box=(box[0], box[1], box[2]),
-            spread=None if self.spread is None else self.spread.moveaxis(0, axis).cpu(),
-            single_distances=[None if math.isnan(distance) else distance for distance in single],
+            spread=spread,
+            single_distances=[None if math.isnan(value) else value for value in distances],
             batch_size=self.batch_size,
         )
 
     def _cut(self, image: Tensor) -> Tensor:
         """An image of the frame without its padding."""
-        height = self.rows.stop - self.rows.start
-        width = self.columns.stop - self.columns.start
+        height, width = self.translated[0, self.rows, self.columns].shape
         return image[:height, :width]
 
 
 def contour_box(contours: Any, margin_px: int) -> tuple[slice, slice]:
     """Rows and columns of the box around all contours ``(N, H, W)`` with a margin; the whole slice without any."""
     present = torch.as_tensor(contours != 0).any(dim=0)
-    return _span(present.any(dim=1), margin_px), _span(present.any(dim=0), margin_px)
+    rows = _span(present.any(dim=1), margin_px)
+    columns = _span(present.any(dim=0), margin_px)
+    return rows, columns
 
 
 def _span(lines: Tensor, margin_px: int) -> slice:
@@ -162,14 +176,11 @@ def _span(lines: Tensor, margin_px: int) -> slice:
     filled = lines.nonzero().flatten().tolist()
     if not filled:
         return slice(0, len(lines))
-    return slice(max(filled[0] - margin_px, 0), min(filled[-1] + 1 + margin_px, len(lines)))
+    start = max(filled[0] - margin_px, 0)
+    stop = min(filled[-1] + margin_px + 1, len(lines))
+    return slice(start, stop)
 
 
 def _slices(volume: Tensor, slice_axis: int) -> Tensor:
-    return torch.as_tensor(volume[0]).as_subclass(Tensor).moveaxis(slice_axis, 0).float()
-
-
-def _padded(slices: Tensor, multiple: int) -> Tensor:
-    """Slices ``(N, H, W)``, padded behind with 0 to a multiple."""
-    height, width = slices.shape[1:]
-    return pad(slices, (0, -width % multiple, 0, -height % multiple))
+    plain = torch.as_tensor(volume[0]).as_subclass(Tensor)
+    return plain.moveaxis(slice_axis, 0).float()

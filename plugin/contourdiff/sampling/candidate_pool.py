@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -38,9 +38,11 @@ class CandidatePool:
     order: Sequence[int]
     rules: SelectionRules
     batch_size: int
-    _ready: dict[CandidatePlace, Tensor] = field(default_factory=dict, init=False)
-    _requested: dict[int, int] = field(default_factory=dict, init=False)  # last round by slice
-    _position: int = field(default=0, init=False)  # of the current slice in the order
+
+    def __post_init__(self) -> None:
+        self._ready: dict[CandidatePlace, Tensor] = {}
+        self._requested: dict[int, int] = {}  # last round of each slice
+        self._position = 0  # of the current slice in the order
 
     def __call__(self, slice_index: int, round_: int) -> Tensor:
         """All candidates of one round of one slice: ``(candidates, H, W)``."""
@@ -49,9 +51,10 @@ class CandidatePool:
         missing = [place for place in places if place not in self._ready]
         for start in range(0, len(missing), self.batch_size):
             batch = missing[start : start + self.batch_size]
-            batch = batch + self._ahead(self.batch_size - len(batch), missing)
+            batch += self._ahead(self.batch_size - len(batch), missing)
             slices = [place.slice_index for place in batch]
-            images = self.denoise(self.contours[slices][:, None], batch)
+            contours = self.contours[slices].unsqueeze(1)
+            images = self.denoise(contours, batch)
             self._ready.update(zip(batch, images, strict=True))
         return torch.stack([self._ready[place] for place in places])
 
@@ -73,7 +76,8 @@ class CandidatePool:
     def _places(self, slice_index: int, round_: int) -> list[CandidatePlace]:
         places = []
         for candidate in range(self.rules.candidates):
-            places.append(CandidatePlace(self.case, slice_index, round_, candidate))
+            place = CandidatePlace(self.case, slice_index, round_, candidate)
+            places.append(place)
         return places
 
     def _ahead(self, count: int, missing: Collection[CandidatePlace]) -> list[CandidatePlace]:
@@ -91,7 +95,7 @@ class CandidatePool:
         """Rounds ``(slice, round)`` to draw ahead of need, the most useful first."""
         reach = math.ceil(2 * self.batch_size / self.rules.candidates)
         current = self.order[self._position]
-        begun = self.order[self._position + 1 : self._position + 1 + reach]
+        begun = self.order[self._position + 1 :][:reach]
         waiting = [place for place in self._ready if place.slice_index != current]
         if len(waiting) < 2 * self.batch_size:
             for slice_index in begun:

@@ -36,7 +36,8 @@ def first_condition(item: Mapping[str, Any]) -> Tensor:
     contour = torch.as_tensor(item["contour"])
     if "neighbor" not in item:
         return contour
-    return torch.cat([contour, torch.full_like(contour, EMPTY)])
+    neighbor = torch.full_like(contour, EMPTY)
+    return torch.cat([contour, neighbor])
 
 
 class GuidedVolume(NamedTuple):
@@ -56,6 +57,11 @@ class _Step(NamedTuple):
     last: int
     translation: Tensor
 
+    @property
+    def size(self) -> torch.Size:
+        """Height and width of the slice."""
+        return self.volume.contours.shape[1:]
+
 
 def guided_slices(
     volumes: Sequence[GuidedVolume],
@@ -72,24 +78,28 @@ def guided_slices(
     """
     steps: list[_Step] = []
     for number, volume in enumerate(volumes):
-        for run in runs_of(volume.slice_indices):
-            choice, image = _start(volume, run[0], denoise, rules)
-            steps.append(_Step(number, volume, run[0] + 1, run[-1], image))
+        for first, *following in runs_of(volume.slice_indices):
+            choice, image = _start(volume, first, denoise, rules)
             yield number, choice, image
-    steps = [step for step in steps if step.slice_index <= step.last]
+            if following:
+                step = _Step(number, volume, following[0], following[-1], image)
+                steps.append(step)
     while steps:
         batch, steps = _next_batch(steps, batch_size)
         conditions = []
         places = []
         for step in batch:
             contour = step.volume.contours[step.slice_index]
-            conditions.append(torch.stack([contour, to_model_range(step.translation)]))
-            places.append(CandidatePlace(step.volume.case, step.slice_index, 0, 0))
+            neighbor = to_model_range(step.translation)
+            conditions.append(torch.stack([contour, neighbor]))
+            place = CandidatePlace(step.volume.case, step.slice_index, 0, 0)
+            places.append(place)
         images = denoise(torch.stack(conditions), places)
         choices = _choices(batch, images, rules)
         for step, choice, image in zip(batch, choices, images, strict=True):
             if step.slice_index < step.last:
-                steps.append(step._replace(slice_index=step.slice_index + 1, translation=image))
+                following_step = step._replace(slice_index=step.slice_index + 1, translation=image)
+                steps.append(following_step)
             yield step.number, choice, image
 
 
@@ -98,25 +108,26 @@ def _start(
 ) -> tuple[Choice, Tensor]:
     """Choose among candidates without a neighbor."""
     contour = volume.contours[index]
-    condition = torch.stack([contour, torch.full_like(contour, EMPTY)])
+    neighbor = torch.full_like(contour, EMPTY)
+    condition = torch.stack([contour, neighbor])
     conditions = condition.expand(rules.candidates, -1, -1, -1)
 
     def draw(slice_index: int, round_: int) -> Tensor:
         places = []
         for candidate in range(rules.candidates):
-            places.append(CandidatePlace(volume.case, slice_index, round_, candidate))
+            place = CandidatePlace(volume.case, slice_index, round_, candidate)
+            places.append(place)
         return denoise(conditions, places)
 
     return choose_one(draw, index, None, None, rules)
 
 
 def _next_batch(steps: Sequence[_Step], batch_size: int) -> tuple[list[_Step], list[_Step]]:
-    """Up to ``batch_size`` steps of the first one's size, and those that remain."""
-    size = steps[0].volume.contours.shape[1:]
+    """Up to ``batch_size`` steps of the first one's size, and those that wait."""
     batch: list[_Step] = []
     waiting: list[_Step] = []
     for step in steps:
-        if step.volume.contours.shape[1:] == size and len(batch) < batch_size:
+        if step.size == steps[0].size and len(batch) < batch_size:
             batch.append(step)
         else:
             waiting.append(step)
@@ -129,9 +140,9 @@ def _choices(steps: Sequence[_Step], images: Tensor, rules: SelectionRules) -> l
     for step, image in zip(steps, images, strict=True):
         distances.append(neighbor_distances(image[None], step.translation))
     means = images.double().mean(dim=(1, 2))
-    measures: list[list[float]] = torch.stack([means, torch.cat(distances)]).T.tolist()
+    measures = torch.stack([means, torch.cat(distances)], dim=1)
     choices = []
-    for step, (mean, distance) in zip(steps, measures, strict=True):
+    for step, (mean, distance) in zip(steps, measures.tolist(), strict=True):
         choice = Choice(
             slice_index=step.slice_index,
             round=0,

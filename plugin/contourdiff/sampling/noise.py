@@ -6,14 +6,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from contourdiff.limits import check_whole
+from contourdiff.limits import MAX_SEED, check_whole
 
 CUT_OFF = 4  # standard deviations of the kernel along the slices; beyond lies less than 1e-7 of the variance
 
@@ -25,6 +25,10 @@ class CandidatePlace(NamedTuple):
     slice_index: int
     round: int
     candidate: int
+
+
+Place = tuple[str, int, int, int]
+"""A [`CandidatePlace`][], or a plain tuple of the same content."""
 
 
 class CandidateKey(NamedTuple):
@@ -43,8 +47,10 @@ DenoiseCandidates = Callable[[Tensor, Sequence[CandidatePlace]], Tensor]
 
 def candidate_generator(key: CandidateKey) -> torch.Generator:
     """CPU generator seeded with the SHA-256 of ``key``: independent streams for keys that differ anywhere."""
-    digest = hashlib.sha256(json.dumps(list(key)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    text = json.dumps(list(key))
+    digest = hashlib.sha256(text.encode()).digest()
+    seed = int.from_bytes(digest[:8], "big") >> 1
+    return torch.Generator().manual_seed(seed)
 
 
 def correlation_weights(length_mm: float, slice_spacing_mm: float) -> tuple[float, ...]:
@@ -101,30 +107,32 @@ class NoiseStream:
     device: torch.device | str = "cpu"
     weights: Sequence[float] = (1.0,)
     known: Mapping[CandidateKey, Tensor] = field(default_factory=dict)
-    white: dict[CandidateKey, Tensor] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         squares = math.fsum(weight**2 for weight in self.weights)
-        if len(self.weights) % 2 == 0 or not math.isclose(squares, 1, abs_tol=1e-6):
+        normalized = math.isclose(squares, 1, abs_tol=1e-6)
+        if len(self.weights) % 2 == 0 or not normalized:
             raise ValueError(
                 "weights must be odd in number and their squares sum to 1, as those of correlation_weights do, "
                 f"got {tuple(self.weights)}"
             )
-        self._generators: dict[CandidateKey, torch.Generator] = {}
+        self.white: dict[CandidateKey, Tensor] = {}
+        self._generators: list[torch.Generator] = []
 
     def draw(self) -> Tensor:
         """Next noise of every candidate: ``(B, 1, H, W)`` float32."""
         if not self.white:
             return self._first()
         if not self._generators:
-            for key in self.keys:
-                generator = candidate_generator(key)
-                torch.randn(self.shape, generator=generator)  # the first noise, which is past
-                self._generators[key] = generator
-        noise = {}
-        for key, generator in self._generators.items():
-            noise[key] = torch.randn(self.shape, generator=generator)
-        return torch.stack([noise[key] for key in self.keys]).to(self.device)
+            self._generators = [candidate_generator(key) for key in self.keys]
+            self._randn_of(self._generators)  # the first noise, which is past
+        return self._randn_of(self._generators).to(self.device)
+
+    def _randn_of(self, generators: Sequence[torch.Generator]) -> Tensor:
+        noise = []
+        for generator in generators:
+            noise.append(torch.randn(self.shape, generator=generator))
+        return torch.stack(noise)
 
     def _first(self) -> Tensor:
         """Blend white noise on the device, in one order; product and sum apart, as a fused one rounds differently."""
@@ -133,25 +141,26 @@ class NoiseStream:
         rows = []
         for key in self.keys:
             row = []
-            for index in range(key.slice_index - reach, key.slice_index + reach + 1):
-                source = key._replace(slice_index=index)
+            for offset in range(-reach, reach + 1):
+                source = key._replace(slice_index=key.slice_index + offset)
                 row.append(positions.setdefault(source, len(positions)))
             rows.append(row)
-        self.white = self._white_noise(positions)
+        self.white.update(self._white_noise(positions))
         white = torch.stack(list(self.white.values()))
-        places = torch.tensor(rows, device=self.device)
-        noise = self.weights[0] * white[places[:, 0]]
-        for column, weight in enumerate(self.weights[1:], start=1):
-            noise = noise + weight * white[places[:, column]]
+        columns = torch.tensor(rows, device=self.device).unbind(dim=1)
+        noise = self.weights[0] * white[columns[0]]
+        for weight, column in zip(self.weights[1:], columns[1:], strict=True):
+            noise = noise + weight * white[column]
         return noise
 
-    def _white_noise(self, keys: Collection[CandidateKey]) -> dict[CandidateKey, Tensor]:
+    def _white_noise(self, keys: Iterable[CandidateKey]) -> dict[CandidateKey, Tensor]:
         white = dict(self.known)
         self.known = {}  # frees what this batch does not need
         unknown = [key for key in keys if key not in white]
         if unknown:
-            drawn = [torch.randn(self.shape, generator=candidate_generator(key)) for key in unknown]
-            white.update(zip(unknown, torch.stack(drawn).to(self.device), strict=True))
+            generators = [candidate_generator(key) for key in unknown]
+            drawn = self._randn_of(generators).to(self.device)
+            white.update(zip(unknown, drawn, strict=True))
         return {key: white[key] for key in keys}
 
 
@@ -171,18 +180,19 @@ class CandidateNoise:
     weights: Sequence[float] = (1.0,)
 
     def __post_init__(self) -> None:
-        check_whole("seed", self.seed, 0, 2**63 - 1)
-        self._latest: dict[tuple[object, ...], NoiseStream] = {}
+        check_whole("seed", self.seed, 0, MAX_SEED)
+        self._white: dict[tuple[object, ...], dict[CandidateKey, Tensor]] = {}
 
     def stream(
         self,
-        places: Sequence[CandidatePlace],
+        places: Sequence[Place],
         shape: Sequence[int],
         device: torch.device | str = "cpu",
     ) -> NoiseStream:
         """Noise of a batch; it shares the white noise of adjacent slices with the batch before of its shape."""
         keys = [CandidateKey(self.seed, *place) for place in places]
         size = (*shape, str(device))
-        known = self._latest[size].white if size in self._latest else {}
-        self._latest[size] = NoiseStream(keys, shape, device, self.weights, known)
-        return self._latest[size]
+        known = self._white.get(size, {})
+        stream = NoiseStream(keys, shape, device, self.weights, known)
+        self._white[size] = stream.white  # filled by its first draw
+        return stream

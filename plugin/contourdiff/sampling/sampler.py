@@ -58,7 +58,8 @@ class Sampler:
     @property
     def refinement(self) -> Sampler:
         """Sampler of the second network of a cascade, which has little left to decide: a few steps of DDIM."""
-        return replace(self, solver="ddim", num_inference_steps=self.num_refinement_steps, eta=0.0)
+        steps = self.num_refinement_steps
+        return replace(self, solver="ddim", num_inference_steps=steps, eta=0.0)
 
     def __call__(self, predict: Predict, draw: DrawNoise, on_step: OnStep | None = None) -> Tensor:
         """Clean images ``(B, 1, H, W)`` in [-1, 1], from the first noise that ``draw`` returns.
@@ -66,11 +67,12 @@ class Sampler:
         A solver that adds noise draws again at each step; ``on_step`` receives each step's number and clean image.
         """
         x = draw()
+        prediction_type = self.scheduler.prediction_type
 
         def denoise(x: Tensor, level: NoiseLevel) -> Tensor:
-            timesteps = torch.full((len(x),), level.timestep, dtype=torch.long, device=x.device)
+            timesteps = torch.full(x.shape[:1], level.timestep, device=x.device)
             output = predict(x, timesteps)
-            return solvers.clean_image(output, x, level.alpha_bar, self.scheduler.prediction_type)
+            return solvers.clean_image(output, x, level.alpha_bar, prediction_type)
 
         if self.solver == "ddpm":
             return solvers.ddpm(denoise, x, self.schedule, draw=draw, on_step=on_step)

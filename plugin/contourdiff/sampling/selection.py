@@ -66,7 +66,8 @@ class Choice:
 
 def neighbor_distances(candidates: Tensor, neighbor: Tensor) -> Tensor:
     """Mean squared difference in gray levels squared: ``(N, H, W)`` and ``(H, W)`` -> ``(N,)`` float64."""
-    return (candidates.double() - neighbor.double()).square().mean(dim=(1, 2))
+    differences = candidates.double() - neighbor.double()
+    return differences.square().mean(dim=(1, 2))
 
 
 def runs_of(slice_indices: Sequence[int]) -> list[list[int]]:
@@ -167,8 +168,10 @@ def choose_one(
 def _measures(candidates: Tensor, translation: Tensor | None) -> tuple[list[float], list[float]]:
     """Means, and scores to compare with the threshold (distances if there is a neighbor); one transfer."""
     means = candidates.double().mean(dim=(1, 2))
-    scores = means if translation is None else neighbor_distances(candidates, translation)
-    measures: list[list[float]] = torch.stack([means, scores]).tolist()
+    scores = means
+    if translation is not None:
+        scores = neighbor_distances(candidates, translation)
+    measures = torch.stack([means, scores]).tolist()
     return measures[0], measures[1]
 
 

@@ -8,7 +8,7 @@ schedule. ``alpha_bar`` is the cumulative product of ``1 - beta``, the paper's a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -43,10 +43,15 @@ def even_schedule(alphas_cumprod: Tensor, num_inference_steps: int) -> list[Nois
     """
     total = len(alphas_cumprod)
     _check_steps(total, num_inference_steps)
-    timesteps = [round(t) for t in np.linspace(total - 1, 0, num_inference_steps)]
-    alpha_bars = [float(alphas_cumprod[t]) for t in timesteps]
-    sigmas = [math.sqrt((1 - a) / a) if a > 0 else math.inf for a in alpha_bars]
-    return [NoiseLevel(*level) for level in zip(timesteps, alpha_bars, sigmas, strict=True)]
+    schedule = []
+    for place in np.linspace(total - 1, 0, num_inference_steps):
+        timestep = round(place)
+        alpha_bar = float(alphas_cumprod[timestep])
+        sigma = math.inf
+        if alpha_bar > 0:
+            sigma = math.sqrt((1 - alpha_bar) / alpha_bar)
+        schedule.append(NoiseLevel(timestep, alpha_bar, sigma))
+    return schedule
 
 
 def karras_schedule(alphas_cumprod: Tensor, num_inference_steps: int) -> list[NoiseLevel]:
@@ -59,23 +64,30 @@ def karras_schedule(alphas_cumprod: Tensor, num_inference_steps: int) -> list[No
     """
     _check_steps(len(alphas_cumprod), num_inference_steps)
     alpha_bars = alphas_cumprod.detach().cpu().double().numpy()
-    if not (alpha_bars[0] < 1 and alpha_bars[-1] > 0 and (np.diff(alpha_bars) < 0).all()):
+    falls = (np.diff(alpha_bars) < 0).all()
+    if not (falls and alpha_bars[0] < 1 and alpha_bars[-1] > 0):
         raise ValueError(
             f"alphas_cumprod must fall strictly and lie between 0 and 1, got {alpha_bars[0]:g} to {alpha_bars[-1]:g}; "
             "sample a schedule that ends in pure noise with ddim"
         )
     levels = np.sqrt((1 - alpha_bars) / alpha_bars)
-    ends = levels[[-1, 0]] ** (1 / KARRAS_RHO)
-    sigmas = np.linspace(ends[0], ends[1], num_inference_steps) ** KARRAS_RHO
-    timesteps = np.interp(np.log(sigmas), np.log(levels), np.arange(len(levels))).round()
-    return [
-        NoiseLevel(int(t), 1 / (1 + s**2), s)
-        for t, s in zip(timesteps, sigmas.tolist(), strict=True)
-    ]
+    noisiest, cleanest = levels[[-1, 0]] ** (1 / KARRAS_RHO)
+    sigmas = np.linspace(noisiest, cleanest, num_inference_steps) ** KARRAS_RHO
+    positions = np.arange(len(levels))
+    timesteps = np.interp(np.log(sigmas), np.log(levels), positions).round()
+    schedule = []
+    for timestep, sigma in zip(timesteps, sigmas.tolist(), strict=True):
+        alpha_bar = 1 / (1 + sigma**2)
+        schedule.append(NoiseLevel(int(timestep), alpha_bar, sigma))
+    return schedule
 
 
 def clean_image(
-    output: Tensor, x: Tensor, alpha_bar: float, prediction_type: str, clip: bool = True
+    output: Tensor,
+    x: Tensor,
+    alpha_bar: float,
+    prediction_type: str,
+    clip: bool = True,
 ) -> Tensor:
     """Clean image that a network's output implies, for ``x = sqrt(alpha_bar) * x0 + sqrt(1 - alpha_bar) * epsilon``.
 
@@ -87,12 +99,10 @@ def clean_image(
         raise ValueError(
             f"prediction_type must be one of {PREDICTION_TYPES}, got {prediction_type!r}"
         )
-    signal, noise = alpha_bar**0.5, (1 - alpha_bar) ** 0.5
-    x0 = (
-        (x - noise * output) / signal
-        if prediction_type == "epsilon"
-        else signal * x - noise * output
-    )
+    signal = alpha_bar**0.5
+    noise = (1 - alpha_bar) ** 0.5
+    remainder = noise * output
+    x0 = (x - remainder) / signal if prediction_type == "epsilon" else signal * x - remainder
     return x0.clamp(-1, 1) if clip else x0
 
 
@@ -117,7 +127,11 @@ def ddim(
         draw: noise of one step, shaped like ``x``; called only if ``eta > 0``.
         on_step: receives the number of each step and its predicted clean image.
 
-    Returns clean images, shaped like ``x``. Raises ``ValueError`` for ``eta`` below 0, or above 0 without ``draw``.
+    Returns:
+        Clean images, shaped like ``x``.
+
+    Raises:
+        ValueError: for ``eta`` below 0, or above 0 without ``draw``.
     """
     if eta < 0 or (eta > 0 and draw is None):
         raise ValueError(
@@ -127,17 +141,11 @@ def ddim(
         # 1. predicted clean image, eq. (9), and the noise that goes with it
         x0, epsilon = _clean_and_noise(denoise, x, level)
         # 2. noise to add, eq. (16)
-        sigma = (
-            eta
-            * (
-                (1 - alpha_bar_prev)
-                / (1 - level.alpha_bar)
-                * (1 - level.alpha_bar / alpha_bar_prev)
-            )
-            ** 0.5
-        )
+        shrink = (1 - alpha_bar_prev) / (1 - level.alpha_bar)
+        sigma = eta * (shrink * (1 - level.alpha_bar / alpha_bar_prev)) ** 0.5
         # 3. direction to x_t and the step, eq. (12)
-        x = alpha_bar_prev**0.5 * x0 + max(1 - alpha_bar_prev - sigma**2, 0.0) ** 0.5 * epsilon
+        direction = max(1 - alpha_bar_prev - sigma**2, 0.0) ** 0.5 * epsilon
+        x = alpha_bar_prev**0.5 * x0 + direction
         if sigma > 0 and draw is not None:
             x = x + sigma * draw()
         if on_step is not None:
@@ -159,9 +167,11 @@ def ddpm(
     the last.
     """
     for step, (level, alpha_bar_prev) in enumerate(_with_previous(schedule)):
-        alpha, beta = level.alpha_bar / alpha_bar_prev, 1 - level.alpha_bar / alpha_bar_prev
+        alpha = level.alpha_bar / alpha_bar_prev
+        beta = 1 - alpha
         x0, epsilon = _clean_and_noise(denoise, x, level)
-        x = (x - beta / (1 - level.alpha_bar) ** 0.5 * epsilon) / alpha**0.5
+        drift = beta / (1 - level.alpha_bar) ** 0.5 * epsilon
+        x = (x - drift) / alpha**0.5
         if step < len(schedule) - 1:
             x = x + beta**0.5 * draw()
         if on_step is not None:
@@ -170,7 +180,11 @@ def ddpm(
 
 
 def dpm_solver(
-    denoise: Denoise, x: Tensor, schedule: Schedule, *, on_step: OnStep | None = None
+    denoise: Denoise,
+    x: Tensor,
+    schedule: Schedule,
+    *,
+    on_step: OnStep | None = None,
 ) -> Tensor:
     """Denoise ``x`` with DPM-Solver++(2M) (Lu et al., arXiv 2211.01095, Algorithm 2).
 
@@ -179,14 +193,16 @@ def dpm_solver(
     [`karras_schedule`][] the steps are those of diffusers' ``DPMSolverMultistepScheduler`` with
     ``use_karras_sigmas``, but for the clipping of the clean image. Arguments as in [`ddim`][].
     """
+    weights = _multistep_weights(schedule)
     x0_before = None
-    for step, (level, (keep, pull, ahead)) in enumerate(
-        zip(schedule, _multistep_weights(schedule), strict=True)
-    ):
+    for step, level in enumerate(schedule):
+        keep, pull, ahead = weights[step]
         # 1. predicted clean image
         x0 = denoise(x, level)
         # 2. extrapolated to the middle of the step: D_i of Algorithm 2
-        target = x0 if x0_before is None or ahead == 0 else (1 + ahead) * x0 - ahead * x0_before
+        target = x0
+        if x0_before is not None and ahead != 0:
+            target = (1 + ahead) * x0 - ahead * x0_before
         # 3. the step, exact where the clean image is constant
         x = keep * x + pull * target
         x0_before = x0
@@ -195,14 +211,18 @@ def dpm_solver(
     return x
 
 
-def _with_previous(schedule: Schedule) -> list[tuple[NoiseLevel, float]]:
+def _with_previous(schedule: Schedule) -> Iterator[tuple[NoiseLevel, float]]:
     """Each level with the ``alpha_bar`` of the next one in the schedule, 1 after the last."""
-    return list(zip(schedule, [*(level.alpha_bar for level in schedule[1:]), 1.0], strict=True))
+    for level, following in pairwise(schedule):
+        yield level, following.alpha_bar
+    yield schedule[-1], 1.0
 
 
 def _clean_and_noise(denoise: Denoise, x: Tensor, level: NoiseLevel) -> tuple[Tensor, Tensor]:
     x0 = denoise(x, level)
-    return x0, (x - level.alpha_bar**0.5 * x0) / (1 - level.alpha_bar) ** 0.5
+    signal = level.alpha_bar**0.5
+    noise = (1 - level.alpha_bar) ** 0.5
+    return x0, (x - signal * x0) / noise
 
 
 def _multistep_weights(schedule: Schedule) -> list[tuple[float, float, float]]:
@@ -214,15 +234,16 @@ def _multistep_weights(schedule: Schedule) -> list[tuple[float, float, float]]:
     sigmas = [level.sigma for level in schedule]
     weights = []
     for step, (sigma, sigma_next) in enumerate(pairwise([*sigmas, 0.0])):
-        shrink, signal, signal_next = (
-            sigma_next / sigma,
-            (1 + sigma**2) ** -0.5,
-            (1 + sigma_next**2) ** -0.5,
-        )
+        shrink = sigma_next / sigma
+        signal = (1 + sigma**2) ** -0.5
+        signal_next = (1 + sigma_next**2) ** -0.5
         ahead = 0.0
         if 0 < step < len(sigmas) - 1:
-            ahead = math.log(sigma / sigma_next) / math.log(sigmas[step - 1] / sigma) / 2
-        weights.append((shrink * signal_next / signal, signal_next * (1 - shrink), ahead))
+            growth_before = math.log(sigmas[step - 1] / sigma)
+            ahead = math.log(sigma / sigma_next) / growth_before / 2
+        keep = shrink * signal_next / signal
+        pull = signal_next * (1 - shrink)
+        weights.append((keep, pull, ahead))
     return weights
 
 
