@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -74,6 +75,13 @@ def release_voxels(paths: Iterable[str | Path | None]) -> None:
         names = {str(path) for path in paths}
         for state in [state for state in kept if state[0] in names]:
             del kept[state]
+
+
+def digest_of(path: str | Path) -> str:
+    """SHA-256 of voxels and affine of a volume, however its file was compressed."""
+    digest = hashlib.sha256(open_volume(path).affine.tobytes())
+    digest.update(np.ascontiguousarray(scaled_voxels(path).T).data)
+    return digest.hexdigest()
 
 
 def physical_memory() -> int:
