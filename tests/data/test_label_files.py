@@ -36,7 +36,7 @@ def test_labels_are_matched_by_what_is_unambiguous() -> None:
     }
     assert match_labels(["a", "a_0000"], ["a.seg.nrrd"]).unused == ["a.seg.nrrd"]
     for names in (["a.nii", "a.nii.gz"], ["a.seg.nii", "a.seg.nrrd"]):
-        with pytest.raises(ValueError, match="expected one label for the case a, got .*; remove"):
+        with pytest.raises(ValueError, match=r"expected one label for the case a, got .*; remove"):
             match_labels(["a"], names)
 
 
@@ -117,6 +117,6 @@ def test_a_value_has_one_name_in_all_cases(tmp_path: Path) -> None:
     check_classes([first, first])
     check_classes([write_masks(tmp_path / "3", heart=1), write_masks(tmp_path / "4", brain=1)])
     with pytest.raises(
-        ValueError, match="expected the same masks for each case, got a in .*1 and b"
+        ValueError, match=r"expected the same masks for each case, got a in .*1 and b"
     ):
         check_classes([first, second])
