@@ -91,7 +91,7 @@ class SourceGridWriter(NibabelWriter):
     def write(self, filename: str | os.PathLike[Any], verbose: bool = False, **kwargs: Any) -> None:
         """Write the file, whole or not at all; ``ValueError`` if the result is on another grid than its source."""
         voxels = convert_to_numpy(self.data_obj)
-        data = np.asarray(voxels, dtype=self.output_dtype)[..., 0]
+        data = np.asarray(voxels, dtype=self.output_dtype)
         self.data_obj = None  # SaveImage keeps its writer until the next case; the volume is freed
         affine = convert_to_numpy(self._result_affine)
         expected = open_volume(self._source).affine
@@ -99,7 +99,7 @@ class SourceGridWriter(NibabelWriter):
             raise ValueError(
                 f"the result is not on the grid of {self._source}; put Invertd before SaveImaged"
             )
-        save_like(data, self._source, Path(filename))
+        save_like(data[..., 0], self._source, Path(filename))
 
 
 @dataclass(eq=False)
