@@ -128,6 +128,7 @@ class TranslationCases:
                     missing[name] = contrast
             if not missing:
                 continue
+
             try:
                 checked = self._check_case(case, image, label)
             except (ValueError, OSError) as error:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Open and read NIfTI files; within a run, a file's header is parsed once and its voxels are decompressed once."""
+"""Open and read NIfTI files; within a run, headers are parsed once, and voxels kept from the check to the transform."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 from monai.data import MetaTensor
+from nibabel.affines import apply_affine
 
 from contourdiff.data.atomic import save_figure
 from contourdiff.data.planes import ResampledPlanes
@@ -96,15 +97,16 @@ def filled_slices(label: str | Path, target: MetaTensor, slice_axis: int) -> np.
     """
     image = open_volume(label)
     target_affine = np.asarray(target.affine, dtype=np.float64)
-    to_slice = (np.linalg.inv(target_affine) @ image.affine)[slice_axis]
-    label_axis = int(np.argmax(np.abs(to_slice[:3])))
+    to_target = np.linalg.inv(target_affine) @ image.affine
+    label_axis = int(np.argmax(np.abs(to_target[slice_axis, :3])))
     filled = _filled_along(scaled_voxels(label), label_axis)
     middle = [(size - 1) / 2 for size in image.shape]
     centers = np.tile(middle, (len(filled), 1))
     centers[:, label_axis] = filled
-    positions = np.rint(centers @ to_slice[:3] + to_slice[3])
+    positions = apply_affine(to_target, centers)[:, slice_axis]
+    numbers = np.rint(positions).astype(int)
     last = target.shape[1 + slice_axis] - 1
-    return np.unique(np.clip(positions.astype(int), 0, last))
+    return np.unique(numbers.clip(0, last))
 
 
 def _filled_along(volume: np.ndarray, axis: int) -> np.ndarray:
