@@ -126,11 +126,9 @@ def _check_size(path: Path, claimed: int) -> None:
         raise ValueError(f"expected a whole file, but {got}; copy or convert it again")
 
 
-def check_case(image: str | Path, label: str | Path | None = None) -> list[str]:
-    """Validate a CT and its label as [`check_label`][] does; return warnings, as for a volume that cannot be CT."""
+def check_case(image: str | Path) -> list[str]:
+    """Validate a CT as [`check_volume`][] does; return warnings, as for a volume that cannot be CT."""
     minimum = float(check_volume(image).min())
-    if label is not None:
-        check_label(image, label)
     if minimum <= CT_MINIMUM_HU:
         return []
     return [

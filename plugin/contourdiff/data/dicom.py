@@ -77,10 +77,12 @@ def is_dicom(path: Path) -> bool:
     return begin[128:] == b"DICM" or WITHOUT_MARK.match(begin) is not None
 
 
-def read_header(path: str | Path, tags: Sequence[str] = TAGS) -> Dataset | None:
-    """Some elements of a DICOM file; ``None`` if it is cut or damaged before they end, or has no preamble."""
+def read_header(path: str | Path, with_preamble: bool = True) -> Dataset | None:
+    """The elements `TAGS` of a DICOM file; ``None`` if it is cut before they end, or has no preamble but should."""
     try:
-        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(tags))
+        header = pydicom.dcmread(
+            path, stop_before_pixels=True, specific_tags=list(TAGS), force=not with_preamble
+        )
         if not header.get("SOPClassUID"):
             header.SOPClassUID = header.file_meta.MediaStorageSOPClassUID
         is_cut = header.SOPClassUID in CT_CLASSES and "Rows" not in header
@@ -135,8 +137,12 @@ def _read(slices: dict[str, Dataset], where: str) -> Any:
         raise ValueError(
             f"expected one slice a file in {where}, got several multi-frame files; {CONVERT}"
         )
-    _check_planes(planes, where)
-    order, distance_mm = _stack(planes, where)
+    try:
+        _check_planes(planes, where)
+        order, distance_mm = _stack(planes, where)
+    except ValueError as error:
+        advice = f", or {CONVERT}" if len(planes) > len(slices) else ""
+        raise ValueError(f"{error}{advice}") from error
     image = _rescaled(list(slices), order, where)
     first = planes[order[0]]
     normal = _normal(first)

@@ -69,7 +69,7 @@ def _turned(
 
 def _convert_dicom(source: Path, path: Path, ct: Path) -> None:
     """Write the segments of a DICOM SEG, by their numbers, on the grid of the CT."""
-    header = read_header(source, ("SOPClassUID", "Modality"))
+    header = read_header(source, with_preamble=False)
     modality = (
         "no readable file" if header is None else str(header.get("Modality") or "no modality")
     )
