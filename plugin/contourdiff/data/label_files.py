@@ -31,8 +31,8 @@ def local_label(source: Source, path: Path, ct: Path) -> Path:
         ct: the CT, a NIfTI file that was checked.
 
     Raises:
-        ValueError: as [`contourdiff.data.checks.check_label`][], or for DICOM other than a SEG on voxels of the CT.
-        ImportError: for a DICOM SEG without highdicom.
+        ValueError: as [`contourdiff.data.checks.check_label`][], or for DICOM other than a SEG on voxels of the CT,
+            or without highdicom.
     """
     local = local_file(source, path)
     if local.is_file() and is_dicom(local):
@@ -106,8 +106,8 @@ def _segments_of(source: Path) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
     try:
         import highdicom
     except ImportError as error:
-        raise ImportError(
-            "DICOM SEG is read with highdicom: pip install 'contourdiff[dicom]'"
+        raise ValueError(
+            f"expected highdicom to read {source.name}, got no highdicom; pip install 'contourdiff[dicom]'"
         ) from error
     try:
         segmentation = highdicom.seg.segread(source)
