@@ -63,19 +63,22 @@ def local_nifti(source: Source, path: Path, series_uid: str | None = None) -> Pa
     Raises:
         ValueError: if it cannot be read.
     """
+    local = local_file(source, path)
+    if not local.is_dir() and not local.name.lower().endswith(ITK_SUFFIXES):
+        return local
+    convert_to_nifti(local, path, series_uid)
     if is_url(source):
-        copy = path.with_name(Path(source).name)
-        _fetch(str(source), copy)
-        if is_volume(copy, NIFTI_SUFFIXES):
-            return copy
-        convert_to_nifti(copy, path, series_uid)
-        copy.unlink()
-        return path
-    source = Path(source)
-    if source.is_dir() or source.name.lower().endswith(ITK_SUFFIXES):
-        convert_to_nifti(source, path, series_uid)
-        return path
-    return source
+        local.unlink()
+    return path
+
+
+def local_file(source: Source, path: Path) -> Path:
+    """The file itself, or the copy beside ``path`` of what a URL names; ``ValueError`` if that cannot be read."""
+    if not is_url(source):
+        return Path(source)
+    copy = path.with_name(Path(source).name)
+    _fetch(str(source), copy)
+    return copy
 
 
 def _listed_inputs(root: Source, datalist: str | Path | Sequence[Any], section: str) -> list[Pair]:

@@ -12,6 +12,7 @@ from typing import Any
 from contourdiff.data.case_files import CaseFiles, converted_ct, converted_label
 from contourdiff.data.checks import check_case, check_name
 from contourdiff.data.inputs import Pair, Source, find_inputs, is_url, local_nifti
+from contourdiff.data.label_files import local_label
 from contourdiff.data.nifti_names import VOLUME_SUFFIXES, case_of
 
 logger = logging.getLogger(__name__)
@@ -143,9 +144,9 @@ class TranslationCases:
         """What the items of a case share; ``ValueError`` or ``OSError`` if it cannot be translated."""
         check_name(Path(image))
         ct = local_nifti(image, converted_ct(self.output_dir, case), self.series_uid)
+        warnings = check_case(ct)
         if label is not None:
-            label = local_nifti(label, converted_label(self.output_dir, case))
-        warnings = check_case(ct, label)
+            label = local_label(label, converted_label(self.output_dir, case), ct)
         for warning in warnings:
             logger.warning("%s: %s", case, warning)
         return {
