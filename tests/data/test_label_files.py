@@ -15,7 +15,7 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff
 
 from contourdiff.data.inputs import local_nifti
 from contourdiff.data.itk_files import write_itk
-from contourdiff.data.label_files import local_label
+from contourdiff.data.local_labels import local_label
 from helpers import OBLIQUE, ball_ct, write_nifti, write_series
 
 VOLUME = ball_ct((6, 20, 24))

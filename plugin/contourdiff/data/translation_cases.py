@@ -12,7 +12,7 @@ from typing import Any
 from contourdiff.data.case_files import CaseFiles, converted_ct, converted_label
 from contourdiff.data.checks import check_case, check_name
 from contourdiff.data.inputs import Pair, Source, find_inputs, is_url, local_nifti
-from contourdiff.data.label_files import local_label
+from contourdiff.data.local_labels import local_label
 from contourdiff.data.nifti_names import VOLUME_SUFFIXES, case_of
 
 logger = logging.getLogger(__name__)
