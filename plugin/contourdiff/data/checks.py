@@ -11,7 +11,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from contourdiff.data.nifti_names import VOLUME_SUFFIXES
+from contourdiff.data.nifti_names import check_encoding
 from contourdiff.data.volumes import open_volume, physical_memory, scaled_voxels
 
 GRID_TOLERANCE_MM = 0.01
@@ -65,18 +65,6 @@ def check_volume(path: str | Path) -> np.ndarray:
             f"expected finite voxels in {path.name}, got {count} that are NaN or infinite; replace them"
         )
     return voxels
-
-
-def check_name(path: Path) -> None:
-    """Raise ``ValueError`` unless a path is a folder, or named as a volume, with characters that can be printed."""
-    if not path.name.isprintable():
-        raise ValueError(
-            f"expected a name without control characters, got {path.name!a}; rename the file"
-        )
-    if not path.is_dir() and not path.name.lower().endswith(VOLUME_SUFFIXES):
-        raise ValueError(
-            f"expected a volume ({', '.join(VOLUME_SUFFIXES)}) or a DICOM folder, got {path.name}; convert it"
-        )
 
 
 def check_memory(size: int, what: str) -> None:
@@ -183,6 +171,7 @@ def _grid_limit_mm(affine: np.ndarray) -> float:
 
 def check_output_dir(path: str | Path) -> None:
     """Create the folder if it is absent; raise ``ValueError`` if files cannot be written there."""
+    check_encoding(Path(path))
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):

@@ -64,7 +64,7 @@ class SourceGridReader(NibabelReader):
 
     def _get_array_data(self, img: nib.Nifti1Image, *args: Any) -> np.ndarray:
         voxels = scaled_voxels(str(self.filenames[0]))
-        release_voxels(self.filenames[:1])  # what follows takes the memory
+        release_voxels([str(self.filenames[0])])  # what follows takes the memory
         voxels.flags.writeable = True
         return voxels
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -71,7 +72,7 @@ def keep_voxels() -> Iterator[None]:
         _kept.reset(token)
 
 
-def release_voxels(paths: Iterable[str | Path | None]) -> None:
+def release_voxels(paths: Iterable[str | os.PathLike[str] | None]) -> None:
     """Release what is kept of some files; ``None`` is none."""
     kept = _kept.get()
     if kept:
@@ -108,6 +109,13 @@ def _storable(voxels: np.ndarray) -> np.ndarray:
             f"expected one number a voxel, got the data type {voxels.dtype}; pass gray levels or label values"
         )
     return voxels
+
+
+def digest_of(path: str | Path) -> str:
+    """SHA-256 of voxels and affine of a volume, however its file was compressed."""
+    digest = hashlib.sha256(open_volume(path).affine.tobytes())
+    digest.update(np.ascontiguousarray(scaled_voxels(path).T).data)
+    return digest.hexdigest()
 
 
 def physical_memory() -> int:

@@ -138,6 +138,7 @@ def write_index(cases: Sequence[Case], output_dir: str | Path, command: str | No
         folder=shlex.quote(str(output_dir)),
         command=command,
         finished=read_run(output_dir).get("finished"),
+        notes=read_run(output_dir).get("warnings", []),
     )
     write_text(path, page)
     return path
