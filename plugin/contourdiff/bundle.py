@@ -27,7 +27,7 @@ Kind = TypeVar("Kind")
 
 BUNDLE_NAME = "contourdiff_ct2mr"
 MLFLOW_ENTRIES = set(DEFAULT_MLFLOW_SETTINGS["configs"])  # type: ignore[call-overload]
-RESERVED = {"imports", "initialize", "run", "finalize"} | MLFLOW_ENTRIES
+RESERVED = {"bundle_root", "imports", "initialize", "run", "finalize"} | MLFLOW_ENTRIES
 """Entries with a meaning to MONAI, whether or not a config refers to them."""
 WORKFLOW_ARGUMENTS = inspect.signature(ConfigWorkflow).parameters.keys() - {"override"}
 SETTINGS_HEAD = "// settings"

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from contourdiff.bundle import config_files, read_config
 from contourdiff.contours import contour_of
-from contourdiff.data.atomic import without_nan, write_csv, write_text
+from contourdiff.data.atomic import read_json, without_nan, write_csv, write_text
 from contourdiff.data.nifti_names import case_name, case_of, nifti_by_case
 from contourdiff.data.training_cases import labelled_cases
 from contourdiff.inference.volume_state import contour_box
@@ -170,7 +170,7 @@ def ct_case(image: str | Path) -> str:
     record = Path(str(image).removesuffix(".nii.gz") + ".json")
     if not record.is_file():
         return case_name(image)
-    return case_of(json.loads(record.read_text(encoding="utf-8"))["image"])
+    return case_of(read_json(record)["image"])
 
 
 def folder_quality(

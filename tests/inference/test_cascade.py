@@ -90,15 +90,17 @@ def test_a_batch_size_counts_for_both_networks(
     assert (denoise.calls, denoise.batch_size) == (6, 1)
 
 
+class WithoutContrasts(torch.nn.Module):
+    """A second network that takes no ``class_labels``: its output is the coarse image."""
+
+    def forward(self, x: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        return x[:, 2:]
+
+
 def test_the_contrast_is_for_the_first_network(contours: torch.Tensor) -> None:
     torch.manual_seed(0)
     coarse = small(in_channels=5, contrasts=["t1", "t2"])
-
-    def refiner(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        return -x[:, 2:]  # takes no class_labels
-
-    cascade = CascadeUNet(coarse, coarse)
-    cascade.refiner = refiner  # type: ignore[assignment]
+    cascade = CascadeUNet(coarse, WithoutContrasts())
     denoise = Execution(batch_size=3).denoiser(cascade, SAMPLER)
     default, first, second = (denoise(contours, PLACES, class_labels=n) for n in (None, 0, 1))
     mixed = denoise(contours, PLACES, class_labels=[0, 1, 1])

@@ -61,7 +61,7 @@ class ResampledPlanes:
         part = self._part(to_voxels, shape, axis)
         stored = self.voxels[part]
         if not stored.size:
-            return np.zeros(shape, dtype=np.float32).take(0, axis=axis)
+            return np.zeros(np.delete(shape, axis), dtype=np.float32)
         scaled = np.asarray(apply_read_scaling(stored, *self._scaling))
         values = torch.as_tensor(scaled.astype(np.float32))
         if self.window is not None:

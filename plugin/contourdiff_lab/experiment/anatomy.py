@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from contourdiff.bundle import config_files, read_config
-from contourdiff.data.atomic import save_figure
+from contourdiff.data.atomic import read_json, save_figure
 from contourdiff.data.nifti_names import case_name, case_of
 from contourdiff.data.training_cases import labelled_cases
 from contourdiff.pictures import image_grid
@@ -49,7 +48,7 @@ Record = Mapping[str, Any]
 
 def translation_folders(folder: Path, rows: Sequence[str]) -> dict[str, list[Path]]:
     """Folders of translations of every row that has some, in an experiment's folder; those of other tools, too."""
-    plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+    plan = read_json(folder / "plan.json")
     by_row = {}
     for row in rows:
         folders = sorted((folder / row).glob("translations_*"))
@@ -102,7 +101,7 @@ def _measured_cases(
 def _read_cases(path: Path) -> list[Record]:
     if not path.is_file():
         return []
-    cases: list[Record] = json.loads(path.read_text(encoding="utf-8"))["cases"]
+    cases: list[Record] = read_json(path)["cases"]
     return cases
 
 

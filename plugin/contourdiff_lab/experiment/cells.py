@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from contourdiff.bundle import run_inference_config, training_overlays
-from contourdiff.data.atomic import copy_file, write_text
+from contourdiff.data.atomic import copy_file, read_json, write_json
 from contourdiff.data.label_map import LabelMap
 from contourdiff.data.nifti_names import case_of
 from contourdiff_lab.baselines.training import train_baseline, translate_with_baseline
@@ -138,10 +137,10 @@ def _cross_validate(
 
 def _record_folds(folders: Sequence[Path], folds: list[list[str]], output_dir: Path) -> None:
     """Write ``trained.json`` of all folds together: the first one's, with the seconds of all."""
-    records = [json.loads((folder / "trained.json").read_text("utf-8")) for folder in folders]
+    records = [read_json(folder / "trained.json") for folder in folders]
     seconds = sum(record["seconds"] for record in records)
     record = {**records[0], "seconds": seconds, "patients": folds}
-    write_text(output_dir / "trained.json", json.dumps(record, indent=2) + "\n")
+    write_json(output_dir / "trained.json", record)
 
 
 def _test(

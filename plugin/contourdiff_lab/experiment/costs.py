@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from contourdiff.bundle import find_bundle
-from contourdiff.data.atomic import write_text
+from contourdiff.data.atomic import read_json, write_text
 from contourdiff.tables import markdown_table
 from contourdiff.weights import count_parameters, sha256_of
 from contourdiff_lab.experiment.plan import Cell
@@ -71,8 +70,8 @@ def cost_table(folder: Path, rows: Sequence[str], bundle: str | Path | None = No
 
 def _translator_costs(folder: Path, row: str, bundle: str | Path | None) -> list[str]:
     """Minutes, budget, parameters and evaluations a slice."""
-    trainings = [_read(path) for path in sorted((folder / row).glob("weights*/trained.json"))]
-    translations = [_read(path) for path in (folder / row).glob("translations_*/*_mr.json")]
+    trainings = [read_json(path) for path in sorted((folder / row).glob("weights*/trained.json"))]
+    translations = [read_json(path) for path in (folder / row).glob("translations_*/*_mr.json")]
     if not trainings and not translations:
         return ["-"] * 4
     if not trainings:
@@ -90,9 +89,9 @@ def _shipped_training(folder: Path, bundle: str | Path | None) -> Record:
     root = find_bundle(bundle)
     weights = sorted((root / "models").glob("*.pt"))
     digests = [sha256_of(path) for path in weights]
-    if _read(folder / "plan.json").get("weights") not in digests:
+    if read_json(folder / "plan.json").get("weights") not in digests:
         return {}
-    training: Record = _read(root / "configs" / "metadata.json").get("training", {})
+    training: Record = read_json(root / "configs" / "metadata.json").get("training", {})
     return {**training, "parameters": sum(count_parameters(path) for path in weights)}
 
 
@@ -133,7 +132,7 @@ def _segmentation_costs(folder: Path) -> list[str]:
     for name in sorted(by_architecture, key=lambda name: (name != "unet", name)):
         cells = by_architecture[name]
         trainings = [path / "trained.json" for path in cells]
-        records = [_read(path) for path in trainings if path.is_file()]
+        records = [read_json(path) for path in trainings if path.is_file()]
         counts = _recorded("parameters", records) or [count_parameters(cells[0] / "model.pt")]
         minutes.append(_mean(np.divide(_recorded("seconds", records), 60), 1))
         epochs.append(_mean(_recorded("epochs", records), 0))
@@ -150,8 +149,3 @@ def _recorded(name: str, records: Iterable[Record]) -> list[float]:
 
 def _mean(values: Any, digits: int) -> str:
     return f"{np.mean(values):,.{digits}f}" if len(values) else UNKNOWN
-
-
-def _read(path: Path) -> Record:
-    content: Record = json.loads(path.read_text(encoding="utf-8"))
-    return content

@@ -9,7 +9,7 @@ from os.path import realpath
 from pathlib import Path
 from typing import Any
 
-from contourdiff.data.atomic import write_text
+from contourdiff.data.atomic import read_json, write_json
 from contourdiff.weights import sha256_of
 from contourdiff_lab.experiment.plan import ExperimentPlan
 from contourdiff_lab.experiment.plan_inputs import PlanInputs
@@ -27,7 +27,7 @@ def plan_entries(plan: ExperimentPlan, inputs: PlanInputs) -> dict[str, Any]:
         "ct_dir": realpath(plan.ct_dir),
         "mr_dir": realpath(plan.mr_dir),
         "weights": sha256_of(inputs.ckpt_path),
-        "label_map": json.loads(inputs.label_map.read_text(encoding="utf-8")),
+        "label_map": read_json(inputs.label_map),
         "overlays": list(plan.overlays),
         "patient_pattern": plan.patient_pattern,
         "folders": {name: realpath(folder) for name, folder in plan.folders.items()},
@@ -65,14 +65,14 @@ def record_plan(path: Path, record: Mapping[str, Any]) -> None:
         raise ValueError(
             f"{path.parent} holds a table of another plan (other: {changed}); pass another output_dir"
         )
-    write_text(path, json.dumps(plan, indent=2) + "\n")
+    write_json(path, plan)
 
 
 def _read(path: Path) -> dict[str, Any]:
     """The earlier record, if there is one; baselines were once called rivals."""
     if not path.is_file():
         return {}
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    record: dict[str, Any] = read_json(path)
     if "rivals" in record:
         record["baselines"] = record.pop("rivals")
     return record

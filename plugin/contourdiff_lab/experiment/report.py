@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ import nibabel as nib
 import numpy as np
 from matplotlib.axes import Axes
 
-from contourdiff.data.atomic import save_figure, write_csv, write_text
+from contourdiff.data.atomic import read_json, save_figure, write_csv, write_text
 from contourdiff.data.nifti_names import case_of
 from contourdiff.data.training_cases import labelled_cases
 from contourdiff.pictures import image_grid
@@ -156,7 +155,7 @@ def _records(folder: Path, groups: Mapping[str, str], first: Sequence[str]) -> l
             scores = path / group / "scores.json"
             if not scores.is_file():
                 continue
-            summaries = json.loads(scores.read_text(encoding="utf-8"))["summary"]
+            summaries = read_json(scores)["summary"]
             if len(summaries) == 2:
                 summaries = summaries[:1]  # the class, and all classes, which are the same
             for summary in summaries:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import monai.bundle
 
 from contourdiff.bundle import read_config
-from contourdiff.data.atomic import write_text
+from contourdiff.data.atomic import write_json
 from contourdiff.training.handlers import newest_checkpoint
 from contourdiff.weights import count_parameters
 from contourdiff_lab.config_files import lab_config_files
@@ -45,7 +44,7 @@ def train_once(
         "epochs": epochs,
         "parameters": count_parameters(weights),
     }
-    write_text(folder / "trained.json", json.dumps(record, indent=2) + "\n")
+    write_json(folder / "trained.json", record)
     return weights
 
 

@@ -51,8 +51,8 @@ def centered_on(contour: np.ndarray, reference: np.ndarray) -> np.ndarray:
 
     What leaves the image is lost; where either is empty, nothing is shifted. Returns bool, as large as ``reference``.
     """
-    places = np.stack(np.nonzero(contour))
-    targets = np.stack(np.nonzero(reference))
+    places = np.argwhere(np.asarray(contour)).T
+    targets = np.argwhere(np.asarray(reference)).T
     height, width = np.shape(reference)
     shifted = np.zeros((height, width), dtype=bool)
     if places.size and targets.size:

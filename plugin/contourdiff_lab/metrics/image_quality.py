@@ -14,7 +14,7 @@ from monai.metrics import FIDMetric, MMDMetric
 from monai.networks.utils import eval_mode
 from monai.transforms import Resize, SpatialPad
 from skimage.segmentation import find_boundaries
-from torch import nn
+from torch import Tensor, nn
 
 from contourdiff.contours import foreground_mask
 from contourdiff.inference.volume_state import contour_box
@@ -22,8 +22,9 @@ from contourdiff.metrics.contour_agreement import contour_agreement
 
 Fit = Literal["pad", "resize"]
 Slices = Sequence[np.ndarray]
+Size = tuple[int, int]
 Device = torch.device | str
-FeatureMapping = Callable[[torch.Tensor], torch.Tensor]
+FeatureMapping = Callable[[Tensor], Tensor]
 
 
 def load_extractor(path: str | Path, device: Device = "cpu") -> nn.Module:
@@ -53,7 +54,7 @@ def slice_features(
     *,
     channels: int = 1,
     device: Device = "cpu",
-) -> torch.Tensor:
+) -> Tensor:
     """Features of slices, ``(N, F)`` float64 on the CPU; they do not depend on the batch.
 
     Slices are ``(H, W)`` gray levels in [0, 255], all of one shape. The extractor, a network on ``device`` that runs in
@@ -89,7 +90,7 @@ def image_quality(
     extractor_name: str,
     foreground_only: bool = False,
     *,
-    size_px: tuple[int, int] = (256, 256),
+    size_px: Size = (256, 256),
     fit: Fit = "pad",
     mask_options: Mapping[str, float] | None = None,
     mmd_mapping: FeatureMapping | None = None,
@@ -190,7 +191,7 @@ def label_boundary_agreement(
 
 def _check_features(output: Any, count: int) -> None:
     shape: Any = type(output).__name__
-    if isinstance(output, torch.Tensor):
+    if isinstance(output, Tensor):
         shape = tuple(output.shape)
         if output.ndim >= 2 and len(output) == count:
             return
@@ -199,7 +200,7 @@ def _check_features(output: Any, count: int) -> None:
     )
 
 
-def _evenly(values: torch.Tensor, count: int) -> torch.Tensor:
+def _evenly(values: Tensor, count: int) -> Tensor:
     """``count`` evenly spread rows of ``values``."""
     positions = np.linspace(0, len(values) - 1, count)
     return values[positions.round().astype(int)]
@@ -222,7 +223,7 @@ def _bodies(
     return bodies
 
 
-def _fitted(image: np.ndarray, size_px: tuple[int, int], fit: Fit) -> np.ndarray:
+def _fitted(image: np.ndarray, size_px: Size, fit: Fit) -> np.ndarray:
     """``image`` centered on black of ``size_px``, ``(H, W)`` -> ``size_px``; scaled to fill it with ``"resize"``."""
     image = np.asarray(image)
     if image.ndim != 2 or not np.isfinite(image).all():
@@ -248,7 +249,7 @@ def _fitted(image: np.ndarray, size_px: tuple[int, int], fit: Fit) -> np.ndarray
     return padded[0].numpy()
 
 
-def _fid(translated: torch.Tensor, real: torch.Tensor, warnings: list[str]) -> float:
+def _fid(translated: Tensor, real: Tensor, warnings: list[str]) -> float:
     """MONAI's FID, at least 0; where its matrix root fails, the same number from singular values."""
     try:
         fid = float(FIDMetric()(translated, real))
@@ -262,7 +263,7 @@ def _fid(translated: torch.Tensor, real: torch.Tensor, warnings: list[str]) -> f
     return max(fid, 0.0)
 
 
-def _fid_by_singular_values(translated: torch.Tensor, real: torch.Tensor) -> float:
+def _fid_by_singular_values(translated: Tensor, real: Tensor) -> float:
     """For covariances A'A and B'B, ``tr sqrt(A'A B'B)`` is the sum of ``svd(AB')``."""
     a = _residuals(translated)
     b = _residuals(real)
@@ -272,7 +273,7 @@ def _fid_by_singular_values(translated: torch.Tensor, real: torch.Tensor) -> flo
     return float(shift.square().sum() + (spread - 2 * cross))
 
 
-def _residuals(features: torch.Tensor) -> torch.Tensor:
+def _residuals(features: Tensor) -> Tensor:
     """Matrix ``(N, F)`` whose square ``A'A`` is the covariance of the features."""
     centered = features - features.mean(0)
     return centered / math.sqrt(len(features) - 1)

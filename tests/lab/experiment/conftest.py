@@ -71,7 +71,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> ExperimentPlan:
         mr_training={"dataset_dir": str(root / "mr_training")},
         overlays=("single",),
         translation={
-            "network_def": {**translator, "contrast": "@contrast"},
+            "network_def": translator,
             "contrasts": CONTRASTS,
             "num_inference_steps": 2,
             "candidates": 2,
