@@ -270,7 +270,7 @@ class IndependentCandidates(Painter):
             batch_size=denoiser.batch_size,
         )
         for choice, image in choose(pool, volume.indices, self.rules):
-            candidates = pool.drawn(choice.slice_index)
+            candidates = pool.drawn(choice.slice_index, choice.rounds)
             yield PaintedSlice(volume, choice, image, candidates)
             pool.forget(choice.slice_index)
         volume.network_calls = denoiser.calls - calls_before
