@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -27,40 +26,6 @@ MARROW_HU = 180
 LEVELS = len(LABELS) + 2  # above L1 the unlabeled T12 and T11
 BODY_HALF_DEPTH_MM = 17.0
 BODY_HALF_HEIGHT_MM = 13.5
-
-
-class Ellipsoid(NamedTuple):
-    """Center and half axes in mm; with two of each, a tube along the spine, to the front from its bodies' centers."""
-
-    center: Sequence[float] | np.ndarray
-    half_axes: Sequence[float] | np.ndarray
-
-    def contains(self, *coordinates: np.ndarray) -> np.ndarray:
-        """Mask of the points inside."""
-        squares = np.zeros(())
-        for position, center, half_axis in zip(coordinates, *self, strict=True):
-            squares = squares + ((position - center) / half_axis) ** 2
-        return squares < 1
-
-
-class Box(NamedTuple):
-    """Ranges in mm: beside the midline, and to the front and up from the center of a vertebra."""
-
-    side: tuple[float, float]
-    front: tuple[float, float]
-    up: tuple[float, float]
-
-    def contains(self, *coordinates: np.ndarray) -> np.ndarray:
-        """Mask of the points inside."""
-        inside = np.ones((), dtype=bool)
-        for position, (low, high) in zip(coordinates, self, strict=True):
-            inside = inside & (position > low) & (position < high)
-        return inside
-
-
-PEDICLES = Box(side=(8, 16), front=(-30, -10), up=(-1, 11))
-TRANSVERSE_PROCESSES = Box(side=(12, 40), front=(-28, -20), up=(-1, 9))
-SPINOUS_PROCESS = Box(side=(-5, 5), front=(-57, -33), up=(-12, 4))
 
 
 def lumbar_phantom(
@@ -153,10 +118,11 @@ class _Phantom:
 
     def paint_soft_tissue(self, rng: np.random.Generator) -> None:
         """Skin fat, muscle wall and paraspinal muscle; in the cavity fat, psoas, liver, aorta and bowel."""
+        position = (self.x, self.y, self.z)
         cavity = self._body(inset_mm=24.0) & ((self.front > 8.0) | (self.side > 62.0))
-        psoas = Ellipsoid((38, 3), (17, 19)).contains(self.side, self.front)
-        liver = Ellipsoid((45, 165, 255), (52, 62, 62)).contains(self.x, self.y, self.z)
-        aorta = Ellipsoid((-6, 29), (9.5, 9.5)).contains(self.x, self.front) & (self.z > 85)
+        psoas = _in_ellipsoid((self.side, self.front), (38, 3), (17, 19))
+        liver = _in_ellipsoid(position, (45, 165, 255), (52, 62, 62))
+        aorta = _in_ellipsoid((self.x, self.front), (-6, 29), (9.5, 9.5)) & (self.z > 85)
         self.volume[self._body(inset_mm=0.0)] = FAT_HU
         self.volume[self._body(inset_mm=14.0)] = MUSCLE_HU
         self.volume[cavity] = FAT_HU
@@ -166,11 +132,11 @@ class _Phantom:
         for height in np.linspace(20, 205, 14):
             center = rng.uniform((-52, 162, height - 8), (52, 195, height + 8))
             half_axes = rng.uniform(13, 22, size=3)
-            loop = cavity & Ellipsoid(center, half_axes).contains(self.x, self.y, self.z)
+            loop = cavity & _in_ellipsoid(position, center, half_axes)
             self.volume[loop] = 35
             if rng.random() < 0.6:
                 center[1] += 4.0  # gas rises to the front of a supine patient
-                gas = Ellipsoid(center, half_axes * 0.65).contains(self.x, self.y, self.z)
+                gas = _in_ellipsoid(position, center, half_axes * 0.65)
                 self.volume[loop & gas] = -900
 
     def paint_sacrum(self) -> None:
@@ -190,12 +156,11 @@ class _Phantom:
     def paint_vertebra(self, level: int) -> None:
         """Pedicles, transverse processes, lamina and spinous process; before them the body, which has a waist."""
         front, up, radius = self._at_level(level)
-        pedicles = PEDICLES.contains(self.side, front, up)
-        transverse = TRANSVERSE_PROCESSES.contains(self.side, front, up)
-        spinous = SPINOUS_PROCESS.contains(self.side, front, up - 0.25 * (front + 33))
-        lamina = (
-            self._behind_spine(Ellipsoid((0, -27), (17, 12))) & (front < -22) & (np.abs(up + 2) < 9)
-        )
+        pedicles = _in_box((self.side, front, up), (8, 16), (-30, -10), (-1, 11))
+        transverse = _in_box((self.side, front, up), (12, 40), (-28, -20), (-1, 9))
+        lowered = up - 0.25 * (front + 33)
+        spinous = _in_box((self.side, front, lowered), (-5, 5), (-57, -33), (-12, 4))
+        lamina = self._behind_spine(17, 12) & (front < -22) & (np.abs(up + 2) < 9)
         arch = pedicles | transverse | spinous | lamina
         waist = 1 - 0.08 * np.clip(1 - (up / BODY_HALF_HEIGHT_MM) ** 2, 0, 1)
         from_rim = (1 - radius / waist) * BODY_HALF_DEPTH_MM
@@ -207,7 +172,7 @@ class _Phantom:
 
     def paint_canal(self) -> None:
         """Spinal canal, which has no label."""
-        canal = self._behind_spine(Ellipsoid((0, -27), (11, 7.5)))
+        canal = self._behind_spine(11, 7.5)
         self.volume[canal] = 5
         self.label[canal] = 0
 
@@ -224,9 +189,10 @@ class _Phantom:
         y = self.y - (belly + back) / 2
         return (half_width > 0) & (_radius(self.x / half_width, y / half_depth, 2.4) < 1)
 
-    def _behind_spine(self, tube: Ellipsoid) -> np.ndarray:
-        """Inside of a tube, above the sacrum's end."""
-        return tube.contains(self.x, self.front) & (self.z > 28.0)
+    def _behind_spine(self, half_width: float, half_depth: float) -> np.ndarray:
+        """Inside of a tube of elliptic section, above the sacrum's end."""
+        tube = _in_ellipsoid((self.x, self.front), (0, -27), (half_width, half_depth))
+        return tube & (self.z > 28.0)
 
     def _at_level(self, level: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Front and up from the center of a vertebra, in mm, and the radius in its body, 1 on the rim."""
@@ -242,6 +208,22 @@ class _Phantom:
         y = self.y - _spine_y(center_z)
         z = self.z - center_z
         return cos * (y - slope * z), cos * (slope * y + z)
+
+
+def _in_ellipsoid(position: Iterable, center: Iterable, half_axes: Iterable) -> np.ndarray:
+    """Mask of the points inside; with two of each coordinates, center and half axes, of a tube."""
+    squares = np.zeros(())
+    for coordinate, middle, half_axis in zip(position, center, half_axes, strict=True):
+        squares = squares + ((coordinate - middle) / half_axis) ** 2
+    return squares < 1
+
+
+def _in_box(position: Iterable[np.ndarray], *ranges: tuple[float, float]) -> np.ndarray:
+    """Mask of the points inside the ranges of all coordinates."""
+    inside = np.ones((), dtype=bool)
+    for coordinate, (low, high) in zip(position, ranges, strict=True):
+        inside = inside & (coordinate > low) & (coordinate < high)
+    return inside
 
 
 def _spine_y(z: np.ndarray | float) -> np.ndarray:
