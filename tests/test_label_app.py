@@ -6,6 +6,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import signal
 import socket
 import subprocess
 import time
@@ -61,7 +62,10 @@ def start(folder: Path, **conf: object) -> tuple[subprocess.Popen, str, Path]:
         **os.environ,
         "PYTHONPATH": "plugin",
         "MONAI_LABEL_SESSION_PATH": str(folder / "sessions"),
+        "TMPDIR": str(folder / "tmp"),
+        "OMP_NUM_THREADS": "1",
     }
+    (folder / "tmp").mkdir()
     log = folder / "server.log"
     with log.open("w") as output:
         server = subprocess.Popen(
@@ -76,24 +80,34 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_phantom(folder, "anna", shape=(5, 80, 70), spacing_mm=(8.0, 2.0, 2.2))
 
 
+def wait_until_it_answers(server: subprocess.Popen, url: str, log: Path) -> None:
+    for _ in range(480):
+        if server.poll() is not None:
+            break
+        try:
+            requests.get(f"{url}/info/", timeout=60).raise_for_status()
+            return
+        except requests.ConnectionError:
+            time.sleep(0.25)
+    pytest.fail(log.read_text()[-3000:])
+
+
 @pytest.fixture(scope="module")
-def url(case: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    server, url, log = start(tmp_path_factory.mktemp("label"), **SETTINGS)
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the server: studies, sessions and temporary files."""
+    return tmp_path_factory.mktemp("label")
+
+
+@pytest.fixture(scope="module")
+def url(case: Path, folder: Path) -> Iterator[str]:
+    server, url, log = start(folder, **SETTINGS)
     try:
-        for _ in range(480):
-            if server.poll() is not None:
-                break
-            try:
-                requests.get(f"{url}/info/", timeout=60).raise_for_status()
-                upload(url, "anna", case.read_bytes())
-                yield url
-                return
-            except requests.ConnectionError:
-                time.sleep(0.25)
-        pytest.fail(log.read_text()[-3000:])
+        wait_until_it_answers(server, url, log)
+        upload(url, "anna", case.read_bytes())
+        yield url
     finally:
         server.terminate()
-        server.wait()
+        server.wait(timeout=60)
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +125,7 @@ def upload(url: str, image: str, content: bytes) -> None:
     assert answer.json() == {"image": image}
 
 
-def infer(url: str, model: str, image: str = "anna", **params: object) -> requests.Response:
+def infer(url: str, model: str, image: str = "anna", /, **params: object) -> requests.Response:
     query = {"image": image, "output": "image"}
     return requests.post(
         f"{url}/infer/{model}", params=query, data={"params": json.dumps(params)}, timeout=300
@@ -167,7 +181,7 @@ def test_what_slicer_asks_for_has_the_gray_levels_and_the_grid(
 
 
 def test_bad_requests_have_a_status_and_a_reason_and_the_server_lives(
-    url: str, case: Path, by_bundle: Path
+    url: str, folder: Path, case: Path, by_bundle: Path
 ) -> None:
     ct = nib.load(case)
     mr = nib.Nifti1Image(np.asarray(ct.dataobj).clip(0, 255).astype(np.uint8), ct.affine)
@@ -178,20 +192,107 @@ def test_bad_requests_have_a_status_and_a_reason_and_the_server_lives(
         "expected the id of an image": infer(url, "contourdiff_t1", "otto"),
         "it is probably not CT": infer(url, "contourdiff_t1", "mr"),
         "expected a readable NIfTI file": infer(url, "contourdiff_t1", "torn"),
-        "expected a whole number as seed": infer(url, "contourdiff_t1", seed="x"),
+        "expected seed to be a whole number": infer(url, "contourdiff_t1", seed="x"),
+        "from 0 to 9223372036854775807, got -1": infer(url, "contourdiff_t1", seed=-1),
+        "got True": infer(url, "contourdiff_t1", seed=True),
+        "got ['sede']": infer(url, "contourdiff_t1", sede=1),
         "expected result_extension": infer(url, "contourdiff_t1", result_extension=".png"),
         "dtype must be": infer(url, "contourdiff_t1", result_dtype="int16"),
     }
-    assert [answer.status_code for answer in bad.values()] == [404, 404, 422, 422, 422, 422, 422]
+    assert [answer.status_code for answer in bad.values()] == [404, 404] + 8 * [422]
     for reason, answer in bad.items():
         assert reason in answer.json()["detail"]
+        assert not any(str(path) in answer.text for path in (folder, case.parent, REPOSITORY))
     assert infer(url, "contourdiff_t1").content == (by_bundle / "anna_t1_mr.nii.gz").read_bytes()
 
 
-def test_the_server_does_not_start_with_an_unknown_setting(tmp_path: Path) -> None:
-    server, _, log = start(tmp_path, contrst="t1")
+def test_no_file_beside_studies_sessions_and_uploads_is_served(
+    url: str, folder: Path, case: Path
+) -> None:
+    (folder / "studies" / "link").mkdir(exist_ok=True)
+    (folder / "sessions").mkdir(exist_ok=True)
+    (folder / "sessions" / "link.nii.gz").symlink_to(case)
+    outside = [
+        str(case),
+        str(folder / "studies" / "anna.nii.gz"),
+        os.path.relpath(case, REPOSITORY),
+        f"{folder}/sessions/../../{case.parent.name}/{case.name}",
+        str(folder / "sessions" / "link.nii.gz"),
+        str(folder / "sessions"),
+        "../studies/anna",
+        f"file://{case}",
+        str(case.with_name("missing.nii.gz")),
+        "",
+    ]
+    answers = [infer(url, "contourdiff_t1", image) for image in outside if image]
+    answers += [infer(url, "contourdiff_t1", image=image) for image in outside]
+    answers += [infer(url, "contourdiff_t1", image=value) for value in (None, [1])]
+    assert {answer.status_code for answer in answers} == {404}
+    assert len({answer.text for answer in answers}) == 1
+    assert "expected the id of an image in the studies, a session or an upload" in answers[0].text
+
+
+def test_a_session_and_an_upload_are_translated_and_leave_no_file(
+    url: str, folder: Path, case: Path
+) -> None:
+    left = sorted((folder / "tmp").rglob("*"))
+    name = ("ct.nii.gz", case.read_bytes())
+    session = requests.put(f"{url}/session/", files={"files": name}, timeout=60).json()
+    query = {"session_id": session["session_id"], "output": "image"}
+    url_of_model = f"{url}/infer/contourdiff_t1"
+    for fields, files in (
+        (query, {}),
+        ({"output": "image"}, {"file": name}),
+        ({"output": "all"}, {"file": name}),
+        ({"output": "json"}, {"file": name}),
+    ):
+        answer = requests.post(url_of_model, params=fields, files=files, timeout=300)
+        assert answer.status_code == 200
+    torn = ("ct.nii.gz", case.read_bytes()[:2000])
+    answer = requests.post(url_of_model, files={"file": torn, "label": name}, timeout=300)
+    assert answer.status_code == 422
+    assert str(folder) not in answer.text
+    assert requests.post(f"{url}/infer/none", files={"file": name}, timeout=60).status_code == 404
+    assert sorted((folder / "tmp").rglob("*")) == left
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_server_within_seconds_while_it_translates(
+    number: signal.Signals, case: Path, tmp_path: Path
+) -> None:
+    server, url, log = start(tmp_path, num_inference_steps=900, num_refinement_steps=90)
+    try:
+        wait_until_it_answers(server, url, log)
+        upload(url, "anna", case.read_bytes())
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(infer, url, "contourdiff_t1")
+            for _ in range(120):
+                if "Infer Request (final)" in log.read_text():
+                    break
+                time.sleep(0.25)
+            time.sleep(2)
+            assert not answer.done()
+            server.send_signal(number)
+            server.wait(timeout=15)
+            assert answer.result().status_code == 503
+        assert not any(path.is_dir() for path in (tmp_path / "tmp").iterdir())
+        assert "Traceback" not in log.read_text()
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("contrst", "t1", "expected settings of the config, got 'contrst'; did you mean contrast?"),
+        ("seed", "-1", "expected seed to be a whole number from 0 to 9223372036854775807, got -1"),
+        ("filter_classes", "9", "expected filter_classes to be a whole number from 2 to 5, got 9"),
+    ],
+)
+def test_the_server_does_not_start_with_a_setting_that_the_command_refuses(
+    name: str, value: str, reason: str, tmp_path: Path
+) -> None:
+    server, _, log = start(tmp_path, **{name: value})
     assert server.wait(timeout=120) != 0
-    assert (
-        "ValueError: expected settings of the config, got 'contrst'; did you mean contrast?"
-        in log.read_text()
-    )
+    assert f"ValueError: {reason}" in log.read_text()

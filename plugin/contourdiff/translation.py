@@ -20,10 +20,11 @@ from contourdiff.data.atomic import copy_file
 from contourdiff.data.case_files import CaseFiles, check_targets, converted_ct, read_record
 from contourdiff.data.checks import check_output_dir
 from contourdiff.data.inputs import Pair, Source, is_local_nifti, is_url, local_nifti
+from contourdiff.data.itk_files import voxels_and_affine
 from contourdiff.data.label_files import masks_of
 from contourdiff.data.nifti_names import OUTPUT_SUFFIXES, check_encoding, is_volume
 from contourdiff.data.translation_cases import TranslationCases, contrast_names
-from contourdiff.data.volumes import digest_of
+from contourdiff.data.volumes import digest_of, write_volume
 from contourdiff.info import usable_device
 
 DATALISTS = (".csv", ".json")
@@ -64,8 +65,8 @@ def translate(
     Args:
         ct: a path (a file, or a folder with a DICOM series), or an image of nibabel, SimpleITK or ITK, or a MetaTensor
             ``(H, W, D)`` or ``(1, H, W, D)``, in Hounsfield units.
-        label: label of the CT, of the same kind and on its grid; shown in the picture and written beside the MR. For a
-            path it may be a folder of masks, which become one label.
+        label: label of the CT, on its grid, a path or an image; shown in the picture and written beside the MR. A
+            path may be a folder of masks, which become one label.
         output: file or folder to write to; without it nothing is kept.
         contrast: of the weights, ``"t1"`` or ``"t2"``; several (``"t1,t2"``) return a dictionary.
         anatomy: ``"lumbar"`` or ``"hip_thigh"``, the paper's settings.
@@ -102,8 +103,8 @@ def translate(
         source = ct
         if not is_path:
             source = _write_image(ct, folder / f"{case}.nii.gz")
-            if label is not None:
-                label = _write_image(label, folder / "labels" / f"{case}.nii.gz")
+        if label is not None and not isinstance(label, (str, Path)):
+            label = _write_image(label, folder / "labels" / f"{case}.nii.gz")
         target = folder / "mr" if output is None else output
         results = translate_path(source, target, label=label, **options)
         images: dict[str | None, Any] = {}
@@ -334,26 +335,31 @@ def _selection(source: str | Path, label: str | Path | None) -> dict[str, Any]:
 
 
 def _write_image(image: Any, path: Path) -> Path:
-    """Write an image in memory as NIfTI."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write an image in memory as NIfTI; ``ValueError`` if it is no volume of numbers."""
     if isinstance(image, MetaTensor):
-        voxels = image.as_tensor().cpu().numpy()
-        if voxels.ndim == 4 and len(voxels) == 1:
-            voxels = voxels[0]
-        image = nib.Nifti1Image(voxels, image.affine.cpu().numpy())
-    if isinstance(image, SpatialImage):
-        nib.save(nib.Nifti1Image(np.asanyarray(image.dataobj), image.affine), path)
-    elif isinstance(image, sitk.Image):
-        sitk.WriteImage(image, str(path))
-    elif type(image).__module__.startswith("itk"):
-        import itk
-
-        itk.imwrite(image, str(path))
+        voxels, affine = _numpy_of(image), image.affine.cpu().numpy()
+    elif isinstance(image, SpatialImage):
+        voxels, affine = np.asanyarray(image.dataobj), image.affine
+    elif isinstance(image, sitk.Image) or type(image).__module__.startswith("itk"):
+        voxels, affine = voxels_and_affine(image, "the image in memory")
     else:
         raise TypeError(
             f"expected a path, a nibabel, SimpleITK or ITK image or a MetaTensor, got {type(image)}"
         )
+    if affine is None:
+        raise ValueError("expected an image with an affine, got none; give it one, in mm")
+    write_volume(voxels, affine, path)
     return path
+
+
+def _numpy_of(image: MetaTensor) -> np.ndarray:
+    """Voxels without the axis of a single channel; floats of 16 bits, which numpy may not have, as float32."""
+    tensor = image.as_tensor().detach().cpu()
+    if tensor.ndim == 4 and len(tensor) == 1:
+        tensor = tensor[0]
+    if tensor.is_floating_point() and tensor.dtype.itemsize < 4:
+        tensor = tensor.float()
+    return tensor.resolve_conj().numpy()
 
 
 def _read_image(path: Path, like: Any) -> Any:
@@ -366,10 +372,13 @@ def _read_image(path: Path, like: Any) -> Any:
         tensor = torch.as_tensor(voxels).reshape(like.shape)
         return MetaTensor(tensor, affine=like.affine.clone(), meta=dict(like.meta))
     if isinstance(like, SpatialImage):
-        return nib.Nifti1Image(voxels, like.affine)
-    in_itk_order = np.ascontiguousarray(voxels.transpose())
+        return nib.Nifti1Image(voxels.reshape(like.shape), like.affine)
+    axes = len(like.GetSpacing())
+    in_itk_order = np.ascontiguousarray(
+        voxels.reshape(*voxels.shape, *[1] * (axes - 3)).transpose()
+    )
     if isinstance(like, sitk.Image):
-        mr = sitk.GetImageFromArray(in_itk_order)
+        mr = sitk.GetImageFromArray(in_itk_order, isVector=False)
     else:
         import itk
 

@@ -7,6 +7,7 @@ import gc
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,12 +25,13 @@ from monai.data import DataLoader, MetaTensor
 from monai.data.utils import no_collation
 from monai.engines.utils import IterationEvents
 from monai.handlers import MeanAbsoluteError, from_engine
-from monai.transforms import Identity, Lambdad
+from monai.transforms import Identity, Lambdad, LoadImaged
+from torch.utils.data import get_worker_info
 
 from contourdiff.data.nifti_names import case_of
 from contourdiff.data.translation_cases import TranslationCases
 from contourdiff.inference import outputs
-from contourdiff.inference.evaluator import CaseDataset, CaseEvaluator, UnreadCase
+from contourdiff.inference.evaluator import CaseDataset, CaseEvaluator, CaseLoader, UnreadCase
 from contourdiff.inference.inferer import VolumeInferer
 from contourdiff.transforms import InPlaneResampled
 from helpers import (
@@ -123,6 +125,80 @@ def test_cases_read_ahead_in_a_worker_give_the_same_files(
     plain = contents(run(dataset_dir, tmp_path / "plain", tiny_weights))
     assert len(plain) == 3 * len(NAMES)
     assert contents(run(dataset_dir, tmp_path / "worker", tiny_weights, num_workers=1)) == plain
+
+
+SMALL_MEMORY = """
+import json, sys
+from contourdiff.bundle import run_inference_config
+
+dataset_dir, output_dir, settings = json.loads(sys.argv[1])
+run_inference_config(dataset_dir, output_dir, **settings)
+"""
+
+
+def quick_settings(weights: Path, **changes: Any) -> dict[str, Any]:
+    settings = {
+        "overlays": ["single"], "network_def": TINY_NETWORK, "ckpt_path": str(weights),
+        "num_inference_steps": 2, "candidates": 1, "max_rounds": 1, "min_object_mm2": 100.0,
+        "logging_file": False, "progress": False,
+    }  # fmt: skip
+    return {**settings, **changes}
+
+
+@pytest.mark.parametrize("options", ["size=64k", "size=4k,nr_inodes=1"])
+def test_cases_are_read_ahead_with_hardly_any_shared_memory(
+    options: str, tiny_weights: Path, tmp_path: Path
+) -> None:
+    """The second one has no room for a single lock."""
+    mount = f'mount -t tmpfs -o {options} tmpfs /dev/shm && exec "$@"'
+    isolated = ["unshare", "-m", "sh", "-c", mount, "sh"]
+    if shutil.which("unshare") is None or subprocess.run([*isolated, "true"]).returncode:
+        pytest.skip("no right to mount a small /dev/shm")
+    settings = quick_settings(tiny_weights, num_workers=1)
+    arguments = json.dumps([str(make_sizes(tmp_path / "ct")), str(tmp_path / "mr"), settings])
+    done = subprocess.run(
+        [*isolated, sys.executable, "-c", SMALL_MEMORY, arguments], stderr=subprocess.PIPE, text=True, timeout=180,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert {path.name[0] for path in (tmp_path / "mr").glob("*_mr.json")} == set(NAMES)
+
+
+def test_no_volume_that_a_worker_reads_is_in_shared_memory(
+    tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any) -> None:
+        raise RuntimeError("unable to allocate shared memory(shm)")
+
+    monkeypatch.setattr("torch.multiprocessing.reductions.reduce_storage", full)
+    monkeypatch.setattr("torch.UntypedStorage._share_fd_cpu_", full)
+    ct = make_sizes(tmp_path / "ct")
+    cases = TranslationCases(ct, tmp_path / "mr")
+    cases.check()
+    load = LoadImaged("image", image_only=True, reader="contourdiff.data.nifti.SourceGridReader")
+    dataset = CaseDataset(cases, load)
+    for (item,), expected in zip(CaseLoader(dataset, num_workers=1), dataset, strict=True):
+        assert torch.equal(item["image"], expected["image"])
+        assert item["image"].meta["name"] == expected["name"]
+
+
+def test_cases_after_the_death_of_a_reading_process_are_read_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def die(data: dict[str, Any]) -> dict[str, Any]:
+        if data["case"] == "b" and get_worker_info() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return data
+
+    cases = TranslationCases(make_sizes(tmp_path / "ct"), tmp_path / "mr")
+    cases.check()
+    loader = CaseLoader(CaseDataset(cases, die), num_workers=1)
+    assert [item["case"] for (item,) in loader] == list(NAMES)
+    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert line.startswith("expected num_workers=1 processes that read ahead, got: RuntimeError")
+    assert "killed by signal" in line
+    assert line.endswith("pass num_workers=0")
 
 
 def test_every_case_is_translated_in_the_main_thread(

@@ -20,7 +20,7 @@ from contourdiff.cli.program import PROGRAM
         "--stats", "table of translate --stats (CSV); default: OUTPUT_DIR/run.json", metavar="FILE"
     ),
     flag("serve", "then serve the folder at 127.0.0.1, so that a browser shows the volumes"),
-    argument("--port", "for --serve; default: 8000", type=int, default=8000),
+    argument("--port", "for --serve; default: 8010", type=int, default=8010),
     examples="""examples:
   contourdiff report mr --ct_dir ct --serve
   contourdiff translate ct mr --settings report=true     the same at the end of a run

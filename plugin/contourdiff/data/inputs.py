@@ -84,19 +84,24 @@ def local_nifti(source: Source, path: Path, series_uid: str | None = None) -> Pa
     Raises:
         ValueError: if it cannot be read.
     """
-    if is_local_nifti(source):
-        return Path(source)
+    local = local_file(source, path)
+    if is_local_nifti(local):
+        return local
     if not is_url(source):
-        check_encoding(Path(source), below=True)
-        convert_to_nifti(source, path, series_uid)
-        return path
+        check_encoding(local, below=True)
+    convert_to_nifti(local, path, series_uid)
+    if is_url(source):
+        local.unlink()
+    return path
+
+
+def local_file(source: Source, path: Path) -> Path:
+    """The file itself, or the copy beside ``path`` of what a URL names; ``ValueError`` if that cannot be read."""
+    if not is_url(source):
+        return Path(source)
     copy = path.with_name(Path(source).name)
     _fetch(str(source), copy)
-    if is_volume(copy, NIFTI_SUFFIXES):
-        return copy
-    convert_to_nifti(copy, path, series_uid)
-    copy.unlink()
-    return path
+    return copy
 
 
 def input_warnings(dataset_dir: Source, pairs: Sequence[Pair]) -> list[str]:

@@ -17,7 +17,7 @@ from contourdiff.data.case_files import (
     converted_label,
     read_record,
 )
-from contourdiff.data.checks import check_case, check_volume
+from contourdiff.data.checks import check_case
 from contourdiff.data.inputs import (
     Pair,
     Source,
@@ -27,7 +27,15 @@ from contourdiff.data.inputs import (
     local_nifti,
 )
 from contourdiff.data.label_files import join_masks, masks_of, write_label
-from contourdiff.data.nifti_names import VOLUME_SUFFIXES, case_of, check_name, printable
+from contourdiff.data.local_labels import local_label
+from contourdiff.data.nifti_names import (
+    VOLUME_SUFFIXES,
+    case_of,
+    check_encoding,
+    check_name,
+    is_volume,
+    printable,
+)
 from contourdiff.data.volumes import digest_of
 
 logger = logging.getLogger(__name__)
@@ -166,6 +174,7 @@ class TranslationCases:
             missing = self._missing(case, label)
             if not missing:
                 continue
+
             try:
                 checked = self._check_case(case, image, label)
                 for name in [name for name in missing if self.is_kept(name)]:
@@ -225,17 +234,19 @@ class TranslationCases:
         """What the items of a case share; ``ValueError`` or ``OSError`` if it cannot be translated."""
         check_name(Path(image))
         ct = local_nifti(image, converted_ct(self.output_dir, case), self.series_uid)
+        warnings = check_case(ct)
         classes = None
         if label is not None:
-            check_name(Path(label))
             path = converted_label(self.output_dir, case)
-            if not is_url(label) and masks_of(Path(label)):
-                check_volume(ct)
+            if is_url(label):
+                label = local_label(label, path, ct)
+            elif masks_of(Path(label)):
+                check_encoding(Path(label), below=True)
                 classes = join_masks(Path(label), ct, path)
                 label = path
             else:
-                label = local_nifti(label, path)
-        warnings = check_case(ct, label)
+                _check_label_name(Path(label))
+                label = local_label(label, path, ct)
         for warning in warnings:
             logger.warning("%s: %s", case, warning)
         return {
@@ -278,3 +289,11 @@ def _is_file(path: Path) -> bool:
         return path.is_file()
     except OSError:
         return False
+
+
+def _check_label_name(path: Path) -> None:
+    """As for an image, but a DICOM file may have any name."""
+    if path.is_dir() or is_volume(path):
+        check_name(path)
+    else:
+        check_encoding(path)

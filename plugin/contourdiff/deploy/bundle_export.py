@@ -76,7 +76,7 @@ def export_bundle(output_dir: str | Path, bundle: str | Path | None = None) -> P
 def _write_code(code: Path, configs: Iterable[Path]) -> None:
     """Write the modules that ``configs`` refer to, with all that they import of this package, and their data."""
     package = Path(__file__).parents[1]
-    siblings = [path.stem for path in package.parent.iterdir() if path != package]
+    siblings = [path.stem for path in package.parent.iterdir() if path.stem != PACKAGE]
     finder = ModuleFinder(path=[str(package.parent)], excludes=siblings)
     for config in configs:
         for name in TARGET.findall(config.read_text(encoding="utf-8")):

@@ -4,16 +4,19 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from multiprocessing import Lock
 from traceback import format_exception
 from typing import Any, NamedTuple, cast
 
 from ignite.engine import Engine, Events
-from monai.data import Dataset, MetaTensor
+from monai.data import DataLoader, Dataset, MetaTensor
 from monai.engines import SupervisedEvaluator
 from monai.engines.utils import IterationEvents
 from monai.transforms import Transform
+from torch.utils.data import get_worker_info
 
 from contourdiff.config_checks import root_cause
 from contourdiff.data.translation_cases import TranslationCases
@@ -64,6 +67,57 @@ class CaseDataset(Dataset):
                 release_voxels([item["image"], item["label"]])
 
 
+class CaseLoader(DataLoader):
+    """Batches of one item of a [`CaseDataset`][], which ``num_workers`` processes read ahead.
+
+    An item comes through a pipe: shared memory (``/dev/shm``) is 64 MB in a container, less than a volume. If a process
+    dies, or none can be started, the other cases are read here, one at a time.
+    """
+
+    def __init__(self, dataset: CaseDataset, num_workers: int = 0) -> None:
+        super().__init__(
+            dataset,
+            num_workers=num_workers,
+            batch_size=1,
+            prefetch_factor=1 if num_workers else None,
+            collate_fn=_packed,
+        )
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        """Batches in the order of the dataset."""
+        number = 0
+        try:
+            if self.num_workers:
+                Lock()  # a file in /dev/shm; torch fails twice where none can be made
+            batches = super().__iter__()
+            for _ in range(len(self)):
+                yield _unpacked(next(batches))  # and no reference to the volume stays here
+                number += 1
+        except (RuntimeError, OSError) as error:
+            if not self.num_workers:
+                raise
+            logger.warning(
+                "expected num_workers=%d processes that read ahead, got: %s; the other cases are read without them. "
+                "Give the processes more memory, or pass num_workers=0",
+                self.num_workers,
+                reason_of(error),
+            )
+            for index in range(number, len(self)):
+                yield [self.dataset[index]]
+
+
+def _packed(batch: list[Any]) -> list[Any]:
+    """An item as bytes, if it is to leave the process that read it."""
+    if get_worker_info() is None:
+        return batch
+    return [pickle.dumps(batch[0], protocol=pickle.HIGHEST_PROTOCOL)]
+
+
+def _unpacked(batch: list[Any]) -> list[Any]:
+    (item,) = batch
+    return [pickle.loads(item)] if isinstance(item, bytes) else batch
+
+
 class CaseEvaluator(SupervisedEvaluator):
     """MONAI's ``SupervisedEvaluator`` for whole cases, one after the other.
 
@@ -71,8 +125,8 @@ class CaseEvaluator(SupervisedEvaluator):
     ``MODEL_COMPLETED`` see it as ``state.batch = [item]`` and
     ``state.output = [{**item, "pred": gray levels, "result": VolumeResult}]``. A case that fails is recorded, and the
     others go on; handlers and metrics of ``ITERATION_COMPLETED`` are not called for it. Everything runs in the main
-    thread; workers of the data loader read ahead. Arguments as in ``SupervisedEvaluator``; the loader must have batch
-    size 1 and use ``monai.data.utils.no_collation``.
+    thread. Arguments as in ``SupervisedEvaluator``; the loader is a [`CaseLoader`][], or has batch size 1 and uses
+    ``monai.data.utils.no_collation``.
 
     Attributes:
         completed: lines of the summary of the translations whose handlers succeeded, by name, see

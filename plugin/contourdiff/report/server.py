@@ -46,7 +46,7 @@ def server_of(folder: str | Path, port: int = 0) -> ThreadingHTTPServer:
     return ThreadingHTTPServer((HOST, port), handler)
 
 
-def serve(folder: str | Path, port: int = 8000) -> None:
+def serve(folder: str | Path, port: int = 8010) -> None:
     """Serve a folder at 127.0.0.1 until the program is interrupted; errors as [`server_of`][]."""
     with server_of(folder, port) as server:
         logger.info("http://%s:%d/index.html (Ctrl-C ends)", HOST, server.server_address[1])

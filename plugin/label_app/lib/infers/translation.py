@@ -18,17 +18,25 @@ from monailabel.transform.writer import Writer
 
 from contourdiff.bundle import config_files, read_config
 from contourdiff.cli.commands import parse_value
-from contourdiff.config_checks import root_cause
+from contourdiff.config_checks import CHECKS, check_values, root_cause
 from contourdiff.data.atomic import read_json
 from contourdiff.data.checks import check_case
 from contourdiff.data.nifti import save_like
 from contourdiff.data.translation_cases import contrast_labels
 from contourdiff.inference.acceleration import release_heap
+from contourdiff.limits import MAX_SEED, check_whole
 from contourdiff.transforms.gray_levels import GrayLevels
 
 NO_SETTINGS = ("bundle", "overlays", "contrast")
 NIFTI = (".nii.gz", ".nii")
 EXTENSIONS = (*NIFTI, ".nrrd")
+PARAMETERS = ("seed", "result_extension", "result_dtype")
+OF_THE_SERVER = (
+    *("model", "image", "description", "session", "client_id"),
+    *("save_label", "label_tag", "logging", "timeout", "device"),
+    *("_id", "_image_id", "images", "max_batch_size", "multi_gpu", "gpus"),
+)
+"""What MONAI Label and its clients add to a request."""
 
 
 def translation_tasks(conf: Mapping[str, str]) -> dict[str, TranslationTask]:
@@ -40,7 +48,7 @@ def translation_tasks(conf: Mapping[str, str]) -> dict[str, TranslationTask]:
             the others are settings of ``inference.json``.
 
     Raises:
-        ValueError: for an unknown setting or contrast, or unfit weights.
+        ValueError: for an unknown setting or contrast, a value out of range, or unfit weights.
         OSError: for a missing overlay or missing weights.
     """
     overlays = conf.get("overlays", "fast")
@@ -54,6 +62,7 @@ def translation_tasks(conf: Mapping[str, str]) -> dict[str, TranslationTask]:
     labels = contrast_labels(conf.get("contrast", contrasts), contrasts)
     tasks = {}
     try:
+        check_values({name: parser.get_parsed_content(name) for name in CHECKS if name in parser})
         for contrast, label in labels.items():
             model = f"contourdiff_{contrast}" if contrast else "contourdiff"
             tasks[model] = TranslationTask(parser, label)
@@ -112,7 +121,7 @@ class TranslationTask(BasicInferTask):
         (``float32`` or ``uint8``).
 
         Raises:
-            ValueError: for any other, and for a file that is no CT.
+            ValueError: for any other, a value out of range, and a file that is no CT.
             FileNotFoundError: without the file.
         """
         checked = {
@@ -178,23 +187,30 @@ class TranslationTask(BasicInferTask):
             return Writer(label="pred", json="result")(result)
         handle, path = tempfile.mkstemp(suffix=extension)
         os.close(handle)
-        save_like(pred.numpy(), data["image_path"], path)
+        try:
+            save_like(pred.numpy(), data["image_path"], path)
+        except OSError:
+            os.unlink(path)
+            raise
         return path, record
 
 
 def _check(request: Mapping[str, Any]) -> None:
     """Raise ``ValueError`` for what cannot be translated or written, before any work."""
-    if type(request["seed"]) is not int:
-        raise ValueError(f"expected a whole number as seed, got {request['seed']!r}")
+    unknown = [name for name in request if name not in (*PARAMETERS, *OF_THE_SERVER)]
+    if unknown:
+        raise ValueError(
+            f"expected parameters of {list(PARAMETERS)}, got {unknown}; settings of inference.json are given to the "
+            "server, by --conf"
+        )
+    check_whole("seed", request["seed"], 0, MAX_SEED)
     if request["result_extension"] not in EXTENSIONS:
         raise ValueError(
             f"expected result_extension to be one of {EXTENSIONS}, got {request['result_extension']!r}"
         )
     GrayLevels(request["result_dtype"])
     if not Path(request["image"]).is_file():
-        raise FileNotFoundError(
-            "expected the id of an image in the studies, found none; upload the CT first"
-        )
+        raise FileNotFoundError(f"expected a file, found none at {request['image']}")
     warnings = check_case(request["image"])
     if warnings:
         raise ValueError(warnings[0])
