@@ -31,6 +31,8 @@ def convert_to_nifti(source: str | Path, path: str | Path, series_uid: str | Non
     """
     image = _read(source, series_uid)
     voxels, affine = voxels_and_affine(image, str(source))
+    if Path(source).is_file():
+        _check_directions(source)
     write_volume(voxels, affine, path)
 
 
@@ -92,10 +94,13 @@ def _read(source: str | Path, series_uid: str | None) -> Any:
         raise ValueError(
             f"expected a readable volume at {source}, got: {reason}; convert it again"
         ) from error
+    return image
+
+
+def _check_directions(source: str | Path) -> None:
     with Path(source).open("rb") as file:
         header = file.read(HEADER_BYTES).split(b"\n\n")[0]
     if WITHOUT_DIRECTION.search(header):
         raise ValueError(
             f"expected a direction in mm for each axis of {source}, got none for one; save one 3-D volume a file"
         )
-    return image
