@@ -98,7 +98,7 @@ def test_an_image_comes_back_as_it_was_given(
     np.testing.assert_array_equal(result.numpy()[0], mr)
 
 
-def test_seed_and_name_decide_and_other_things_are_refused(
+def test_seed_and_name_of_a_ct_decide_its_mr_and_other_images_are_refused(
     ct_file: Path, tiny: dict[str, Any]
 ) -> None:
     image = nib.load(ct_file)
@@ -170,6 +170,19 @@ def test_a_file_is_named_as_asked_and_never_overwritten_unasked(
     with pytest.raises(ValueError, match=r"expected a single case for the file .* got 3"):
         translate_path(make_dataset(tmp_path / "three"), tmp_path / "new.nii.gz", **tiny)
     assert not (tmp_path / "new.nii.gz").exists()
+
+
+def test_an_anatomy_is_an_overlay_and_lumbar_the_default(
+    ct_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overlays: list[list[str]] = []
+    monkeypatch.setattr(
+        "contourdiff.bundle.run_inference_config",
+        lambda **settings: overlays.append(settings["overlays"]),
+    )
+    for options in ({}, {"anatomy": "lumbar"}, {"anatomy": "hip_thigh", "fast": True}):
+        translate_path(ct_file, tmp_path / "mr", overlays=["single"], **options)
+    assert overlays == [["single"], ["single"], ["hip_thigh", "fast", "single"]]
 
 
 def tiny_command(tiny: dict[str, Any]) -> list[str]:

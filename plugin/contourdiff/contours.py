@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from scipy.ndimage import binary_erosion
 from skimage.feature import canny
@@ -18,15 +20,15 @@ def foreground_mask(
     Threshold at the lowest of the ``classes - 1`` multi-Otsu levels, which separates body from air; erode by one pixel
     (4-neighbors); remove connected objects of fewer than ``min_object_px`` pixels (a table, a wire); fill enclosed
     holes of at most ``max_hole_px`` pixels (bowel gas, dark marrow). ``image`` is ``(H, W)`` in [0, 255], the mask
-    ``(H, W)`` bool. It is empty for a slice with fewer gray levels than classes (constant, empty, tiny) or without an
-    object large enough. Raises ``ValueError`` if ``image`` is not two-dimensional or not finite, or ``classes`` is
-    below 2.
+    ``(H, W)`` bool, empty for a slice with fewer gray levels than classes or without an object large enough. Raises
+    ``ValueError`` as [`checked_slice`][], or if ``classes`` is below 2.
     """
     image = checked_slice(image)
     if classes < 2:
         raise ValueError(f"classes must be 2 or more, got {classes}")
+    empty = np.zeros(image.shape, dtype=bool)
     if image.size == 0 or np.unique(image).size < classes:
-        return np.zeros(image.shape, dtype=bool)
+        return empty
     try:
         threshold = float(threshold_multiotsu(image, classes=classes)[0])
     except ValueError:  # gaps in the histogram leave scikit-image too few values
@@ -35,18 +37,13 @@ def foreground_mask(
     mask = binary_erosion(image > threshold, border_value=1)
     mask = remove_small_objects(mask, max_size=max(round(min_object_px) - 1, 0))
     if not mask.any():  # a small slice without a body would be filled as one hole
-        return np.zeros(image.shape, dtype=bool)
+        return empty
     return np.asarray(remove_small_holes(mask, max_size=max(round(max_hole_px), 0)), dtype=bool)
 
 
-def background_filter(
-    image: np.ndarray, *, classes: int = 2, min_object_px: float = 8000, max_hole_px: float = 3000
-) -> np.ndarray:
-    """Set everything outside [`foreground_mask`][] to 0: ``(H, W)`` gray levels -> the same shape."""
-    mask = foreground_mask(
-        image, classes=classes, min_object_px=min_object_px, max_hole_px=max_hole_px
-    )
-    return np.asarray(image) * mask
+def background_filter(image: np.ndarray, **options: Any) -> np.ndarray:
+    """Set everything outside [`foreground_mask`][], whose ``options`` it takes, to 0: ``(H, W)`` -> the same shape."""
+    return np.asarray(image) * foreground_mask(image, **options)
 
 
 def contour_of(
@@ -58,8 +55,7 @@ def contour_of(
 ) -> np.ndarray:
     """Canny contour of one slice, ``c = Canny(x0)`` in the paper: ``(H, W)`` float32, 1 on the contour and 0 elsewhere.
 
-    It is empty for constant, empty and tiny slices. Raises ``ValueError`` if ``image`` is not two-dimensional or not
-    finite, or the thresholds are not ``0 <= low <= high``.
+    It is empty for constant, empty and tiny slices. Errors are those of [`checked_slice`][] and [`check_thresholds`][].
 
     Args:
         image: ``(H, W)`` gray levels in [0, 255].
@@ -68,19 +64,12 @@ def contour_of(
         high_threshold: gradient magnitude from which a contour may start.
 
     Notes:
-        1. Smooth with a Gaussian of ``sigma_px``. 2. Compute the Sobel gradient. 3. Keep pixels whose gradient is a
-        maximum along its direction, so that a contour is one pixel wide. 4. Keep those above ``high_threshold``, and
-        those above ``low_threshold`` that are connected to them (hysteresis).
-
-        The contour is what CT and MR have in common: it depends on where gray levels change, not on which tissue is
-        the brighter one. The defaults approximate the paper's 3x3 blur and OpenCV thresholds of 80 and 150 with
-        scikit-image's gradient. The shipped weights use ``sigma_px=1``, ``low_threshold=20``, ``high_threshold=40``.
-        Thresholds are absolute, so the image must be in gray levels of the same window as in training.
+        The contour depends on where gray levels change, not on which tissue is the brighter one. The defaults
+        approximate the paper's 3x3 blur and OpenCV thresholds of 80 and 150 with scikit-image's gradient. Thresholds
+        are absolute, so the image must be in gray levels of the same window as in training.
 
     References:
         Canny, "A Computational Approach to Edge Detection", IEEE TPAMI 8 (1986), doi 10.1109/TPAMI.1986.4767851.
-
-        Chen et al., arXiv 2403.10786 (2024).
 
     Examples:
         >>> import numpy as np
@@ -96,13 +85,16 @@ def contour_of(
                [0, 0, 0, 0, 0, 0, 0]])
     """
     image = checked_slice(image)
-    if not 0 <= low_threshold <= high_threshold:
-        raise ValueError(
-            f"expected 0 <= low_threshold <= high_threshold, got {low_threshold} and {high_threshold}"
-        )
+    check_thresholds(low_threshold, high_threshold)
     if min(image.shape) < 3 or np.ptp(image) == 0:
         return np.zeros(image.shape, dtype=np.float32)
     return canny(image, sigma_px, low_threshold, high_threshold).astype(np.float32)
+
+
+def check_thresholds(low: float, high: float) -> None:
+    """Raise ``ValueError`` unless ``0 <= low <= high``."""
+    if not 0 <= low <= high:
+        raise ValueError(f"expected 0 <= low_threshold <= high_threshold, got {low} and {high}")
 
 
 def checked_slice(image: np.ndarray) -> np.ndarray:

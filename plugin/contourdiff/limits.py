@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 MAX_SEED = 2**63 - 1
@@ -23,6 +24,12 @@ def check_number(name: str, value: Any, low: float, high: float = math.inf) -> N
         raise ValueError(
             f"expected {name} to be a number from {low} to {high}, got {value!r}; pass another"
         )
+
+
+def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
+    """Raise ``ValueError`` unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {list(choices)}, got {value!r}")
 
 
 def check_flag(name: str, value: Any) -> None:

@@ -12,13 +12,13 @@ from monai.networks.nets.diffusion_model_unet import DiffusionModelUNet
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pixel_shuffle, pixel_unshuffle
 
-from contourdiff.limits import check_number
+from contourdiff.limits import check_choice, check_number, check_whole
 
 
 class ContourUNet(DiffusionModelUNet):
-    """MONAI's ``DiffusionModelUNet`` in two dimensions, epsilon_theta(x_t, t | c) of the paper.
+    """MONAI's ``DiffusionModelUNet`` in two dimensions, epsilon_theta(x_t, t | c) of the paper, with MONAI's keys.
 
-    The keys of the state dict are MONAI's. Raises ``ValueError`` for an argument out of range.
+    Raises ``ValueError`` for an argument out of range.
 
     Args:
         in_channels: 2 for noisy image and contour, 3 with an adjacent slice.
@@ -27,10 +27,8 @@ class ContourUNet(DiffusionModelUNet):
             with 2 costs as much as a 128 x 128 network; 1 is the paper's network.
         channels: of each level.
         spatial_dims: must be 2.
-        contrasts: names of the MR contrasts that one network paints, distinguished by MONAI's class embedding; none for
-            a network of a single contrast.
-        contrast: the one that is painted unless ``class_labels`` say otherwise; ``None`` takes the first. Without
-            ``contrasts`` it has no meaning.
+        contrasts: names of the MR contrasts that one network paints, by MONAI's class embedding; none for a single one.
+        contrast: the one that is painted unless ``class_labels`` say otherwise; ``None`` takes the first.
         kwargs: other arguments of ``DiffusionModelUNet``.
     """
 
@@ -45,12 +43,8 @@ class ContourUNet(DiffusionModelUNet):
         contrast: str | None = None,
         **kwargs: Any,
     ) -> None:
-        if spatial_dims != 2:
-            raise ValueError(
-                f"ContourUNet works on slices: spatial_dims must be 2, got {spatial_dims}"
-            )
-        if patch_size < 1:
-            raise ValueError(f"patch_size must be 1 or more, got {patch_size}")
+        check_choice("spatial_dims", spatial_dims, [2])
+        check_whole("patch_size", patch_size, 1, 1024)
         if contrasts:
             kwargs["num_class_embeds"] = len(contrasts)
         folded = patch_size**2
@@ -74,10 +68,9 @@ class ContourUNet(DiffusionModelUNet):
         class_labels: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        """Network output for ``x (B, in_channels, H, W)`` at ``timesteps (B,)``: ``(B, out_channels, H, W)``.
+        """Network output for ``x (B, in_channels, H, W)`` at ``timesteps (B,)``, or 0: ``(B, out_channels, H, W)``.
 
-        Without ``timesteps`` they are 0, for shape checks with the image alone. ``class_labels (B,)`` are positions in
-        ``contrasts``; without them every item has the contrast ``contrast``.
+        ``class_labels (B,)`` are positions in ``contrasts``; without them every item has the contrast ``contrast``.
         """
         count = (x.shape[0],)
         if class_labels is None and self.num_class_embeds is not None:
@@ -101,13 +94,12 @@ class CascadeUNet(nn.Module):
     Args:
         coarse: ``in_channels`` is ``1 + factor**2``: noisy image and folded contour.
         refiner: ``in_channels`` is 3: noisy image, contour and enlarged coarse image.
-        factor: pixels of the refiner along a side of a pixel of ``coarse``; ``ValueError`` below 2.
+        factor: pixels of the refiner along a side of a pixel of ``coarse``, from 2; or ``ValueError``.
     """
 
     def __init__(self, coarse: nn.Module, refiner: nn.Module, factor: int = 2) -> None:
         super().__init__()
-        if factor < 2:
-            raise ValueError(f"factor must be 2 or more, got {factor}")
+        check_whole("factor", factor, 2, 1024)
         self.coarse = coarse
         self.refiner = refiner
         self.factor = factor
@@ -123,9 +115,9 @@ class GuidedUNet(nn.Module):
     """Classifier-free guidance: move a network's output away from its prediction without a contour.
 
     ``out = f(x, 0) + scale * (f(x, c) - f(x, 0))``, for a network trained on incomplete contours, too. ``scale``, 0 to
-    100, is 1 for the network itself; any other takes two evaluations. Edges that the network would leave out are
-    painted; a large scale exaggerates them. The contour is channel 1 of the input; other conditions stay. Source: Ho
-    and Salimans, "Classifier-Free Diffusion Guidance", arXiv 2207.12598. Raises ``ValueError`` for another scale.
+    100 or ``ValueError``, is 1 for the network itself; any other takes two evaluations, and paints edges that the
+    network would leave out. The contour is channel 1 of the input; other conditions stay. Source: Ho and Salimans,
+    "Classifier-Free Diffusion Guidance", arXiv 2207.12598.
     """
 
     def __init__(self, network: nn.Module, scale: float = 1.0) -> None:
@@ -154,8 +146,7 @@ def contrast_label(contrasts: Sequence[str], contrast: str | None) -> int:
     """Position of a contrast, 0 for ``None`` or without ``contrasts``; ``ValueError`` for an unknown one."""
     if contrast is None or not contrasts:
         return 0
-    if contrast not in contrasts:
-        raise ValueError(f"contrast must be one of {list(contrasts)}, got {contrast!r}")
+    check_choice("contrast", contrast, contrasts)
     return contrasts.index(contrast)
 
 

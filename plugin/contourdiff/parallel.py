@@ -20,6 +20,7 @@ from contourdiff.bundle import inference_parser
 from contourdiff.config_checks import plain_errors
 from contourdiff.data.atomic import OWNER, remove_partial_files
 from contourdiff.data.inputs import Pair, Source, is_url
+from contourdiff.data.nifti_names import printable
 from contourdiff.inference.evaluator import reason_of
 from contourdiff.inference.progress import progress_bar
 from contourdiff.inference.run import prepared_cases, run_inference, translate_cases
@@ -149,7 +150,7 @@ def _share_cases(client: Any, arguments: dict[str, Any], parser: ConfigParser) -
     tasks: dict[str, Pair] = {}
     names: dict[str, list[str]] = {}
     for case, pair in pairs.items():
-        names[case] = [name for name in cases.names(case) if not cases.is_kept(name)]
+        names[case] = [name for name in cases.names(case) if not cases.is_kept(name, pair[1])]
         kept += [name for name in cases.names(case) if name not in names[case]]
         if names[case]:
             tasks[case] = pair
@@ -174,7 +175,7 @@ def _finished(
     from distributed import as_completed
 
     entries = [{"image": image, "label": label} for image, label in tasks.values()]
-    keys = [f"{run.name}-{case}" for case in tasks]
+    keys = [f"{run.name}-{printable(case)}" for case in tasks]
     futures = client.map(_translate_case, entries, run=run, pure=False, key=keys)
     case_of_key = {future.key: case for future, case in zip(futures, tasks, strict=True)}
     for future, result in as_completed(futures, with_results=True, raise_errors=False):

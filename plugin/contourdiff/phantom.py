@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -20,69 +19,13 @@ LABELS = {"L5": 27, "L4": 28, "L3": 29, "L2": 30, "L1": 31}
 SHAPE = (48, 112, 128)
 SPACING_MM = (4.0, 2.2, 2.2)
 
-AIR_HU = -1000
-GAS_HU = -900
-TABLE_CORE_HU = -300
 FAT_HU = -100
-CSF_HU = 5
-BOWEL_HU = 35
 MUSCLE_HU = 50
-LIVER_HU = 65
-DISC_HU = 80
-TABLE_SHELL_HU = 100
 MARROW_HU = 180
-ARCH_HU = 420
-CORTEX_HU = 550
-NOISE_HU = 12.0
 
 LEVELS = len(LABELS) + 2  # above L1 the unlabeled T12 and T11
-LOWEST_CENTER_MM = 68.0  # height of L5's center
-PITCH_MM = 37.0  # from one vertebra to the next
-BODY_HALF_WIDTH_MM = 22.5
 BODY_HALF_DEPTH_MM = 17.0
 BODY_HALF_HEIGHT_MM = 13.5
-CORTEX_MM = 2.6
-SACRUM_SLOPE = np.tan(np.deg2rad(32.0))
-
-
-class Ellipsoid(NamedTuple):
-    """Center and half axes in mm; with two of each, an elliptic tube."""
-
-    center: Sequence[float] | np.ndarray
-    half_axes: Sequence[float] | np.ndarray
-
-    def contains(self, *coordinates: np.ndarray) -> np.ndarray:
-        """Mask of the points inside."""
-        squares = np.zeros(())
-        for position, center, half_axis in zip(coordinates, *self, strict=True):
-            squares = squares + ((position - center) / half_axis) ** 2
-        return squares < 1
-
-
-class Box(NamedTuple):
-    """Ranges in mm: beside the midline, and to the front and up from the center of a vertebra."""
-
-    side: tuple[float, float]
-    front: tuple[float, float]
-    up: tuple[float, float]
-
-    def contains(self, *coordinates: np.ndarray) -> np.ndarray:
-        """Mask of the points inside."""
-        inside = np.ones((), dtype=bool)
-        for position, (low, high) in zip(coordinates, self, strict=True):
-            inside = inside & (position > low) & (position < high)
-        return inside
-
-
-LIVER = Ellipsoid(center=(45, 165, 255), half_axes=(52, 62, 62))
-# tubes along the spine: beside the midline, and to the front from the centers of the vertebral bodies
-PSOAS = Ellipsoid(center=(38, 3), half_axes=(17, 19))
-AORTA = Ellipsoid(center=(-6, 29), half_axes=(9.5, 9.5))
-CANAL = Ellipsoid(center=(0, -27), half_axes=(11, 7.5))
-LAMINA = Ellipsoid(center=(0, -27), half_axes=(17, 12))
-PEDICLES = Box(side=(8, 16), front=(-30, -10), up=(-1, 11))
-TRANSVERSE_PROCESSES = Box(side=(12, 40), front=(-28, -20), up=(-1, 9))
-SPINOUS_PROCESS = Box(side=(-5, 5), front=(-57, -33), up=(-12, 4))
 
 
 def lumbar_phantom(
@@ -91,14 +34,9 @@ def lumbar_phantom(
     """CT volume of a lumbar spine in a body on a table, int16 HU, and its uint8 labels, those of [`LABELS`][] or 0.
 
     The spine has a fixed size in mm; the body fills the volume left to right and back to front. The default grid spans
-    192 x 246 x 282 mm, from the sacrum to T11; a smaller one is cut off at the right, front and top.
-
-    Args:
-        shape: voxels along R, A, S (left to right, posterior to anterior, inferior to superior).
-        spacing_mm: voxel size along the same axes.
-        seed: seed of the bowel loops and of the Gaussian noise (12 HU).
-
-    Raises ``ValueError`` unless ``shape`` and ``spacing_mm`` are three positive numbers each.
+    192 x 246 x 282 mm, from the sacrum to T11; a smaller one is cut off at the right, front and top. ``shape`` and
+    ``spacing_mm`` are along R, A, S; ``seed`` is of the bowel loops and of the Gaussian noise (12 HU). Raises
+    ``ValueError`` unless they are three positive numbers each.
     """
     if len(shape) != 3 or len(spacing_mm) != 3 or min(shape) < 1 or min(spacing_mm) <= 0:
         raise ValueError(
@@ -114,7 +52,7 @@ def lumbar_phantom(
     for level in range(LEVELS):
         phantom.paint_vertebra(level)
     phantom.paint_canal()
-    volume = phantom.volume + rng.normal(0.0, NOISE_HU, shape)
+    volume = phantom.volume + rng.normal(0.0, 12.0, shape)
     return np.clip(np.rint(volume), -1024, 3071).astype(np.int16), phantom.label
 
 
@@ -128,7 +66,7 @@ def write_phantom(
 ) -> Path:
     """Write ``<dataset_dir>/<case>.nii.gz`` and ``labels/<case>.nii.gz`` on an oblique grid; return the first path.
 
-    A file appears whole or not at all. The other arguments, and errors, are those of [`lumbar_phantom`][].
+    Arguments and errors are those of [`lumbar_phantom`][].
     """
     volume, label = lumbar_phantom(shape, spacing_mm, seed)
     affine = oblique_affine(shape, spacing_mm)
@@ -158,7 +96,7 @@ class _Phantom:
     """Volume in HU and labels to paint on, and the positions of the voxels in mm, shaped to broadcast."""
 
     def __init__(self, shape: Sequence[int], spacing_mm: Sequence[float]) -> None:
-        self.volume = np.full(shape, AIR_HU, dtype=np.float64)
+        self.volume = np.full(shape, -1000, dtype=np.float64)
         self.label = np.zeros(shape, dtype=np.uint8)
         self.width, self.depth, _ = np.multiply(shape, spacing_mm)
         i, j, k = np.indices(shape, sparse=True)
@@ -175,34 +113,35 @@ class _Phantom:
         depth = self.y - surface
         slab = (depth >= 0) & (depth < 8.8)
         core = (depth >= 2.2) & (depth < 6.6)
-        np.copyto(self.volume, TABLE_SHELL_HU, where=slab)
-        np.copyto(self.volume, TABLE_CORE_HU, where=core)
+        np.copyto(self.volume, 100, where=slab)
+        np.copyto(self.volume, -300, where=core)
 
     def paint_soft_tissue(self, rng: np.random.Generator) -> None:
         """Skin fat, muscle wall and paraspinal muscle; in the cavity fat, psoas, liver, aorta and bowel."""
+        position = (self.x, self.y, self.z)
         cavity = self._body(inset_mm=24.0) & ((self.front > 8.0) | (self.side > 62.0))
-        psoas = PSOAS.contains(self.side, self.front)
-        liver = LIVER.contains(self.x, self.y, self.z)
-        aorta = AORTA.contains(self.x, self.front) & (self.z > 85)
+        psoas = _in_ellipsoid((self.side, self.front), (38, 3), (17, 19))
+        liver = _in_ellipsoid(position, (45, 165, 255), (52, 62, 62))
+        aorta = _in_ellipsoid((self.x, self.front), (-6, 29), (9.5, 9.5)) & (self.z > 85)
         self.volume[self._body(inset_mm=0.0)] = FAT_HU
         self.volume[self._body(inset_mm=14.0)] = MUSCLE_HU
         self.volume[cavity] = FAT_HU
         self.volume[cavity & psoas] = MUSCLE_HU
-        self.volume[cavity & liver] = LIVER_HU
+        self.volume[cavity & liver] = 65
         self.volume[cavity & aorta] = MUSCLE_HU
         for height in np.linspace(20, 205, 14):
             center = rng.uniform((-52, 162, height - 8), (52, 195, height + 8))
             half_axes = rng.uniform(13, 22, size=3)
-            loop = cavity & Ellipsoid(center, half_axes).contains(self.x, self.y, self.z)
-            self.volume[loop] = BOWEL_HU
+            loop = cavity & _in_ellipsoid(position, center, half_axes)
+            self.volume[loop] = 35
             if rng.random() < 0.6:
                 center[1] += 4.0  # gas rises to the front of a supine patient
-                gas = Ellipsoid(center, half_axes * 0.65).contains(self.x, self.y, self.z)
-                self.volume[loop & gas] = GAS_HU
+                gas = _in_ellipsoid(position, center, half_axes * 0.65)
+                self.volume[loop & gas] = -900
 
     def paint_sacrum(self) -> None:
         """Wedge down and back from the lowest disc, thinner and narrower below."""
-        front, up = self._along_spine(45.0, SACRUM_SLOPE)
+        front, up = self._along_spine(45.0, np.tan(np.deg2rad(32.0)))
         taper = np.clip(1 + up / 110.0, 0.3, 1.0)
         from_front = 16.0 * taper - np.abs(front)
         from_side = 42.0 * taper - self.side
@@ -212,33 +151,34 @@ class _Phantom:
         """Disc below a vertebra, where the sacrum is not."""
         _, up, radius = self._at_level(level - 0.5)
         disc = (np.abs(up) < 8.0) & (radius < 0.98)
-        self.volume[disc & (self.volume < MARROW_HU)] = DISC_HU
+        self.volume[disc & (self.volume < MARROW_HU)] = 80
 
     def paint_vertebra(self, level: int) -> None:
         """Pedicles, transverse processes, lamina and spinous process; before them the body, which has a waist."""
         front, up, radius = self._at_level(level)
-        pedicles = PEDICLES.contains(self.side, front, up)
-        transverse = TRANSVERSE_PROCESSES.contains(self.side, front, up)
-        spinous = SPINOUS_PROCESS.contains(self.side, front, up - 0.25 * (front + 33))
-        lamina = self._behind_spine(LAMINA) & (front < -22) & (np.abs(up + 2) < 9)
+        pedicles = _in_box((self.side, front, up), (8, 16), (-30, -10), (-1, 11))
+        transverse = _in_box((self.side, front, up), (12, 40), (-28, -20), (-1, 9))
+        lowered = up - 0.25 * (front + 33)
+        spinous = _in_box((self.side, front, lowered), (-5, 5), (-57, -33), (-12, 4))
+        lamina = self._behind_spine(17, 12) & (front < -22) & (np.abs(up + 2) < 9)
         arch = pedicles | transverse | spinous | lamina
         waist = 1 - 0.08 * np.clip(1 - (up / BODY_HALF_HEIGHT_MM) ** 2, 0, 1)
         from_rim = (1 - radius / waist) * BODY_HALF_DEPTH_MM
         below_surface = np.minimum(from_rim, BODY_HALF_HEIGHT_MM - np.abs(up))
-        self.volume[arch] = ARCH_HU
+        self.volume[arch] = 420
         self._paint_bone(below_surface)
         if level < len(LABELS):
             self.label[arch | (below_surface > 0)] = list(LABELS.values())[level]
 
     def paint_canal(self) -> None:
         """Spinal canal, which has no label."""
-        canal = self._behind_spine(CANAL)
-        self.volume[canal] = CSF_HU
+        canal = self._behind_spine(11, 7.5)
+        self.volume[canal] = 5
         self.label[canal] = 0
 
     def _paint_bone(self, below_surface_mm: np.ndarray) -> None:
-        self.volume[below_surface_mm > 0] = CORTEX_HU
-        self.volume[below_surface_mm > CORTEX_MM] = MARROW_HU
+        self.volume[below_surface_mm > 0] = 550
+        self.volume[below_surface_mm > 2.6] = MARROW_HU
 
     def _body(self, inset_mm: float) -> np.ndarray:
         """Body shrunk by ``inset_mm``: an ellipse in each axial slice, flattened, with a hollow lower back."""
@@ -249,16 +189,17 @@ class _Phantom:
         y = self.y - (belly + back) / 2
         return (half_width > 0) & (_radius(self.x / half_width, y / half_depth, 2.4) < 1)
 
-    def _behind_spine(self, tube: Ellipsoid) -> np.ndarray:
-        """Inside of a tube, above the sacrum's end."""
-        return tube.contains(self.x, self.front) & (self.z > 28.0)
+    def _behind_spine(self, half_width: float, half_depth: float) -> np.ndarray:
+        """Inside of a tube of elliptic section, above the sacrum's end."""
+        tube = _in_ellipsoid((self.x, self.front), (0, -27), (half_width, half_depth))
+        return tube & (self.z > 28.0)
 
     def _at_level(self, level: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Front and up from the center of a vertebra, in mm, and the radius in its body, 1 on the rim."""
-        center_z = LOWEST_CENTER_MM + level * PITCH_MM
+        center_z = 68.0 + level * 37.0  # L5 is the lowest
         slope = float(_spine_y(center_z + 0.5) - _spine_y(center_z - 0.5))
         front, up = self._along_spine(center_z, slope)
-        radius = _radius(self.x / BODY_HALF_WIDTH_MM, front / BODY_HALF_DEPTH_MM, 2.6)
+        radius = _radius(self.x / 22.5, front / BODY_HALF_DEPTH_MM, 2.6)
         return front, up, radius
 
     def _along_spine(self, center_z: float, slope: float) -> tuple[np.ndarray, np.ndarray]:
@@ -267,6 +208,22 @@ class _Phantom:
         y = self.y - _spine_y(center_z)
         z = self.z - center_z
         return cos * (y - slope * z), cos * (slope * y + z)
+
+
+def _in_ellipsoid(position: Iterable, center: Iterable, half_axes: Iterable) -> np.ndarray:
+    """Mask of the points inside; with two of each coordinates, center and half axes, of a tube."""
+    squares = np.zeros(())
+    for coordinate, middle, half_axis in zip(position, center, half_axes, strict=True):
+        squares = squares + ((coordinate - middle) / half_axis) ** 2
+    return squares < 1
+
+
+def _in_box(position: Iterable[np.ndarray], *ranges: tuple[float, float]) -> np.ndarray:
+    """Mask of the points inside the ranges of all coordinates."""
+    inside = np.ones((), dtype=bool)
+    for coordinate, (low, high) in zip(position, ranges, strict=True):
+        inside = inside & (coordinate > low) & (coordinate < high)
+    return inside
 
 
 def _spine_y(z: np.ndarray | float) -> np.ndarray:

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
@@ -18,13 +17,9 @@ def image_grid(
     white: float = 255,
     cell_inches: tuple[float, float] = (2.4, 2.4),
 ) -> Figure:
-    """A figure of slices ``(H, W)``, one below and beside the other, in columns of equal width.
+    """A figure of slices ``(H, W)`` in rows of any length, H to the right and W upward; 0 is black.
 
-    Args:
-        rows: slices of each row; rows may differ in length.
-        titles: of the slices, row by row; rows and titles that are missing have none.
-        white: gray level that is shown white; 0 is black.
-        cell_inches: width and height of a slice.
+    ``titles`` are of the slices, row by row; some may be missing. ``cell_inches`` are width and height of a slice.
     """
     columns = max(len(row) for row in rows)
     width, height = cell_inches
@@ -36,13 +31,8 @@ def image_grid(
         row_titles = titles[number] if number < len(titles) else ()
         for column, image in enumerate(row):
             title = row_titles[column] if column < len(row_titles) else ""
-            show_slice(axes[number, column], image, title, white)
+            ax = axes[number, column]
+            ax.imshow(np.asarray(image).T, cmap="gray", origin="lower", vmin=0, vmax=white)
+            ax.set_title(title, fontsize=8, loc="left")
     figure.tight_layout(pad=0.3)
     return figure
-
-
-def show_slice(ax: Axes, image: ArrayLike, title: str = "", white: float = 255) -> None:
-    """Draw a slice ``(H, W)`` of values in [0, ``white``], H to the right and W upward."""
-    ax.imshow(np.asarray(image).T, cmap="gray", origin="lower", vmin=0, vmax=white)
-    ax.set_axis_off()
-    ax.set_title(title, fontsize=8, loc="left")

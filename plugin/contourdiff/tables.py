@@ -17,13 +17,13 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> s
         |---|---|
         | 3 | 88.1 |
     """
-    lines = [_line(header), "|" + "---|" * len(header)]
-    for row in rows:
-        if len(row) != len(header):
-            raise ValueError(f"expected {len(header)} cells in a row, got {len(row)}: {list(row)}")
-        lines.append(_line(row))
+    lines = []
+    for cells in (header, *rows):
+        if len(cells) != len(header):
+            raise ValueError(
+                f"expected {len(header)} cells in a row, got {len(cells)}: {list(cells)}"
+            )
+        text = " | ".join(str(cell) for cell in cells)
+        lines.append(f"| {text} |")
+    lines.insert(1, "|" + "---|" * len(header))
     return "\n".join(lines)
-
-
-def _line(cells: Sequence[object]) -> str:
-    return "| " + " | ".join(str(cell) for cell in cells) + " |"

@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -17,10 +16,15 @@ from monai.data import MetaTensor
 from nibabel.spatialimages import SpatialImage
 
 from contourdiff import bundle, parallel
-from contourdiff.data.case_files import CaseFiles, converted_ct
-from contourdiff.data.inputs import Source, is_url
-from contourdiff.data.nifti_names import OUTPUT_SUFFIXES, is_volume
+from contourdiff.data.atomic import copy_file
+from contourdiff.data.case_files import CaseFiles, check_targets, converted_ct, read_record
+from contourdiff.data.checks import check_output_dir
+from contourdiff.data.inputs import Pair, Source, is_local_nifti, is_url, local_nifti
+from contourdiff.data.itk_files import voxels_and_affine
+from contourdiff.data.label_files import masks_of
+from contourdiff.data.nifti_names import OUTPUT_SUFFIXES, check_encoding, is_volume
 from contourdiff.data.translation_cases import TranslationCases, contrast_names
+from contourdiff.data.volumes import digest_of, write_volume
 from contourdiff.info import usable_device
 
 DATALISTS = (".csv", ".json")
@@ -61,7 +65,8 @@ def translate(
     Args:
         ct: a path (a file, or a folder with a DICOM series), or an image of nibabel, SimpleITK or ITK, or a MetaTensor
             ``(H, W, D)`` or ``(1, H, W, D)``, in Hounsfield units.
-        label: label of the CT, of the same kind and on its grid; shown in the picture and written beside the MR.
+        label: label of the CT, on its grid, a path or an image; shown in the picture and written beside the MR. A
+            path may be a folder of masks, which become one label.
         output: file or folder to write to; without it nothing is kept.
         contrast: of the weights, ``"t1"`` or ``"t2"``; several (``"t1,t2"``) return a dictionary.
         anatomy: ``"lumbar"`` or ``"hip_thigh"``, the paper's settings.
@@ -98,8 +103,8 @@ def translate(
         source = ct
         if not is_path:
             source = _write_image(ct, folder / f"{case}.nii.gz")
-            if label is not None:
-                label = _write_image(label, folder / "labels" / f"{case}.nii.gz")
+        if label is not None and not isinstance(label, (str, Path)):
+            label = _write_image(label, folder / "labels" / f"{case}.nii.gz")
         target = folder / "mr" if output is None else output
         results = translate_path(source, target, label=label, **options)
         images: dict[str | None, Any] = {}
@@ -132,7 +137,7 @@ def translate_path(
         source: what to translate, see [`contourdiff.data.translation_cases.TranslationCases`][], or a single file.
         output: a folder, or, for a single case, a file (``.nii.gz``, ``.nii``, ``.nrrd``, ``.mha``): label, record and
             picture are then named after it.
-        label: of a single CT.
+        label: of a single CT; a file, or a folder of masks such as TotalSegmentator's ``segmentations``.
         contrast: as ``anatomy``, ``fast`` and ``device`` in [`translate`][].
         anatomy: see there.
         fast: see there.
@@ -143,8 +148,8 @@ def translate_path(
             ``workers`` or ``scheduler``, which share the cases as [`contourdiff.parallel`][] does.
 
     Raises:
-        ValueError: if a file ``output`` exists and ``overwrite`` is not set; others as in
-            [`contourdiff.bundle.run_inference_config`][].
+        ValueError: if a file to write is the input or its label, or exists without ``overwrite`` and is not of the same
+            translation; others as in [`contourdiff.bundle.run_inference_config`][].
     """
     settings = {"dataset_dir": source, **_selection(source, label), **_long_names(settings)}
     if contrast is not None:
@@ -154,12 +159,16 @@ def translate_path(
     if device is not None:
         settings["device"] = usable_device(device)
     settings["overlays"] = _all_overlays(anatomy, fast, overlays)
-    pairs = TranslationCases(settings["dataset_dir"], output, settings.get("datalist")).find()
+    cases = TranslationCases(settings["dataset_dir"], output, settings.get("datalist"))
+    pairs = cases.find()
     settings["datalist"] = [_absolute_entry(*pair) for pair in pairs.values()]  # found once
+    settings["cases#notes"] = tuple(cases.notes)  # a config does not evaluate what a tuple holds
+    read = [source, *(path for pair in pairs.values() for path in pair)]
+    _check_table(settings, read)
     output = Path(output)
     for suffix in OUTPUT_SUFFIXES:
         if output.name.lower().endswith(suffix):
-            return _translate_to_file(list(pairs), output, {**settings, "output_ext": suffix})
+            return _translate_to_file(pairs, output, {**settings, "output_ext": suffix})
     _run(output, settings)
     results = []
     for case in pairs:
@@ -176,36 +185,80 @@ def _run(folder: Path, settings: dict[str, Any]) -> None:
         bundle.run_inference_config(output_dir=folder, **settings)
 
 
+def _check_table(settings: dict[str, Any], read: Sequence[Source | None]) -> None:
+    """Raise ``ValueError`` if the table of cases would replace what is read."""
+    if settings.get("stats"):
+        check_targets([Path(settings["stats"])], [path for path in read if path])
+
+
 def _translate_to_file(
-    cases: Sequence[str], output: Path, settings: dict[str, Any]
+    pairs: Mapping[str, Pair], output: Path, settings: dict[str, Any]
 ) -> list[Translation]:
-    """Translate a single case in a hidden folder, and move its files to the names that the file asks for."""
-    if output.exists() and not settings.get("overwrite"):
+    """Translate a single case in a hidden folder, and move its files to the names that the file asks for.
+
+    What an earlier call finished is linked there before, so that it is kept as in any folder.
+    """
+    if len(pairs) > 1:
         raise ValueError(
-            f"expected no file at {output}, found one; pass --overwrite or another name"
+            f"expected a single case for the file {output}, got {len(pairs)}; pass a folder"
         )
-    if len(cases) > 1:
-        raise ValueError(
-            f"expected a single case for the file {output}, got {len(cases)}; pass a folder"
-        )
-    (case,) = cases
+    ((case, (image, label)),) = pairs.items()
     length = len(settings["output_ext"])
     stem, extension = output.name[:-length], output.name[-length:]
+    check_output_dir(output.parent)
+    check_encoding(output)
+    ct = None if is_local_nifti(image) else output.with_name(f"{stem}_ct.nii.gz")
     results = []
-    output.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=output.parent, prefix=".contourdiff_") as name:
         folder = Path(name)
-        _run(folder, settings)
-        ct = None
-        if converted_ct(folder, case).is_file():
-            ct = output.with_name(f"{stem}_ct.nii.gz")
-            shutil.copy(converted_ct(folder, case), ct)
+        targets: dict[str | None, CaseFiles] = {}
+        new: list[Path] = []
         for contrast, files in _files_of(case, folder, settings).items():
             file_stem = stem if contrast is None else f"{stem}_{contrast}"
             target = CaseFiles(output.parent, file_stem, extension, mr_ending="")
-            files.move_to(target)
-            results.append(_translation(case, contrast, target, ct))
+            targets[contrast] = target
+            record = _finished(target, case, image, folder, settings)
+            if record is None:
+                new += [target.mr, target.fidelity, target.uncertainty]
+                new += [target.picture, target.record, *([] if ct is None else [ct])]
+            else:
+                target.link_to(files)
+            if record is None or record["label"] is None:
+                new += _label_files(target, label)
+        read = [path for path in (image, label) if path]
+        check_targets(new, read, overwrite=settings.get("overwrite", False))
+        _run(folder, settings)
+        if ct is not None and converted_ct(folder, case).is_file():
+            copy_file(converted_ct(folder, case), ct)
+        for contrast, files in _files_of(case, folder, settings).items():
+            files.move_to(targets[contrast])
+            ct_file = None if ct is None else _existing(ct)
+            results.append(_translation(case, contrast, targets[contrast], ct_file))
     return results
+
+
+def _label_files(files: CaseFiles, label: Source | None) -> list[Path]:
+    if label is None:
+        return []
+    return [files.label, files.classes] if masks_of(Path(label)) else [files.label]
+
+
+def _finished(
+    target: CaseFiles, case: str, image: Source, folder: Path, settings: dict[str, Any]
+) -> dict[str, Any] | None:
+    """Record of a translation of this image to this contrast that is there already and to be kept, or ``None``."""
+    record = None if settings.get("overwrite") else read_record(target.record)
+    if record is None or not target.mr.is_file() or record["case"] != case:
+        return None
+    contrasts = contrast_names(settings.get("contrast"))
+    if len(contrasts) == 1 and record["settings"].get("contrast", contrasts[0]) != contrasts[0]:
+        return None
+    try:
+        nifti = local_nifti(image, folder / "compared.nii.gz", settings.get("series_uid"))
+        same = digest_of(nifti) == record.get("image_sha256")
+    except (OSError, ValueError):
+        return None
+    return record if same else None
 
 
 def _files_of(case: str, folder: Path, settings: dict[str, Any]) -> dict[str | None, CaseFiles]:
@@ -254,9 +307,9 @@ def _absolute_entry(image: Source, label: Source | None) -> dict[str, Source]:
 
 def _selection(source: str | Path, label: str | Path | None) -> dict[str, Any]:
     """``dataset_dir`` and ``datalist`` for an input; none for a folder as it is."""
-    if label is not None and not Path(label).is_file():
+    if label is not None and not Path(label).is_file() and not masks_of(Path(label)):
         raise FileNotFoundError(
-            f"expected a label at {label}, found none; pass another or leave it out"
+            f"expected a label at {label}, or a folder of masks, found none; pass another or leave it out"
         )
     path = Path(source)
     is_datalist = path.is_file() and path.suffix.lower() in DATALISTS
@@ -282,26 +335,31 @@ def _selection(source: str | Path, label: str | Path | None) -> dict[str, Any]:
 
 
 def _write_image(image: Any, path: Path) -> Path:
-    """Write an image in memory as NIfTI."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write an image in memory as NIfTI; ``ValueError`` if it is no volume of numbers."""
     if isinstance(image, MetaTensor):
-        voxels = image.as_tensor().cpu().numpy()
-        if voxels.ndim == 4 and len(voxels) == 1:
-            voxels = voxels[0]
-        image = nib.Nifti1Image(voxels, image.affine.cpu().numpy())
-    if isinstance(image, SpatialImage):
-        nib.save(nib.Nifti1Image(np.asanyarray(image.dataobj), image.affine), path)
-    elif isinstance(image, sitk.Image):
-        sitk.WriteImage(image, str(path))
-    elif type(image).__module__.startswith("itk"):
-        import itk
-
-        itk.imwrite(image, str(path))
+        voxels, affine = _numpy_of(image), image.affine.cpu().numpy()
+    elif isinstance(image, SpatialImage):
+        voxels, affine = np.asanyarray(image.dataobj), image.affine
+    elif isinstance(image, sitk.Image) or type(image).__module__.startswith("itk"):
+        voxels, affine = voxels_and_affine(image, "the image in memory")
     else:
         raise TypeError(
             f"expected a path, a nibabel, SimpleITK or ITK image or a MetaTensor, got {type(image)}"
         )
+    if affine is None:
+        raise ValueError("expected an image with an affine, got none; give it one, in mm")
+    write_volume(voxels, affine, path)
     return path
+
+
+def _numpy_of(image: MetaTensor) -> np.ndarray:
+    """Voxels without the axis of a single channel; floats of 16 bits, which numpy may not have, as float32."""
+    tensor = image.as_tensor().detach().cpu()
+    if tensor.ndim == 4 and len(tensor) == 1:
+        tensor = tensor[0]
+    if tensor.is_floating_point() and tensor.dtype.itemsize < 4:
+        tensor = tensor.float()
+    return tensor.resolve_conj().numpy()
 
 
 def _read_image(path: Path, like: Any) -> Any:
@@ -314,10 +372,13 @@ def _read_image(path: Path, like: Any) -> Any:
         tensor = torch.as_tensor(voxels).reshape(like.shape)
         return MetaTensor(tensor, affine=like.affine.clone(), meta=dict(like.meta))
     if isinstance(like, SpatialImage):
-        return nib.Nifti1Image(voxels, like.affine)
-    in_itk_order = np.ascontiguousarray(voxels.transpose())
+        return nib.Nifti1Image(voxels.reshape(like.shape), like.affine)
+    axes = len(like.GetSpacing())
+    in_itk_order = np.ascontiguousarray(
+        voxels.reshape(*voxels.shape, *[1] * (axes - 3)).transpose()
+    )
     if isinstance(like, sitk.Image):
-        mr = sitk.GetImageFromArray(in_itk_order)
+        mr = sitk.GetImageFromArray(in_itk_order, isVector=False)
     else:
         import itk
 

@@ -14,10 +14,7 @@ from torch import Tensor, nn
 
 
 def start_weights(network: nn.Module, path: str | Path | None) -> nn.Module:
-    """Load the weights that a training starts from, strictly; without ``path`` the network is returned unchanged.
-
-    Errors are those of [`load_weights`][].
-    """
+    """The network with the weights that a training starts from, see [`load_weights`][]; unchanged without ``path``."""
     return load_weights(network, path).train() if path else network
 
 
@@ -26,8 +23,8 @@ def load_weights(
 ) -> nn.Module:
     """Load a state dict of tensors into ``network``, strictly, and return the network in evaluation mode.
 
-    Half precision is cast to the network's. The network is moved to ``device``, if one is given. Errors are those of
-    [`read_weights`][], [`check_keys`][] and [`check_finite`][].
+    Half precision is cast to the network's. Errors are those of [`read_weights`][], [`check_keys`][] and
+    [`check_finite`][].
     """
     state = read_weights(path)
     check_keys(network.state_dict(), state, path)
@@ -48,7 +45,10 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             f"expected weights at {path}, found none; pass --ckpt_path or train a model first"
         )
     try:
-        state = _read(path)
+        if path.suffix == ".safetensors":
+            state: Any = import_safetensors().torch.load_file(path)
+        else:
+            state = torch.load(path, "cpu", weights_only=True)
     except (ImportError, MemoryError):
         raise
     except Exception as error:  # of damaged files, torch.load raises errors of many kinds
@@ -109,9 +109,3 @@ def import_safetensors() -> ModuleType:
             "*.safetensors requires safetensors: pip install 'contourdiff[convert]'"
         ) from error
     return safetensors
-
-
-def _read(path: Path) -> Any:
-    if path.suffix == ".safetensors":
-        return import_safetensors().torch.load_file(path)
-    return torch.load(path, "cpu", weights_only=True)

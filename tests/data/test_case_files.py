@@ -15,6 +15,7 @@ def test_files_are_named_after_the_translation() -> None:
         "a_t2_label.nrrd",
         "a_t2_fidelity.nrrd",
         "a_t2_uncertainty.nrrd",
+        "a_t2_label.json",
         "a_t2_mr.png",
         "a_t2_mr.json",
     ]

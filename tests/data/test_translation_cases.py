@@ -12,6 +12,7 @@ from contourdiff.data.translation_cases import TranslationCases, contrast_labels
 from helpers import write_nifti
 
 AIR = np.full((4, 5, 6), -1000, np.int16)
+RECORD = '{"case": "a", "contourdiff": "0.2.0", "label": null}'
 
 
 def names_of(cases: TranslationCases) -> list[str]:
@@ -42,7 +43,7 @@ def test_cases_are_read_when_they_are_checked(tmp_path: Path) -> None:
         assert [item["image"] for item in cases.items] == [str(ct / "a.nii.gz")]
         assert cases.failures.keys() == {"B"}
     mr.mkdir()
-    (mr / "a_mr.json").touch()
+    (mr / "a_mr.json").write_text(RECORD)
     cases.check()
     assert (cases.items, cases.kept) == ([], ["a"])
 
@@ -61,7 +62,7 @@ def test_each_contrast_of_a_case_is_an_item_and_the_contrasts_of_a_case_are_neig
     assert [item["case"] for item in cases.items] == ["a", "a", "b", "b"]
     assert cases.failures.keys() == {"c_t2", "c_t1"}
     mr.mkdir()
-    (mr / "a_t1_mr.json").touch()
+    (mr / "a_t1_mr.json").write_text(RECORD)
     cases.check()
     assert names_of(cases) == ["a_t2", "b_t2", "b_t1"]
     assert cases.kept == ["a_t1"]

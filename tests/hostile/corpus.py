@@ -572,8 +572,9 @@ def shifted(mm: float) -> np.ndarray:
 
 
 labelled("label_off_by_1e5", LABEL, affine=shifted(1e-5))
+labelled("label_off_by_a_hundredth_of_a_voxel", LABEL, affine=shifted(0.02))
 labelled("label_off_by_1_mm", LABEL, OTHER_GRID, affine=shifted(1.0))
-labelled("label_turned_slightly", LABEL, OTHER_GRID, affine=OBLIQUE + np.diag([0, 9e-4, 0, 0]))
+labelled("label_turned_slightly", LABEL, OTHER_GRID, affine=OBLIQUE + np.diag([0, 3e-3, 0, 0]))
 labelled("label_of_another_shape", LABEL[:-1], OTHER_GRID)
 labelled("label_with_fractions", (LABEL / 10).astype(np.float32))
 labelled("label_with_negatives", -LABEL.astype(np.int16))

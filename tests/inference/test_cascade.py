@@ -132,7 +132,7 @@ def test_contrasts_share_all_but_their_embedding() -> None:
     assert "class_embedding.weight" not in small(contrast="t1").state_dict()
     with pytest.raises(ValueError, match=r"contrast must be one of \['t1', 't2'\], got 'pd'"):
         small(contrasts=["t1", "t2"], contrast="pd")
-    with pytest.raises(ValueError, match="factor must be 2 or more"):
+    with pytest.raises(ValueError, match="expected factor to be a whole number from 2"):
         CascadeUNet(network, network, factor=1)
 
 

@@ -96,14 +96,6 @@ def test_not_even_one_slice_fits() -> None:
         inferer()(as_case([contours()], ["a"]), no_memory)
 
 
-def test_each_step_hands_over_its_clean_image() -> None:
-    given, steps = (torch.rand(3, 1, 16, 16) > 0.8).float(), []
-    denoiser = Denoiser(make_seeded(), SAMPLER, batch_size=4)
-    result = denoiser(given, PLACES[:3], on_step=lambda number, x0: steps.append((number, x0)))
-    assert [number for number, _ in steps] == [0, 1, 2, 3]
-    assert torch.equal(((steps[-1][1][:3, 0] + 1) * 127.5).clamp(0, 255), result)
-
-
 def test_a_denoiser_is_kept_while_network_and_sampler_are_the_same() -> None:
     """So a batch that was halved stays so, and a network is converted once."""
     execution, network = Execution(), make_seeded()

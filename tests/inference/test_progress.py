@@ -6,12 +6,14 @@ from __future__ import annotations
 import io
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from monai.bundle import ConfigParser
 from monai.transforms import LoadImage, Orientation
 
 from contourdiff.inference import VolumeInferer
@@ -175,3 +177,11 @@ def test_volumes_side_by_side_are_named_together(capsys: pytest.CaptureFixture[s
     inferer(progress=True, num_inference_steps=1)(batch, make_seeded())
     lines = counts(capsys.readouterr().err)
     assert lines[-1] == ("a, b, c (3 of 3)", 21, 21)
+
+
+@pytest.mark.parametrize("overlays", [(), ("single",), ("neighbor_guided",), ("fast",)])
+def test_overlays_leave_the_progress_to_the_setting(
+    overlays: tuple[str, ...], inference_parser: Callable[..., ConfigParser]
+) -> None:
+    parser = inference_parser(*overlays, bundle_root="", progress=False)
+    assert parser.get_parsed_content("inferer").progress is False

@@ -37,7 +37,7 @@ def checked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(
         module,
         "check_case",
-        lambda image, label: names.append(Path(image).name) or check(image, label),
+        lambda image: names.append(Path(image).name) or check(image),
     )
     return names
 

@@ -93,7 +93,9 @@ def test_contours_of_two_shapes_and_a_negative_tolerance_are_refused() -> None:
         contour_agreement(np.zeros((4, 4)), np.zeros((4, 5)))
     with pytest.raises(ValueError, match="compare slice by slice"):
         contour_agreement(np.zeros((1, 4, 4)), np.zeros((1, 4, 4)))
-    with pytest.raises(ValueError, match="tolerance_px must be 0 or more, got -1"):
+    with pytest.raises(
+        ValueError, match="expected tolerance_px to be a number from 0 to inf, got -1"
+    ):
         contour_agreement(np.zeros((4, 4)), np.zeros((4, 4)), -1)
 
 

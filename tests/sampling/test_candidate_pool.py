@@ -44,7 +44,7 @@ def test_work_ahead_changes_no_choice_and_is_bounded(batch_size: int, threshold:
     for choice, _ in choose(pool, indices, rules):
         got.append(choice)
         requested += choice.rounds * 4
-        drawn = pool.drawn(choice.slice_index)
+        drawn = pool.drawn(choice.slice_index, choice.rounds)
         assert len(drawn) == choice.rounds * 4
         pool.forget(choice.slice_index)
         current[0] = choice.slice_index

@@ -54,11 +54,9 @@ def test_a_sampler_is_its_solver_on_its_schedule(solver: str, prediction_type: s
         "ddpm": lambda: ddpm(denoise, x, even_schedule(alphas_cumprod, 40), draw=draw),
         "dpm_solver": lambda: dpm_solver(denoise, x, karras_schedule(alphas_cumprod, STEPS)),
     }[solver]()
-    steps: list[int] = []
     sampler = Sampler(given, solver, STEPS, eta=0.5)
-    got = sampler(predict, noise(), on_step=lambda step, x0: steps.append(step))
-    assert torch.equal(got, expected)
-    assert steps == list(range(40 if solver == "ddpm" else STEPS))
+    assert torch.equal(sampler(predict, noise()), expected)
+    assert len(sampler.schedule) == (40 if solver == "ddpm" else STEPS)
 
 
 def test_a_sampler_does_not_change() -> None:
@@ -74,7 +72,7 @@ def test_a_sampler_does_not_change() -> None:
         ({"solver": "euler"}, r"solver must be one of .* got 'euler'"),
         ({"eta": -0.1}, r"expected eta to be a number from 0 to 1, got -0\.1"),
         ({"num_refinement_steps": 1.5}, r"expected num_refinement_steps to be a whole number"),
-        ({"num_inference_steps": 41}, r"num_inference_steps must lie in 1\.\.40 .* got 41"),
+        ({"num_inference_steps": 41}, r"num_inference_steps to be .* from 1 to 40, got 41"),
     ],
 )
 def test_impossible_settings_are_refused(settings: dict[str, object], message: str) -> None:

@@ -397,11 +397,11 @@ def test_impossible_settings_are_refused() -> None:
         ddpm(
             ideal("epsilon"), x, alphas_cumprod=ALPHA_BARS, draw=lambda: x, prediction_type="sample"
         )
-    with pytest.raises(ValueError, match="num_inference_steps must lie in"):
+    with pytest.raises(ValueError, match=r"num_inference_steps to be .* from 1 to"):
         ddim(ideal("epsilon"), x, alphas_cumprod=ALPHA_BARS, num_inference_steps=TOTAL + 1)
     for steps in (-1, 0, TOTAL + 1):
         with pytest.raises(
-            ValueError, match=rf"num_inference_steps must lie in 1\.\.{TOTAL} .* got {steps}"
+            ValueError, match=rf"num_inference_steps to be .* from 1 to {TOTAL}, got {steps}"
         ):
             dpm_solver(ideal("epsilon"), x, alphas_cumprod=ALPHA_BARS, num_inference_steps=steps)
     with pytest.raises(ValueError, match="prediction_type must be one of"):
@@ -421,18 +421,18 @@ def test_impossible_settings_are_refused() -> None:
 def test_any_solver_takes_any_schedule(
     solver: Callable[..., torch.Tensor], schedule: Callable[..., Any]
 ) -> None:
-    """Where the network knows the clean image, every one ends there; each step reports its clean image."""
-    clean, steps = torch.full((2, 1, 3, 3), 0.25), []
+    """Where the network knows the clean image, every one ends there, by one call for each level."""
+    clean = torch.full((2, 1, 3, 3), 0.25)
     levels = schedule(ALPHA_BARS, 7)
-    result = solver(
-        lambda x, level: clean,
-        torch.randn(2, 1, 3, 3),
-        levels,
-        on_step=lambda *step: steps.append(step),
-    )
+    called = []
+
+    def denoise(x: torch.Tensor, level: NoiseLevel) -> torch.Tensor:
+        called.append(level)
+        return clean
+
+    result = solver(denoise, torch.randn(2, 1, 3, 3), levels)
     torch.testing.assert_close(result, clean)
-    assert [number for number, _ in steps] == list(range(7))
-    assert all(torch.equal(x0, clean) for _, x0 in steps)
+    assert called == levels
     assert [level.sigma for level in levels] == pytest.approx(
         [((1 - level.alpha_bar) / level.alpha_bar) ** 0.5 for level in levels]
     )

@@ -15,15 +15,17 @@ from helpers import write_events
 
 def test_the_loss_curve_is_drawn_whole(tmp_path: Path) -> None:
     write_events(tmp_path / "logs")
-    loss_curve(tmp_path / "logs", tmp_path / "new/curve.png", images_per_step=8)
+    loss_curve(tmp_path / "logs", tmp_path / "new/curve.png")
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["curve.png"]
     assert (tmp_path / "new/curve.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_missing_tag_of_the_loss_is_explained(tmp_path: Path) -> None:
     write_events(tmp_path / "logs")
-    with pytest.raises(ValueError, match="expected the tag 'loss'"):
-        loss_curve(tmp_path / "logs", tmp_path / "curve.png", train_tag="loss")
+    for file in (tmp_path / "logs").glob("*.train"):
+        file.unlink()
+    with pytest.raises(ValueError, match="expected the tag train_loss"):
+        loss_curve(tmp_path / "logs", tmp_path / "curve.png")
 
 
 def test_a_loss_curve_of_an_empty_folder_is_explained(tmp_path: Path) -> None:

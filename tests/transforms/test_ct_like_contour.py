@@ -94,7 +94,7 @@ def test_the_random_contour_draws_it_with_the_given_probability() -> None:
         for seed in range(120)
     ]
     assert 0.25 < np.mean(changed) < 0.5  # half are drawn, and some of these change nothing
-    with pytest.raises(ValueError, match="ct_like must lie in"):
+    with pytest.raises(ValueError, match="expected ct_like to be a number from 0 to 1"):
         RandContour(ct_like=2)
 
 

@@ -76,7 +76,9 @@ def test_the_inverse_of_in_plane_resampling_is_on_the_original_grid(axis: int) -
 
 
 def test_in_plane_resampling_refuses_other_axes_and_plain_tensors() -> None:
-    with pytest.raises(ValueError, match="slice_axis must be 0, 1 or 2, got 3"):
+    with pytest.raises(
+        ValueError, match="expected slice_axis to be a whole number from 0 to 2, got 3"
+    ):
         InPlaneResampled("image", SPACING_MM, slice_axis=3)
     with pytest.raises(
         ValueError, match=r"expected a MetaTensor \(C, H, W, D\), got Tensor of \(1, 4, 4\)"

@@ -16,6 +16,8 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Literal
 
+MAX_NAME_BYTES = 255
+"""Bytes in the name of a file, at most, of all common file systems."""
 OWNER: ContextVar[str] = ContextVar("owner", default="file")
 """Who writes the partial files of this thread: they are named after it, so that it can be cleaned up after."""
 
@@ -29,7 +31,9 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     if path.name.lower().endswith(".nii.gz"):
         suffix = path.name[-len(".nii.gz") :]
     writer = f"{OWNER.get()}-{uuid.uuid4().hex[:8]}"  # two runs may write one file
-    aside = path.with_name(f".{path.name.removesuffix(suffix)}.{writer}.partial{suffix}")
+    end = f".{writer}.partial{suffix}"
+    stem = os.fsencode(path.name.removesuffix(suffix))[: MAX_NAME_BYTES - 1 - len(end)]
+    aside = path.with_name(f".{stem.decode('utf-8', 'ignore')}{end}")
     try:
         yield aside
         os.replace(aside, path)

@@ -10,7 +10,7 @@ from pathlib import Path
 from contourdiff import __version__
 from contourdiff.data.atomic import link_file, read_json, write_json, write_text
 from contourdiff.data.case_files import CaseFiles
-from contourdiff.data.nifti_names import case_of, is_nifti
+from contourdiff.data.nifti_names import case_of, check_name_length, is_nifti
 
 LABEL_ENTITIES = "space|res|den|seg|desc|label|atlas"
 """Entities that the name of a segmentation may have beside those of its image."""
@@ -45,13 +45,32 @@ def bids_images(root: Path) -> list[Path]:
     return sorted(filter(is_nifti, images))
 
 
-def check_subjects(cases: Iterable[str]) -> None:
-    """Raise ``ValueError`` for a case without a subject, which a derivative dataset has no place for."""
+def check_derivatives(cases: Iterable[str], bids_dir: str | Path) -> None:
+    """Raise ``ValueError`` for a case without a subject, or another dataset in ``bids_dir``.
+
+    A ``dataset_description.json`` that is there must be of an earlier run.
+    """
+    cases = list(cases)
+    description = Path(bids_dir) / "dataset_description.json"
+    if description.is_file() and not _is_ours(description):
+        raise ValueError(
+            f"expected a folder for a dataset of translations, got another dataset in {bids_dir}; "
+            "pass a folder of its own, such as derivatives/contourdiff"
+        )
     without_subject = [case for case in cases if not re.match(r"sub-[a-zA-Z0-9]+_", case)]
     if without_subject:
         raise ValueError(
             f"expected cases sub-<label>_..._ct for a BIDS dataset, got {without_subject[:3]}; leave out --bids"
         )
+    for case in cases:
+        check_name_length(Path(f"{case.removesuffix('_ct')}{OURS}_dseg.nii.gz"))
+
+
+def _is_ours(description: Path) -> bool:
+    try:
+        return bool(read_json(description)["Name"] == DESCRIPTION["Name"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def write_derivatives(records: Iterable[Path], bids_dir: str | Path) -> None:
@@ -86,6 +105,9 @@ def write_derivatives(records: Iterable[Path], bids_dir: str | Path) -> None:
                 "Sources": [record["label"]],
             }
             write_json(folder / f"{stem}_dseg.json", label_sidecar)
+        if record.get("classes"):
+            lines = [f"{value}\t{name}\n" for value, name in record["classes"].items()]
+            write_text(folder / f"{stem}_dseg.tsv", "index\tname\n" + "".join(lines))
     write_json(target / "dataset_description.json", DESCRIPTION)
     if not any(target.glob("README*")):
         write_text(target / "README", f"{DESCRIPTION['Name']}. {README}\n")

@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from contourdiff.data.nifti_names import OUTPUT_SUFFIXES
+from contourdiff.data.atomic import link_file, read_json
+from contourdiff.data.nifti_names import OUTPUT_SUFFIXES, check_name_length
 
 RECORD_ENDING = "_mr.json"
 
@@ -17,8 +20,9 @@ class CaseFiles:
     """Files of one translation, whether or not they exist.
 
     In a folder of translations they are ``<name>_mr.nii.gz``, ``<name>_mr.json`` (the record), ``<name>_mr.png`` (the
-    picture), ``<name>_label.nii.gz``, ``<name>_fidelity.nii.gz`` and ``<name>_uncertainty.nii.gz``. Those of a single
-    MR are named after its file: ``<name>.nii.gz``, ``<name>.json``, ``<name>.png``, ``<name>_label.nii.gz`` ...
+    picture), ``<name>_label.nii.gz``, ``<name>_label.json`` (names of its values, where they are known),
+    ``<name>_fidelity.nii.gz`` and ``<name>_uncertainty.nii.gz``. Those of a single MR are named after its file:
+    ``<name>.nii.gz``, ``<name>.json``, ``<name>.png``, ``<name>_label.nii.gz`` ...
 
     Args:
         folder: folder of the files.
@@ -58,6 +62,11 @@ class CaseFiles:
         return self.volume("label")
 
     @property
+    def classes(self) -> Path:
+        """Names of the values of the label."""
+        return self.folder / f"{self.name}_label.json"
+
+    @property
     def fidelity(self) -> Path:
         """The fidelity map."""
         return self.volume("fidelity")
@@ -80,13 +89,84 @@ class CaseFiles:
     def paths(self) -> list[Path]:
         """All files, the record last."""
         volumes = [self.mr, self.label, self.fidelity, self.uncertainty]
-        return [*volumes, self.picture, self.record]
+        return [*volumes, self.classes, self.picture, self.record]
+
+    def remove_old(self, with_label: bool) -> None:
+        """Remove what a translation that is replaced has and the new one may not: its record first, then its maps.
+
+        Args:
+            with_label: whether the new one has a label, which replaces the old one.
+        """
+        record = read_record(self.record)
+        if record is None:
+            return
+        self.record.unlink()
+        old = [self.fidelity, self.uncertainty]
+        if record["label"] is not None and not with_label:
+            old.append(self.label)
+        if record.get("classes"):
+            old.append(self.classes)
+        for path in old:
+            path.unlink(missing_ok=True)
+
+    def link_to(self, target: CaseFiles) -> None:
+        """Link, or else copy, the files that exist to the names of ``target``."""
+        for source, path in zip(self.paths(), target.paths(), strict=True):
+            if source.is_file():
+                link_file(source, path)
 
     def move_to(self, target: CaseFiles) -> None:
         """Move the files that exist to the names of ``target``, on the same file system."""
         for source, path in zip(self.paths(), target.paths(), strict=True):
             if source.is_file():
                 os.replace(source, path)
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """Content of the record of a translation; ``None`` if there is none, or another file."""
+    try:
+        record = read_json(path)
+    except (OSError, ValueError):
+        return None
+    is_ours = isinstance(record, dict) and {"case", "contourdiff", "label"} <= record.keys()
+    return record if is_ours else None
+
+
+def check_targets(
+    targets: Iterable[Path], inputs: Sequence[str | Path], overwrite: bool = True
+) -> None:
+    """Raise ``ValueError`` if files to write would replace an input, under any name of it, or must not be replaced.
+
+    Args:
+        targets: files to write.
+        inputs: files that are read; those that do not exist are ignored.
+        overwrite: whether other files may be replaced.
+    """
+    read = {_identity(path) for path in inputs if os.path.exists(path)}
+    replaced_inputs = []
+    existing = []
+    for target in targets:
+        check_name_length(target)
+        if not os.path.lexists(target):
+            continue
+        if target.exists() and _identity(target) in read:
+            replaced_inputs.append(str(target))
+        elif not overwrite or target.is_dir():
+            existing.append(str(target))
+    if replaced_inputs:
+        raise ValueError(
+            f"expected outputs other than the input and its label, got {', '.join(replaced_inputs)}; "
+            "pass another output"
+        )
+    if existing:
+        raise ValueError(
+            f"expected no file at {existing[0]}, found {', '.join(existing)}; pass --overwrite or another name"
+        )
+
+
+def _identity(path: str | Path) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
 
 
 def converted_folder(output_dir: str | Path) -> Path:

@@ -11,11 +11,12 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from contourdiff.data.nifti_names import VOLUME_SUFFIXES
+from contourdiff.data.nifti_names import check_encoding
 from contourdiff.data.volumes import open_volume, physical_memory, scaled_voxels
 
 GRID_TOLERANCE_MM = 0.01
-"""Distance of the corners of a label from those of its image, at most."""
+GRID_TOLERANCE_VOXELS = 0.01
+"""Distance of the corners of a label from those of its image, at most: the larger of the two."""
 MAX_EXTENT_MM = 10_000.0
 CT_MINIMUM_HU = -200
 MAX_COMPRESSION = 1032
@@ -66,18 +67,6 @@ def check_volume(path: str | Path) -> np.ndarray:
     return voxels
 
 
-def check_name(path: Path) -> None:
-    """Raise ``ValueError`` unless a path is a folder, or named as a volume, with characters that can be printed."""
-    if not path.name.isprintable():
-        raise ValueError(
-            f"expected a name without control characters, got {path.name!a}; rename the file"
-        )
-    if not path.is_dir() and not path.name.lower().endswith(VOLUME_SUFFIXES):
-        raise ValueError(
-            f"expected a volume ({', '.join(VOLUME_SUFFIXES)}) or a DICOM folder, got {path.name}; convert it"
-        )
-
-
 def check_memory(size: int, what: str) -> None:
     """Raise ``ValueError`` if ``size``, in bytes, exceeds the memory of this machine, where that is known."""
     memory = physical_memory()
@@ -125,11 +114,9 @@ def _check_size(path: Path, claimed: int) -> None:
         raise ValueError(f"expected a whole file, but {got}; copy or convert it again")
 
 
-def check_case(image: str | Path, label: str | Path | None = None) -> list[str]:
-    """Validate a CT and its label as [`check_label`][] does; return warnings, as for a volume that cannot be CT."""
+def check_case(image: str | Path) -> list[str]:
+    """Validate a CT as [`check_volume`][] does; return warnings, as for a volume that cannot be CT."""
     minimum = float(check_volume(image).min())
-    if label is not None:
-        check_label(image, label)
     if minimum <= CT_MINIMUM_HU:
         return []
     return [
@@ -145,22 +132,46 @@ def check_label(image: str | Path, label: str | Path) -> np.ndarray:
         ValueError: as [`check_volume`][], or if the label is not on its image's grid.
     """
     voxels = check_volume(label)
+    check_grid(image, label)
+    return voxels
+
+
+def check_grid(image: str | Path, label: str | Path) -> None:
+    """Raise ``ValueError`` unless a label is on its image's grid, to a hundredth of a voxel or 0.01 mm."""
     label_grid = open_volume(label)
     image_grid = open_volume(image)
-    ends = [(0, size - 1) for size in image_grid.shape]
-    corners = np.array([[*corner, 1] for corner in product(*ends)])
-    distances = np.linalg.norm(corners @ (label_grid.affine - image_grid.affine).T, axis=1)
-    if label_grid.shape != image_grid.shape or distances.max() > GRID_TOLERANCE_MM:
+    expected = f"expected label {Path(label).name} on the image's grid {image_grid.shape}"
+    if label_grid.shape != image_grid.shape:
+        raise ValueError(f"{expected}, got {label_grid.shape}; resample the label")
+    if not is_same_grid(label_grid.affine, image_grid.affine, image_grid.shape):
+        distance_mm = _grid_distance_mm(label_grid.affine, image_grid.affine, image_grid.shape)
         raise ValueError(
-            f"expected label {Path(label).name} on the image's grid {image_grid.shape}, "
-            f"got {label_grid.shape} with affine {np.round(label_grid.affine, 3).tolist()} "
-            f"against {np.round(image_grid.affine, 3).tolist()}; resample the label"
+            f"{expected}, got corners up to {distance_mm:.3g} mm from those of the image, where "
+            f"{_grid_limit_mm(image_grid.affine):.3g} mm are allowed, with affine "
+            f"{np.round(label_grid.affine, 3).tolist()} against {np.round(image_grid.affine, 3).tolist()}; "
+            "resample the label, or give it the affine of the image if that is a matter of rounding"
         )
-    return voxels
+
+
+def is_same_grid(affine: np.ndarray, other: np.ndarray, shape: tuple[int, ...]) -> bool:
+    """Whether the corners of two grids of one shape lie within a hundredth of a voxel, or 0.01 mm, of each other."""
+    return _grid_distance_mm(affine, other, shape) <= _grid_limit_mm(other)
+
+
+def _grid_distance_mm(affine: np.ndarray, other: np.ndarray, shape: tuple[int, ...]) -> float:
+    ends = [(0, size - 1) for size in shape]
+    corners = np.array([[*corner, 1] for corner in product(*ends)])
+    return float(np.linalg.norm(corners @ (affine - other).T, axis=1).max())
+
+
+def _grid_limit_mm(affine: np.ndarray) -> float:
+    voxel_mm = np.linalg.norm(affine[:3, :3], axis=0)
+    return max(GRID_TOLERANCE_MM, GRID_TOLERANCE_VOXELS * float(voxel_mm.min()))
 
 
 def check_output_dir(path: str | Path) -> None:
     """Create the folder if it is absent; raise ``ValueError`` if files cannot be written there."""
+    check_encoding(Path(path))
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):

@@ -4,69 +4,118 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pydicom
 import SimpleITK as sitk
+from pydicom.dataset import Dataset
 
-IMAGE_TYPE = "0008|0008"
-MODALITY = "0008|0060"
-DESCRIPTION = "0008|103e"
-POSITION = "0020|0032"
-ORIENTATION = "0020|0037"
-FRAMES = "0028|0008"
-SPACING = "0028|0030"
-TAGS = (IMAGE_TYPE, MODALITY, DESCRIPTION, POSITION, ORIENTATION, FRAMES, SPACING)
+CT_CLASSES = (
+    "1.2.840.10008.5.1.4.1.1.2",
+    "1.2.840.10008.5.1.4.1.1.2.1",
+    "1.2.840.10008.5.1.4.1.1.2.2",
+)
+"""SOP classes: CT image, enhanced CT image, and enhanced CT image converted from single frames."""
+SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+GROUP_OF = {
+    "ImagePositionPatient": "PlanePositionSequence",
+    "ImageOrientationPatient": "PlaneOrientationSequence",
+    "PixelSpacing": "PixelMeasuresSequence",
+    "RescaleSlope": "PixelValueTransformationSequence",
+    "RescaleIntercept": "PixelValueTransformationSequence",
+}
+"""Where a multi-frame file has what a file of one slice has at its top."""
+GEOMETRY = tuple(GROUP_OF)[:3]
+FRAMES = ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence", "NumberOfFrames")
+TAGS = (
+    *("SOPClassUID", "SeriesInstanceUID", "SeriesDescription", "Modality", "ImageType"),
+    *("Rows", "Columns", "SamplesPerPixel", *FRAMES, *GROUP_OF),
+)
 MAX_TILT_DEGREES = 0.05
 POSITION_TOLERANCE = 0.01
-"""Share of the slice distance that the distance of two adjacent slices may differ by; positions are rounded text."""
-Header = dict[str, str]
-"""Tags of a file that are not empty, as text, and its ``size``."""
+"""Share of the slice distance that a slice may lie beside its place on the straight line through all."""
+ROUNDING_MM = 0.1
+"""A slice may lie as far beside it in any case, up to a quarter of the distance: positions are rounded text."""
+WITHOUT_MARK = re.compile(rb"[\x02\x08]\x00.\x00([A-Z]{2}|..\x00\x00)", re.DOTALL)
+"""First element of a DICOM file without preamble."""
+CONVERT = "convert it with dcm2niix"
 
 
 class Series(NamedTuple):
-    """A series, and the header of each of its files that holds an image and is no localizer."""
+    """A series, and the header of each of its files that holds a slice or more, and no localizer or picture of text."""
 
     uid: str
     description: str
     modality: str
-    slices: dict[str, Header]
+    slices: dict[str, Dataset]
 
     def __str__(self) -> str:
-        return f"{self.uid} ({self.modality} {self.description!r}, {len(self.slices)} slices)"
+        kind = self.modality or "no modality"
+        return f"{self.uid} ({kind} {self.description!r}, {len(self.slices)} slices)"
+
+
+class Plane(NamedTuple):
+    """Where a slice lies, in mm, in the coordinates of DICOM."""
+
+    position: np.ndarray
+    """Center of the first voxel, ``(3,)``."""
+    orientation: np.ndarray
+    """Directions in which columns and rows count up, ``(6,)``."""
+    spacing: np.ndarray
+    """Distance of rows and columns, ``(2,)``."""
+    size: tuple[int, int]
+    """Number of columns and rows."""
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a path is a DICOM file, by the letters DICM at byte 128."""
+    """Whether a path is a DICOM file, by the letters DICM at byte 128 or, without preamble, by its first element."""
+    begin = _begin(path)
+    return begin[128:] == b"DICM" or WITHOUT_MARK.match(begin) is not None
+
+
+def read_header(path: str | Path, with_preamble: bool = True) -> Dataset | None:
+    """The elements `TAGS` of a DICOM file; ``None`` if it is cut before they end, or has no preamble but should."""
     try:
-        with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
+        header = pydicom.dcmread(
+            path, stop_before_pixels=True, specific_tags=list(TAGS), force=not with_preamble
+        )
+        if not header.get("SOPClassUID"):
+            header.SOPClassUID = header.file_meta.MediaStorageSOPClassUID
+        is_cut = header.SOPClassUID in CT_CLASSES and "Rows" not in header
+    except Exception:  # of a parser, on any bytes
+        return None
+    return None if is_cut else header
 
 
 def has_ct_series(folder: str | Path) -> bool:
-    """Whether a folder or a subfolder holds a series of CT slices; ``ValueError`` if it is no folder."""
-    return len(_ct_of(_series_of(folder))) > 0
+    """Whether a folder or a subfolder holds CT slices, or what may be such; ``ValueError`` if it is no folder."""
+    all_series, unreadable = _content_of(folder)
+    may_be_ct = [series for series in all_series if series.slices and series.modality in ("CT", "")]
+    return bool(unreadable or may_be_ct)
 
 
 def read_ct_series(folder: str | Path, series_uid: str | None = None) -> Any:
     """Read the CT series of a DICOM folder, subfolders included, as a SimpleITK image in Hounsfield units.
 
-    Localizers and other modalities are skipped. Voxels are int16, or float32 where the rescaling is not integer.
-    Compressed files are read as far as GDCM reads them.
+    Localizers, reports and other modalities are skipped. Voxels are int16, or float32 where the rescaling is not
+    integer. Compressed files are read as far as GDCM reads them.
 
     Args:
         folder: holds the files of one study or more.
         series_uid: SeriesInstanceUID of the series to read; ``None`` if there is one.
 
-    Raises ``ValueError`` if there is no CT series, several and no ``series_uid``, or the slices are not one regular
-    stack: a tilted gantry, missing slices, slices at one position, of several orientations or sizes, or multi-frame.
+    Raises ``ValueError`` if there is no CT series, several and no ``series_uid``, a file that cannot be read, or the
+    slices are not one regular stack: a tilted gantry, missing slices, slices at one position, of several orientations
+    or sizes, or a multi-frame file without a position for each frame.
     """
-    all_series = _series_of(folder)
-    candidates = _ct_of(all_series)
+    all_series, unreadable = _content_of(folder)
+    if unreadable:
+        raise _unreadable(folder, unreadable)
+    candidates = [series for series in all_series if series.slices and series.modality == "CT"]
     listed = "; ".join(map(str, candidates or all_series)) or "no series"
     expected = "one CT series"
     if series_uid is not None:
@@ -74,130 +123,229 @@ def read_ct_series(folder: str | Path, series_uid: str | None = None) -> Any:
         candidates = [series for series in candidates if series.uid == series_uid]
     if len(candidates) != 1:
         advice = "pass the UID of one as series_uid" if candidates else "pass another folder or UID"
+        if not all(series.modality for series in all_series):
+            advice += ", or set the tag Modality to CT"
         raise ValueError(f"expected {expected} in {folder}, got {listed}; {advice}")
     return _read(candidates[0].slices, str(folder))
 
 
-def _ct_of(all_series: Sequence[Series]) -> list[Series]:
-    return [series for series in all_series if series.modality == "CT" and series.slices]
+def _read(slices: dict[str, Dataset], where: str) -> Any:
+    planes: list[Plane] = []
+    for header in slices.values():
+        planes += _planes(header, where)
+    if len(slices) > 1 and len(planes) > len(slices):
+        raise ValueError(
+            f"expected one slice a file in {where}, got several multi-frame files; {CONVERT}"
+        )
+    try:
+        _check_planes(planes, where)
+        order, distance_mm = _stack(planes, where)
+    except ValueError as error:
+        advice = f", or {CONVERT}" if len(planes) > len(slices) else ""
+        raise ValueError(f"{error}{advice}") from error
+    image = _rescaled(list(slices), order, where)
+    first = planes[order[0]]
+    normal = _normal(first)
+    row = first.orientation[:3] / np.linalg.norm(first.orientation[:3])
+    axes = np.stack([row, np.cross(normal, row), normal], axis=1)
+    image.SetDirection(axes.ravel().tolist())
+    image.SetSpacing([float(first.spacing[1]), float(first.spacing[0]), distance_mm])
+    image.SetOrigin(first.position.tolist())
+    return image
 
 
-def _read(slices: dict[str, Header], where: str) -> Any:
-    headers = list(slices.values())
-    _check_headers(headers, where)
-    order, slice_distance_mm = _stack(headers, where)
-    files = list(slices)
-    reader = sitk.ImageSeriesReader()
-    reader.SetFileNames([files[index] for index in order])
+def _rescaled(files: Sequence[str], order: Sequence[int], where: str) -> Any:
+    """Slices in HU, in an order; read as float, as each has a rescaling and a data type of its own."""
+    reader: Any
+    if len(files) == len(order):
+        reader = sitk.ImageSeriesReader()
+        reader.SetFileNames([files[index] for index in order])
+    else:
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(files[0])
+    reader.SetImageIO("GDCMImageIO")
+    reader.SetOutputPixelType(sitk.sitkFloat32)
     try:
         image = reader.Execute()
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise ValueError(
-            f"expected readable DICOM slices in {where}, got: {reason}; decompress or copy them"
-        ) from error
-    image.SetSpacing([*image.GetSpacing()[:2], slice_distance_mm])
+        unreadable = [file for file in files if not _has_voxels(file)]
+        raise _unreadable(where, unreadable or files) from error
     voxels = sitk.GetArrayViewFromImage(image)
-    whole = np.issubdtype(voxels.dtype, np.integer) or np.array_equal(voxels, np.rint(voxels))
+    if len(files) < len(order):
+        image = sitk.GetImageFromArray(voxels[np.asarray(order)])
+        voxels = sitk.GetArrayViewFromImage(image)
+    whole = all(np.array_equal(plane, np.rint(plane)) for plane in voxels)
     fits = voxels.min() >= -(2**15) and voxels.max() < 2**15
-    return sitk.Cast(image, sitk.sitkInt16 if whole and fits else sitk.sitkFloat32)
+    return sitk.Cast(image, sitk.sitkInt16) if whole and fits else image
 
 
-def _check_headers(headers: Sequence[Header], where: str) -> None:
-    """Raise ``ValueError`` unless these are slices of one kind, one in each file."""
-    if len(headers) < 2:
-        raise ValueError(
-            f"expected a stack of slices in {where}, got {len(headers)}; pass a volume"
-        )
-    if any(int(header.get(FRAMES, 1)) > 1 for header in headers):
-        raise ValueError(
-            f"expected one slice a file in {where}, got multi-frame files; convert them with dcm2niix"
-        )
-    if any({POSITION, ORIENTATION, SPACING} - header.keys() for header in headers):
-        raise ValueError(
-            f"expected position, orientation and spacing in every file of {where}; export them again"
-        )
-    sizes = {(header["size"], header[SPACING]) for header in headers}
-    orientations = _numbers(headers, ORIENTATION)
-    if len(sizes) > 1 or not np.allclose(orientations, orientations[0], atol=1e-3):
-        raise ValueError(
-            f"expected slices of one orientation, size and pixel spacing in {where}, got a mixture; "
-            "move the files of one stack to a folder of their own"
-        )
+def _has_voxels(file: str) -> bool:
+    try:
+        sitk.ReadImage(file, imageIO="GDCMImageIO")
+    except RuntimeError:
+        return False
+    return True
 
 
-def _stack(headers: Sequence[Header], where: str) -> tuple[list[int], float]:
+def _unreadable(folder: str | Path, files: Sequence[str]) -> ValueError:
+    names = [os.path.relpath(file, folder) for file in files]
+    listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    advice = "decompress or copy them again, or remove those that are no slices"
+    if any(WITHOUT_MARK.match(_begin(Path(file))) for file in files):
+        advice = "they lack the preamble and the letters DICM: write them anew, as dcmconv does"
+    return ValueError(
+        f"expected readable DICOM slices in {folder}, got {len(names)} that cannot be read: {listed}; {advice}"
+    )
+
+
+def _planes(header: Dataset, where: str) -> list[Plane]:
+    """Planes of the frames of a file, in their order."""
+    shared = header.get("SharedFunctionalGroupsSequence") or []
+    frames = header.get("PerFrameFunctionalGroupsSequence") or [header]
+    count = int(header.get("NumberOfFrames") or 1)
+    size = (int(header.Columns), int(header.Rows))
+    planes = []
+    rescalings = set()
+    for frame in frames:
+        groups = [frame, *shared, header]
+        position, orientation, spacing = (_values(name, groups) for name in GEOMETRY)
+        planes.append(Plane(position, orientation, spacing, size))
+        slope, intercept = _values("RescaleSlope", groups), _values("RescaleIntercept", groups)
+        rescalings.add((*slope, *intercept))
+    if len(frames) != count or len(rescalings) > 1:
+        got = f"a multi-frame file of {count} frames with {len(frames)} positions and {len(rescalings)} rescalings"
+        raise ValueError(
+            f"expected a position for each frame and one rescaling in {where}, got {got}; {CONVERT}"
+        )
+    return planes
+
+
+def _values(name: str, groups: Sequence[Dataset]) -> np.ndarray:
+    """Numbers of a tag in the first group that has it; empty if none has."""
+    for group in groups:
+        items = group.get(GROUP_OF[name]) or [group]
+        value = items[0].get(name)
+        if value is not None and value != "":
+            return np.array(value, dtype=float).ravel()
+    return np.zeros(0)
+
+
+def _check_planes(planes: Sequence[Plane], where: str) -> None:
+    """Raise ``ValueError`` unless these are two slices or more of one kind."""
+    if len(planes) < 2:
+        raise ValueError(f"expected a stack of slices in {where}, got {len(planes)}; pass a volume")
+    first = planes[0]
+    for plane in planes:
+        if (plane.position.size, plane.orientation.size, plane.spacing.size) != (3, 6, 2):
+            raise ValueError(
+                f"expected position, orientation and spacing in every file of {where}, got a slice without; "
+                "export them again"
+            )
+        has_size = plane.size == first.size and np.allclose(plane.spacing, first.spacing)
+        if not has_size or not np.allclose(plane.orientation, first.orientation, atol=1e-3):
+            raise ValueError(
+                f"expected slices of one orientation, size and pixel spacing in {where}, got a mixture; "
+                "move the files of one stack to a folder of their own"
+            )
+
+
+def _normal(plane: Plane) -> np.ndarray:
+    normal = np.cross(plane.orientation[:3], plane.orientation[3:])
+    return normal / np.linalg.norm(normal)
+
+
+def _stack(planes: Sequence[Plane], where: str) -> tuple[list[int], float]:
     """Order of the slices along their normal, and their distance in mm; ``ValueError`` for an irregular stack."""
-    orientation = _numbers(headers, ORIENTATION)[0]
-    normal = np.cross(orientation[:3], orientation[3:])
-    positions = _numbers(headers, POSITION)
-    order = np.argsort(positions @ normal)
-    offsets = positions[order] - positions[order[0]]
-    depths = offsets @ normal
-    height = float(depths[-1])
-    drift = np.linalg.norm(offsets[-1] - height * normal)
-    tilt = float(np.degrees(np.arctan2(drift, height)))
-    if height > 0 and tilt > MAX_TILT_DEGREES:
+    normal = _normal(planes[0])
+    positions = np.array([plane.position for plane in planes])
+    order = np.argsort(positions @ normal, kind="stable")
+    positions = positions[order]
+    numbers = np.arange(len(planes))
+    step, start = np.polyfit(numbers, positions, 1)
+    distance = float(step @ normal)
+    beside = np.linalg.norm(positions - start - np.outer(numbers, step), axis=1)
+    limit = max(POSITION_TOLERANCE * distance, min(ROUNDING_MM, distance / 4))
+    if distance <= 0 or beside.max() > limit:
+        steps = np.linalg.norm(np.diff(positions, axis=0), axis=1)
+        usual = float(np.median(steps))
+        first = int(np.argmax(np.abs(steps - usual)))
+        raise ValueError(
+            f"expected slices at equal distances in {where}, got {steps[first]:.3f} mm after slice {first + 1} of "
+            f"{len(planes)} where others have {usual:.3f} mm (missing or repeated slices); export the series again"
+        )
+    drift = float(np.linalg.norm(step - distance * normal))
+    tilt = float(np.degrees(np.arctan2(drift, distance)))
+    if tilt > MAX_TILT_DEGREES and drift * len(planes) > 2 * ROUNDING_MM:
         raise ValueError(
             f"expected slices straight above one another in {where}, got a gantry tilt of {tilt:.2f} degrees; "
             "correct it first, as dcm2niix does"
         )
-    steps = np.diff(depths)
-    distance = float(np.median(steps))
-    irregular = np.abs(steps - distance) > POSITION_TOLERANCE * distance
-    if distance <= 0 or irregular.any():
-        first = int(np.argmax(irregular))
-        raise ValueError(
-            f"expected slices at equal distances in {where}, got {steps[first]:.3f} mm after slice {first + 1} of "
-            f"{len(headers)} where others have {distance:.3f} mm (missing or repeated slices); export the series again"
-        )
-    return order.tolist(), height / (len(headers) - 1)
+    return order.tolist(), distance
 
 
-def _numbers(headers: Sequence[Header], tag: str) -> np.ndarray:
-    """Values of a tag, a row for each header."""
-    return np.array([header[tag].split("\\") for header in headers], dtype=float)
+def _begin(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(132)
+    except OSError:
+        return b""
 
 
-def _series_of(folder: str | Path) -> list[Series]:
-    """All series of a folder and its subfolders, sorted by UID."""
+def _content_of(folder: str | Path) -> tuple[list[Series], list[str]]:
+    """All series of a folder and its subfolders, sorted by UID, and the files that may be slices but are unreadable."""
     if not Path(folder).is_dir():
         raise ValueError(
             f"expected a DICOM folder at {folder}, found none; pass the folder of the series"
         )
-    files_of: dict[str, list[str]] = {}
+    headers: dict[str, Dataset] = {}
+    unreadable: list[str] = []
     for parent, _, names in sorted(os.walk(folder)):
-        if not any(is_dicom(Path(parent, name)) for name in names):
-            continue
-        for uid in sitk.ImageSeriesReader.GetGDCMSeriesIDs(parent):
-            files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(parent, uid)
-            files_of.setdefault(uid, []).extend(files)
-    return [_series(uid, files_of[uid]) for uid in sorted(files_of)]
+        files = [Path(parent, name) for name in sorted(names) if not name.startswith(".")]
+        dicom = {file for file in files if is_dicom(file)}
+        kinds = {_kind(file) for file in dicom}
+        for file in files:
+            header = read_header(file) if file in dicom else None
+            if header is not None:
+                headers[str(file)] = header
+            elif file in dicom or (dicom and _is_lost(file, kinds)):
+                unreadable.append(str(file))
+    return list(_series_of(headers)), unreadable
 
 
-def _series(uid: str, files: Sequence[str]) -> Series:
-    first: Header = {}
-    slices: dict[str, Header] = {}
-    for file in files:
-        header = _header(file)
-        first = first or header
-        if header and "LOCALIZER" not in header.get(IMAGE_TYPE, "").upper():
-            slices[file] = header
-    description = first.get(DESCRIPTION, "").strip()
-    modality = first.get(MODALITY, "?").strip()
-    return Series(uid, description, modality, slices)
+def _series_of(headers: dict[str, Dataset]) -> Iterator[Series]:
+    files_of: dict[str, list[str]] = {}
+    for file, header in headers.items():
+        files_of.setdefault(str(header.get("SeriesInstanceUID", "")), []).append(file)
+    for uid in sorted(files_of):
+        files = files_of[uid]
+        first = headers[files[0]]
+        modality = str(first.get("Modality") or "").strip()
+        if not modality and first.SOPClassUID in CT_CLASSES:
+            modality = "CT"
+        description = str(first.get("SeriesDescription") or "").strip()
+        slices = {file: headers[file] for file in files if _is_slice(headers[file])}
+        yield Series(uid, description, modality, slices)
 
 
-def _header(file: str) -> Header:
-    """Header of a file; empty if it holds no image."""
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(file)
+def _is_slice(header: Dataset) -> bool:
+    """Whether a file holds gray levels, and neither a localizer nor a picture of text, which lies nowhere."""
+    if "Rows" not in header or int(header.get("SamplesPerPixel") or 1) > 1:
+        return False
+    is_capture = str(header.SOPClassUID).startswith(SECONDARY_CAPTURE)
+    if is_capture and "ImagePositionPatient" not in header:
+        return False
+    return "LOCALIZER" not in str(header.get("ImageType", "")).upper()
+
+
+def _kind(file: Path) -> str:
+    """Suffix of a file or, without a suffix of letters, its name with each number replaced."""
+    return file.suffix.lower() if file.suffix[1:].isalpha() else re.sub(r"\d+", "0", file.name)
+
+
+def _is_lost(file: Path, kinds: set[str]) -> bool:
+    """Whether a file that is no DICOM may have been a slice: it is named like one, or is empty without a suffix."""
     try:
-        reader.ReadImageInformation()
-    except RuntimeError:
-        return {}
-    header = {"size": str(reader.GetSize()[:2])}
-    for tag in TAGS:
-        if reader.HasMetaDataKey(tag) and reader.GetMetaData(tag):
-            header[tag] = reader.GetMetaData(tag)
-    return header
+        is_empty = file.stat().st_size == 0
+    except OSError:
+        is_empty = True
+    return _kind(file) in kinds or (is_empty and not file.suffix)

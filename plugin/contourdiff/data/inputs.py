@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,20 @@ from contourdiff.data.bids import bids_inputs
 from contourdiff.data.datalists import read_cases
 from contourdiff.data.dicom import has_ct_series, is_dicom
 from contourdiff.data.itk_files import convert_to_nifti
+from contourdiff.data.label_files import (
+    check_classes,
+    is_label,
+    label_entries,
+    match_labels,
+    unused_warning,
+)
 from contourdiff.data.nifti_names import (
     ITK_SUFFIXES,
     NIFTI_SUFFIXES,
     case_of,
+    check_encoding,
     is_volume,
-    volumes_by_case,
+    printable,
 )
 
 Source = str | Path
@@ -27,6 +35,10 @@ Pair = tuple[Source, Source | None]
 """Image and label of a case."""
 REMOTE_SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd", ".mha")
 """Volumes of one file; ``.mhd`` is two."""
+LABELS = "labels"
+"""Folder of the labels, in that of the CT."""
+LABEL_WORDS = ("label", "seg", "mask")
+"""What a folder that should have been called ``labels`` has in its name."""
 
 
 def is_url(source: Any) -> bool:
@@ -57,25 +69,57 @@ def find_inputs(
     return list(bids_inputs(root) or _folder_inputs(root))
 
 
+def is_local_nifti(source: Source) -> bool:
+    """Whether a source is read where it is, see [`local_nifti`][]."""
+    if is_url(source):
+        return False
+    source = Path(source)
+    return not source.is_dir() and not source.name.lower().endswith(ITK_SUFFIXES)
+
+
 def local_nifti(source: Source, path: Path, series_uid: str | None = None) -> Path:
     """The file itself if it is local NIfTI, or the file that it is converted or copied to: ``path``, or beside it.
 
     Raises:
         ValueError: if it cannot be read.
     """
+    local = local_file(source, path)
+    if is_local_nifti(local):
+        return local
+    if not is_url(source):
+        check_encoding(local, below=True)
+    convert_to_nifti(local, path, series_uid)
     if is_url(source):
-        copy = path.with_name(Path(source).name)
-        _fetch(str(source), copy)
-        if is_volume(copy, NIFTI_SUFFIXES):
-            return copy
-        convert_to_nifti(copy, path, series_uid)
-        copy.unlink()
-        return path
-    source = Path(source)
-    if source.is_dir() or source.name.lower().endswith(ITK_SUFFIXES):
-        convert_to_nifti(source, path, series_uid)
-        return path
-    return source
+        local.unlink()
+    return path
+
+
+def local_file(source: Source, path: Path) -> Path:
+    """The file itself, or the copy beside ``path`` of what a URL names; ``ValueError`` if that cannot be read."""
+    if not is_url(source):
+        return Path(source)
+    copy = path.with_name(Path(source).name)
+    _fetch(str(source), copy)
+    return copy
+
+
+def input_warnings(dataset_dir: Source, pairs: Sequence[Pair]) -> list[str]:
+    """What of the labels of a folder of cases is not used: a line for each file, with the name that was expected."""
+    cases = [case_of(image) for image, _ in pairs]
+    used = {Path(label).name for _, label in pairs if label is not None}
+    warnings = []
+    for name, entry in _labels_in(dataset_dir).items():
+        if name not in used or (not is_url(entry) and not is_label(Path(entry))):
+            warnings.append(unused_warning(LABELS, name, cases))
+    if is_url(dataset_dir):
+        return warnings
+    for folder in sorted(Path(dataset_dir).iterdir()):
+        is_named_so = any(word in folder.name.lower() for word in LABEL_WORDS)
+        if is_named_so and folder.name != LABELS and is_label(folder):
+            warnings.append(
+                f"{printable(folder.name)} is not used: expected labels in {LABELS}; rename the folder"
+            )
+    return warnings
 
 
 def _listed_inputs(root: Source, datalist: str | Path | Sequence[Any], section: str) -> list[Pair]:
@@ -113,34 +157,72 @@ def _joined(root: Source, name: Source) -> Source:
 def _folder_inputs(root: Path) -> list[Pair]:
     """Volumes and DICOM folders directly in a folder; or the folder itself, if it holds the files of a DICOM study."""
     content = sorted(root.iterdir())
-    labels = volumes_by_case(root / "labels")
     images = [path for path in content if is_volume(path)]
-    if not images and any(is_dicom(path) for path in content):
+    if not images and any(path.is_file() and is_dicom(path) for path in content):
         images = [root.resolve()]
     else:
-        folders = [path for path in content if path.is_dir() and path.name != "labels"]
-        images += [folder for folder in folders if has_ct_series(folder)]
-    return [(image, labels.get(case_of(image))) for image in images]
+        folders = [path for path in content if path.is_dir() and path.name != LABELS]
+        images += [folder for folder in folders if _is_case(folder)]
+    pairs = _with_labels(images, _labels_in(root))
+    check_classes(Path(label) for _, label in pairs if label is not None)
+    return pairs
+
+
+def _is_case(folder: Path) -> bool:
+    """Whether a folder holds CT in DICOM, or DICOM that must not be given to GDCM, and is refused where it is read."""
+    try:
+        check_encoding(folder, below=True)
+    except ValueError:
+        return any(path.is_file() and is_dicom(path) for path in folder.rglob("*"))
+    return has_ct_series(folder)
+
+
+def _with_labels(images: Sequence[Source], labels: Mapping[str, Source]) -> list[Pair]:
+    usable = []
+    for name, label in labels.items():
+        if is_url(label) or is_label(Path(label)):
+            usable.append(name)
+    by_case = match_labels([case_of(image) for image in images], usable).by_case
+    pairs: list[Pair] = []
+    for image in images:
+        file = by_case.get(case_of(image))
+        pairs.append((image, None if file is None else labels[file]))
+    return pairs
+
+
+def _labels_in(dataset_dir: Source) -> Mapping[str, Source]:
+    """All that is in the folder ``labels`` of a folder of CT, by name."""
+    if not is_url(dataset_dir):
+        return label_entries(Path(dataset_dir) / LABELS)
+    return _remote_files(f"{str(dataset_dir).rstrip('/')}/{LABELS}")
 
 
 def _remote_inputs(url: str) -> list[Pair]:
     """Volumes directly in a remote folder, and their labels in its folder ``labels``."""
+    images = []
+    for name, address in _remote_files(url).items():
+        if name.lower().endswith(REMOTE_SUFFIXES):
+            images.append(address)
+    labels: dict[str, Source] = {}
+    for name, label in _labels_in(url).items():
+        if name.lower().endswith(REMOTE_SUFFIXES):
+            labels[name] = label
+    return _with_labels(images, labels)
+
+
+def _remote_files(url: str) -> dict[str, str]:
+    """Addresses of what is directly in a remote folder, by name, without hidden files; empty if there is none."""
     import fsspec
 
     system, root = fsspec.core.url_to_fs(url)
     system.invalidate_cache()  # what was there in an earlier run of this process
-
-    def volumes_in(folder: str) -> dict[str, str]:
-        urls = {}
-        for name in sorted(system.ls(folder, detail=False)) if system.isdir(folder) else []:
-            hidden = Path(name).name.startswith(".")
-            if name.lower().endswith(REMOTE_SUFFIXES) and not hidden:
-                urls[name] = str(system.unstrip_protocol(name))
-        return urls
-
-    labels = {case_of(name): address for name, address in volumes_in(f"{root}/labels").items()}
-    images = volumes_in(root)
-    return [(address, labels.get(case_of(name))) for name, address in images.items()]
+    urls = {}
+    for path in sorted(system.ls(root, detail=False)) if system.isdir(root) else []:
+        name = Path(path).name
+        is_itself = path.rstrip("/") == root.rstrip("/")
+        if not name.startswith(".") and not is_itself:
+            urls[name] = str(system.unstrip_protocol(path))
+    return urls
 
 
 def _fetch(url: str, path: Path) -> None:

@@ -11,6 +11,7 @@ import SimpleITK as sitk
 
 from contourdiff.data.atomic import atomic_write
 from contourdiff.data.dicom import read_ct_series
+from contourdiff.data.volumes import write_volume
 
 TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """From the RAS+ coordinates of NIfTI to those of ITK, and back."""
@@ -19,21 +20,40 @@ TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 def convert_to_nifti(source: str | Path, path: str | Path, series_uid: str | None = None) -> None:
     """Write a NRRD or MetaImage file, or the CT series of a DICOM folder, as NIfTI, whole or not at all.
 
-    The affine is that of the source, rounded to float32. Raises ``ValueError`` as
-    [`contourdiff.data.dicom.read_ct_series`][], or if ``source`` is no readable volume of one channel.
+    The affine is that of the source, rounded to float32; no text of its header is taken over, as it may name a patient.
+    Raises ``ValueError`` as [`contourdiff.data.dicom.read_ct_series`][], or if ``source`` is no readable volume of one
+    channel.
     """
     image = _read(source, series_uid)
-    dimensions = image.GetDimension()
+    voxels, affine = voxels_and_affine(image, str(source))
+    write_volume(voxels, affine, path)
+
+
+def voxels_and_affine(image: Any, where: str) -> tuple[np.ndarray, np.ndarray]:
+    """Voxels ``(H, W, D)`` of an image of SimpleITK or ITK, and its RAS+ affine ``(4, 4)``, sheared or not.
+
+    The voxels are a view: keep the image as long. Raises ``ValueError`` unless it is a volume of one
+    channel; an axis behind the third may have a single frame.
+    """
     channels = image.GetNumberOfComponentsPerPixel()
-    if dimensions != 3 or channels != 1:
+    spacing = np.array(image.GetSpacing(), dtype=float)
+    dimensions = len(spacing)
+    if isinstance(image, sitk.Image):
+        voxels = sitk.GetArrayViewFromImage(image).T
+    else:
+        import itk
+
+        voxels = itk.array_view_from_image(image).T
+    if dimensions < 3 or channels != 1 or not set(voxels.shape[3:]) <= {1}:
         raise ValueError(
-            f"expected a volume of one channel at {source}, got {dimensions} dimensions, {channels} channels; "
+            f"expected a volume of one channel at {where}, got {dimensions} dimensions, {channels} channels; "
             "save one 3-D volume a file"
         )
-    for key in image.GetMetaDataKeys():
-        image.EraseMetaData(key)  # texts may name a patient
-    with atomic_write(path) as aside:
-        sitk.WriteImage(image, str(aside), useCompression=True)
+    direction = np.array(image.GetDirection(), dtype=float).reshape(dimensions, dimensions)
+    affine = np.eye(4)
+    affine[:3, :3] = direction[:3, :3] * spacing[:3]
+    affine[:3, 3] = list(image.GetOrigin())[:3]
+    return voxels.reshape(voxels.shape[:3]), TO_LPS @ affine
 
 
 def write_itk(data: np.ndarray, affine: np.ndarray, path: str | Path) -> None:

@@ -19,7 +19,7 @@ from contourdiff.data.atomic import atomic_write
 from contourdiff.data.case_files import CaseFiles
 from contourdiff.data.itk_files import write_itk
 from contourdiff.data.nifti_names import ITK_SUFFIXES, OUTPUT_SUFFIXES, case_of
-from contourdiff.data.volumes import open_volume, scaled_voxels
+from contourdiff.data.volumes import open_volume, release_voxels, scaled_voxels
 
 GRID_FIELDS = (
     *("pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),
@@ -64,8 +64,8 @@ class SourceGridReader(NibabelReader):
 
     def _get_array_data(self, img: nib.Nifti1Image, *args: Any) -> np.ndarray:
         voxels = scaled_voxels(str(self.filenames[0]))
-        if voxels.dtype == np.float32 and not voxels.flags.writeable:
-            return voxels.copy()  # a tensor would share the memory of what is kept
+        release_voxels([str(self.filenames[0])])  # what follows takes the memory
+        voxels.flags.writeable = True
         return voxels
 
 
@@ -91,7 +91,7 @@ class SourceGridWriter(NibabelWriter):
     def write(self, filename: str | os.PathLike[Any], verbose: bool = False, **kwargs: Any) -> None:
         """Write the file, whole or not at all; ``ValueError`` if the result is on another grid than its source."""
         voxels = convert_to_numpy(self.data_obj)
-        data = np.asarray(voxels, dtype=self.output_dtype)[..., 0]
+        data = np.asarray(voxels, dtype=self.output_dtype)
         self.data_obj = None  # SaveImage keeps its writer until the next case; the volume is freed
         affine = convert_to_numpy(self._result_affine)
         expected = open_volume(self._source).affine
@@ -99,7 +99,7 @@ class SourceGridWriter(NibabelWriter):
             raise ValueError(
                 f"the result is not on the grid of {self._source}; put Invertd before SaveImaged"
             )
-        save_like(data, self._source, Path(filename))
+        save_like(data[..., 0], self._source, Path(filename))
 
 
 @dataclass(eq=False)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import SpatialResample
 from monai.utils import convert_to_numpy
+from nibabel.affines import apply_affine, from_matvec
 from nibabel.volumeutils import apply_read_scaling
 
 from contourdiff.data.volumes import open_volume, stored_voxels
@@ -62,15 +64,15 @@ class ResampledPlanes:
         stored = self.voxels[part]
         if not stored.size:
             return np.zeros(np.delete(shape, axis), dtype=np.float32)
-        scaled = np.asarray(apply_read_scaling(stored, *self._scaling))
+        slope, intercept = self._scaling
+        scaled = np.asarray(apply_read_scaling(stored, slope, intercept))
         values = torch.as_tensor(scaled.astype(np.float32))
         if self.window is not None:
             low, high = self.window
             values = ((values - low) / (high - low)).clamp(0, 1)
-        begin = np.eye(4)
-        begin[:3, 3] = [along.start for along in part]
-        part_affine = torch.as_tensor(self.affine @ begin)
-        volume = MetaTensor(values[None], affine=part_affine)
+        first_voxel = [along.start for along in part]
+        part_affine = self.affine @ from_matvec(np.eye(3), first_voxel)
+        volume = MetaTensor(values[None], affine=torch.as_tensor(part_affine))
         resample = SpatialResample(mode=mode, padding_mode="zeros")
         plane = np.asarray(resample(volume, torch.as_tensor(affine), shape)[0])
         return np.take(plane, 0, axis=axis)
@@ -78,11 +80,14 @@ class ResampledPlanes:
     def _part(self, to_voxels: np.ndarray, shape: list[int], axis: int) -> tuple[slice, ...]:
         """Voxels near the plane: cut along the axis most nearly perpendicular to it, whole along the others."""
         cut_axis = int(np.argmax(np.abs(to_voxels[:3, axis])))
-        corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(shape) - 1)
-        depths = (corners @ to_voxels[:3, :3].T + to_voxels[:3, 3])[:, cut_axis]
+        ends = [(0, length - 1) for length in shape]
+        corners = np.array(list(product(*ends)))
+        depths = apply_affine(to_voxels, corners)[:, cut_axis]
+        first = np.floor(depths.min()) - 1
+        last = np.ceil(depths.max()) + 1
         size = self.voxels.shape[cut_axis]
-        start = int(np.clip(np.floor(depths.min()) - 1, 0, size))
-        stop = int(np.clip(np.ceil(depths.max()) + 2, 0, size))
+        start = int(np.clip(first, 0, size))
+        stop = int(np.clip(last + 1, 0, size))
         part = [slice(0, length) for length in self.voxels.shape]
         part[cut_axis] = slice(start, stop)
         return tuple(part)

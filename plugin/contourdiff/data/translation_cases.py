@@ -4,15 +4,39 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from contourdiff.data.case_files import CaseFiles, converted_ct, converted_label
-from contourdiff.data.checks import check_case, check_name
-from contourdiff.data.inputs import Pair, Source, find_inputs, is_url, local_nifti
-from contourdiff.data.nifti_names import VOLUME_SUFFIXES, case_of
+from contourdiff.data.atomic import write_json
+from contourdiff.data.case_files import (
+    CaseFiles,
+    check_targets,
+    converted_ct,
+    converted_label,
+    read_record,
+)
+from contourdiff.data.checks import check_case
+from contourdiff.data.inputs import (
+    Pair,
+    Source,
+    find_inputs,
+    input_warnings,
+    is_url,
+    local_nifti,
+)
+from contourdiff.data.label_files import join_masks, masks_of, write_label
+from contourdiff.data.local_labels import local_label
+from contourdiff.data.nifti_names import (
+    VOLUME_SUFFIXES,
+    case_of,
+    check_encoding,
+    check_name,
+    is_volume,
+    printable,
+)
+from contourdiff.data.volumes import digest_of
 
 logger = logging.getLogger(__name__)
 
@@ -22,9 +46,11 @@ class TranslationCases:
     """CT volumes to translate. [`check`][] validates all of them before any work starts, once for several contrasts.
 
     A case is a file (NIfTI, NRRD or MetaImage) or a folder with a DICOM series. ``<dataset_dir>/<case>.nii.gz`` may
-    have a label ``<dataset_dir>/labels/<case>.nii.gz``; or a datalist lists ``{"image": ..., "label": ...}``, or the
-    folder is a BIDS dataset ([`contourdiff.data.bids.bids_inputs`][]). What is not NIfTI is first converted to
-    ``<output_dir>/ct/<case>.nii.gz``, a label to ``<output_dir>/ct/labels``; what a URL names is copied there.
+    have a label ``<dataset_dir>/labels/<case>.nii.gz``, by the names of [`contourdiff.data.label_files`][], or masks
+    in a folder ``labels/<case>``; or a datalist lists ``{"image": ..., "label": ...}``, or the folder is a BIDS dataset
+    ([`contourdiff.data.bids.bids_inputs`][]). What is not NIfTI is first converted to
+    ``<output_dir>/ct/<case>.nii.gz``, a label, and masks as one label, to ``<output_dir>/ct/labels``; what a URL names
+    is copied there.
 
     Args:
         dataset_dir: one of: a folder of volumes; a folder with a subfolder per DICOM series; a DICOM folder; a BIDS
@@ -39,14 +65,16 @@ class TranslationCases:
         contrast: the contrast to translate to, or several, as a list or with commas between them; ``None`` takes the
             first. The names of several are part of the names of files.
         contrasts: names of the network's contrasts, in its order; none for a network of a single contrast.
+        output_ext: of the volumes that are written.
+        notes: warnings about the input as a whole, where somebody else has found the cases; [`find`][] adds its own.
 
     Attributes:
         items: translations to compute, case after case, for a MONAI ``Dataset``. Each is a dictionary: ``image``, path
             of the CT; ``label``, path or ``None``; ``case``; ``name``, that its files begin with; ``contrast``,
             position in ``contrasts`` or ``None``; ``source``, name of the file or folder as it was given;
-            ``warnings``, about suspicious input.
+            ``classes``, names of the label's values where it was joined; ``warnings``, about suspicious input.
         failures: why a translation cannot be computed, by name.
-        kept: names of translations that already have a record.
+        kept: names of translations that already have a record; one without a label gets it, if there is one now.
 
     Raises:
         ValueError: for a contrast that the network does not have.
@@ -61,6 +89,8 @@ class TranslationCases:
     series_uid: str | None = None
     contrast: str | Sequence[str] | None = None
     contrasts: Sequence[str] = ()
+    output_ext: str = ".nii.gz"
+    notes: Sequence[str] = ()
     items: list[dict[str, Any]] = field(default_factory=list, init=False)
     failures: dict[str, str] = field(default_factory=dict, init=False)
     kept: list[str] = field(default_factory=list, init=False)
@@ -70,11 +100,12 @@ class TranslationCases:
         self._labels = contrast_labels(self.contrast, self.contrasts)
 
     def find(self) -> dict[str, Pair]:
-        """Image and label of every case by its id, none of which is read.
+        """Image and label of every case by its id, none of which is read; labels that belong to no case are logged.
 
         Raises:
             FileNotFoundError: if the folder or the datalist does not exist.
-            ValueError: if there is no case, two cases have the same id, or the folder is that of the output.
+            ValueError: if there is no case, two cases have the same id, or the folder is that of the output, or an
+                output would replace an input.
         """
         pairs = find_inputs(self.dataset_dir, self.datalist, self.section)
         if not pairs:
@@ -95,7 +126,24 @@ class TranslationCases:
                 raise ValueError(
                     f"expected an output folder other than the input, got {root} twice; pass another"
                 )
+        self._check_outputs(cases)
+        if not self.datalist:
+            self.notes = input_warnings(self.dataset_dir, pairs)
+            for note in self.notes:
+                logger.warning("%s", note)
         return cases
+
+    def _check_outputs(self, cases: Mapping[str, Pair]) -> None:
+        """Raise ``ValueError`` if a file to write is one of those that are read."""
+        inputs = [path for pair in cases.values() for path in pair if path]
+        targets = []
+        for case in cases:
+            for name in self.names(case):
+                targets += [path for path in self._files(name).paths() if _is_file(path)]
+        check_targets(targets, inputs)
+
+    def _files(self, name: str) -> CaseFiles:
+        return CaseFiles(Path(self.output_dir), name, self.output_ext)
 
     def names(self, case: str) -> dict[str, int | None]:
         """The translations of a case: name -> position of its contrast."""
@@ -105,9 +153,12 @@ class TranslationCases:
             names[f"{case}{suffix}"] = label
         return names
 
-    def is_kept(self, name: str) -> bool:
-        """Whether a translation exists and is to be kept."""
-        return not self.overwrite and CaseFiles(Path(self.output_dir), name).record.is_file()
+    def is_kept(self, name: str, label: Source | None = None) -> bool:
+        """Whether a translation exists, with its label if there is one, and is to be kept."""
+        record = None if self.overwrite else read_record(self._files(name).record)
+        if record is None:
+            return False
+        return label is None or record["label"] is not None
 
     def check(self, pairs: Mapping[str, Pair] | None = None) -> None:
         """Read every case that is to be translated, and set the attributes; a case that fails is logged and left out.
@@ -120,31 +171,82 @@ class TranslationCases:
         self.kept.clear()
         pairs = self.find() if pairs is None else pairs
         for case, (image, label) in pairs.items():
-            missing = {}
-            for name, contrast in self.names(case).items():
-                if self.is_kept(name):
-                    self.kept.append(name)
-                else:
-                    missing[name] = contrast
+            missing = self._missing(case, label)
             if not missing:
                 continue
+
             try:
                 checked = self._check_case(case, image, label)
+                for name in [name for name in missing if self.is_kept(name)]:
+                    self._add_label(name, checked)
+                    del missing[name]
             except (ValueError, OSError) as error:
-                logger.error("%s: %s", printable(case), error)
-                for name in missing:
-                    self.failures[printable(name)] = str(error)
+                self._fail(missing, case, error)
                 continue
             for name, contrast in missing.items():
                 self.items.append({**checked, "name": name, "contrast": contrast})
+
+    def _missing(self, case: str, label: Source | None) -> dict[str, int | None]:
+        """Translations of a case that are to be computed, or lack their label; the others are kept, or fail by name."""
+        missing = {}
+        for name, contrast in self.names(case).items():
+            if self.is_kept(name, label):
+                self.kept.append(name)
+                continue
+            try:
+                self._check_names(name)
+                missing[name] = contrast
+            except ValueError as error:
+                self._fail([name], case, error)
+        return missing
+
+    def _fail(self, names: Iterable[str], case: str, error: Exception) -> None:
+        logger.error("%s: %s", printable(case), error)
+        for name in names:
+            self.failures[printable(name)] = str(error)
+
+    def _check_names(self, name: str) -> None:
+        """Raise ``ValueError`` if files of a translation cannot be written, or its record is that of something else."""
+        files = self._files(name)
+        check_targets(files.paths(), ())
+        if files.record.exists() and not self.overwrite and read_record(files.record) is None:
+            raise ValueError(
+                f"expected a record of contourdiff at {files.record}, got another file; "
+                "move it, or pass --overwrite to replace it"
+            )
+
+    def _add_label(self, name: str, checked: Mapping[str, Any]) -> None:
+        """Write the label of a kept translation, and enter it in its record."""
+        files = CaseFiles.of_record(self._files(name).record)
+        record = read_record(files.record) or {}
+        label = Path(checked["label"])
+        translated = record.get("image_sha256")
+        if translated not in (None, digest_of(checked["image"])):
+            raise ValueError(
+                f"expected the CT that {files.mr.name} was translated from, got another one; pass --overwrite"
+            )
+        write_label(label, files, checked["classes"])
+        write_json(files.record, {**record, "label": label.name, "classes": checked["classes"]})
+        logger.info("%s: kept, and its label was added: %s", name, files.label)
+        self.kept.append(name)
 
     def _check_case(self, case: str, image: Source, label: Source | None) -> dict[str, Any]:
         """What the items of a case share; ``ValueError`` or ``OSError`` if it cannot be translated."""
         check_name(Path(image))
         ct = local_nifti(image, converted_ct(self.output_dir, case), self.series_uid)
+        warnings = check_case(ct)
+        classes = None
         if label is not None:
-            label = local_nifti(label, converted_label(self.output_dir, case))
-        warnings = check_case(ct, label)
+            path = converted_label(self.output_dir, case)
+            if is_url(label):
+                label = local_label(label, path, ct)
+            elif masks_of(Path(label)):
+                check_encoding(Path(label), below=True)
+                classes = join_masks(Path(label), ct, path)
+                label = path
+            else:
+                _check_label_name(Path(label))
+                label = local_label(label, path, ct)
         for warning in warnings:
             logger.warning("%s: %s", case, warning)
         return {
@@ -152,6 +254,7 @@ class TranslationCases:
             "label": None if label is None else str(label),
             "case": case,
             "source": Path(image).name,
+            "classes": classes,
             "warnings": warnings,
         }
 
@@ -180,6 +283,17 @@ def contrast_labels(
     return {name: list(contrasts).index(name) for name in names}
 
 
-def printable(name: str) -> str:
-    """A name as it can be logged: control characters are escaped."""
-    return name if name.isprintable() else ascii(name)
+def _is_file(path: Path) -> bool:
+    """Whether there is a file; none if its name is too long."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+def _check_label_name(path: Path) -> None:
+    """As for an image, but a DICOM file may have any name."""
+    if path.is_dir() or is_volume(path):
+        check_name(path)
+    else:
+        check_encoding(path)

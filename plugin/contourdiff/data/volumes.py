@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Open and read NIfTI files; within a run, a file's header is parsed once and its voxels are decompressed once."""
+"""Open, read and write NIfTI; within a run, a file's header is parsed once and its voxels are decompressed once."""
 
 from __future__ import annotations
 
 import gzip
+import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -15,9 +16,13 @@ import nibabel as nib
 import numpy as np
 from nibabel.volumeutils import apply_read_scaling
 
+from contourdiff.data.atomic import atomic_write
+
 MEMORY_SHARE = 1 / 16
 """Share of the machine's memory that kept voxels may take."""
 CHUNK_BYTES = 2**20
+QUATERNION_ROUNDING = 0.01
+"""Squared length of the vector part of a quaternion beyond 1, at most."""
 FileState = tuple[str, int, int]
 """Path, time of the last change and size: another file at the same path is another state."""
 
@@ -67,13 +72,50 @@ def keep_voxels() -> Iterator[None]:
         _kept.reset(token)
 
 
-def release_voxels(paths: Iterable[str | Path | None]) -> None:
+def release_voxels(paths: Iterable[str | os.PathLike[str] | None]) -> None:
     """Release what is kept of some files; ``None`` is none."""
     kept = _kept.get()
     if kept:
         names = {str(path) for path in paths}
         for state in [state for state in kept if state[0] in names]:
             del kept[state]
+
+
+def write_volume(voxels: np.ndarray, affine: np.ndarray, path: str | Path) -> None:
+    """Write voxels ``(H, W, D)`` on a RAS+ affine ``(4, 4)`` as NIfTI, whole or not at all.
+
+    The data type stays, but bool becomes uint8, a float of 16 bits float32, one of more than 64 float64. A sheared
+    affine is in the sform alone, as a qform cannot hold it. Raises ``ValueError`` for what is no number.
+    """
+    voxels = _storable(voxels)
+    image = nib.Nifti1Image(voxels, affine, dtype=voxels.dtype)
+    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    is_sheared = not np.allclose(axes.T @ axes, np.eye(3), atol=1e-4)
+    image.set_sform(affine, 1)
+    image.set_qform(None if is_sheared else affine, int(not is_sheared))
+    with atomic_write(path) as aside:
+        nib.save(image, aside)
+
+
+def _storable(voxels: np.ndarray) -> np.ndarray:
+    if voxels.dtype == np.bool_:
+        return voxels.astype(np.uint8)
+    if voxels.dtype.name in ("float16", "bfloat16"):
+        return voxels.astype(np.float32)
+    if voxels.dtype == np.longdouble:
+        return voxels.astype(np.float64)
+    if voxels.dtype.kind not in "iuf":
+        raise ValueError(
+            f"expected one number a voxel, got the data type {voxels.dtype}; pass gray levels or label values"
+        )
+    return voxels
+
+
+def digest_of(path: str | Path) -> str:
+    """SHA-256 of voxels and affine of a volume, however its file was compressed."""
+    digest = hashlib.sha256(open_volume(path).affine.tobytes())
+    digest.update(np.ascontiguousarray(scaled_voxels(path).T).data)
+    return digest.hexdigest()
 
 
 def physical_memory() -> int:
@@ -88,9 +130,34 @@ def _state_of(path: str | Path) -> FileState:
     return str(path), status.st_mtime_ns, status.st_size
 
 
+class _TolerantHeader(nib.Nifti1Header):
+    quaternion_threshold = QUATERNION_ROUNDING
+
+
+class _TolerantImage(nib.Nifti1Image):
+    header_class = _TolerantHeader
+
+
 @lru_cache(maxsize=8)
 def _opened(state: FileState) -> nib.Nifti1Image:
-    return nib.load(state[0])
+    """The image, its quaternion normalized, and without axes behind the third that have a single frame."""
+    try:
+        image = nib.load(state[0])
+    except ValueError:  # a quaternion longer than 1
+        image = _TolerantImage.from_filename(state[0])
+    _normalize_quaternion(image.header)
+    proxy = image.dataobj
+    if len(proxy.shape) > 3 and set(proxy.shape[3:]) == {1}:
+        return type(image)(proxy.reshape(proxy.shape[:3]), image.affine, image.header)
+    return image
+
+
+def _normalize_quaternion(header: nib.Nifti1Header) -> None:
+    fields = ("quatern_b", "quatern_c", "quatern_d")
+    length = float(np.linalg.norm([header[field] for field in fields]))
+    if length > 1:
+        for field in fields:
+            header[field] /= length
 
 
 def _decompressed(path: str | Path, proxy: nib.arrayproxy.ArrayProxy) -> np.ndarray:

@@ -69,8 +69,8 @@ def export_bundle(output_dir: str | Path, bundle: str | Path | None = None) -> P
 def _write_code(code: Path, configs: Iterable[Path]) -> None:
     """Write the modules that ``configs`` refer to, with all that they import of this package, and their data."""
     package = Path(__file__).parents[1]
-    siblings = {path.stem for path in package.parent.iterdir()} - {PACKAGE}
-    finder = ModuleFinder(path=[str(package.parent)], excludes=list(siblings))
+    siblings = [path.stem for path in package.parent.iterdir() if path.stem != PACKAGE]
+    finder = ModuleFinder(path=[str(package.parent)], excludes=siblings)
     for config in configs:
         for name in TARGET.findall(config.read_text(encoding="utf-8")):
             finder.import_hook(name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,72 +13,24 @@ import torch
 from torch import Tensor
 
 from contourdiff.data.atomic import atomic_write, write_text
+from contourdiff.limits import check_number
 from contourdiff.networks import ContourUNet
 from contourdiff.sampling.solvers import PREDICTION_TYPES
 from contourdiff.weights import check_finite, check_keys, import_safetensors, read_weights
 
 Entries = dict[str, Any]
 State = dict[str, Tensor]
-Renaming = Sequence[tuple[str, str]]
-"""Patterns of keys, applied in order, and what stands there in MONAI."""
 
 WEIGHTS_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
-UP_BLOCKS = {
-    "DownBlock2D": "UpBlock2D",
-    "AttnDownBlock2D": "AttnUpBlock2D",
-    "ResnetDownsampleBlock2D": "ResnetUpsampleBlock2D",
-}
-"""Blocks of a ``UNet2DModel`` that MONAI's network has: each way down, and the way up that belongs to it."""
-SUPPORTED: dict[str, tuple[Any, ...]] = {
-    "_class_name": ("UNet2DModel",),
-    "center_input_sample": (False,),
-    "time_embedding_type": ("positional",),
-    "freq_shift": (0,),
-    "flip_sin_to_cos": (True,),
-    "mid_block_type": ("UNetMidBlock2D",),
-    "mid_block_scale_factor": (1,),
-    "downsample_padding": (1,),
-    "act_fn": ("silu", "swish"),
-    "resnet_time_scale_shift": ("default",),
-    "add_attention": (True,),
-    "class_embed_type": (None,),
-    "num_class_embeds": (None,),
-}
-"""Values of a ``UNet2DModel`` that MONAI's network has; the first of each is the default of diffusers."""
-NEEDED = ("in_channels", "out_channels", "block_out_channels", "down_block_types", "up_block_types")
-DEFAULTS = {
-    "layers_per_block": 2,
-    "attention_head_dim": 8,
-    "norm_num_groups": 32,
-    "norm_eps": 1e-5,
-    "downsample_type": "conv",
-}
-UNUSED = ("upsample_type", "sample_size", "dropout", "num_train_timesteps")
-UNET2D_KEYS: Renaming = (
-    (r"^conv_in\.", "conv_in.conv."),
-    (r"^conv_norm_out\.", "out.0."),
-    (r"^conv_out\.", "out.2.conv."),
-    (r"^time_embedding\.linear_1\.", "time_embed.0."),
-    (r"^time_embedding\.linear_2\.", "time_embed.2."),
-    (r"^mid_block\.resnets\.0\.", "middle_block.resnet_1."),
-    (r"^mid_block\.resnets\.1\.", "middle_block.resnet_2."),
-    (r"^mid_block\.attentions\.0\.", "middle_block.attention."),
-    (r"\.downsamplers\.0\.conv\.", ".downsampler.op.conv."),
-    (r"\.upsamplers\.0\.conv\.", ".upsampler.postconv.conv."),
-    (r"\.(down|up)samplers\.0\.", r".\1sampler."),
-    (r"\.(conv[12])\.", r".\1.conv."),
-    (r"\.conv_shortcut\.", ".skip_connection.conv."),
-    (r"\.group_norm\.", ".norm."),
-    (r"\.(to_q|query)\.", ".attn.to_q."),  # the second names are of diffusers before 0.18
-    (r"\.(to_k|key)\.", ".attn.to_k."),
-    (r"\.(to_v|value)\.", ".attn.to_v."),
-    (r"\.(to_out\.0|proj_attn)\.", ".attn.out_proj."),
+FORMATS = json.loads(
+    Path(__file__).with_name("checkpoint_formats.json").read_text(encoding="utf-8")
 )
-GENERATIVE_KEYS: Renaming = (
-    (r"\.(to_[qkv])\.", r".attn.\1."),
-    (r"\.upsampler\.conv\.", ".upsampler.postconv."),
-)
-"""Of monai-generative 0.2.3. Its attention had an output layer, ``proj_attn``, that was never applied."""
+"""What MONAI's network has of others: arguments of a ``UNet2DModel``, and patterns of keys, applied in order.
+
+``supported`` has the values that MONAI's network has, that of diffusers' default first; ``up_blocks`` the way up that
+belongs to each way down. Attention of monai-generative 0.2.3 had an output layer, ``proj_attn``, never applied.
+"""
+UNET2D = FORMATS["unet2d"]
 SCHEDULES = ("linear", "scaled_linear", "sigmoid")
 PAPER_SCHEDULER = {"beta_schedule": "linear"}
 CONTOUR = {"contour_sigma_px": 0.8, "contour_low_threshold": 60.0, "contour_high_threshold": 112.0}
@@ -108,21 +60,20 @@ def convert_checkpoint(
             ``DiffusionModelUNet`` of monai-generative 0.2.3 or MONAI, ``.pt`` or ``.safetensors``.
         output: weights file to write, ``.pt`` or ``.safetensors``.
         network_def: for a state dict, a JSON file with the arguments of its network, or with entries ``network_def``
-            and, optionally, ``scheduler``. Heads, groups and epsilon leave no trace in weights, so none is guessed.
+            and, optionally, ``scheduler``.
         half: write float16.
         paper_contour: the overlay extracts the paper's contour, by OpenCV, instead of the nearest of scikit-image.
         spacing_mm: of the overlay; ``None`` leaves that of ``inference.json``.
 
     Returns the path of the overlay. Raises ``ValueError`` if a configuration is not supported, keys or shapes are not
-    those of the network, or an output exists; ``FileNotFoundError`` if a part of ``source`` is missing; ``ImportError``
-    if safetensors is needed and missing.
+    those of the network, or an output exists; ``FileNotFoundError`` and ``ImportError`` as [`read_weights`][].
     """
     source = Path(source)
     output = Path(output)
     overlay_path = output.with_suffix(".json")
     _check_outputs(output, overlay_path)
-    if spacing_mm is not None and spacing_mm <= 0:
-        raise ValueError(f"spacing_mm must be positive, got {spacing_mm}")
+    if spacing_mm is not None:
+        check_number("spacing_mm", spacing_mm, 0.01, 100)
     if not source.is_dir():
         arguments, scheduler, state = _read_state_dict(source, network_def)
     elif network_def is None:
@@ -159,24 +110,22 @@ def convert_checkpoint(
 
 
 def unet2d_arguments(config: Mapping[str, Any]) -> Entries:
-    """Arguments of [`ContourUNet`][] for the ``config.json`` of a diffusers ``UNet2DModel``.
-
-    Raises ``ValueError`` that names the values which MONAI's network does not have.
-    """
-    missing = sorted(set(NEEDED) - config.keys())
+    """Arguments of [`ContourUNet`][] for the ``config.json`` of a diffusers ``UNet2DModel``, or ``ValueError``."""
+    missing = sorted(set(UNET2D["needed"]) - config.keys())
     if missing:
         raise ValueError(f"expected the config.json of a UNet2DModel, got one without {missing}")
-    values = {**DEFAULTS, **config}
+    values = {**UNET2D["defaults"], **config}
     channels = values["block_out_channels"]
     down = values["down_block_types"]
+    up_blocks = UNET2D["up_blocks"]
     supported = {
-        **SUPPORTED,
+        **UNET2D["supported"],
         "time_embedding_dim": (None, 4 * channels[0]),
         "attn_norm_num_groups": (None, values["norm_num_groups"]),
-        "down_block_types": ([kind for kind in down if kind in UP_BLOCKS],),
-        "up_block_types": ([UP_BLOCKS.get(kind) for kind in reversed(down)],),
+        "down_block_types": ([kind for kind in down if kind in up_blocks],),
+        "up_block_types": ([up_blocks.get(kind) for kind in reversed(down)],),
     }
-    readable = {*supported, *NEEDED, *DEFAULTS, *UNUSED}
+    readable = {*supported, *UNET2D["needed"], *UNET2D["defaults"], *UNET2D["unused"]}
     unsupported = [
         name for name, good in supported.items() if values.get(name, good[0]) not in good
     ]
@@ -206,18 +155,14 @@ def unet2d_arguments(config: Mapping[str, Any]) -> Entries:
 
 
 def unet2d_state(state: Mapping[str, Tensor]) -> State:
-    """State dict of a diffusers ``UNet2DModel`` with MONAI's keys; ``ValueError`` if two keys become one.
-
-    Values are unchanged, unknown keys are kept.
-    """
-    return _renamed(state, UNET2D_KEYS)
+    """State dict of a diffusers ``UNet2DModel`` with MONAI's keys; others stay, ``ValueError`` if two become one."""
+    return _renamed(state, UNET2D["keys"])
 
 
 def scheduler_entry(config: Mapping[str, Any]) -> Entries:
     """Entry ``scheduler`` of a config for the ``scheduler_config.json`` of diffusers: what training depends on.
 
-    Solver, steps, spacing and clipping are settings of the translation, and not taken over. Raises ``ValueError`` for
-    betas or a prediction that are not supported.
+    Raises ``ValueError`` for betas or a prediction that are not supported.
     """
     schedule = config.get("beta_schedule")
     prediction = config.get("prediction_type", "epsilon")
@@ -241,11 +186,11 @@ def scheduler_entry(config: Mapping[str, Any]) -> Entries:
     }
 
 
-def _renamed(state: Mapping[str, Tensor], renaming: Renaming) -> State:
+def _renamed(state: Mapping[str, Tensor], renaming: Mapping[str, str]) -> State:
     renamed: State = {}
     for key, value in state.items():
         name = key
-        for pattern, replacement in renaming:
+        for pattern, replacement in renaming.items():
             name = re.sub(pattern, replacement, name)
         if name in renamed:
             raise ValueError(
@@ -292,7 +237,7 @@ def _read_state_dict(
     if "middle_block.attention.to_q.weight" in state:
         arguments.update(include_fc=False, use_combined_linear=False)
         state = {key: value for key, value in state.items() if ".proj_attn." not in key}
-        state = _renamed(state, GENERATIVE_KEYS)
+        state = _renamed(state, FORMATS["monai_generative"]["keys"])
     return arguments, entries.get("scheduler") or scheduler_entry(PAPER_SCHEDULER), state
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from contourdiff.bundle import config_files, read_config
 from contourdiff.config_checks import plain_errors
 from contourdiff.data.atomic import atomic_write
 from contourdiff.deploy.onnx_network import OnnxNetwork
+from contourdiff.limits import check_choice
 from contourdiff.networks import CascadeUNet, ContourUNet
 
 TIMESTEPS = (0, 17, 500, 999)
@@ -48,17 +50,10 @@ def export_networks(
         overlays: names of overlays of ``inference.json``, such as ``"single"``.
         settings: settings of ``inference.json``, such as ``ckpt_path="model.pt"``.
 
-    Returns:
-        The files and, for each, the largest difference from the network at two sizes and several timesteps: 0 for
-        TorchScript.
-
-    Raises:
-        ValueError: if it is larger, 1e-4 for ONNX, or for another format.
-        ImportError: without onnx or onnxruntime.
-        OSError: if the weights cannot be loaded, as ``ValueError``.
+    Returns the files and, for each, the [`largest_difference`][]; raises ``ValueError`` if it exceeds 0, 1e-4 for ONNX,
+    or for another format, ``ImportError`` without onnx or onnxruntime, ``OSError`` or ``ValueError`` for the weights.
     """
-    if file_format not in FORMATS:
-        raise ValueError(f"file_format must be one of {list(FORMATS)}, got {file_format!r}")
+    check_choice("file_format", file_format, FORMATS)
     target = FORMATS[file_format]
     differences = {}
     for name, network in _networks(bundle, overlays, settings).items():
@@ -81,11 +76,10 @@ def largest_difference(network: ContourUNet, exported: Callable[..., Tensor]) ->
     """Largest absolute difference of ``exported(x, timesteps[, class_labels])`` at ``SIZES`` and ``TIMESTEPS``."""
     positional = _positional(network)
     differences = []
-    for size in SIZES:
-        for timestep in TIMESTEPS:
-            inputs = _inputs(network, size, timestep)
-            difference = positional(*inputs) - exported(*inputs)
-            differences.append(float(difference.abs().max()))
+    for size, timestep in product(SIZES, TIMESTEPS):
+        inputs = _inputs(network, size, timestep)
+        difference = positional(*inputs) - exported(*inputs)
+        differences.append(float(difference.abs().max()))
     return max(differences)
 
 
@@ -100,13 +94,10 @@ def _networks(
     networks = {"model": network}
     if isinstance(network, CascadeUNet):
         networks = {"model": network.coarse, "refiner": parser.get_parsed_content("refiner")}
-    foreign = []
-    for network in networks.values():
-        if not isinstance(network, ContourUNet):
-            foreign.append(type(network).__name__)
-    if foreign:
+    kinds = [type(network).__name__ for network in networks.values()]
+    if not all(isinstance(network, ContourUNet) for network in networks.values()):
         raise ValueError(
-            f"expected networks of the class ContourUNet, got {foreign}; leave out the overlay onnx"
+            f"expected networks of the class ContourUNet, got {kinds}; leave out the overlay onnx"
         )
     return networks
 

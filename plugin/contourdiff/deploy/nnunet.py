@@ -27,19 +27,11 @@ def write_nnunet(
 ) -> Path:
     """Write translations and their labels as a data set in the raw format of nnU-Net v2.
 
-    Images are copied. Labels become the classes of ``label_map``, numbered from 1, uint8; its ``ct`` side applies, as
-    the labels are the CT's. The channel is named ``MR``, which nnU-Net normalizes by each image's own statistics.
-
-    Args:
-        dataset_dir: one folder of translations or several, see [`contourdiff.data.training_cases.labelled_cases`][].
-        output_dir: new or empty folder named as nnU-Net requires, ``Dataset001_Name``.
-        label_map: see [`contourdiff.data.label_map.LabelMap`][].
-
-    Returns the path of its ``dataset.json``. Raises ``ValueError`` for another name or a case that occurs twice,
-    ``FileNotFoundError`` for a missing folder or label map.
-
-    References:
-        Isensee et al., "nnU-Net", Nature Methods 18 (2021); the format is that of its documentation of version 2.
+    Images are copied. Labels become the classes of the ``ct`` side of ``label_map``, a file, numbered from 1, uint8.
+    The channel is named ``MR``, which nnU-Net normalizes by each image's own statistics. Arguments are folders of
+    translations, see [`contourdiff.data.training_cases.labelled_cases`][], and a new or empty folder named as nnU-Net
+    requires, ``Dataset001_Name``. Returns the path of its ``dataset.json``. Raises ``ValueError`` for another name or a
+    case that occurs twice, ``FileNotFoundError`` for a missing folder or label map.
     """
     output_dir = Path(output_dir)
     classes = LabelMap(label_map)

@@ -16,16 +16,10 @@ from contourdiff.networks import contrast_label
 class OnnxNetwork(nn.Module):
     """Stands for a [`contourdiff.networks.ContourUNet`][] in inference; onnxruntime computes it on the CPU.
 
-    It uses as many threads as torch does when it is built. Outputs differ from the network's by rounding.
-
-    Args:
-        path: file of [`contourdiff.deploy.network_export.export_networks`][].
-        contrast: see [`contourdiff.networks.ContourUNet`][]; the file knows the names.
-
-    Raises:
-        FileNotFoundError: if there is no file.
-        ValueError: if it is damaged or not of ``contourdiff export``, or for an unknown contrast.
-        ImportError: without onnxruntime.
+    It uses as many threads as torch does when it is built. ``path`` is a file of
+    [`contourdiff.deploy.network_export.export_networks`][]; for ``contrast`` see
+    [`contourdiff.networks.ContourUNet`][]. Raises ``FileNotFoundError`` without the file, ``ValueError`` if it is
+    damaged or of another origin, or for an unknown contrast, ``ImportError`` without onnxruntime.
     """
 
     def __init__(self, path: str | Path, contrast: str | None = None) -> None:
@@ -51,9 +45,8 @@ class OnnxNetwork(nn.Module):
         ``class_labels (B,)`` are positions in ``contrasts``; a file without contrasts has the label 0 alone. Raises
         ``ValueError`` for another label.
         """
-        labels = class_labels
-        if labels is None:
-            labels = torch.full_like(timesteps, self._label)
+        default = torch.full_like(timesteps, self._label)
+        labels = default if class_labels is None else class_labels
         last = max(len(self.contrasts) - 1, 0)
         if labels.min() < 0 or labels.max() > last:
             raise ValueError(

@@ -7,7 +7,6 @@ import copy
 import ctypes
 import logging
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeGuard
@@ -17,9 +16,10 @@ from monai.networks.blocks import UpSample
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, conv_transpose2d, pad
 
+from contourdiff.limits import check_choice
+
 logger = logging.getLogger(__name__)
 
-ACCELERATIONS = (None, "lean")
 Forward = Callable[..., Tensor]
 
 MIN_CHANNELS = 128
@@ -51,15 +51,9 @@ def retained_heap(enabled: bool = True) -> Iterator[bool]:
     """Tune glibc's malloc so that freed blocks stay in the process, until the outermost context ends.
 
     glibc maps each big block anew and unmaps it when it is freed; on a CPU a network then spends much of its time on
-    page faults. Measured on 2 cores: 1.65 times faster with slices of 256 x 256 pixels, no gain with 128 x 128.
-    Results stay the same to the bit. Open the context around a network's work alone, for blocks of a volume's size do
-    not fit into what is free between blocks in use. Source: mallopt(3), malloc_trim(3).
-
-    Args:
-        enabled: do nothing if false, or if the environment sets ``MALLOC_MMAP_MAX_`` for the whole process.
-
-    Yields:
-        Whether the heap is retained by this setting; ``False`` with another C library.
+    page faults. Results stay the same to the bit. Open the context around a network's work alone, for blocks of a
+    volume's size do not fit into what is free between blocks in use. Does nothing if the environment sets
+    ``MALLOC_MMAP_MAX_``. Yields whether the heap is retained; ``False`` with another C library. Source: mallopt(3).
     """
     global _retaining
     retained = enabled and "MALLOC_MMAP_MAX_" not in os.environ
@@ -81,46 +75,29 @@ def retained_heap(enabled: bool = True) -> Iterator[bool]:
 
 def release_heap() -> bool:
     """Return the heap's free memory to the kernel; whether there was any. Source: malloc_trim(3)."""
-    trim = _libc_function("malloc_trim")
-    if trim is None:
-        return False
-    return trim(ctypes.c_size_t(0)) == 1
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    return trim is not None and trim(ctypes.c_size_t(0)) == 1
 
 
 def _mallopt(values: dict[int, int]) -> bool:
-    mallopt = _libc_function("mallopt")
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
     return all(mallopt(parameter, value) == 1 for parameter, value in values.items())
-
-
-def _libc_function(name: str) -> Any:
-    """A function of the C library, or ``None`` where it has none of that name."""
-    if not sys.platform.startswith("linux"):
-        return None
-    return getattr(ctypes.CDLL(None), name, None)
 
 
 class Accelerator:
     """A faster copy of a network, kept until another network, other weights or another device come.
 
     Changed weights are seen by the version that torch counts for every tensor, which optimizers, averages and
-    ``load_state_dict`` raise; ``network.to(...)`` by dtype, device and address. So a translation inside a training
-    never runs with old weights, and a folder of volumes does not convert the network for each.
+    ``load_state_dict`` raise; ``network.to(...)`` by dtype, device and address.
 
-    Args:
-        acceleration: ``None`` calls the network as it is. ``"lean"`` puts it into channels-last order, in place, and on
-            a CPU in float32 calls a copy whose convolutions take fewer multiplications: on 2 cores 1.09 times faster
-            than without with 128 x 104 pixels, 1.14 times with 256 x 256, 1.25 times for the paper's network (113.7 M
-            weights).
-
-    Raises:
-        ValueError: for another acceleration.
+    ``acceleration`` ``None`` calls the network as it is. ``"lean"`` puts it into channels-last order, in place, and on
+    a CPU in float32 calls a copy whose convolutions take fewer multiplications. Raises ``ValueError`` for another.
     """
 
     def __init__(self, acceleration: str | None = None) -> None:
-        if acceleration not in ACCELERATIONS:
-            raise ValueError(f"acceleration must be one of {ACCELERATIONS}, got {acceleration!r}")
+        check_choice("acceleration", acceleration, (None, "lean"))
         self.acceleration = acceleration
         self._key: Any = None
         self._weights: list[Tensor] = []  # held so that no other tensor takes an address of the key
@@ -129,9 +106,7 @@ class Accelerator:
     @property
     def memory_format(self) -> torch.memory_format:
         """Of the inputs that suit the accelerated network."""
-        if self.acceleration is None:
-            return torch.contiguous_format
-        return torch.channels_last
+        return torch.channels_last if self.acceleration else torch.contiguous_format
 
     def __call__(self, network: nn.Module, device: torch.device) -> Forward:
         """Callable to use in place of ``network``, for inference with its present weights and inputs on ``device``."""
@@ -143,20 +118,13 @@ class Accelerator:
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
             self._forward = with_fewer_multiplications(network) if convert else network
             self._key = (network, convert, _versions(network))
-            self._weights = [weight.data for weight in _state(network)]
+            self._weights = list(network.state_dict().values())
         return self._forward
-
-
-def _state(network: nn.Module) -> list[Tensor]:
-    """Weights and buffers; none of a function, which has none."""
-    if not isinstance(network, nn.Module):
-        return []
-    return list(network.state_dict(keep_vars=True).values())
 
 
 def _versions(network: nn.Module) -> list[tuple[Any, ...]]:
     versions = []
-    for weight in _state(network):
+    for weight in network.state_dict(keep_vars=True).values():
         version = 0 if weight.is_inference() else weight._version
         address = weight.data_ptr()
         versions.append((address, weight.dtype, weight.device, version))
@@ -173,7 +141,6 @@ class RowPairConv2d(nn.Module):
     sum: Tensor
     difference: Tensor
     last: Tensor
-    bias: Tensor | None
 
     def __init__(self, convolution: nn.Conv2d) -> None:
         super().__init__()
@@ -187,7 +154,7 @@ class RowPairConv2d(nn.Module):
         for name, kernel in kernels.items():
             rows = kernel.unsqueeze(2).contiguous(memory_format=torch.channels_last)
             self.register_buffer(name, rows)
-        self.register_buffer("bias", _bias(convolution))
+        self.bias = convolution.bias
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C, H, W) -> (B, C', H, W)``, for even and odd H."""
@@ -199,7 +166,7 @@ class RowPairConv2d(nn.Module):
         half_sum = conv2d(upper + lower, self.sum, self.bias, padding=(0, 1))
         half_difference = conv2d(lower - upper, self.difference, padding=(0, 1))
         even = conv2d(above - lower, self.first, padding=(0, 1))
-        even = even.add_(half_sum).add_(half_difference)
+        even.add_(half_sum).add_(half_difference)
         odd = conv2d(upper - below, self.last, padding=(0, 1))
         odd = half_sum.sub_(half_difference).sub_(odd)
         pairs = torch.stack([even, odd], dim=3)
@@ -210,18 +177,18 @@ class UpsampledConv2d(nn.Module):
     """Nearest-neighbor doubling and a plain 3 x 3 convolution as one transposed one: 4/9 of the multiplications."""
 
     weight: Tensor
-    bias: Tensor | None
 
     def __init__(self, convolution: nn.Conv2d) -> None:
         super().__init__()
         kernel = convolution.weight.detach().flip(2, 3)
         channels_in = kernel.shape[1]
         ones = kernel.new_ones(1, 1, 2, 2)
-        spread = conv_transpose2d(kernel.flatten(0, 1).unsqueeze(1), ones)
-        spread = spread.unflatten(0, (-1, channels_in)).squeeze(2)
-        spread = spread.transpose(0, 1)
+        planes = kernel.flatten(0, 1).unsqueeze(1)
+        spread = conv_transpose2d(planes, ones)
+        spread = spread.unflatten(0, (-1, channels_in))
+        spread = spread.squeeze(2).transpose(0, 1)
         self.register_buffer("weight", spread.contiguous(memory_format=torch.channels_last))
-        self.register_buffer("bias", _bias(convolution))
+        self.bias = convolution.bias
 
     def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
         """``(B, C, H, W) -> (B, C', 2H, 2W)``; ``emb`` is ignored, as by MONAI's upsampling."""
@@ -272,7 +239,3 @@ def _replaceable(module: nn.Module) -> TypeGuard[nn.Conv2d]:
         and module.groups == 1
         and module.padding_mode == "zeros"
     )
-
-
-def _bias(convolution: nn.Conv2d) -> Tensor | None:
-    return None if convolution.bias is None else convolution.bias.detach()

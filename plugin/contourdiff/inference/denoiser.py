@@ -12,16 +12,15 @@ from torch import Tensor, nn
 from torch.nn.functional import pixel_unshuffle
 
 from contourdiff.inference.acceleration import Accelerator
+from contourdiff.limits import check_whole
 from contourdiff.networks import enlarge
 from contourdiff.sampling.intensity import to_gray_levels, to_model_range
-from contourdiff.sampling.noise import CandidateNoise, Place
+from contourdiff.sampling.noise import CandidateNoise, CandidatePlace, Place
 from contourdiff.sampling.sampler import Sampler
-from contourdiff.sampling.solvers import OnStep
 
 logger = logging.getLogger(__name__)
 
-LARGEST_BATCH = 64
-"""The most candidates of a batch that is fitted to a device's memory."""
+LARGEST_BATCH = 64  # that is fitted to a device's memory
 ClassLabels = int | Sequence[int] | Tensor
 """Positions in a network's ``contrasts``: one for all candidates, or one for each."""
 
@@ -42,26 +41,6 @@ class Denoiser:
     Attributes:
         calls: chains of network calls so far, one for each batch.
         largest_batch: what [`fit`][] does not exceed; less once the device has run out of memory.
-
-    Notes:
-        A forward pass is bit-identical at one batch size whatever the other items are; between two batch sizes it
-        differs by rounding, up to 4e-6 in the network's range. So every batch has the same size, and the last one is
-        padded. Conditions are written once for a batch, into the buffer that the network reads, and no step waits for
-        the device.
-
-    Examples:
-        >>> import torch
-        >>> from monai.networks.schedulers import DDPMScheduler
-        >>> from contourdiff.inference import Denoiser
-        >>> from contourdiff.sampling import CandidateNoise, Sampler
-        >>> class Zero(torch.nn.Module):
-        ...     def forward(self, x, timesteps):
-        ...         return torch.zeros_like(x[:, :1])
-        >>> denoiser = Denoiser(Zero(), Sampler(DDPMScheduler(), num_inference_steps=2), batch_size=4)
-        >>> contours = torch.zeros(3, 1, 8, 8)
-        >>> places = [("case", slice_index, 0, 0) for slice_index in range(3)]
-        >>> denoiser(contours, places, CandidateNoise(seed=7)).shape, denoiser.calls
-        (torch.Size([3, 8, 8]), 1)
     """
 
     network: nn.Module
@@ -71,8 +50,7 @@ class Denoiser:
     accelerator: Accelerator = field(default_factory=Accelerator)
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be 1 or more, got {self.batch_size}")
+        check_whole("batch_size", self.batch_size, 1, 10**6)
         self.calls = 0
         self.largest_batch = LARGEST_BATCH
 
@@ -103,7 +81,6 @@ class Denoiser:
         places: Sequence[Place],
         noise: CandidateNoise | None = None,
         class_labels: ClassLabels | None = None,
-        on_step: OnStep | None = None,
     ) -> Tensor:
         """Gray levels in [0, 255], ``(N, H, W)``.
 
@@ -112,13 +89,11 @@ class Denoiser:
             places: ``(case, slice, round, candidate)`` of each, which identify its noise.
             noise: by default independent noise of seed 0.
             class_labels: contrasts; ``None`` for the network's own.
-            on_step: receives, for each batch, the number of each step and its predicted clean image ``(B, 1, H, W)``
-                in [-1, 1], padding included.
 
         Raises:
             MemoryError: if not even one candidate fits into the device's memory.
         """
-        noise = CandidateNoise() if noise is None else noise
+        noise = noise or CandidateNoise()
         labels = None
         if class_labels is not None:
             labels = torch.as_tensor(class_labels, device=conditions.device)
@@ -132,12 +107,12 @@ class Denoiser:
             batch_places = [places[row] for row in rows]
             keywords = {} if labels is None else {"class_labels": labels[rows]}
             try:
-                batch = self._batch(conditions[rows], batch_places, noise, keywords, on_step)
+                batch = self._batch(conditions[rows], batch_places, noise, keywords)
             except torch.OutOfMemoryError:
                 self._halve()
-            else:
-                images.append(batch[:count])
-                start += count
+                continue
+            images.append(batch[:count])
+            start += count
         return torch.cat(images)
 
     def _batch(
@@ -146,7 +121,6 @@ class Denoiser:
         places: Sequence[Place],
         noise: CandidateNoise,
         keywords: Mapping[str, Tensor],
-        on_step: OnStep | None,
     ) -> Tensor:
         """Gray levels of a full batch."""
         device = conditions.device
@@ -164,7 +138,7 @@ class Denoiser:
                 return forward(buffer, timesteps, **keywords).float()
 
         self.calls += 1
-        images = self.sampler(predict, stream.draw, on_step)
+        images = self.sampler(predict, stream.draw)
         gray_levels = to_gray_levels(images[:, 0])
         return gray_levels.clamp(0, 255)
 
@@ -190,8 +164,7 @@ class Denoiser:
 class CascadeDenoiser:
     """Denoise with a cascade: every candidate at low resolution first, then refined to the resolution of its contour.
 
-    Called as [`Denoiser`][], with contours ``(N, 1, H, W)``. Noise of both steps belongs to the candidate, so that a
-    result depends on nothing else in its batch.
+    Called as [`Denoiser`][], with contours ``(N, 1, H, W)``.
 
     Args:
         coarse: denoiser of the first network, with conditions ``(N, factor**2, H / factor, W / factor)``.
@@ -226,18 +199,17 @@ class CascadeDenoiser:
         places: Sequence[Place],
         noise: CandidateNoise | None = None,
         class_labels: ClassLabels | None = None,
-        on_step: OnStep | None = None,
     ) -> Tensor:
-        """Gray levels in [0, 255], ``(N, H, W)``; ``class_labels`` and ``on_step`` are for the first network."""
+        """Gray levels in [0, 255], ``(N, H, W)``; ``class_labels`` are for the first network."""
         folded = pixel_unshuffle(conditions.float(), self.factor)
-        coarse = self.coarse(folded, places, noise, class_labels, on_step)
+        coarse = self.coarse(folded, places, noise, class_labels)
         coarse = to_model_range(coarse).unsqueeze(1)
         enlarged = enlarge(coarse, self.factor)
         conditions = conditions.to(enlarged)
         both = torch.cat([conditions, enlarged], dim=1)
-        refined = []
-        for case, slice_index, round_, candidate in places:
-            refined.append((f"{case} refined", slice_index, round_, candidate))
+        refined: list[CandidatePlace] = []
+        for case, *rest in places:
+            refined.append(CandidatePlace(f"{case} refined", *rest))
         return self.refiner(both, refined, noise)
 
 

@@ -23,14 +23,13 @@ class Execution:
     """How networks are run; results differ by rounding alone.
 
     Args:
-        batch_size: candidates a network call; ``None`` takes 8 on a CPU (and for neighbor-guided translation), and on
-            a CUDA device what fits into its free memory. Halved when the device runs out of memory.
+        batch_size: candidates a network call; ``None`` takes what fits into the free memory of a CUDA device, and 8 on
+            a CPU or for neighbor-guided translation. Halved when the device runs out of memory.
         amp: run the network in bfloat16 where autocast holds it safe.
         acceleration: see [`contourdiff.inference.acceleration.Accelerator`][].
         retain_heap: on a CPU, see [`contourdiff.inference.acceleration.retained_heap`][]; concerns the process.
 
-    Raises:
-        ValueError: for a value out of range or of another type.
+    Raises ``ValueError`` for a value out of range or of another type.
     """
 
     batch_size: int | None = 8
@@ -54,22 +53,21 @@ class Execution:
         So a batch that was halved for lack of memory stays so, and a network is converted once.
         """
         kept = network is self._network and sampler == self._sampler
-        if self._denoiser is None or not kept:
-            self._denoiser = self._built(network, sampler)
-            self._network = network
-            self._sampler = sampler
+        if self._denoiser is not None and kept:
+            return self._denoiser
+        self._network = network
+        self._sampler = sampler
+        if isinstance(network, CascadeUNet):
+            coarse = self._single(network.coarse, sampler)
+            refiner = self._single(network.refiner, sampler.refinement)
+            self._denoiser = CascadeDenoiser(coarse, refiner, network.factor)
+        else:
+            self._denoiser = self._single(network, sampler)
         return self._denoiser
 
     def heap(self, device: torch.device) -> AbstractContextManager[bool]:
         """Context in which to run networks on ``device``."""
         return retained_heap(self.retain_heap and device.type == "cpu")
-
-    def _built(self, network: nn.Module, sampler: Sampler) -> Denoiser | CascadeDenoiser:
-        if isinstance(network, CascadeUNet):
-            coarse = self._single(network.coarse, sampler)
-            refiner = self._single(network.refiner, sampler.refinement)
-            return CascadeDenoiser(coarse, refiner, network.factor)
-        return self._single(network, sampler)
 
     def _single(self, network: nn.Module, sampler: Sampler) -> Denoiser:
         batch_size = self.batch_size or CPU_BATCH_SIZE

@@ -1,14 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Translate volumes of contours: the inferer, and the two painters that ship.
-
-The way of a volume:
-
-    contours (1, H, W, D)
-      1. VolumeState        its slices, cut to the box around all contours
-      2. Painter.paint      gray levels of every slice that has a contour     <- all that methods differ in
-      3. VolumeState.put    each painted slice back in its place
-      4. VolumeResult       gray levels on the grid of the input, with the choice made for each slice
-"""
+"""Translate volumes of contours: the inferer, and the two painters that ship."""
 
 from __future__ import annotations
 
@@ -21,7 +12,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from monai.data import MetaTensor, decollate_batch
+from monai.data import decollate_batch
 from monai.inferers import Inferer
 from monai.utils import convert_to_dst_type
 from torch import Tensor, nn
@@ -54,21 +45,17 @@ class PaintedSlice(NamedTuple):
 
 
 class Painter(ABC):
-    """A method of translation. It needs to know nothing of MONAI, files, orientation or progress.
+    """A method of translation. It needs to know nothing of MONAI, files, orientation or progress."""
 
-    Attributes:
-        frame_multiple: height and width of a frame are multiples of this, and of what the network requires.
-        max_candidates: the most candidates that a slice may have.
-    """
-
-    frame_multiple: int = 1
-    max_candidates: int = 1
+    frame_multiple: int = (
+        1  # height and width of a frame are multiples of this, and of what the network requires
+    )
+    max_candidates: int = 1  # that a slice may have
 
     def contours_of(self, volume: Tensor) -> Tensor:
-        """Contours of what the inferer is given, ``(1, H, W, D)`` both; by default they are given.
+        """Contours of what the inferer is given, ``(1, H, W, D)`` both; by default contours are given.
 
-        A method that sees the image returns the image's contours. They decide which slices are painted, and where the
-        frame lies; ``VolumeState.framed`` shows the image.
+        They decide which slices are painted, and where the frame lies; ``VolumeState.framed`` shows what is given.
         """
         return volume
 
@@ -89,27 +76,11 @@ class VolumeInferer(Inferer):
     Args:
         painter: the method, such as [`IndependentCandidates`][].
         slice_axis: spatial axis along which the slices are stacked: 0, 1 or 2.
-        margin_px: the frame is the box around all contours of a volume with this margin on each side where the volume
-            allows it, padded to the multiple that network and painter require.
+        margin_px: of the frame, see [`contourdiff.inference.volume_state.VolumeState`][].
         keep_spread: keep the spread of each slice's candidates; costs one more volume on the model's grid.
         progress: show a bar that counts slices, or the progress of the run that the volumes belong to.
 
-    Raises:
-        ValueError: for a value out of range, or a spread of a single candidate a slice.
-
-    Examples:
-        >>> import torch
-        >>> from monai.networks.schedulers import DDPMScheduler
-        >>> from contourdiff.inference import IndependentCandidates, VolumeInferer
-        >>> from contourdiff.networks import ContourUNet
-        >>> from contourdiff.sampling import Sampler
-        >>> network = ContourUNet(patch_size=2, channels=(32, 32), attention_levels=(False, False), num_res_blocks=1)
-        >>> painter = IndependentCandidates(Sampler(DDPMScheduler(), num_inference_steps=2))
-        >>> contours = torch.zeros(1, 1, 3, 20, 24)
-        >>> contours[..., 1, 4:12, 5] = 1  # of three slices, one has a contour
-        >>> mr = VolumeInferer(painter, progress=False)(contours, network.eval())
-        >>> mr.shape, [bool(image.any()) for image in mr[0, 0]]
-        (torch.Size([1, 1, 3, 20, 24]), [False, True, False])
+    Raises ``ValueError`` for a value out of range, or a spread of a single candidate a slice.
     """
 
     painter: Painter
@@ -159,12 +130,10 @@ class VolumeInferer(Inferer):
             inputs: contours of 0 and 1, or what the painter's ``contours_of`` takes: a batch ``(B, 1, H, W, D)``, or
                 volumes ``(1, H, W, D)`` that differ in size. A MetaTensor's ``filename_or_obj`` names the case.
             network: called by the painter; its ``size_divisor``, if any, is what a frame is padded to.
-            class_labels: contrast of each volume, a position in the network's ``contrasts``; ``None`` for the
-                network's own.
+            class_labels: of each volume, see [`contourdiff.inference.volume_state.VolumeState`][].
             names: what the progress calls each volume; by default its case.
 
-        Raises:
-            ValueError: for another shape, or another number of labels or names than volumes.
+        Raises ``ValueError`` for another shape, or another number of labels or names than volumes.
         """
         inputs = split_batch(inputs)
         if class_labels is None:
@@ -220,14 +189,11 @@ class IndependentCandidates(Painter):
         sampler: solver, steps and training schedule.
         rules: when a candidate is accepted, and how many are drawn; by default the paper's for the lumbar spine.
         execution: batch size, precision and acceleration.
-        seed: seed of the noise; each seed gives a different MR of the same anatomy.
-        noise_length_mm: the starting noise of two slices d mm apart is correlated by exp(-d^2 / (2 length^2));
-            0 for independent noise. Requires volumes that are MetaTensors.
-        unconditional: the ablation: give the network empty contours; the contours still decide which slices are
-            painted, and where.
+        seed: of the noise.
+        noise_length_mm: see [`contourdiff.sampling.noise.correlation_weights`][]; requires MetaTensors unless it is 0.
+        unconditional: the ablation: give the network empty contours.
 
-    Raises:
-        ValueError: for a value out of range or of another type.
+    Raises ``ValueError`` for a value out of range or of another type.
     """
 
     sampler: Sampler
@@ -270,7 +236,7 @@ class IndependentCandidates(Painter):
             batch_size=denoiser.batch_size,
         )
         for choice, image in choose(pool, volume.indices, self.rules):
-            candidates = pool.drawn(choice.slice_index)
+            candidates = pool.drawn(choice.slice_index, choice.rounds)
             yield PaintedSlice(volume, choice, image, candidates)
             pool.forget(choice.slice_index)
         volume.network_calls = denoiser.calls - calls_before
@@ -315,7 +281,6 @@ class NeighborGuided(Painter):
     def _paint_together(
         self, volumes: Sequence[VolumeState], network: nn.Module
     ) -> Iterator[PaintedSlice]:
-        """Paint volumes of one contrast."""
         denoiser = self.execution.denoiser(network, self.sampler)
         calls_before = denoiser.calls
         noise = CandidateNoise(self.seed)
@@ -348,6 +313,5 @@ def split_batch(inputs: Tensor | Sequence[Tensor]) -> list[Tensor]:
 
 def case_of_volume(volume: Tensor) -> str:
     """Case id of a MetaTensor's file; empty if it has none."""
-    if not isinstance(volume, MetaTensor):
-        return ""
-    return case_of(str(volume.meta.get("filename_or_obj", "")))
+    meta = getattr(volume, "meta", {})
+    return case_of(str(meta.get("filename_or_obj", "")))

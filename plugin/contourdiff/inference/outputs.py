@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
@@ -23,8 +24,9 @@ from monai.utils import convert_to_dst_type
 from contourdiff import __version__
 from contourdiff.data.atomic import write_json
 from contourdiff.data.case_files import CaseFiles
+from contourdiff.data.label_files import write_label
 from contourdiff.data.nifti import save_like
-from contourdiff.data.volumes import open_volume, scaled_voxels
+from contourdiff.data.volumes import digest_of, open_volume, scaled_voxels
 from contourdiff.inference.preview import Preview
 from contourdiff.inference.volume_state import VolumeResult
 from contourdiff.metrics.contour_fidelity import ContourFidelityCheck, VolumeFidelity
@@ -71,7 +73,8 @@ class TranslationOutputs:
         output_ext: of the volumes, see [`contourdiff.data.nifti.CaseFolderLayout`][].
 
     Raises:
-        ValueError: for a fidelity map without a check and, as the run starts, an uncertainty map without spread.
+        ValueError: for a fidelity map without a check; as the run starts, for an uncertainty map without spread; and
+            for a volume none of whose slices has a contour, before anything of it is written.
     """
 
     output_dir: str | Path
@@ -102,6 +105,7 @@ class TranslationOutputs:
     def attach(self, engine: Engine) -> None:
         """Attach to the evaluator, after its postprocessing."""
         engine.add_event_handler(Events.STARTED, self._check_spread)
+        engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._check_translated)
         engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self)
 
     def _check_spread(self, engine: Engine) -> None:
@@ -113,6 +117,43 @@ class TranslationOutputs:
                 "keep the spread, or switch the map off"
             )
 
+    def _check_translated(self, engine: Engine) -> None:
+        """Add a warning to an item most of whose slices have no contour; ``ValueError`` if all have none."""
+        item = engine.state.output[0]  # type: ignore[index]
+        choices = item["result"].choices
+        skipped = choices.count(None)
+        if 2 * skipped <= len(choices):
+            return
+        source = engine.state.batch[0]["image"].meta["filename_or_obj"]  # type: ignore[index]
+        reason = self._reason(Path(source))
+        if skipped == len(choices):
+            raise ValueError(
+                f"expected slices with a contour, got none in {len(choices)} slices: {reason}"
+            )
+        warning = (
+            f"{skipped} of {len(choices)} slices have no contour and are 0 in the MR: {reason}"
+        )
+        logger.warning("%s: %s", item["name"], warning)
+        item["warnings"] = [*item["warnings"], warning]
+
+    def _reason(self, source: Path) -> str:
+        """Why slices have no contour, and which setting to change."""
+        minimum = self.settings.get("min_object_mm2", 0.0)
+        low, high = self.settings.get("window_hu", (-200.0, 300.0))
+        area = largest_area_mm2(source, self.settings.get("axcodes", "RAS"), self.slice_axis, low)
+        if area == 0:
+            return f"no voxel lies above {low:g}, the lower end of window_hu; check that it is CT in HU"
+        if area < minimum:
+            return (
+                f"the largest slice of the body has {area:.0f} mm2, and min_object_mm2 is {minimum:g}; "
+                "lower min_object_mm2, or pass a larger field of view"
+            )
+        return (
+            f"the filter keeps objects of min_object_mm2 = {minimum:g} mm2 or more, the largest slice has {area:.0f} "
+            f"mm2 above {low:g} HU, and contours are of gray levels in window_hu = {low:g} to {high:g}; "
+            "lower min_object_mm2, or check window_hu"
+        )
+
     def __call__(self, engine: Engine) -> None:
         """Write the files of a translation."""
         item = engine.state.output[0]  # type: ignore[index]
@@ -122,8 +163,9 @@ class TranslationOutputs:
         files = CaseFiles(Path(self.output_dir), item["name"], self.output_ext)
         source = Path(contours.meta["filename_or_obj"])
         label = None if item["label"] is None else Path(item["label"])
+        files.remove_old(with_label=label is not None)
         if label is not None:
-            save_like(scaled_voxels(label), label, files.label)
+            write_label(label, files, item["classes"])
         if self.preview is not None:
             self.preview.save(files.picture, source, label, contours, item["pred"])
         fidelity = self._check(result, contours)
@@ -132,7 +174,9 @@ class TranslationOutputs:
         record = {
             "case": item["case"],
             "image": item["source"],
+            "image_sha256": digest_of(source),
             "label": None if label is None else label.name,
+            "classes": item["classes"],
             "shape": list(ct.shape),
             "spacing_mm": [round(float(size), 6) for size in ct.header.get_zooms()],
             "contourdiff": __version__,
@@ -150,7 +194,15 @@ class TranslationOutputs:
         }
         write_json(files.record, record)
         item["record"] = record
-        logger.info("%s: done, %s; %s", files.name, files.mr, flicker_line(record["flicker"]))
+        translated = len(result.choices) - result.choices.count(None)
+        logger.info(
+            "%s: done, %s; %d of %d slices; %s",
+            files.name,
+            files.mr,
+            translated,
+            len(result.choices),
+            flicker_line(record["flicker"]),
+        )
         if fidelity is not None and fidelity.suspects:
             logger.warning("%s: %s", files.name, fidelity.warning())
 
@@ -225,6 +277,18 @@ class TranslationOutputs:
                 entry.update(verdict._asdict())
             slices.append(entry)
         return slices
+
+
+def largest_area_mm2(source: Path, axcodes: str, slice_axis: int, low: float) -> float:
+    """Largest area above ``low`` HU in a slice of a CT, in mm2, as its slices are stacked after orientation."""
+    image = open_volume(source)
+    orientation = nib.orientations.axcodes2ornt(tuple(axcodes))
+    turn = nib.orientations.ornt_transform(nib.io_orientation(image.affine), orientation)
+    axis = int(np.flatnonzero(turn[:, 0] == slice_axis)[0])
+    others = tuple(other for other in range(3) if other != axis)
+    counts = np.count_nonzero(scaled_voxels(source) > low, axis=others)
+    sizes = np.linalg.norm(image.affine[:3, :3], axis=0)
+    return float(counts.max() * sizes[others[0]] * sizes[others[1]])
 
 
 def _weights_file(path: str | Path) -> dict[str, Any]:

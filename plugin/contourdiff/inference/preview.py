@@ -10,29 +10,22 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 from monai.data import MetaTensor
+from nibabel.affines import apply_affine
 
 from contourdiff.data.atomic import save_figure
 from contourdiff.data.planes import ResampledPlanes
 from contourdiff.data.volumes import open_volume, scaled_voxels
 from contourdiff.pictures import image_grid
 
-QUANTILES = (0.1, 0.9)
-"""Share of the slices with a label, or else with a contour, at the first and at the last slice shown."""
 MAX_OUTLINES = 64
 """Label values that are drawn in a slice; each takes a pass over it."""
-WHITE = 255.0
 
 
 @dataclass(frozen=True)
 class Preview:
-    """Draw some slices of a translated case, spread over those with a label, or else with a contour.
+    """Draw ``columns`` slices of a translated case, spread over those with a label, or else with a contour.
 
-    Only the slices shown are resampled.
-
-    Args:
-        slice_axis: axis along which the slices of the contours are stacked.
-        window_hu: CT values shown black and white.
-        columns: number of slices; an odd number shows the middle one.
+    ``slice_axis`` is that of the contours; ``window_hu`` has the CT values shown black and white.
     """
 
     slice_axis: int = 0
@@ -47,33 +40,29 @@ class Preview:
         contours: MetaTensor,
         translation: MetaTensor,
     ) -> None:
-        """Write slices as PNG.
+        """Write slices of the ``contours (1, H, W, D)`` as PNG.
 
-        Args:
-            path: PNG to write.
-            source: NIfTI file of the CT.
-            label: NIfTI file of the label on any grid, or ``None``.
-            contours: ``(1, H, W, D)``, whose slices are shown.
-            translation: gray levels ``(1, H, W, D)`` on any grid.
+        ``source`` and ``label`` are NIfTI files, ``translation`` has gray levels ``(1, H, W, D)``, each on any grid.
         """
-        axis = self.slice_axis
         positions = self._positions(label, contours)
 
         def planes(volume: ResampledPlanes, mode: str = "bilinear") -> list[np.ndarray]:
+            axis = self.slice_axis
             return [volume.plane(contours, axis, position, mode) for position in positions]
 
-        contour_slices = np.moveaxis(np.asarray(contours[0]), axis, 0)
-        mr = [plane / WHITE for plane in planes(ResampledPlanes(translation))]
+        mr = [plane / 255.0 for plane in planes(ResampledPlanes(translation))]
+        contour = np.moveaxis(np.asarray(contours[0]), self.slice_axis, 0)
         rows = {
             "CT": planes(ResampledPlanes(source, self.window_hu)),
-            "contour": [contour_slices[position] for position in positions],
+            "contour": list(contour[positions]),
             "MR": mr,
         }
-        if label is None:
-            figure = _titled_grid(rows)
-        else:
-            figure = _titled_grid({**rows, "MR and label": mr})
-            _draw_outlines(figure, planes(ResampledPlanes(label), "nearest"))
+        if label is not None:
+            rows["MR and label"] = mr
+        figure = _titled_grid(rows)
+        if label is not None:
+            outlined = planes(ResampledPlanes(label), "nearest")
+            _draw_outlines(figure, outlined)
         figure.tight_layout(pad=0.3)
         save_figure(figure, path, dpi=90, facecolor="black")
 
@@ -85,8 +74,9 @@ class Preview:
             filled = filled_slices(label, contours, self.slice_axis)
         if not len(filled):
             return [0]
-        shares = np.linspace(*QUANTILES, self.columns)
-        return [int(position) for position in np.quantile(filled, shares)]
+        shares = np.linspace(0.1, 0.9, self.columns)
+        positions = np.quantile(filled, shares)
+        return positions.astype(int).tolist()  # type: ignore[no-any-return]
 
 
 def filled_slices(label: str | Path, target: MetaTensor, slice_axis: int) -> np.ndarray:
@@ -96,15 +86,16 @@ def filled_slices(label: str | Path, target: MetaTensor, slice_axis: int) -> np.
     """
     image = open_volume(label)
     target_affine = np.asarray(target.affine, dtype=np.float64)
-    to_slice = (np.linalg.inv(target_affine) @ image.affine)[slice_axis]
-    label_axis = int(np.argmax(np.abs(to_slice[:3])))
+    to_target = np.linalg.inv(target_affine) @ image.affine
+    label_axis = int(np.argmax(np.abs(to_target[slice_axis, :3])))
     filled = _filled_along(scaled_voxels(label), label_axis)
     middle = [(size - 1) / 2 for size in image.shape]
     centers = np.tile(middle, (len(filled), 1))
     centers[:, label_axis] = filled
-    positions = np.rint(centers @ to_slice[:3] + to_slice[3])
+    positions = apply_affine(to_target, centers)[:, slice_axis]
+    numbers = np.rint(positions).astype(int)
     last = target.shape[1 + slice_axis] - 1
-    return np.unique(np.clip(positions.astype(int), 0, last))
+    return np.unique(numbers.clip(0, last))
 
 
 def _filled_along(volume: np.ndarray, axis: int) -> np.ndarray:
@@ -118,14 +109,18 @@ def _titled_grid(rows: dict[str, list[np.ndarray]]) -> Figure:
     titles = [[title] for title in rows]
     figure = image_grid(list(rows.values()), titles, white=1, cell_inches=(2.4, 2.8))
     for ax in figure.axes:
-        ax.set_title(ax.get_title(loc="left"), fontsize=9, color="white", loc="left")
+        title = ax.get_title(loc="left")
+        ax.set_title(title, fontsize=9, color="white", loc="left")
         ax.invert_xaxis()
     return figure
 
 
 def _draw_outlines(figure: Figure, labels: Sequence[np.ndarray]) -> None:
     """Draw the outlines of labels onto the last row of slices."""
-    for ax, label in zip(figure.axes[-len(labels) :], labels, strict=True):
-        for value in np.unique(label[label > 0])[:MAX_OUTLINES]:
+    last_row = figure.axes[-len(labels) :]
+    for ax, label in zip(last_row, labels, strict=True):
+        values = np.unique(label[label > 0])
+        for value in values[:MAX_OUTLINES]:
             color = f"C{int(value) % 10}"
-            ax.contour(value == label.T, levels=[0.5], colors=[color], linewidths=0.8)
+            outlined = value == label.T
+            ax.contour(outlined, levels=[0.5], colors=[color], linewidths=0.8)

@@ -9,10 +9,11 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TextIO
 
-import nibabel as nib
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
+
+from contourdiff.data.volumes import open_volume
 
 LINE_INTERVAL_S = 60.0
 """Time between two lines where standard error is no terminal; every case begins with one, too."""
@@ -84,7 +85,7 @@ def slice_count(path: str | Path, axcodes: str, slice_axis: int) -> int:
     0 if there is no such file any more: its case fails as it is read.
     """
     try:
-        image = nib.load(path)
+        image = open_volume(path)
     except OSError:
         return 0
     moves = ornt_transform(io_orientation(image.affine), axcodes2ornt(axcodes))

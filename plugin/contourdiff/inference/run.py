@@ -10,7 +10,7 @@ from monai.bundle import ConfigParser
 
 from contourdiff.config_checks import CHECKS, check_values
 from contourdiff.data.atomic import remove_partial_files
-from contourdiff.data.bids import check_subjects
+from contourdiff.data.bids import check_derivatives
 from contourdiff.data.checks import check_output_dir
 from contourdiff.data.inputs import Pair
 from contourdiff.data.translation_cases import TranslationCases
@@ -62,7 +62,10 @@ def run_inference(
         check_table(stats)
     remove_partial_files(output_dir, older_than_s=A_DAY_S)
     pages = _optional(parser, "pages")
-    write_summary(translate(parser), output_dir, stats, _optional(parser, "bids_dir"), pages)
+    bids_dir = _optional(parser, "bids_dir")
+    rows = translate(parser)
+    notes = parser.get_parsed_content("cases").notes
+    write_summary(rows, output_dir, stats, bids_dir, pages, notes)
 
 
 def prepared_cases(parser: ConfigParser) -> tuple[TranslationCases, dict[str, Pair]]:
@@ -71,8 +74,9 @@ def prepared_cases(parser: ConfigParser) -> tuple[TranslationCases, dict[str, Pa
         parser.get_parsed_content(name)
     cases: TranslationCases = parser.get_parsed_content("cases")
     pairs = cases.find()
-    if parser.get("bids_dir"):
-        check_subjects(pairs)
+    bids_dir = _optional(parser, "bids_dir")
+    if bids_dir:
+        check_derivatives(pairs, bids_dir)
     check_output_dir(cases.output_dir)
     return cases, pairs
 

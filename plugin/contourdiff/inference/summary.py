@@ -92,6 +92,7 @@ def write_summary(
     stats: str | Path | None = None,
     bids_dir: str | Path | None = None,
     pages: Callable[[], object] | None = None,
+    notes: Sequence[str] = (),
 ) -> None:
     """Log what became of each translation, and write it to ``run.json``, see [`write_run`][].
 
@@ -101,6 +102,7 @@ def write_summary(
         stats: file for a table of them, see [`write_table`][].
         bids_dir: folder for [`contourdiff.data.bids.write_derivatives`][].
         pages: writes a report.
+        notes: warnings about the input as a whole, which were logged before.
 
     Raises:
         ValueError: if a translation failed, after all is written.
@@ -122,7 +124,7 @@ def write_summary(
         len(failed),
         Path(output_dir).resolve(),
     )
-    write_run(output_dir, rows)
+    write_run(output_dir, rows, notes)
     if stats is not None:
         write_table(stats, rows)
     if bids_dir is not None:
@@ -137,8 +139,8 @@ def write_summary(
         raise ValueError(f"{len(failed)} of {len(rows)} cases failed: {'; '.join(reasons)}")
 
 
-def write_run(output_dir: str | Path, rows: Iterable[Row]) -> None:
-    """Enter status, time and error of each line in ``<output_dir>/run.json``.
+def write_run(output_dir: str | Path, rows: Iterable[Row], notes: Sequence[str] = ()) -> None:
+    """Enter status, time, warnings and error of each line in ``<output_dir>/run.json``, and ``notes`` about the input.
 
     A kept translation keeps the time that it took once, and those of earlier runs that this one had not stay.
     """
@@ -151,22 +153,28 @@ def write_run(output_dir: str | Path, rows: Iterable[Row]) -> None:
             "case": row["case"],
             "status": row["status"],
             "error": row["error"],
+            "warnings": row["warnings"],
             "seconds": seconds,
         }
     content = {
         "finished": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        "warnings": list(notes),
         "cases": [entries[name] for name in sorted(entries)],
     }
     write_json(Path(output_dir) / RUN, content)
 
 
 def read_run(output_dir: str | Path) -> dict[str, Any]:
-    """What [`write_run`][] left: ``finished``, of the last run, and rows ``cases``; empty if it cannot be read."""
+    """What [`write_run`][] left: ``finished`` and ``warnings`` of the last run, and rows ``cases``.
+
+    It is empty if it cannot be read.
+    """
     try:
         content = read_json(Path(output_dir) / RUN)
         rows = [row for row in content["cases"] if row["case"] and row["status"]]
-        return {"finished": content["finished"], "cases": rows}
-    except (OSError, ValueError, KeyError, TypeError):
+        notes = [str(note) for note in content.get("warnings", [])]
+        return {"finished": content["finished"], "warnings": notes, "cases": rows}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 

@@ -22,7 +22,7 @@ class VolumeResult(NamedTuple):
         case: id of the volume.
         choices: the choice for each translated slice, ``None`` for each skipped one.
         network_calls: chains of network calls.
-        contours: the contours given, 0 or 1, ``(H, W, D)`` float32 on the CPU.
+        contours: 0 or 1, ``(H, W, D)`` float32 on the CPU.
         gray_levels: ``(1, H, W, D)`` float32 in [0, 255], as the input in type, device and metadata; 0 outside ``box``.
         box: what the network saw.
         spread: standard deviation in gray levels over all requested candidates, ``(H, W, D)`` float32 on the CPU; 0
@@ -60,8 +60,6 @@ class VolumeState:
     Attributes:
         framed: what the frame shows, ``(slices, height, width)`` float32.
         indices: slices that have a contour, ascending.
-        network_calls: chains of network calls for this volume, set by the painter.
-        batch_size: the last one used, set by the painter.
     """
 
     def __init__(
@@ -86,20 +84,18 @@ class VolumeState:
         self.rows, self.columns = contour_box(self.contours, margin_px)
         shown = self.contours if image is None else _slices(image, slice_axis)
         box = shown[:, self.rows, self.columns]
-        height, width = box.shape[1:]
-        right = -width % multiple
-        below = -height % multiple
+        self._height, self._width = box.shape[1:]
+        right = -self._width % multiple
+        below = -self._height % multiple
         self.framed = pad(box, (0, right, 0, below))
         self.translated = torch.zeros_like(self.contours)
         self.spread = torch.zeros_like(self.contours) if keep_spread else None
         count = len(self.contours)
         self.choices: list[Choice | None] = [None] * count
-        self.network_calls = 0
+        self.network_calls = 0  # this and the next are set by the painter
         self.batch_size: int | None = None
         self._single: Tensor | None = None  # first candidate of the slice before
-        self._single_distances = torch.full(
-            (count,), torch.nan, dtype=torch.float64, device=self.contours.device
-        )
+        self._single_distances = self.contours.new_full((count,), torch.nan, dtype=torch.float64)
 
     @property
     def noise_case(self) -> str:
@@ -110,7 +106,7 @@ class VolumeState:
 
     @property
     def slice_distance_mm(self) -> float | None:
-        """Distance of adjacent slices; ``None`` if the volume is not a MetaTensor, which knows it."""
+        """Distance of adjacent slices; ``None`` if the volume is no MetaTensor."""
         if not isinstance(self.volume, MetaTensor):
             return None
         return float(self.volume.pixdim[self.slice_axis])
@@ -130,15 +126,16 @@ class VolumeState:
             self.spread[place] = self._cut(deviation)
         single = self._cut(candidates[0])
         if choice.neighbor is not None and self._single is not None:
-            distances = neighbor_distances(single[None], self._single)
-            self._single_distances[index] = distances[0]
+            (distance,) = neighbor_distances(single[None], self._single)
+            self._single_distances[index] = distance
         self._single = single
 
     def result(self) -> VolumeResult:
         """The translated volume, its slices along ``slice_axis``."""
         axis = self.slice_axis
         box = [self.rows, self.columns]
-        box.insert(axis, slice(0, len(self.contours)))
+        all_slices = slice(0, len(self.contours))
+        box.insert(axis, all_slices)
         translated = self.translated.moveaxis(0, axis)[None]
         gray_levels, *_ = convert_to_dst_type(translated, self.volume, dtype=torch.float32)
         spread = None
@@ -159,8 +156,7 @@ class VolumeState:
 
     def _cut(self, image: Tensor) -> Tensor:
         """An image of the frame without its padding."""
-        height, width = self.translated[0, self.rows, self.columns].shape
-        return image[:height, :width]
+        return image[: self._height, : self._width]
 
 
 def contour_box(contours: Any, margin_px: int) -> tuple[slice, slice]:
@@ -176,11 +172,12 @@ def _span(lines: Tensor, margin_px: int) -> slice:
     filled = lines.nonzero().flatten().tolist()
     if not filled:
         return slice(0, len(lines))
-    start = max(filled[0] - margin_px, 0)
-    stop = min(filled[-1] + margin_px + 1, len(lines))
-    return slice(start, stop)
+    first = filled[0] - margin_px
+    last = filled[-1] + margin_px
+    return slice(max(first, 0), min(last + 1, len(lines)))
 
 
 def _slices(volume: Tensor, slice_axis: int) -> Tensor:
-    plain = torch.as_tensor(volume[0]).as_subclass(Tensor)
+    channel = torch.as_tensor(volume[0])
+    plain = channel.as_subclass(Tensor)
     return plain.moveaxis(slice_axis, 0).float()

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.ndimage import distance_transform_edt
 
+from contourdiff.limits import check_number
+
 
 class ContourAgreement(NamedTuple):
     """Agreement of a contour with a reference, each number a share in [0, 1]."""
@@ -45,16 +47,8 @@ def contour_agreement(
     Both are ``(H, W)``, nonzero on the contour. Precision is the share of the pixels of ``contour`` with a pixel of
     ``reference`` at most ``tolerance_px`` away (Euclidean), recall the reverse, f1 their harmonic mean. Two empty
     contours agree (1, 1, 1); an empty one and another do not (0, 0, 0). ``spacing`` is the size of a pixel along H and
-    W; ``tolerance_px`` is then in its unit, see [`near`][].
-
-    Raises ``ValueError`` unless both are 2-D and of one shape, ``tolerance_px`` >= 0, and ``spacing`` two positives.
-
-    Examples:
-        >>> import numpy as np
-        >>> contour, reference = np.zeros((8, 8)), np.zeros((8, 8))
-        >>> contour[2, 1:5] = reference[4, 1:7] = 1
-        >>> contour_agreement(contour, reference, tolerance_px=2)
-        ContourAgreement(precision=1.0, recall=0.6666666666666666, f1=0.8)
+    W; ``tolerance_px`` is then in its unit, see [`near`][]. Raises ``ValueError`` unless both are 2-D and of one shape,
+    ``tolerance_px`` >= 0, and ``spacing`` two positives.
     """
     points = np.asarray(contour) != 0
     reference_points = np.asarray(reference) != 0
@@ -63,8 +57,7 @@ def contour_agreement(
         raise ValueError(
             f"expected two contours (H, W) of one shape, got {shapes}; compare slice by slice, on one grid"
         )
-    if not tolerance_px >= 0:
-        raise ValueError(f"tolerance_px must be 0 or more, got {tolerance_px}")
+    check_number("tolerance_px", tolerance_px, 0)
     if spacing is not None:
         sizes = np.asarray(spacing)
         if len(sizes) != 2 or not np.all((sizes > 0) & (sizes < np.inf)):

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from monai.config import NdarrayOrTensor
 
+from contourdiff.limits import check_number
 from contourdiff.metrics.contour_agreement import contour_agreement, near
 
 FOLLOWED, INVENTED, LOST = 1, 2, 3
 """Codes of the fidelity map."""
-WHOLE = (slice(None), slice(None), slice(None))
 
 
 class SliceFidelity(NamedTuple):
@@ -49,7 +49,7 @@ class VolumeFidelity:
         return len(self.slices) - self.slices.count(None)
 
     def summary(self) -> dict[str, Any]:
-        """Number of checked slices, the suspect ones, and the medians over all checked slices, for the record."""
+        """Number of checked slices, the suspect ones, and the medians over all, for the record."""
         shares = [verdict[:3] for verdict in self.slices if verdict is not None]
         medians = [None, None, None]
         if shares:
@@ -102,12 +102,6 @@ def fidelity_codes(
 
     1 is a pixel of ``reference`` with one of ``contour`` within ``tolerance_mm``, 2 (invented) a pixel of ``contour``
     with none of ``reference``, 3 (lost) a pixel of ``reference`` with none of ``contour``, 0 all else.
-
-    Examples:
-        >>> import numpy as np
-        >>> contour, reference = np.array([[0, 1, 0, 0, 0, 1]]), np.array([[1, 0, 0, 1, 0, 0]])
-        >>> fidelity_codes(contour, reference, tolerance_mm=1)
-        array([[1, 0, 0, 3, 0, 2]], dtype=uint8)
     """
     points = np.asarray(contour) != 0
     reference_points = np.asarray(reference) != 0
@@ -123,9 +117,7 @@ class ContourFidelityCheck:
     """Compare a translated volume with the contours that it was made from, slice by slice.
 
     ``contour`` maps gray levels ``(1, H, W, D)`` in [0, 255] to a contour of that shape, with the given one's settings.
-    For tolerance and limit see [`slice_fidelity`][]; slices are stacked along the spatial axis ``slice_axis``.
-
-    Raises ``ValueError`` if ``tolerance_mm`` is negative or ``limit`` is not in [0, 1].
+    For tolerance, 0 or more, and limit, 0 to 1, see [`slice_fidelity`][]; ``ValueError`` for others.
     """
 
     contour: Callable[[NdarrayOrTensor], NdarrayOrTensor]
@@ -134,11 +126,8 @@ class ContourFidelityCheck:
     slice_axis: int = 0
 
     def __post_init__(self) -> None:
-        if not self.tolerance_mm >= 0 or not 0 <= self.limit <= 1:
-            raise ValueError(
-                "expected fidelity_tolerance_mm of 0 or more and fidelity_limit in [0, 1], "
-                f"got {self.tolerance_mm} and {self.limit}; a limit of 0 flags nothing"
-            )
+        check_number("fidelity_tolerance_mm", self.tolerance_mm, 0)
+        check_number("fidelity_limit", self.limit, 0, 1)
 
     def __call__(
         self,
@@ -149,10 +138,10 @@ class ContourFidelityCheck:
     ) -> VolumeFidelity:
         """Check the translation ``gray_levels (H, W, D)`` in [0, 255] of the given ``contours (H, W, D)``.
 
-        ``spacing_mm`` is the size of a voxel along H, W and D. ``box`` is what the network saw (``None``: the whole
-        volume), with every given contour in it; its border, where gray levels drop to 0, is no contour.
+        ``spacing_mm`` is along H, W and D. ``box`` is what the network saw (``None``: the whole volume), with every
+        given contour in it; its border, where gray levels drop to 0, is no contour.
         """
-        seen = WHOLE if box is None else box
+        seen = box or (slice(None), slice(None), slice(None))
         in_plane = [float(size) for size in spacing_mm]
         del in_plane[self.slice_axis]
         image = np.asarray(gray_levels)

@@ -21,16 +21,8 @@ def flicker(gray_levels: np.ndarray, contours: np.ndarray, box: tuple[slice, sli
     """Mean squared difference of adjacent slices, over pairs of slices with a contour.
 
     ``gray_levels``, in [0, 255], and ``contours``, nonzero on the contour, are ``(N, H, W)``, slices first; ``box`` has
-    the rows and columns that count, such as those around all contours. Anatomy changes from slice to slice too: compare
-    volumes of one field of view and slice distance.
-
-    Raises ``ValueError`` if the shapes differ or are not three-dimensional, or gray levels are not finite.
-
-    Examples:
-        >>> import numpy as np
-        >>> gray_levels = np.array([[[90.0]], [[100.0]], [[104.0]]])
-        >>> flicker(gray_levels, np.ones((3, 1, 1)), (slice(None), slice(None)))
-        Flicker(value=58.0, pairs=2, contour_change=0.0)
+    the rows and columns that count. Anatomy changes from slice to slice too: compare volumes of one field of view and
+    slice distance. Raises ``ValueError`` for other shapes, or gray levels that are not finite.
     """
     images = np.asarray(gray_levels, dtype=np.float64)
     edges = np.asarray(contours) != 0
@@ -60,14 +52,8 @@ def flicker_record(
 ) -> dict[str, float | int | None]:
     """Flicker of a translation beside what it compares with, for the record of a run; ``None`` where unknown.
 
-    Args:
-        measured: flicker of the translation on the model's grid.
-        single_distances: for each slice, the change that first candidates without selection have there.
-        reference_flicker: flicker of real MR of that kind, its slices as far apart as the CT's.
-
-    Returns:
-        ``flicker``, ``pairs`` and ``contour_change`` of the translation; ``of_single_candidates``, ``of_reference``;
-        and the ratios ``to_contour_change`` (gray levels squared), ``to_single_candidates`` and ``to_reference``.
+    ``single_distances`` has, for each slice, the change of first candidates without selection; ``reference_flicker``
+    is of real MR of that kind, its slices as far apart as the CT's.
     """
     single = _mean([value for value in single_distances or [] if value is not None])
     return {

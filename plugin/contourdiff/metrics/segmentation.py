@@ -23,8 +23,6 @@ from contourdiff.tables import markdown_table
 
 ALL = "all"
 TEXTS = ("case", "class", "patient")
-FLAGS = ("missed", "invented", "present")
-COUNTS = ("intersection", "pred_voxels", "label_voxels")
 MEASURES = ("dice", "assd_mm", "assd_penalized_mm", "hd95_mm", "hd95_penalized_mm")
 HEADER = (
     "class",
@@ -64,17 +62,7 @@ def score_case(
     Without a label it is not ``present``, and Dice is NaN; pixels of an ``invented`` one count in the pooled Dice.
 
     ``pred`` and the reference ``label`` hold integer classes, 2-D or 3-D; ``classes`` names those to score by number,
-    ``spacing_mm`` is the size of a pixel along each axis. ``MEASURES``, flags and voxel counts are keys of the rows.
-
-    Raises ``ValueError`` for unequal shapes, not 2 or 3 axes longer than 1, a wrong spacing, fractions, or bad classes.
-
-    Examples:
-        >>> import numpy as np
-        >>> label = np.zeros((8, 8), dtype=int)
-        >>> label[2:6, 2:6] = 1
-        >>> (row,) = score_case(np.roll(label, 1, axis=0), label, {1: "femur"}, (2.0, 2.0), "a")
-        >>> row["dice"], row["hd95_mm"]
-        (0.75, 2.0)
+    ``spacing_mm`` is the size of a pixel along each axis. Raises ``ValueError`` where they do not fit.
     """
     pred = np.asarray(pred)
     label = np.asarray(label)
@@ -132,12 +120,8 @@ def summarize_scores(rows: ScoreRows, n_bootstrap: int = 2000, seed: int = 0) ->
     Means are over present structures: ``dice`` counts a missed one as 0, ``*_penalized_mm`` as the image's diagonal;
     ``assd_mm`` and ``hd95_mm`` leave it out. ``dice_pooled`` divides sums over all cases, invented pixels included.
     95 % intervals (``*_low``, ``*_high``) are percentiles of means over ``n_bootstrap`` resamples of the patients, each
-    with all its cases and classes; NaN with one patient. A row without ``patient`` is a patient of its own.
-
-    Rows hold ``class``, ``cases`` (with a structure present), ``structures``, ``found``, ``missed``, ``invented``,
-    ``dice_pooled``, and for each of ``MEASURES`` its mean and interval.
-
-    Raises ``ValueError`` if there are no rows, or two of one case and class.
+    with all its cases and classes; NaN with one patient. A row without ``patient`` is a patient of its own. Raises
+    ``ValueError`` if there are no rows, or two of one case and class.
     """
     keys = [(row["case"], row["class"]) for row in rows]
     if not keys or len(set(keys)) != len(keys):
@@ -155,10 +139,9 @@ def summarize_scores(rows: ScoreRows, n_bootstrap: int = 2000, seed: int = 0) ->
 def write_scores(
     rows: ScoreRows, output_dir: str | Path, settings: Settings | None = None
 ) -> list[ScoreRow]:
-    """Write ``scores.csv`` (a line for each case and class), ``scores.md`` and, last, ``scores.json``; the summary.
+    """Write ``scores.csv`` (``rows``), ``scores.md`` and, last, ``scores.json``; returns the [`summarize_scores`][].
 
-    ``rows`` are of all cases; ``settings``, kept beside the summary, is what the numbers depend on (weights, data).
-    Errors are those of [`summarize_scores`][].
+    ``settings``, kept beside the summary, is what the numbers depend on, such as weights and data.
     """
     folder = Path(output_dir)
     summary = summarize_scores(rows)
@@ -177,20 +160,12 @@ def read_scores(folder: str | Path) -> list[ScoreRow]:
     path = Path(folder) / "scores.csv"
     with path.open(newline="", encoding="utf-8") as file:
         for cells in csv.DictReader(file):
-            row = {name: _value(name, text) for name, text in cells.items()}
+            row: ScoreRow = {}
+            for name, text in cells.items():
+                is_text = name in TEXTS
+                row[name] = text if is_text else json.loads(text.lower() or "NaN")
             rows.append(row)
     return rows
-
-
-def _value(name: str, text: str) -> Any:
-    """Value of a cell of ``scores.csv``, by its column."""
-    if name in TEXTS:
-        return text
-    if name in FLAGS:
-        return text == "True"
-    if name in COUNTS:
-        return int(text)
-    return float(text) if text else math.nan
 
 
 @dataclass(eq=False)
@@ -198,9 +173,8 @@ class SegmentationScores:
     """Handler that scores each case of a ``SupervisedEvaluator`` after its postprocessing and writes the scores.
 
     It reads ``pred`` and ``label``, ``(1, *spatial)`` integer classes on one grid, of the decollated
-    ``engine.state.output``; spacing and case id are those of the label's file. For ``classes`` see [`score_case`][];
-    the evaluator empties ``rows`` when it starts, and writes them by [`write_scores`][] when it has completed. The
-    patient of a case is found by ``patient_pattern``, see [`contourdiff.data.training_cases.patient_of`][].
+    ``engine.state.output``; spacing and case id are those of the label's file. For ``classes`` see [`score_case`][],
+    for ``patient_pattern`` [`contourdiff.data.training_cases.patient_of`][].
     """
 
     classes: Mapping[int, str]
@@ -330,9 +304,8 @@ def _mean_with_interval(
     mean = float(sums.sum() / counts.sum())
     if len(patients) < 2:
         return mean, math.nan, math.nan
-    random = np.random.default_rng(seed)
     size = (n_bootstrap, len(patients))
-    drawn = random.integers(len(patients), size=size)
+    drawn = np.random.default_rng(seed).integers(len(patients), size=size)
     drawn_sums = sums[drawn].sum(axis=1)
     drawn_counts = counts[drawn].sum(axis=1)
     means = drawn_sums / drawn_counts

@@ -22,7 +22,7 @@ from markupsafe import Markup
 
 from contourdiff import __version__
 from contourdiff.data.atomic import copy_file, link_file, write_text
-from contourdiff.data.nifti_names import nifti_by_case
+from contourdiff.data.nifti_names import case_of, nifti_by_case
 from contourdiff.inference.summary import read_run
 from contourdiff.report import plots
 from contourdiff.report.cases import Case, ct_files, read_cohort, read_rows, shared_values
@@ -38,20 +38,6 @@ LABELS = {
     "mean": "mean gray level",
     "seconds": "time, s",
 }
-METHODS = (
-    "window_hu",
-    "spacing_mm",
-    "num_inference_steps",
-    "num_refinement_steps",
-    "solver",
-    "candidates",
-    "max_rounds",
-    "distance_threshold",
-    "mean_threshold",
-    "fidelity_limit",
-    "fidelity_tolerance_mm",
-)
-"""Settings in the methods paragraph that are those of all cases."""
 
 
 def write_report(
@@ -69,9 +55,8 @@ def write_report(
 
     Args:
         output_dir: folder of ``<case>_mr.json`` and what else a run writes, or a BIDS derivative dataset.
-        ct_dir: the CT that were translated, ``<case>.nii.gz`` or a BIDS dataset, for the viewer: they are linked or
-            copied to ``report/ct``. ``None`` shows those in ``<output_dir>/ct``, if there are any, and of a derivative
-            dataset in ``derivatives`` those of the dataset around it.
+        ct_dir: the CT that were translated, see [`contourdiff.report.cases.ct_files`][], for the viewer: they are
+            linked or copied to ``report/ct``.
         datalist: the CT in ``ct_dir`` as [`contourdiff.data.translation_cases.TranslationCases`][] takes them.
         mr_dir: real MR (NIfTI), or a folder with them in ``images``, whose gray levels are drawn beside.
         stats: table of ``contourdiff translate --stats`` (CSV), for times and failed cases; ``None`` takes those that
@@ -138,6 +123,7 @@ def write_index(cases: Sequence[Case], output_dir: str | Path, command: str | No
         folder=shlex.quote(str(output_dir)),
         command=command,
         finished=read_run(output_dir).get("finished"),
+        notes=read_run(output_dir).get("warnings", []),
     )
     write_text(path, page)
     return path
@@ -214,9 +200,7 @@ def _within(ct: Path, name: str, pages: Path) -> Path:
     """A CT in the folder of translations: where it is, or linked, else copied, to ``report/ct``."""
     if ct.resolve().is_relative_to(pages.parent.resolve()):
         return ct
-    suffix = ct.suffix
-    if suffix == ".gz":
-        suffix = "".join(ct.suffixes[-2:])
+    suffix = ct.name.removeprefix(case_of(ct))
     target = pages / "ct" / f"{name}{suffix}"
     link_file(ct, target)
     return target
@@ -274,7 +258,7 @@ def _index_page(cases: Sequence[Case]) -> dict[str, Any]:
         "record": records[0] if records else {},
         "with_record": len(records),
         "ct_count": len({record["case"] for record in records}),
-        "differing": [name for name in METHODS if len(settings.get(name, [])) > 1],
+        "varied": [name for name, values in settings.items() if len(values) > 1],
     }
 
 

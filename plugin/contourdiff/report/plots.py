@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
-import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 from markupsafe import Markup
@@ -19,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from contourdiff.data.nifti_names import is_nifti
+from contourdiff.data.volumes import scaled_voxels
 from contourdiff.report.cases import Case
 from contourdiff.transforms.gray_levels import MR_PERCENTILES
 
@@ -140,7 +140,7 @@ def real_histogram(paths: Sequence[Path], most: int = 20) -> np.ndarray:
 
 def _voxels(path: Path) -> np.ndarray:
     if is_nifti(path):
-        return np.asanyarray(nib.load(path).dataobj, dtype=np.float32)
+        return scaled_voxels(path).astype(np.float32)
     image = sitk.ReadImage(str(path))
     return sitk.GetArrayFromImage(image).astype(np.float32)
 

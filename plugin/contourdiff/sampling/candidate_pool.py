@@ -23,13 +23,7 @@ class CandidatePool:
     cost nothing because the batch is computed anyway. The pool looks ahead by at most two batches of first rounds, so
     that memory does not grow with the number of slices.
 
-    Args:
-        denoise: called with contours ``(N, 1, H, W)`` of up to ``batch_size`` candidates.
-        contours: ``(slices, H, W)``, of all slices of the volume ``case``.
-        case: see [`contourdiff.sampling.noise.CandidatePlace`][].
-        order: slices in the order in which they are requested.
-        rules: candidates a round, and rounds that a slice may take.
-        batch_size: candidates of a full batch.
+    Contours are ``(slices, H, W)``, of all slices of the volume ``case``; ``order`` has those that will be requested.
     """
 
     denoise: DenoiseCandidates
@@ -41,12 +35,10 @@ class CandidatePool:
 
     def __post_init__(self) -> None:
         self._ready: dict[CandidatePlace, Tensor] = {}
-        self._requested: dict[int, int] = {}  # last round of each slice
         self._position = 0  # of the current slice in the order
 
     def __call__(self, slice_index: int, round_: int) -> Tensor:
         """All candidates of one round of one slice: ``(candidates, H, W)``."""
-        self._requested[slice_index] = round_
         places = self._places(slice_index, round_)
         missing = [place for place in places if place not in self._ready]
         for start in range(0, len(missing), self.batch_size):
@@ -58,13 +50,10 @@ class CandidatePool:
             self._ready.update(zip(batch, images, strict=True))
         return torch.stack([self._ready[place] for place in places])
 
-    def drawn(self, slice_index: int) -> Tensor:
-        """Every requested candidate of all rounds of a slice that is not forgotten: ``(N, H, W)``."""
-        images = []
-        for round_ in range(self._requested[slice_index] + 1):
-            for place in self._places(slice_index, round_):
-                images.append(self._ready[place])
-        return torch.stack(images)
+    def drawn(self, slice_index: int, rounds: int) -> Tensor:
+        """All candidates of the first ``rounds`` of a slice that is not forgotten: ``(N, H, W)``."""
+        candidates = [self(slice_index, round_) for round_ in range(rounds)]
+        return torch.cat(candidates)
 
     def forget(self, slice_index: int) -> None:
         """Free the candidates of a chosen slice; slices are forgotten in slice order."""
@@ -95,7 +84,8 @@ class CandidatePool:
         """Rounds ``(slice, round)`` to draw ahead of need, the most useful first."""
         reach = math.ceil(2 * self.batch_size / self.rules.candidates)
         current = self.order[self._position]
-        begun = self.order[self._position + 1 :][:reach]
+        start = self._position + 1
+        begun = self.order[start : start + reach]
         waiting = [place for place in self._ready if place.slice_index != current]
         if len(waiting) < 2 * self.batch_size:
             for slice_index in begun:

@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Neighbor-guided translation: each slice a single sample, given its contour and its neighbor's translation.
-
-After the second version of the paper (MELBA 2025:031): the network has a third input channel, which in training holds
-the adjacent real slice with a small probability and is empty otherwise.
-"""
+"""Neighbor-guided translation: each slice a single sample, given its contour and its neighbor's translation."""
 
 from __future__ import annotations
 
@@ -57,11 +53,6 @@ class _Step(NamedTuple):
     last: int
     translation: Tensor
 
-    @property
-    def size(self) -> torch.Size:
-        """Height and width of the slice."""
-        return self.volume.contours.shape[1:]
-
 
 def guided_slices(
     volumes: Sequence[GuidedVolume],
@@ -69,7 +60,7 @@ def guided_slices(
     batch_size: int,
     rules: SelectionRules,
 ) -> Iterator[tuple[int, Choice, Tensor]]:
-    """Translate volumes side by side; every run of adjacent slices has one slice in a batch.
+    """Translate volumes side by side; every run of adjacent slices has one slice in a batch (MELBA 2025:031).
 
     A run starts with the best of several candidates, as in [`contourdiff.sampling.selection.choose`][]; of the other
     slices ``rules.distance_threshold`` decides which count as accepted. Only volumes of one size share a batch, of at
@@ -98,8 +89,8 @@ def guided_slices(
         choices = _choices(batch, images, rules)
         for step, choice, image in zip(batch, choices, images, strict=True):
             if step.slice_index < step.last:
-                following_step = step._replace(slice_index=step.slice_index + 1, translation=image)
-                steps.append(following_step)
+                following_index = step.slice_index + 1
+                steps.append(step._replace(slice_index=following_index, translation=image))
             yield step.number, choice, image
 
 
@@ -124,10 +115,11 @@ def _start(
 
 def _next_batch(steps: Sequence[_Step], batch_size: int) -> tuple[list[_Step], list[_Step]]:
     """Up to ``batch_size`` steps of the first one's size, and those that wait."""
+    size = steps[0].translation.shape
     batch: list[_Step] = []
     waiting: list[_Step] = []
     for step in steps:
-        if step.size == steps[0].size and len(batch) < batch_size:
+        if step.translation.shape == size and len(batch) < batch_size:
             batch.append(step)
         else:
             waiting.append(step)

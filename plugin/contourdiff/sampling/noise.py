@@ -8,12 +8,14 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
+from itertools import chain
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from contourdiff.limits import MAX_SEED, check_whole
+from contourdiff.limits import MAX_SEED, check_number, check_whole
 
 CUT_OFF = 4  # standard deviations of the kernel along the slices; beyond lies less than 1e-7 of the variance
 
@@ -59,14 +61,10 @@ def correlation_weights(length_mm: float, slice_spacing_mm: float) -> tuple[floa
     A Gaussian of standard deviation ``length_mm / sqrt(2)``, cut off at four of them. Two slices ``d`` mm apart are
     then correlated by ``exp(-d^2 / (2 length_mm^2))``, within 0.02 for a ``length_mm`` of one slice spacing or more,
     and less for a shorter one. There is an odd number of weights, the slice's own in the middle, whose squares sum to
-    1; ``(1.0,)`` for length 0. Raises ``ValueError`` for a negative length, or a spacing that is not positive.
+    1; ``(1.0,)`` for length 0. Raises ``ValueError`` for a length or spacing out of range.
     """
-    if not 0 <= length_mm < math.inf:
-        raise ValueError(
-            f"length_mm must be 0 (independent slices) or positive and finite, got {length_mm}"
-        )
-    if not 0 < slice_spacing_mm < math.inf:
-        raise ValueError(f"slice_spacing_mm must be positive and finite, got {slice_spacing_mm}")
+    check_number("length_mm", length_mm, 0, 1e6)
+    check_number("slice_spacing_mm", slice_spacing_mm, 1e-6, 1e6)
     deviation = length_mm / 2**0.5 / slice_spacing_mm
     if deviation == 0:
         return (1.0,)
@@ -85,8 +83,8 @@ class NoiseStream:
 
     With more than one weight, the first noise of slice ``s`` is the sum over offsets ``j`` of ``weights[j]`` times the
     white noise whose key names slice ``s + j`` and is the same otherwise. That is a stationary Gaussian process along
-    the slices: white noise goes on beyond the first slice and the last, so their variance is 1 too. Later noise, which
-    a solver with ``eta > 0`` adds at each step, is each candidate's own white noise, independent from slice to slice.
+    the slices: white noise goes on beyond the first slice and the last, so their variance is 1 too. Later noise is each
+    candidate's own white noise.
 
     Args:
         keys: one for each candidate of the batch.
@@ -95,11 +93,7 @@ class NoiseStream:
         weights: of the white noise of a slice and its neighbors, from [`correlation_weights`][].
         known: white noise of this shape and device that need not be drawn again, by its key.
 
-    Attributes:
-        white: white noise of the first draw, by its key; empty before.
-
-    Raises:
-        ValueError: for an even number of weights, or squares of them that do not sum to 1.
+    Raises ``ValueError`` for an even number of weights, or squares of them that do not sum to 1.
     """
 
     keys: Sequence[CandidateKey]
@@ -116,7 +110,7 @@ class NoiseStream:
                 "weights must be odd in number and their squares sum to 1, as those of correlation_weights do, "
                 f"got {tuple(self.weights)}"
             )
-        self.white: dict[CandidateKey, Tensor] = {}
+        self.white: dict[CandidateKey, Tensor] = {}  # of the first draw
         self._generators: list[torch.Generator] = []
 
     def draw(self) -> Tensor:
@@ -137,43 +131,36 @@ class NoiseStream:
     def _first(self) -> Tensor:
         """Blend white noise on the device, in one order; product and sum apart, as a fused one rounds differently."""
         reach = len(self.weights) // 2
-        positions: dict[CandidateKey, int] = {}  # in the stack of all white noise
         rows = []
-        for key in self.keys:
-            row = []
-            for offset in range(-reach, reach + 1):
-                source = key._replace(slice_index=key.slice_index + offset)
-                row.append(positions.setdefault(source, len(positions)))
-            rows.append(row)
-        self.white.update(self._white_noise(positions))
-        white = torch.stack(list(self.white.values()))
-        columns = torch.tensor(rows, device=self.device).unbind(dim=1)
-        noise = self.weights[0] * white[columns[0]]
-        for weight, column in zip(self.weights[1:], columns[1:], strict=True):
-            noise = noise + weight * white[column]
-        return noise
+        for offset in range(-reach, reach + 1):
+            shifted = [key._replace(slice_index=key.slice_index + offset) for key in self.keys]
+            rows.append(shifted)
+        self._find_white(chain.from_iterable(rows))
+        blends = []
+        for weight, row in zip(self.weights, rows, strict=True):
+            white = torch.stack([self.white[key] for key in row])
+            blends.append(weight * white)
+        return reduce(torch.add, blends)
 
-    def _white_noise(self, keys: Iterable[CandidateKey]) -> dict[CandidateKey, Tensor]:
-        white = dict(self.known)
-        self.known = {}  # frees what this batch does not need
-        unknown = [key for key in keys if key not in white]
+    def _find_white(self, keys: Iterable[CandidateKey]) -> None:
+        """Take the white noise of ``keys`` that is known, and draw the other."""
+        unique = list(dict.fromkeys(keys))
+        unknown = [key for key in unique if key not in self.known]
+        drawn: dict[CandidateKey, Tensor] = {}
         if unknown:
             generators = [candidate_generator(key) for key in unknown]
-            drawn = self._randn_of(generators).to(self.device)
-            white.update(zip(unknown, drawn, strict=True))
-        return {key: white[key] for key in keys}
+            noise = self._randn_of(generators).to(self.device)
+            drawn = dict(zip(unknown, noise, strict=True))
+        white = {**self.known, **drawn}
+        self.known = {}  # frees what this batch does not need
+        self.white.update({key: white[key] for key in unique})
 
 
 @dataclass(eq=False)
 class CandidateNoise:
     """The noise of all candidates of a translation; batch after batch takes a [`NoiseStream`][] of it.
 
-    Args:
-        seed: another seed gives other noise; 0 to 2^63 - 1.
-        weights: see [`NoiseStream`][].
-
-    Raises:
-        ValueError: for a seed out of range.
+    ``seed`` is from 0 to 2^63 - 1, or ``ValueError``; for ``weights`` see [`NoiseStream`][].
     """
 
     seed: int = 0

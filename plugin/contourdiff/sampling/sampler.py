@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from contourdiff.limits import check_number, check_whole
+from contourdiff.limits import check_choice, check_number, check_whole
 from contourdiff.sampling import solvers
-from contourdiff.sampling.solvers import PREDICTION_TYPES, DrawNoise, NoiseLevel, OnStep
+from contourdiff.sampling.solvers import PREDICTION_TYPES, DrawNoise, NoiseLevel
 
 SOLVERS = ("ddim", "ddpm", "dpm_solver")
 Predict = Callable[[Tensor, Tensor], Tensor]
@@ -43,47 +43,39 @@ class Sampler:
     schedule: list[NoiseLevel] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.solver not in SOLVERS:
-            raise ValueError(f"solver must be one of {SOLVERS}, got {self.solver!r}")
+        check_choice("solver", self.solver, SOLVERS)
         check_whole("num_inference_steps", self.num_inference_steps, 1, 10**6)
         check_whole("num_refinement_steps", self.num_refinement_steps, 1, 10**6)
         check_number("eta", self.eta, 0, 1)
-        prediction_type = str(self.scheduler.prediction_type)
-        if prediction_type not in PREDICTION_TYPES:
-            raise ValueError(
-                f"prediction_type must be one of {PREDICTION_TYPES}, got {prediction_type!r}"
-            )
-        object.__setattr__(self, "schedule", self._schedule())
+        check_choice("prediction_type", str(self.scheduler.prediction_type), PREDICTION_TYPES)
+        alphas_cumprod = self.scheduler.alphas_cumprod
+        if self.solver == "ddpm":
+            schedule = solvers.even_schedule(alphas_cumprod, len(alphas_cumprod))
+        elif self.solver == "dpm_solver":
+            schedule = solvers.karras_schedule(alphas_cumprod, self.num_inference_steps)
+        else:
+            schedule = solvers.even_schedule(alphas_cumprod, self.num_inference_steps)
+        object.__setattr__(self, "schedule", schedule)
 
     @property
     def refinement(self) -> Sampler:
-        """Sampler of the second network of a cascade, which has little left to decide: a few steps of DDIM."""
+        """Sampler of the second network of a cascade: a few steps of DDIM."""
         steps = self.num_refinement_steps
         return replace(self, solver="ddim", num_inference_steps=steps, eta=0.0)
 
-    def __call__(self, predict: Predict, draw: DrawNoise, on_step: OnStep | None = None) -> Tensor:
-        """Clean images ``(B, 1, H, W)`` in [-1, 1], from the first noise that ``draw`` returns.
-
-        A solver that adds noise draws again at each step; ``on_step`` receives each step's number and clean image.
-        """
+    def __call__(self, predict: Predict, draw: DrawNoise) -> Tensor:
+        """Clean images ``(B, 1, H, W)`` in [-1, 1], from the first noise of ``draw``; some solvers draw again."""
         x = draw()
         prediction_type = self.scheduler.prediction_type
 
         def denoise(x: Tensor, level: NoiseLevel) -> Tensor:
-            timesteps = torch.full(x.shape[:1], level.timestep, device=x.device)
+            count = x.shape[:1]
+            timesteps = torch.full(count, level.timestep, device=x.device)
             output = predict(x, timesteps)
             return solvers.clean_image(output, x, level.alpha_bar, prediction_type)
 
         if self.solver == "ddpm":
-            return solvers.ddpm(denoise, x, self.schedule, draw=draw, on_step=on_step)
+            return solvers.ddpm(denoise, x, self.schedule, draw=draw)
         if self.solver == "dpm_solver":
-            return solvers.dpm_solver(denoise, x, self.schedule, on_step=on_step)
-        return solvers.ddim(denoise, x, self.schedule, eta=self.eta, draw=draw, on_step=on_step)
-
-    def _schedule(self) -> list[NoiseLevel]:
-        alphas_cumprod = self.scheduler.alphas_cumprod
-        if self.solver == "ddpm":
-            return solvers.even_schedule(alphas_cumprod, len(alphas_cumprod))
-        if self.solver == "dpm_solver":
-            return solvers.karras_schedule(alphas_cumprod, self.num_inference_steps)
-        return solvers.even_schedule(alphas_cumprod, self.num_inference_steps)
+            return solvers.dpm_solver(denoise, x, self.schedule)
+        return solvers.ddim(denoise, x, self.schedule, eta=self.eta, draw=draw)

@@ -91,31 +91,9 @@ def choose(
     round is drawn, up to ``rules.max_rounds``; then the best of all rounds (nearest, or lowest mean) is taken and
     marked as not accepted.
 
-    Args:
-        draw: ``(slice_index, round) -> (candidates, H, W)`` gray levels; called for a slice's rounds in order, and for
-            a further round only where it is needed.
-        slice_indices: strictly ascending positions of the slices to translate.
-        rules: thresholds and numbers of candidates and rounds.
-
-    Yields:
-        The choice and the chosen ``(H, W)`` slice, in slice order.
-
-    Notes:
-        The paper's code compares in uint8, where differences wrap, has no limit of rounds for a first slice, and
-        compares with a stale slice after giving up. Here distances are float64, the loop ends by construction, and the
-        neighbor is always the chosen one. After a gap of slices without contour the mean rule applies again.
-
-    References:
-        Chen et al., "ContourDiff: Unpaired Image Translation with Contour-Guided Diffusion Models", arXiv 2403.10786.
-
-    Examples:
-        >>> import torch
-        >>> from contourdiff.sampling.selection import SelectionRules, choose
-        >>> def draw(slice_index, round_):
-        ...     return torch.tensor([90.0, 97.0]).view(2, 1, 1) + 10 * round_
-        >>> rules = SelectionRules(candidates=2, max_rounds=2, mean_threshold=100, distance_threshold=4)
-        >>> [(choice.slice_index, choice.candidate, choice.accepted) for choice, _ in choose(draw, [3, 4, 9], rules)]
-        [(3, 0, True), (4, 0, True), (9, 0, True)]
+    ``draw`` is called for a slice's rounds in order, and for a further round only where it is needed. Slice indices are
+    strictly ascending. Yields the choice and the chosen ``(H, W)`` slice. Distances are float64: in the uint8 of the
+    paper's code, differences wrap.
     """
     for run in runs_of(slice_indices):
         choice, image = choose_one(draw, run[0], None, None, rules)
@@ -166,7 +144,7 @@ def choose_one(
 
 
 def _measures(candidates: Tensor, translation: Tensor | None) -> tuple[list[float], list[float]]:
-    """Means, and scores to compare with the threshold (distances if there is a neighbor); one transfer."""
+    """Means, and scores to compare with the threshold; one transfer from the device."""
     means = candidates.double().mean(dim=(1, 2))
     scores = means
     if translation is not None:

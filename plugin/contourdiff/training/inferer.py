@@ -13,6 +13,7 @@ from monai.inferers import DiffusionInferer
 from monai.networks.schedulers import Scheduler
 from torch import Tensor, nn
 
+from contourdiff.limits import check_number, check_whole
 from contourdiff.sampling.neighbor_guided import EMPTY
 from contourdiff.training.distributed import rows_of_process
 
@@ -77,11 +78,9 @@ class ContourPrepareBatch(DiffusionPrepareBatch):
             num_train_timesteps=self.scheduler.num_train_timesteps,
             condition_name=self.condition_name,
         )
-        if self.timestep_draws < 1:
-            raise ValueError(f"timestep_draws must be 1 or more, got {self.timestep_draws}")
-        for name in ("contour_dropout", "neighbor_probability"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        check_whole("timestep_draws", self.timestep_draws, 1, 1000)
+        check_number("contour_dropout", self.contour_dropout, 0, 1)
+        check_number("neighbor_probability", self.neighbor_probability, 0, 1)
 
     def __call__(self, batchdata: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
         """Images, target, and a dictionary of noise, timesteps, conditions and, for several contrasts, labels."""

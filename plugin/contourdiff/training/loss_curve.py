@@ -11,41 +11,21 @@ from matplotlib.figure import Figure
 from contourdiff.data.atomic import save_figure
 
 
-def loss_curve(
-    log_dir: str | Path,
-    path: str | Path,
-    *,
-    images_per_step: int = 1,
-    smooth_steps: int | None = None,
-    train_tag: str = "train_loss",
-    val_tag: str = "val_loss",
-) -> tuple[np.ndarray, np.ndarray]:
+def loss_curve(log_dir: str | Path, path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """Draw the training loss (each step lightly, a running mean on top) and the validation loss into a PNG.
 
     MONAI logs validations by epoch, in an event file of their own: each is drawn at the last training step before it.
-    Where event files of a resumed training hold the same step, the later value counts.
-
-    Args:
-        log_dir: the folder with the event files, ``output_dir`` of the training config.
-        path: PNG file to write, whole or not at all.
-        images_per_step: the batch size, to draw the loss against images seen; 1 draws it against steps.
-        smooth_steps: steps in the running mean; ``None`` takes a fiftieth of all.
-        train_tag: tag of the training loss.
-        val_tag: tag of the validation loss; the curve is left out where there is none yet.
-
-    Returns the scalars of training and validation, see [`read_scalars`][], also for errors. Raises ``ValueError``
-    without a training loss.
+    ``log_dir`` is the ``output_dir`` of the training. Returns the scalars of training and validation, see
+    [`read_scalars`][], also for errors. Raises ``ValueError`` without a training loss.
     """
-    train = read_scalars(Path(log_dir), train_tag)
-    val = read_scalars(Path(log_dir), val_tag)
+    train = read_scalars(Path(log_dir), "train_loss")
+    val = read_scalars(Path(log_dir), "val_loss")
     if not len(train):
         raise ValueError(
-            f"expected the tag {train_tag!r} in the event files of {log_dir}, found none; pass train_tag"
+            f"expected the tag train_loss in the event files of {log_dir}, found none; pass the output_dir"
         )
-    window = max(smooth_steps or len(train) // 50, 1)
-    window = min(window, len(train))
-    seen = train[:, 1] * images_per_step
-    loss = train[:, 2]
+    window = max(len(train) // 50, 1)
+    _, seen, loss = train.T
     weights = np.full(window, 1 / window)
     smooth_seen = np.convolve(seen, weights, "valid")
     smooth_loss = np.convolve(loss, weights, "valid")
@@ -58,9 +38,9 @@ def loss_curve(
         times, steps, _ = train[np.argsort(train[:, 0])].T
         val_times, _, val_loss = val.T
         before = np.searchsorted(times, val_times, side="right") - 1
-        val_seen = steps[np.maximum(before, 0)] * images_per_step
+        val_seen = steps[np.maximum(before, 0)]
         axes.plot(val_seen, val_loss, color="tab:orange", marker=".", label="validation")
-    axes.set_xlabel("images seen" if images_per_step > 1 else "steps")
+    axes.set_xlabel("steps")
     axes.set_ylabel("loss")
     axes.set_yscale("log")
     axes.grid(alpha=0.3, which="both")

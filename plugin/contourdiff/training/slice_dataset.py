@@ -24,21 +24,13 @@ class SliceDataset(Dataset, Randomizable):
 
     Args:
         volumes: dataset of dictionaries with ``keys`` of shape ``(C, H, W, D)``.
-        keys: keys to cut into slices, the first of which defines the foreground; other keys are left out.
+        keys: to cut into slices, the first of which defines the foreground; others are left out.
         slice_axis: spatial axis along which slices are stacked.
         min_foreground: slices with a smaller share of pixels above 0 are left out.
         transform: applied to each slice (``(C, H, W)`` per key); ``set_random_state`` seeds its random transforms.
         allow_empty: accept a dataset without slices, such as a validation without held-out patients.
         neighbors: add an adjacent slice of the first key as ``neighbor``, alternately the previous and the next.
         volume_keys: keys whose value belongs to a whole volume, given to each of its slices where a volume has them.
-
-    Examples:
-        >>> import torch
-        >>> image = torch.zeros(1, 5, 16, 16)
-        >>> image[:, 1:4] = 100  # of five slices, three have foreground
-        >>> dataset = SliceDataset([{"image": image, "contrast": 1}])
-        >>> len(dataset), dataset[0]["image"].shape, dataset[0]["contrast"]
-        (3, torch.Size([1, 16, 16]), 1)
     """
 
     volumes: Sequence[Mapping[str, Tensor]]

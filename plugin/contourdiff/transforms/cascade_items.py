@@ -16,10 +16,10 @@ from scipy.ndimage import gaussian_filter, map_coordinates, zoom
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, pixel_unshuffle
 
+from contourdiff.limits import check_number
 from contourdiff.networks import enlarge
 
-FAULT_GRID = 5
-"""Random shifts of the coarse image are drawn at so many points along each side, and interpolated."""
+FAULT_GRID = 5  # points along each side at which random shifts of the coarse image are drawn
 
 
 @dataclass(eq=False)
@@ -49,12 +49,8 @@ class RefinerStaged(MapTransform, Randomizable):
 
     ``image (1, H, W)`` in [-1, 1] stays; ``contour (1, H, W)`` becomes ``(2, H, W)``. The coarse image is the average
     over squares of ``factor`` pixels. It is given the faults of a first network, so that the second learns to mend
-    them: noise, fine and coarse, of up to ``noise``; blur; and edges that lie up to about ``shift_px`` off.
-
-    Args:
-        factor: see [`contourdiff.networks.CascadeUNet`][].
-        noise: largest standard deviation of each of the two noises, in the range of the image; 0 adds no fault at all.
-        shift_px: largest standard deviation of the shift of edges, in pixels of the full resolution.
+    them: fine and coarse noise of a standard deviation of up to ``noise`` in the range of the image, and blur, where
+    ``noise`` is not 0; and edges shifted by up to about ``shift_px`` pixels of the full resolution.
     """
 
     factor: int = 2
@@ -63,10 +59,8 @@ class RefinerStaged(MapTransform, Randomizable):
 
     def __post_init__(self) -> None:
         super().__init__(("image", "contour"))
-        if self.noise < 0 or self.shift_px < 0:
-            raise ValueError(
-                f"noise and shift_px must be 0 or more, got {self.noise} and {self.shift_px}"
-            )
+        check_number("noise", self.noise, 0)
+        check_number("shift_px", self.shift_px, 0)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Add the coarse image to the contour."""

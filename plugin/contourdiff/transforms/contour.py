@@ -18,16 +18,7 @@ from contourdiff.transforms.slicewise import slicewise
 class Contour(Transform):
     """Replace an image by its Canny contour, slice by slice: see [`contourdiff.contours.contour_of`][].
 
-    Slices are stacked along the spatial axis ``slice_axis``, 0 for the first after the channel. Smoothing is in pixels,
-    thresholds are in gray levels.
-
-    Examples:
-        >>> import numpy as np
-        >>> volume = np.zeros((1, 3, 16, 16), dtype=np.float32)  # three slices along the first axis
-        >>> volume[0, 1, 4:12, 4:12] = 200
-        >>> contour = Contour()(volume)
-        >>> contour.any(axis=(0, 2, 3)).tolist()
-        [False, True, False]
+    Slices are stacked along the spatial axis ``slice_axis``, 0 for the first after the channel.
     """
 
     slice_axis: int = 0

@@ -3,23 +3,16 @@
 
 from __future__ import annotations
 
+from math import ceil
+
 import numpy as np
 from numpy.random import Generator
-from scipy.ndimage import gaussian_filter, label, mean, sobel, sum_labels
+from scipy.ndimage import gaussian_filter, label, mean, sobel
+from skimage.morphology import remove_small_objects
 
 EIGHT_NEIGHBORS = np.ones((3, 3), dtype=int)
 FRAGMENT_PX = 12
 """Side of the squares that cut a contour into fragments."""
-SHORTEST_PX = (4.0, 20.0)
-"""Range of the length from which lines are kept, where short ones are removed."""
-WEAK = (0.5, 1.0)
-"""Range of the gradient at which half of the fragments are lost, in upper thresholds of the contour."""
-DOUBLED = 0.4
-"""Largest share of the fragments that get a second line beside them."""
-DISTANCE_PX = (2.5, 5.0)
-"""Range of the distance of a second line."""
-CLUTTER = 0.1
-"""Largest share of the fragments that are repeated elsewhere in the body."""
 
 
 def contour_fragments(
@@ -29,11 +22,6 @@ def contour_fragments(
 
     The cells have a side of ``cell_px`` and the grid is shifted by ``offset`` pixels. Returns ``(H, W)`` int with 0 off
     the contour and 1 to ``n`` on it, and ``n``.
-
-    Examples:
-        >>> import numpy as np
-        >>> contour_fragments(np.array([[1, 1, 1, 0, 1]]), cell_px=2)
-        (array([[1, 1, 2, 0, 3]]), 3)
     """
     on = np.asarray(contour) != 0
     lines, _ = label(on, EIGHT_NEIGHBORS)
@@ -75,17 +63,12 @@ def ct_like_contour(
     and the texture differs. So, each with a probability of its own: short lines go (texture); fragments are lost, weak
     ones first; some fragments get a second line beside them; and some are repeated elsewhere in the body.
 
-    Args:
-        contour: ``(H, W)``, of ``image``.
-        image: ``(H, W)`` gray levels; 0 is air.
-        random: generator of all draws.
-        sigma_px: smoothing of the contour.
-        high_threshold: upper threshold of the contour, the unit of what is weak.
+    ``image (H, W)`` has gray levels, 0 for air; ``sigma_px`` and ``high_threshold`` are those of its contour.
     """
     image = np.asarray(image)
     on = np.asarray(contour) != 0
     if random.random() < 0.5:
-        on = without_short_lines(on, random.uniform(*SHORTEST_PX))
+        on = without_short_lines(on, random.uniform(4.0, 20.0))
     fragments, count = random_fragments(on, FRAGMENT_PX, random)
     if count == 0:
         return on
@@ -97,7 +80,8 @@ def ct_like_contour(
     strength = mean(steepness, fragments, numbers)
     lost = np.zeros(count, dtype=bool)
     if random.random() < 0.7:
-        half = random.uniform(*WEAK) * high_threshold
+        # the gradient at which half of the fragments are lost
+        half = random.uniform(0.5, 1.0) * high_threshold
         weakness = (strength - half) / (0.15 * high_threshold)
         loss = 1 / (1 + np.exp(weakness))
         lost = random.random(count) < loss
@@ -106,13 +90,13 @@ def ct_like_contour(
         row_slopes = mean(row_gradient, fragments, numbers)
         column_slopes = mean(column_gradient, fragments, numbers)
         slopes = np.stack([row_slopes, column_slopes])
-        doubled = random.random(count) < random.uniform(0, DOUBLED)
+        doubled = random.random(count) < random.uniform(0, 0.4)
         doubled &= np.hypot(*slopes) > 0.7 * strength  # straight, so that it has a direction
-        distance = random.uniform(*DISTANCE_PX)
+        distance = random.uniform(2.5, 5.0)
         side = random.choice((-1, 1))
         added |= second_lines(fragments, doubled, slopes, distance * side)
     if random.random() < 0.5:
-        repeated = random.random(count) < random.uniform(0, CLUTTER)
+        repeated = random.random(count) < random.uniform(0, 0.1)
         clutter = moved(pixels_of(repeated, fragments), random)
         added |= clutter & (image > 0)
     on &= ~pixels_of(lost, fragments)
@@ -127,9 +111,7 @@ def moved(contour: np.ndarray, random: Generator) -> np.ndarray:
 
 def without_short_lines(contour: np.ndarray, shortest_px: float) -> np.ndarray:
     """Contour ``(H, W)`` bool without connected lines of fewer than ``shortest_px`` pixels."""
-    lines, count = label(contour, EIGHT_NEIGHBORS)
-    lengths = sum_labels(contour, lines, np.arange(count + 1))
-    return contour & (lengths[lines] >= shortest_px)
+    return remove_small_objects(contour, max_size=ceil(shortest_px) - 1, connectivity=2)
 
 
 def second_lines(
@@ -137,8 +119,8 @@ def second_lines(
 ) -> np.ndarray:
     """Lines ``(H, W)`` bool beside fragments, moved along their mean gradient.
 
-    ``fragments (H, W)`` are numbered from 1; ``chosen (n,)`` bool says which get a second line, and ``slopes (2, n)``
-    is the mean gradient of each. What leaves the image lies on its rim.
+    ``fragments``, ``chosen`` are as in [`pixels_of`][]; ``slopes (2, n)`` is the mean gradient of each. What leaves the
+    image lies on its rim.
     """
     places = np.nonzero(pixels_of(chosen, fragments))
     slope = slopes[:, fragments[places] - 1]

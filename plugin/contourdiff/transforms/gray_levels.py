@@ -10,6 +10,7 @@ from monai.config import NdarrayOrTensor
 from monai.transforms import Transform
 from monai.utils import convert_to_dst_type, convert_to_numpy
 
+from contourdiff.limits import check_choice
 from contourdiff.transforms.keyed import KeyedTransform
 
 MR_PERCENTILES = (1.0, 95.0)
@@ -18,19 +19,12 @@ MR_PERCENTILES = (1.0, 95.0)
 
 @dataclass(eq=False)
 class GrayLevels(Transform):
-    """Clip to [0, 255] and, for ``dtype="uint8"`` instead of ``"float32"``, round: the last step before saving.
-
-    Examples:
-        >>> import torch
-        >>> GrayLevels("uint8")(torch.tensor([-3.0, 0.6, 300.0]))
-        tensor([  0,   1, 255], dtype=torch.uint8)
-    """
+    """Clip to [0, 255] and, for ``dtype="uint8"`` instead of ``"float32"``, round: the last step before saving."""
 
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        if self.dtype not in ("float32", "uint8"):
-            raise ValueError(f"dtype must be 'float32' or 'uint8', got {self.dtype!r}")
+        check_choice("dtype", self.dtype, ("float32", "uint8"))
 
     def __call__(self, img: NdarrayOrTensor) -> NdarrayOrTensor:
         """Gray levels of any shape -> the same shape in ``dtype``."""

@@ -16,6 +16,7 @@ from monai.utils import convert_to_dst_type, convert_to_numpy
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
+from contourdiff.limits import check_whole
 from contourdiff.transforms.chunked_resample import ChunkedResample
 
 
@@ -52,8 +53,7 @@ class InPlaneResampled(Spacingd):
 
     Volumes are MetaTensors ``(C, H, W, D)``; ``mode`` is ``"bilinear"`` or ``"nearest"``, one for all keys or one for
     each. Images are smoothed with [`InPlaneSmooth`][] first, labels (``"nearest"``) are not. The result is float32.
-    The inverse resamples to the original grid and does not undo the smoothing. ``options`` are ``padding_mode``,
-    ``dtype`` of the computation and ``allow_missing_keys``, as in MONAI's ``Spacingd``.
+    The inverse does not undo the smoothing. ``options`` are those of MONAI's ``Spacingd``.
     """
 
     def __init__(
@@ -64,8 +64,7 @@ class InPlaneResampled(Spacingd):
         mode: str | Sequence[str] = "bilinear",
         **options: Any,
     ) -> None:
-        if slice_axis not in (0, 1, 2):
-            raise ValueError(f"slice_axis must be 0, 1 or 2, got {slice_axis}")
+        check_whole("slice_axis", slice_axis, 0, 2)
         pixdim = [float(spacing_mm)] * 3
         pixdim[slice_axis] = -1.0
         options.setdefault("padding_mode", "border")

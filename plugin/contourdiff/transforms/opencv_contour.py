@@ -10,7 +10,7 @@ import numpy as np
 from monai.config import NdarrayOrTensor
 from monai.transforms import Transform
 
-from contourdiff.contours import checked_slice
+from contourdiff.contours import check_thresholds, checked_slice
 from contourdiff.transforms.keyed import KeyedTransform
 from contourdiff.transforms.slicewise import slicewise
 
@@ -20,11 +20,8 @@ class OpenCVContour(Transform):
     """Replace an image by the contour of the paper's code, slice by slice; requires OpenCV (``contourdiff[opencv]``).
 
     Gray levels are rounded to uint8, blurred with a Gaussian of ``kernel_px`` x ``kernel_px`` pixels, and passed to
-    ``cv2.Canny`` with its 3 x 3 Sobel gradient and the sum of absolute derivatives as magnitude. Slices are stacked
-    along the spatial axis ``slice_axis``, 0 for the first after the channel. Raises ``ImportError`` without OpenCV.
-
-    References:
-        Chen et al., arXiv 2403.10786; ``preprocess.py`` of github.com/mazurowski-lab/ContourDiff.
+    ``cv2.Canny`` with its 3 x 3 Sobel gradient and the sum of absolute derivatives as magnitude, see ``preprocess.py``
+    in github.com/mazurowski-lab/ContourDiff. ``slice_axis`` is as for ``Contour``. Raises ``ImportError`` without it.
     """
 
     slice_axis: int = 0
@@ -34,9 +31,7 @@ class OpenCVContour(Transform):
 
     def __post_init__(self) -> None:
         _opencv()
-        if not 0 <= self.low_threshold <= self.high_threshold:
-            pair = f"{self.low_threshold} and {self.high_threshold}"
-            raise ValueError(f"expected 0 <= low_threshold <= high_threshold, got {pair}")
+        check_thresholds(self.low_threshold, self.high_threshold)
         if self.kernel_px < 1 or self.kernel_px % 2 == 0:
             raise ValueError(f"kernel_px must be odd and positive, got {self.kernel_px}")
 

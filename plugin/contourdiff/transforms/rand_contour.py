@@ -14,6 +14,7 @@ from monai.utils import convert_to_dst_type, convert_to_numpy
 from numpy.random import default_rng
 
 from contourdiff.contours import contour_of
+from contourdiff.limits import check_number, check_whole
 from contourdiff.transforms.ct_like_contour import (
     ct_like_contour,
     moved,
@@ -23,16 +24,13 @@ from contourdiff.transforms.ct_like_contour import (
 from contourdiff.transforms.keyed import RandomKeyedTransform
 from contourdiff.transforms.rand_remap import blend_with_curve
 
-REMAP_KNOTS = 4
-
 
 @dataclass(eq=False)
 class RandContour(RandomizableTransform):
     """Canny contour with random smoothing and thresholds, random gaps and random false edges.
 
-    CT and MR do not show the same edges. A network trained on perfect contours alone follows every false edge and
-    leaves every gap. False edges are fragments of the same contour, moved elsewhere. All draws are uniform, that of the
-    upper threshold on a logarithmic scale.
+    A network trained on perfect contours alone follows every false edge and leaves every gap. False edges are fragments
+    of the same contour, moved elsewhere. All draws are uniform, that of the upper threshold on a logarithmic scale.
 
     Args:
         sigma_px: range of the smoothing before the gradient, in pixels.
@@ -42,7 +40,7 @@ class RandContour(RandomizableTransform):
         clutter: largest share of the fragments to repeat elsewhere.
         cell_px: side of the squares that cut the contour into fragments.
         ct_like: probability of the faults of [`ct_like_contour`][contourdiff.transforms.ct_like_contour].
-        remap: probability of blending the image with itself, remapped by a curve through ``REMAP_KNOTS`` random levels.
+        remap: probability of blending the image with itself, remapped by a curve through 4 random levels.
     """
 
     sigma_px: Sequence[float] = (1.0, 1.0)
@@ -57,15 +55,12 @@ class RandContour(RandomizableTransform):
     def __post_init__(self) -> None:
         super().__init__(prob=1.0)
         for name in ("dropout", "clutter", "low_ratio", "remap", "ct_like"):
-            share = getattr(self, name)
-            if not 0 <= share <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], got {share}")
+            check_number(name, getattr(self, name), 0, 1)
         for name in ("sigma_px", "high_threshold"):
             ends = list(getattr(self, name))
             if len(ends) != 2 or not 0 < ends[0] <= ends[1]:
                 raise ValueError(f"{name} must be two numbers, 0 < smallest <= largest, got {ends}")
-        if self.cell_px < 1:
-            raise ValueError(f"cell_px must be 1 or more, got {self.cell_px}")
+        check_whole("cell_px", self.cell_px, 1, 4096)
 
     def __call__(self, img: NdarrayOrTensor, randomize: bool = True) -> NdarrayOrTensor:
         """Contour of one slice: ``(1, H, W)`` gray levels in [0, 255] -> float32 0/1 of that shape."""
@@ -112,7 +107,7 @@ class RandContour(RandomizableTransform):
         self._share = 0.0
         if self.R.uniform() < self.remap:
             self._share = self.R.uniform()
-        self._levels = self.R.uniform(0, 255, REMAP_KNOTS)
+        self._levels = self.R.uniform(0, 255, 4)
         self._is_ct_like = False
         if self.ct_like > 0:  # draws nothing where it is off
             self._is_ct_like = self.R.uniform() < self.ct_like

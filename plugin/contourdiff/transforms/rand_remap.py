@@ -22,12 +22,6 @@ def blend_with_curve(
     """Blend ``image`` with itself, mapped by the curve through ``levels``, evenly spaced over [0, ``top``].
 
     ``share`` is the weight of the mapped image. Values up to ``air`` stay as they are.
-
-    Examples:
-        >>> import numpy as np
-        >>> image = np.array([0.0, 50.0, 100.0])
-        >>> blend_with_curve(image, np.array([80.0, 20.0, 60.0]), share=1, top=100)
-        array([ 0., 20., 60.])
     """
     knots = np.linspace(0, top, len(levels))
     mapped = np.interp(image, knots, levels)
@@ -39,9 +33,8 @@ def blend_with_curve(
 class RandRemap(RandomizableTransform):
     """Blend an image with itself, mapped by a piecewise linear curve through random levels; air stays 0.
 
-    Unlike MONAI's ``RandHistogramShift`` the curve need not be monotonic: bone may become darker than the disc. It is
-    meant for the training of a segmentation network, in the manner of domain randomization (SynthSeg, Billot et al.,
-    Medical Image Analysis 86, 2023).
+    Unlike MONAI's ``RandHistogramShift`` the curve need not be monotonic: bone may become darker than the disc, as in
+    domain randomization (SynthSeg, Billot et al., Medical Image Analysis 86, 2023).
 
     Args:
         probability: of a change.

@@ -13,14 +13,14 @@ from monai.config import NdarrayOrTensor
 from monai.transforms import Transform
 from monai.utils import convert_to_dst_type, convert_to_numpy
 
+from contourdiff.limits import check_whole
 from contourdiff.transforms.keyed import KeyedTransform
 
 
 @dataclass(eq=False)
 class Slicewise(Transform):
-    """Apply another transform slice by slice, so that its temporary memory is that of one slice.
+    """Apply another transform of slices ``(H, W)`` slice by slice, so that its temporary memory is that of one slice.
 
-    ``transform`` takes and returns a slice ``(H, W)`` of the same shape, as MONAI's ``ScaleIntensityRange`` does.
     Slices are stacked along the spatial axis ``slice_axis``, 0 for the first after the channel.
     """
 
@@ -46,8 +46,7 @@ def slicewise(
     elif data.ndim != 4:
         hint = "add EnsureChannelFirstd to preprocessing"
         raise ValueError(f"expected (C, H, W) or (C, H, W, D), got shape {data.shape}; {hint}")
-    if not 0 <= slice_axis <= 2:
-        raise ValueError(f"slice_axis must be 0, 1 or 2, got {slice_axis}")
+    check_whole("slice_axis", slice_axis, 0, 2)
     out = np.empty(data.shape, dtype=np.float32)
     target = np.moveaxis(out, slice_axis + 1, 1)
     source = np.moveaxis(data, slice_axis + 1, 1)
