@@ -20,7 +20,7 @@ class VolumeResult(NamedTuple):
 
     Attributes:
         case: id of the volume.
-        choices: the choice for each translated slice, ``None`` for each skipped one.
+        choices: for each slice, ``None`` for a skipped one.
         network_calls: chains of network calls.
         contours: 0 or 1, ``(H, W, D)`` float32 on the CPU.
         gray_levels: ``(1, H, W, D)`` float32 in [0, 255], as the input in type, device and metadata; 0 outside ``box``.
