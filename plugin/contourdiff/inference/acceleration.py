@@ -152,8 +152,9 @@ class RowPairConv2d(nn.Module):
             "last": last,
         }
         for name, kernel in kernels.items():
-            rows = kernel.unsqueeze(2).contiguous(memory_format=torch.channels_last)
-            self.register_buffer(name, rows)
+            row = kernel.unsqueeze(2)
+            row = row.contiguous(memory_format=torch.channels_last)
+            self.register_buffer(name, row)
         self.bias = convolution.bias
 
     def forward(self, x: Tensor) -> Tensor:
@@ -189,7 +190,8 @@ class UpsampledConv2d(nn.Module):
         spread = conv_transpose2d(planes, ones)
         spread = spread.unflatten(0, (-1, channels_in))
         spread = spread.squeeze(2).transpose(0, 1)
-        self.register_buffer("weight", spread.contiguous(memory_format=torch.channels_last))
+        weight = spread.contiguous(memory_format=torch.channels_last)
+        self.register_buffer("weight", weight)
         self.bias = convolution.bias
 
     def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:

@@ -117,11 +117,13 @@ class ContourPrepareBatch(DiffusionPrepareBatch):
             draw = partial(self._largest_timesteps, images.device)
             return rows_of_process(draw, count)
         middles = torch.arange(count, device=images.device) + 0.5
-        return (middles * self.num_train_timesteps / count).long()
+        timesteps = middles * self.num_train_timesteps / count
+        return timesteps.long()
 
     def _largest_timesteps(self, device: torch.device, count: int) -> Tensor:
+        last = self.num_train_timesteps
         size = (self.timestep_draws, count)
-        draws = torch.randint(0, self.num_train_timesteps, size, device=device)
+        draws = torch.randint(0, last, size, device=device)
         return draws.amax(dim=0)
 
     def get_target(self, images: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:

@@ -78,5 +78,6 @@ def read_scalars(log_dir: Path, tag: str) -> np.ndarray:
     latest = {event.step: event for event in events}
     rows = []
     for step, event in sorted(latest.items()):
-        rows.append((event.wall_time, step, event.value))
+        row = (event.wall_time, step, event.value)
+        rows.append(row)
     return np.array(rows).reshape(-1, 3)

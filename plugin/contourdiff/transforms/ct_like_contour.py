@@ -102,8 +102,8 @@ def ct_like_contour(
         pixels = pixels_of(repeated, fragments)
         clutter = moved(pixels, random)
         added |= clutter & (image > 0)
-    on &= ~pixels_of(lost, fragments)
-    return on | added
+    kept = on & ~pixels_of(lost, fragments)
+    return kept | added
 
 
 def moved(contour: np.ndarray, random: Generator) -> np.ndarray:
