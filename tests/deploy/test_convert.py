@@ -412,7 +412,7 @@ def test_converted_weights_are_new_files_of_a_known_kind(
         with pytest.raises(ValueError, match=message):
             convert_checkpoint(source, output, network_def=network_def)
     with pytest.raises(
-        ValueError, match="expected spacing_mm to be a number from 0.01 to 100, got 0"
+        ValueError, match=r"expected spacing_mm to be a number from 0\.01 to 100, got 0"
     ):
         convert_checkpoint(source, tmp_path / "new.pt", network_def=network_def, spacing_mm=0)
     with pytest.raises(ValueError, match="expected network_def for a state dict alone"):

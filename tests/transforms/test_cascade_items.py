@@ -70,5 +70,5 @@ def test_edges_of_a_coarse_image_move_by_about_the_shift() -> None:
 
 @pytest.mark.parametrize("options", [{"noise": -0.1}, {"shift_px": -1.0}])
 def test_negative_faults_of_a_coarse_image_are_refused(options: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="expected (noise|shift_px) to be a number from 0"):
+    with pytest.raises(ValueError, match=r"expected (noise|shift_px) to be a number from 0"):
         RefinerStaged(**options)  # type: ignore[arg-type]

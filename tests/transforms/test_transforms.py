@@ -122,5 +122,5 @@ def test_gray_levels_clip_and_round() -> None:
     image = torch.tensor([-3.0, 0.4, 0.6, 254.6, 300.0])
     assert GrayLevels("uint8")(image).tolist() == [0, 0, 1, 255, 255]
     assert GrayLevels()(image).tolist() == pytest.approx([0, 0.4, 0.6, 254.6, 255])
-    with pytest.raises(ValueError, match="dtype must be one of .*, got 'int8'"):
+    with pytest.raises(ValueError, match=r"dtype must be one of .*, got 'int8'"):
         GrayLevels("int8")
