@@ -43,7 +43,10 @@ class ContourUNet(DiffusionModelUNet):
         contrast: str | None = None,
         **kwargs: Any,
     ) -> None:
-        check_choice("spatial_dims", spatial_dims, [2])
+        if spatial_dims != 2:
+            raise ValueError(
+                f"ContourUNet works on slices: spatial_dims must be 2, got {spatial_dims}"
+            )
         check_whole("patch_size", patch_size, 1, 1024)
         if contrasts:
             kwargs["num_class_embeds"] = len(contrasts)

@@ -121,9 +121,9 @@ class ContourPrepareBatch(DiffusionPrepareBatch):
         return timesteps.long()
 
     def _largest_timesteps(self, device: torch.device, count: int) -> Tensor:
-        last = self.num_train_timesteps
+        total = self.num_train_timesteps
         size = (self.timestep_draws, count)
-        draws = torch.randint(0, last, size, device=device)
+        draws = torch.randint(0, total, size, device=device)
         return draws.amax(dim=0)
 
     def get_target(self, images: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
