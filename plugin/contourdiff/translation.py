@@ -231,6 +231,8 @@ def _translate_to_file(
         if ct is not None and converted_ct(folder, case).is_file():
             copy_file(converted_ct(folder, case), ct)
         for contrast, files in _files_of(case, folder, settings).items():
+            if targets[contrast].record in new:
+                targets[contrast].remove_old(with_label=label is not None)
             files.move_to(targets[contrast])
             ct_file = None if ct is None else _existing(ct)
             results.append(_translation(case, contrast, targets[contrast], ct_file))
