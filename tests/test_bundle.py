@@ -138,11 +138,13 @@ def test_existing_outputs_are_kept_without_overwrite(tiny_weights: Path, tmp_pat
     assert json.loads((output_dir / "a_mr.json").read_text())["settings"]["seed"] == 1
 
 
-def test_a_ct_of_air_alone_gives_an_empty_mr(tiny_weights: Path, tmp_path: Path) -> None:
+def test_a_ct_of_air_alone_fails_and_leaves_no_empty_mr(tiny_weights: Path, tmp_path: Path) -> None:
     write_nifti(tmp_path / "ct" / "air.nii.gz", np.full((6, 20, 18), -1000, np.int16), OBLIQUE)
-    output_dir = run(tmp_path / "ct", tmp_path / "mr", tiny_weights)
-    assert not voxels(output_dir / "air_mr.nii.gz").any()
-    assert json.loads((output_dir / "air_mr.json").read_text())["network_calls"] == 0
+    with pytest.raises(
+        ValueError, match="air: ValueError: expected slices with a contour, got none"
+    ):
+        run(tmp_path / "ct", tmp_path / "mr", tiny_weights)
+    assert [path.name for path in (tmp_path / "mr").iterdir()] == ["run.json"]
 
 
 GOOD = ball_ct((10, 30, 26))
@@ -440,6 +442,7 @@ def test_a_workflow_runs_after_a_look_at_its_parts(tiny_weights: Path, tmp_path:
         "network_def": TINY_NETWORK,
         "ckpt_path": str(tiny_weights),
         "num_inference_steps": 1,
+        "min_object_mm2": 100.0,
     }
     files = config_files(overlays=["fast", "single"])
     workflow = ConfigWorkflow(files, workflow_type="inference", logging_file=False, **settings)

@@ -167,10 +167,9 @@ def test_a_file_is_named_as_asked_and_never_overwritten_unasked(
         "mr.png",
         "mr_label.nii.gz",
     ]
-    with pytest.raises(ValueError, match=r"expected no file at .*pass --overwrite"):
-        translate_path(ct_file, output, **tiny)
     (again,) = translate_path(ct_file, output, overwrite=True, **tiny)
     np.testing.assert_array_equal(voxels(again.mr), voxels(expected / "anna_mr.nii.gz"))
+    assert not output.with_name("mr_label.nii.gz").exists()  # of the translation before
     with pytest.raises(ValueError, match=r"expected a single case for the file .* got 3"):
         translate_path(make_dataset(tmp_path / "three"), tmp_path / "new.nii.gz", **tiny)
     assert not (tmp_path / "new.nii.gz").exists()
@@ -332,3 +331,90 @@ def test_a_contrast_that_fails_leaves_the_other_one_of_a_single_file(
     assert [result.status for result in caught.value.results] == ["translated", "failed"]
     assert (tmp_path / "mr_t1.nii.gz").is_file()
     assert not (tmp_path / "mr_t2.nii.gz").exists()
+
+
+def test_a_finished_file_is_kept_and_gets_its_label(
+    ct_file: Path, tiny: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    output, label = tmp_path / "mr.nii.gz", ct_file.parent / "labels" / "anna.nii.gz"
+    caplog.set_level("INFO")
+    (first,) = translate_path(ct_file, output, **tiny)
+    before = first.mr.read_bytes(), first.record.read_bytes()
+    translate_path(ct_file, output, **tiny)
+    assert (first.mr.read_bytes(), first.record.read_bytes()) == before
+    assert any("anna: kept" in record.getMessage() for record in caplog.records)
+    (again,) = translate_path(ct_file, output, label=label, **tiny)
+    assert again.label == tmp_path / "mr_label.nii.gz"
+    np.testing.assert_array_equal(voxels(again.label), LABEL)
+    assert first.mr.read_bytes() == before[0]
+    other = write_nifti(tmp_path / "other" / "anna.nii.gz", CT + 1, AFFINE)
+    with pytest.raises(
+        ValueError, match=r"expected no file at .*mr\.nii\.gz, found .*mr\.json; pass"
+    ):
+        translate_path(other, output, **tiny)
+
+
+@pytest.mark.parametrize("name", ["scan.json", "scan.png", "scan_label.nrrd", "scan_ct.nii.gz"])
+def test_a_file_that_nobody_named_is_not_replaced(
+    name: str, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    """The record over the sidecar of dcm2niix, for example."""
+    folder = write_series(tmp_path / "anna", ball_ct((12, 40, 48)))
+    label = write_nifti(tmp_path / "label.nii.gz", np.zeros((48, 40, 12), np.uint8), AFFINE)
+    (tmp_path / name).write_text("{}")
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=f"expected no file at .*{name}, found .*pass --overwrite"):
+        translate_path(folder, tmp_path / "scan.nrrd", label=label, **tiny)
+    assert (tmp_path / name).read_text() == "{}"
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("name", ["ct.nii.gz", "link.nii.gz", "ct_label.nii.gz", "../in/ct.nii.gz"])
+def test_the_input_is_never_a_target(name: str, tiny: dict[str, Any], tmp_path: Path) -> None:
+    """Even with overwrite, under any name of it."""
+    folder = tmp_path / "in"
+    ct = write_nifti(folder / "ct.nii.gz", CT, AFFINE)
+    label = write_nifti(folder / "new_label.nii.gz", LABEL, AFFINE)
+    (folder / "link.nii.gz").symlink_to(ct)
+    output = folder / name
+    if name == "ct_label.nii.gz":
+        output = folder / "new.nii.gz"
+    before = ct.read_bytes(), label.read_bytes()
+    with pytest.raises(
+        ValueError, match="expected outputs other than the input and its label, got"
+    ):
+        translate_path(ct, output, label=label, overwrite=True, **tiny)
+    assert (ct.read_bytes(), label.read_bytes()) == before
+
+
+def test_the_list_of_cases_is_not_replaced_by_their_table(
+    ct_file: Path, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    cases = tmp_path / "cases.csv"
+    cases.write_text(f"image,label\n{ct_file},\n")
+    with pytest.raises(ValueError, match=r"expected outputs other than the input .*cases\.csv"):
+        translate_path(cases, tmp_path / "mr", stats=cases, **tiny)
+    assert cases.read_text().startswith("image")
+
+
+def test_masks_become_the_label_of_a_single_ct(
+    ct_file: Path, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    masks = tmp_path / "segmentations"
+    for name, value in (("vertebrae_L5", LABEL > 0), ("sacrum", CT < -900)):
+        write_nifti(masks / f"{name}.nii.gz", value.astype(np.uint8), AFFINE)
+    (result,) = translate_path(ct_file, tmp_path / "x.nii.gz", label=masks, **tiny)
+    expected = np.where(LABEL > 0, 27, np.where(CT < -900, 25, 0))
+    np.testing.assert_array_equal(voxels(Path(str(result.label))), expected)
+    classes = {"25": "sacrum", "27": "vertebrae_L5"}
+    assert json.loads(result.record.read_text())["classes"] == classes
+    assert json.loads((tmp_path / "x_label.json").read_text()) == {"classes": classes}
+
+
+def test_an_anatomy_without_weights_is_an_error(ct_file: Path, tmp_path: Path) -> None:
+    """Hips were painted as spines."""
+    with pytest.raises(FileNotFoundError, match=r"expected weights at .*hip_thigh\.pt, found none"):
+        translate_path(ct_file, tmp_path / "mr", anatomy="hip_thigh")
+    with pytest.raises(FileNotFoundError, match=r"expected weights at .*hip_thigh\.pt, found none"):
+        translate_path(ct_file, tmp_path / "mr", overlays=["hip_thigh"])
+    assert not (tmp_path / "mr").exists()

@@ -294,6 +294,8 @@ def _translate_to_file(
             for contrast, files in hidden.items():
                 row = rows.get(files.name, {})
                 if row.get("status") != "failed":
+                    if targets[contrast].record in new:
+                        targets[contrast].remove_old(with_label=label is not None)
                     files.move_to(targets[contrast])
                 ct_file = None if ct is None else _existing(ct)
                 results.append(_translation(case, contrast, targets[contrast], ct_file, row))

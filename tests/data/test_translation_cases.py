@@ -3,12 +3,17 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
+from contourdiff.data.case_files import CaseFiles
 from contourdiff.data.translation_cases import TranslationCases, contrast_labels
+from contourdiff.data.volumes import digest_of
 from helpers import write_nifti
 
 AIR = np.full((4, 5, 6), -1000, np.int16)
@@ -87,3 +92,66 @@ def test_contrasts_have_the_positions_that_the_network_knows_them_by() -> None:
         contrast_labels(["t1", "t3"], ["t1", "t2"])
     with pytest.raises(ValueError, match=r"contrast must be out of \[\], got"):
         contrast_labels("t1,t2", [])
+
+
+def test_a_kept_case_gets_the_label_that_it_lacked(tmp_path: Path) -> None:
+    ct = write_nifti(tmp_path / "ct" / "a.nii.gz", AIR, np.eye(4))
+    files = CaseFiles(tmp_path / "mr", "a")
+    write_nifti(files.mr, AIR, np.eye(4))
+    record = {**json.loads(RECORD), "image_sha256": digest_of(ct)}
+    files.record.write_text(json.dumps(record))
+    cases = TranslationCases(ct.parent, tmp_path / "mr")
+    cases.check()
+    assert (cases.kept, files.label.exists()) == (["a"], False)
+    label = np.arange(AIR.size, dtype=np.int16).reshape(AIR.shape)
+    write_nifti(ct.parent / "labels" / "a.nii.gz", label, np.eye(4))
+    for _ in range(2):
+        cases.check()
+        assert (cases.kept, cases.items, cases.failures) == (["a"], [], {})
+        np.testing.assert_array_equal(np.asarray(nib.load(files.label).dataobj), label)
+        assert json.loads(files.record.read_text()) == {
+            **record,
+            "label": "a.nii.gz",
+            "classes": None,
+        }
+
+
+def test_a_label_is_not_added_to_the_translation_of_another_ct(tmp_path: Path) -> None:
+    ct = write_nifti(tmp_path / "ct" / "a.nii.gz", AIR, np.eye(4))
+    write_nifti(ct.parent / "labels" / "a.nii.gz", AIR, np.eye(4))
+    files = CaseFiles(tmp_path / "mr", "a")
+    files.folder.mkdir()
+    files.record.write_text(json.dumps({**json.loads(RECORD), "image_sha256": "of another"}))
+    cases = TranslationCases(ct.parent, files.folder)
+    cases.check()
+    assert "expected the CT that a_mr.nii.gz was translated from" in cases.failures["a"]
+    assert not files.label.exists()
+
+
+def test_a_foreign_record_or_a_name_too_long_fails_its_case_alone(tmp_path: Path) -> None:
+    ct, mr = tmp_path / "ct", tmp_path / "mr"
+    mr.mkdir()
+    for case in ("a", "b", "c", "x" * 240):
+        write_nifti(ct / f"{case}.nii.gz", AIR, np.eye(4))
+    (mr / "a_mr.json").write_text('{"Modality": "MR"}')
+    (mr / "b_mr.nii.gz").mkdir()
+    cases = TranslationCases(ct, mr)
+    cases.check()
+    assert names_of(cases) == ["c"]
+    assert cases.failures.keys() == {"a", "b", "x" * 240}
+    assert "expected a record of contourdiff at" in cases.failures["a"]
+    assert "expected no file at" in cases.failures["b"]
+    assert "expected names of 255 bytes or less, got 256" in cases.failures["x" * 240]
+    assert (mr / "a_mr.json").read_text() == '{"Modality": "MR"}'
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_an_output_never_replaces_an_input(link: object, tmp_path: Path) -> None:
+    ct = write_nifti(tmp_path / "a.nii.gz", AIR, np.eye(4))
+    write_nifti(tmp_path / "a_mr.nii.gz", AIR, np.eye(4))
+    with pytest.raises(ValueError, match=r"expected outputs other than .*a_mr\.nii\.gz; pass"):
+        TranslationCases(tmp_path, tmp_path, ["a.nii.gz", "a_mr.nii.gz"], overwrite=True).check()
+    (tmp_path / "mr").mkdir()
+    link(ct, tmp_path / "mr" / "a_label.nii.gz")  # type: ignore[operator]
+    with pytest.raises(ValueError, match=r"expected outputs other than .*a_label\.nii\.gz; pass"):
+        TranslationCases(tmp_path, tmp_path / "mr", ["a.nii.gz"], overwrite=True).check()

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import nibabel as nib
 import numpy as np
 
-from helpers import OBLIQUE, ball_ct, write_nifti
+from helpers import OBLIQUE, ball_ct, write_nifti, write_series
 
 Build = Callable[[Path, str], Any]
 SHAPE = (6, 20, 18)
@@ -21,11 +21,15 @@ LABEL = (CT > 200).astype(np.uint8) * 27
 
 
 class Kind(NamedTuple):
-    """A builder, the case that it makes, and a pattern of its refusal; ``None`` where the case is translated."""
+    """A builder, the case that it makes, and a pattern of its refusal; ``None`` where the case is translated.
+
+    ``label`` is the name of its label, where that is not the one of the case.
+    """
 
     build: Build
     case: str
     refusal: str | None
+    label: str | None = None
 
 
 KINDS: dict[str, Kind] = {}
@@ -83,6 +87,7 @@ def label(folder: Path, name: str, data: np.ndarray = LABEL, affine: np.ndarray 
 # Files
 
 UNREADABLE = "expected a readable NIfTI file at "
+NOTHING = "expected slices with a contour, got none in [0-9]+ slices: .* min_object_mm2"
 
 
 @refused(UNREADABLE)
@@ -234,11 +239,52 @@ for strange in (
     "a b.c",
     "größe",
     "x" * 200,
+    "x" * 230,
     "_mr",
 ):
     named(strange)
-named("two\nlines", "expected a name without control characters, got 'two.nlines.nii.gz'; rename")
+named(
+    "two\nlines",
+    "expected a name without control characters and special spaces, got .two.nlines.nii.gz.; rename",
+)
 named("red\x1b[31m", "expected a name without control characters")
+named("no-break\xa0space", "expected a name without control characters and special spaces")
+
+
+@refused("expected names of 255 bytes or less, got 256 for x.*; shorten the name", "x" * 237)
+def longer_than_file_systems_allow(folder: Path, name: str) -> None:
+    write_nifti(folder / "tmp.nii.gz", CT, OBLIQUE).rename(folder / f"{'x' * 237}.nii.gz")
+
+
+@refused("expected the suffix .nii.gz in lower case, got Mixed.Nii.gz; rename", "Mixed")
+def mixed_case(folder: Path, name: str) -> None:
+    write_nifti(folder / "tmp.nii.gz", CT, OBLIQUE).rename(folder / "Mixed.Nii.gz")
+
+
+@refused("expected the suffix .mha in lower case, got LOUD.MHA; rename", "LOUD")
+def upper_case_mha(folder: Path, name: str) -> None:
+    (folder / "LOUD.MHA").write_bytes(b"ObjectType = Image")
+
+
+@refused(r"expected a path in UTF-8, got .*bad.udcff.nii.gz'; rename the file", ascii("bad\udcff"))
+def name_that_is_not_utf8(folder: Path, name: str) -> None:
+    write_nifti(folder / "tmp.nii.gz", CT, OBLIQUE).rename(folder / "bad\udcff.nii.gz")
+
+
+@refused(r"expected a path in UTF-8, got .*study.udcff'; rename", ascii("study\udcff"))
+def dicom_in_a_folder_that_is_not_utf8(folder: Path, name: str) -> None:
+    write_series(folder / "study\udcff", CT)
+
+
+@refused(r"expected a path in UTF-8, got .*slice.udcff'; rename", "slices")
+def dicom_of_files_that_are_not_utf8(folder: Path, name: str) -> None:
+    for path in write_series(folder / "slices", CT).iterdir():
+        path.rename(path.with_name(f"{path.name} slice\udcff"))
+
+
+@refused(r"expected a path in UTF-8, got .*noted.udcff.nrrd'; rename", ascii("noted\udcff"))
+def nrrd_that_is_not_utf8(folder: Path, name: str) -> None:
+    (folder / "noted\udcff.nrrd").write_text("NRRD0004")
 
 
 @IGNORED.append
@@ -465,7 +511,7 @@ def voxels_of_a_meter(folder: Path, name: str) -> None:
     volume(folder, name, affine=np.diag([1000.0, 1000, 1000, 1]))
 
 
-@accepted()
+@refused("the largest slice of the body has 1 mm2, and min_object_mm2 is 100; lower min_object_mm2")
 def voxels_of_a_twentieth_mm(folder: Path, name: str) -> None:
     volume(folder, name, affine=np.diag([0.05, 0.05, 0.05, 1]))
 
@@ -487,17 +533,17 @@ def one_slice_0(folder: Path, name: str) -> None:
     volume(folder, name, CT[3:4])
 
 
-@accepted()
+@refused(NOTHING)
 def one_slice_1(folder: Path, name: str) -> None:
     volume(folder, name, CT[:, 10:11])
 
 
-@accepted()
+@refused(NOTHING)
 def one_slice_2(folder: Path, name: str) -> None:
     volume(folder, name, CT[:, :, 9:10])
 
 
-@accepted()
+@refused(NOTHING)
 def one_voxel(folder: Path, name: str) -> None:
     volume(folder, name, CT[3:4, 10:11, 9:10])
 
@@ -523,7 +569,9 @@ def valued(name: str, data: np.ndarray, refusal: str | None = None) -> None:
     KINDS[name] = Kind(lambda folder, name: volume(folder, name, data), name, refusal)
 
 
-valued("air_only", np.full(SHAPE, -1000, np.int16))
+valued(
+    "air_only", np.full(SHAPE, -1000, np.int16), "got none in 6 slices: no voxel lies above -200"
+)
 valued("bone_only", np.full(SHAPE, 1000, np.int16))
 valued("constant_zero", np.zeros(SHAPE, np.uint8))
 valued("huge_values", np.where(CT > 400, 1e30, CT).astype(np.float32))
@@ -549,12 +597,49 @@ WARNED = (
     "already_0_to_1",
     "offset_1024",
     "an_mr",
-    "one_voxel",
+    "pixdim_zero_alone",
 )
-"""Kinds that are hardly CT."""
+"""Kinds that are hardly CT, or most slices of which have no contour."""
 
 
 # Labels
+
+
+@IGNORED.append
+def label_of_no_case(folder: Path) -> None:
+    write_nifti(folder / "labels" / "label_empty_seg.nii.gz", LABEL, OBLIQUE)
+
+
+def named_label(name: str, case: str, file: str) -> None:
+    """A label that is named otherwise than its case."""
+
+    def build(folder: Path, name: str) -> None:
+        write_nifti(folder / f"{case}.nii.gz", CT, OBLIQUE)
+        write_nifti(folder / "labels" / file, LABEL, OBLIQUE)
+
+    KINDS[name] = Kind(build, case, None, file)
+
+
+named_label("label_of_nnunet", "knee_0000", "knee.nii.gz")
+named_label("label_decomposed", "h\u00fcfte", "hu\u0308fte.nii.gz")
+named_label("label_composed", "ru\u0308cken", "r\u00fccken.nii.gz")
+named_label("label_of_slicer", "slicer", "slicer.seg.nii.gz")
+
+
+@refused("expected masks that share no voxel in .*, got [0-9]+ in b and a; leave one of them out")
+def masks_that_overlap(folder: Path, name: str) -> None:
+    for mask in ("a", "b"):
+        write_nifti(folder / "labels" / name / f"{mask}.nii.gz", (LABEL > 0).astype("u1"), OBLIQUE)
+    write_nifti(folder / f"{name}.nii.gz", CT, OBLIQUE)
+
+
+@refused("expected a mask of 0 and 1 in .*, got 3 values")
+def masks_of_several_values(folder: Path, name: str) -> None:
+    values = LABEL.copy()
+    values[0, 0, 0] = 5
+    write_nifti(folder / "labels" / name / "a.nii.gz", values, OBLIQUE)
+    write_nifti(folder / f"{name}.nii.gz", CT, OBLIQUE)
+
 
 OTHER_GRID = "on the image's grid"
 

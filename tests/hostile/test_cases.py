@@ -82,6 +82,8 @@ def test_what_is_accepted_keeps_its_grid_and_its_label(name: str, translated: Ru
         source_of(translated.source, case),
         source_of(translated.source / "labels", case),
     )
+    if KINDS[name].label is not None:
+        label = translated.source / "labels" / str(KINDS[name].label)
     assert source is not None
     ct, mr = nib.load(source), nib.load(translated.output / f"{case}_mr.nii.gz")
     assert mr.shape == ct.shape
@@ -108,11 +110,13 @@ def data_type_holds_no_hu(name: str) -> bool:
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_refused_is_named_in_one_line_with_the_reason(name: str, translated: Run) -> None:
-    _, case, refusal = KINDS[name]
+    _, case, refusal, _ = KINDS[name]
     own = [line for line in translated.lines if line.startswith(f"{case}: ")]
+    own = [line for line in own if "expected" in line]  # a warning may be there, too
     assert len(own) == 2, own  # as it is checked, and in the summary
     assert re.search(refusal or "", own[0]), own[0]
-    assert own[1] == f"{case}: failed, {own[0].removeprefix(f'{case}: ')}"
+    reason = own[0].removeprefix(f"{case}: ").removeprefix("translation failed, ")
+    assert own[1] == f"{case}: failed, {reason}"
     assert "expected" in own[0]
     assert " got" in own[0] or "but" in own[0]
     assert ";" in own[0]
@@ -123,7 +127,17 @@ def test_every_other_case_is_done_and_the_run_says_so(translated: Run) -> None:
     summary = f"{len(ACCEPTED)} translated, 0 kept, {len(REFUSED)} failed"
     assert any(line.startswith(summary) for line in translated.lines), translated.lines[-1]
     assert translated.error.startswith(f"{len(REFUSED)} of {len(KINDS)} cases failed: ")
-    assert len(KINDS) >= 80
+    assert len(KINDS) >= 130
+
+
+def test_a_label_of_no_case_is_named_before_the_work(translated: Run) -> None:
+    warning = (
+        "labels/label_empty_seg.nii.gz belongs to no case, and is not used: "
+        "expected the name of one, such as label_empty.nii.gz; rename it"
+    )
+    errors = [line for line in translated.lines if "expected a readable NIfTI" in line]
+    assert translated.lines.index(warning) < translated.lines.index(errors[0])
+    assert json.loads((translated.output / "run.json").read_text())["warnings"] == [warning]
 
 
 def test_no_traceback_and_no_line_break_is_logged(translated: Run) -> None:

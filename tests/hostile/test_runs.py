@@ -336,8 +336,9 @@ def test_a_file_in_upper_case_is_written_as_it_was_asked_for(
     translated = translate_path(source, tmp_path / "MR.NII.GZ", weights=tiny_weights, **options)[0]
     assert translated.mr == tmp_path / "MR.NII.GZ"
     assert nib.load(translated.mr).shape == CT.shape
-    with pytest.raises(ValueError, match=r"expected no file at .*MR\.NII\.GZ, found one"):
-        translate_path(source, tmp_path / "MR.NII.GZ", weights=tiny_weights, **options)
+    other = write_nifti(tmp_path / "b.nii.gz", CT, OBLIQUE)
+    with pytest.raises(ValueError, match=r"expected no file at .*MR\.NII\.GZ, found .*MR\.json"):
+        translate_path(other, tmp_path / "MR.NII.GZ", weights=tiny_weights, **options)
 
 
 # Disks

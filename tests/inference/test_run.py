@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import nibabel as nib
+import numpy as np
 import pytest
 import torch
 
@@ -14,8 +15,18 @@ import contourdiff.weights
 from contourdiff.data import inputs
 from contourdiff.data import translation_cases as module
 from contourdiff.networks import ContourUNet
+from contourdiff.report import write_report
 from contourdiff.translation import translate_path
-from helpers import TINY_NETWORK, ball_ct, make_dataset, run, write_series
+from helpers import (
+    OBLIQUE,
+    TINY_NETWORK,
+    ball_ct,
+    make_dataset,
+    run,
+    voxels,
+    write_nifti,
+    write_series,
+)
 
 NETWORK = {**TINY_NETWORK, "contrasts": "@contrasts"}
 BOTH = {"network_def": NETWORK, "contrasts": ["t1", "t2"], "contrast": "t1,t2", "progress": False}
@@ -109,3 +120,69 @@ def test_a_dicom_folder_is_listed_once(
     assert listed == [Path("dicom")]
     assert (one.case, one.contrast, other.contrast) == ("dicom", "t1", "t2")
     assert nib.load(one.mr).shape == nib.load(one.ct).shape == (36, 40, 6)
+
+
+def test_a_case_of_which_nothing_is_translated_fails_and_says_which_setting(
+    tiny_weights: Path, tmp_path: Path
+) -> None:
+    """An MR of zeros before, with the exit status of success."""
+    ct, mr = make_dataset(tmp_path / "ct", ("a", "b")), tmp_path / "mr"
+    write_nifti(ct / "b.nii.gz", ball_ct((10, 12, 10)), OBLIQUE)
+    (ct / "labels" / "b.nii.gz").unlink()
+    write_nifti(ct / "c.nii.gz", np.full((4, 20, 18), -1000, np.int16), OBLIQUE)
+    with pytest.raises(ValueError, match="2 of 3 cases failed") as failed:
+        run(ct, mr, tiny_weights, num_inference_steps=1, min_object_mm2=2000.0)
+    assert (
+        "b: ValueError: expected slices with a contour, got none in 10 slices: "
+        "the largest slice of the body has 683 mm2"
+    ) in str(failed.value)
+    assert "683 mm2, and min_object_mm2 is 2000; lower min_object_mm2" in str(failed.value)
+    assert "got none in 4 slices: no voxel lies above -200" in str(failed.value)
+    assert not list(mr.glob("b_*")) + list(mr.glob("c_*"))
+    assert voxels(mr / "a_mr.nii.gz").any()
+
+
+def test_a_case_most_of_which_is_skipped_says_so_in_log_record_run_and_report(
+    tiny_weights: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ct = make_dataset(tmp_path / "ct", ("a",))
+    volume = ball_ct((10, 30, 26))
+    volume[4:] = -1000
+    write_nifti(ct / "a.nii.gz", volume, OBLIQUE)
+    write_nifti(ct / "labels" / "wrong.nii.gz", volume, OBLIQUE)
+    mr = run(ct, tmp_path / "mr", tiny_weights, num_inference_steps=1)
+    (warning,) = json.loads((mr / "a_mr.json").read_text())["warnings"]
+    assert warning.startswith("6 of 10 slices have no contour and are 0 in the MR: 7 have no voxel")
+    assert "min_object_mm2" in warning
+    assert f"a: {warning}" in [record.getMessage() for record in caplog.records]
+    summary = json.loads((mr / "run.json").read_text())
+    assert summary["cases"][0]["warnings"] == warning
+    (note,) = summary["warnings"]
+    assert note.startswith("labels/wrong.nii.gz belongs to no case")
+    page = write_report(mr).read_text()
+    assert warning in page
+    assert note in page
+
+
+def test_a_label_that_appears_later_is_added_by_workers_too(
+    tiny_weights: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("distributed")
+    ct, options = make_dataset(tmp_path / "ct", ("a", "b")), {"num_inference_steps": 1}
+    label = ct / "labels" / "b.nii.gz"
+    label.rename(tmp_path / "b.nii.gz")
+    mr = run(ct, tmp_path / "mr", tiny_weights, **options)
+    before = (mr / "b_mr.nii.gz").read_bytes()
+    (tmp_path / "b.nii.gz").rename(label)
+    options = {
+        **options,
+        "overlays": ["single"],
+        "network_def": TINY_NETWORK,
+        "min_object_mm2": 100.0,
+    }
+    results = translate_path(ct, mr, workers=1, weights=tiny_weights, **options)
+    assert [result.label for result in results] == [mr / f"{name}_label.nii.gz" for name in "ab"]
+    np.testing.assert_array_equal(voxels(mr / "b_label.nii.gz"), voxels(label))
+    assert (mr / "b_mr.nii.gz").read_bytes() == before
+    rows = json.loads((mr / "run.json").read_text())["cases"]
+    assert [(row["case"], row["status"]) for row in rows] == [("a", "kept"), ("b", "kept")]

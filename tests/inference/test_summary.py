@@ -116,7 +116,8 @@ def test_a_run_leaves_its_times_and_failures(tiny_weights: Path, tmp_path: Path)
 
 
 def test_a_run_file_that_cannot_be_read_is_ignored(tmp_path: Path) -> None:
-    rows = [{"case": "a", "status": "failed", "seconds": None, "error": "no volume"}]
+    row = {"case": "a", "status": "failed", "seconds": None, "error": "no volume"}
+    rows = [{**row, "warnings": None}]
     for content in (
         "",
         "[]",

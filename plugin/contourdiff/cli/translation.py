@@ -48,7 +48,10 @@ def _example(folder: str, bundle: str | None) -> None:
     "translate CT to MR",
     argument("source", "CT file, folder of CT, DICOM or BIDS, datalist (CSV, JSON), or a URL"),
     argument("output", "folder to write to, or the file of a single MR"),
-    argument("--label", "label of a single CT; default: in a folder, those in SOURCE/labels"),
+    argument(
+        "--label",
+        "label of a single CT, or a folder of masks; default: in a folder, those in SOURCE/labels",
+    ),
     argument("--contrast", "t1, t2, or t1,t2 for both; default: t1"),
     argument("--anatomy", "the paper's settings for it; default: lumbar", choices=ANATOMIES),
     flag("fast", "15 steps and one candidate a slice: for CPUs, and for a first look"),

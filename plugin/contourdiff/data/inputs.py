@@ -17,6 +17,7 @@ from contourdiff.data.label_files import (
     check_classes,
     is_label,
     label_entries,
+    masks_of,
     match_labels,
     unused_warning,
 )
@@ -115,7 +116,7 @@ def input_warnings(dataset_dir: Source, pairs: Sequence[Pair]) -> list[str]:
         return warnings
     for folder in sorted(Path(dataset_dir).iterdir()):
         is_named_so = any(word in folder.name.lower() for word in LABEL_WORDS)
-        if is_named_so and folder.name != LABELS and is_label(folder):
+        if is_named_so and folder.name != LABELS and masks_of(folder):
             warnings.append(
                 f"{printable(folder.name)} is not used: expected labels in {LABELS}; rename the folder"
             )

@@ -240,14 +240,14 @@ class TranslationCases:
         if label is not None:
             path = converted_label(self.output_dir, case)
             if is_url(label):
-                label = local_label(label, path, ct)
+                label, classes = local_label(label, path, ct)
             elif masks_of(Path(label)):
                 check_encoding(Path(label), below=True)
                 classes = join_masks(Path(label), ct, path)
                 label = path
             else:
                 _check_label_name(Path(label))
-                label = local_label(label, path, ct)
+                label, classes = local_label(label, path, ct)
         for warning in warnings:
             logger.warning("%s: %s", case, warning)
         return {

@@ -140,18 +140,15 @@ class TranslationOutputs:
         """Why slices have no contour, and which setting to change."""
         minimum = self.settings.get("min_object_mm2", 0.0)
         low, high = self.settings.get("window_hu", (-200.0, 300.0))
-        area = largest_area_mm2(source, self.settings.get("axcodes", "RAS"), self.slice_axis, low)
-        if area == 0:
+        areas = slice_areas_mm2(source, self.settings.get("axcodes", "RAS"), self.slice_axis, low)
+        if not areas.any():
             return f"no voxel lies above {low:g}, the lower end of window_hu; check that it is CT in HU"
-        if area < minimum:
-            return (
-                f"the largest slice of the body has {area:.0f} mm2, and min_object_mm2 is {minimum:g}; "
-                "lower min_object_mm2, or pass a larger field of view"
-            )
+        got = f"the largest slice of the body has {areas.max():.0f} mm2, and min_object_mm2 is {minimum:g}"
+        if areas.max() < minimum:
+            return f"{got}; lower min_object_mm2, or pass a larger field of view"
         return (
-            f"the filter keeps objects of min_object_mm2 = {minimum:g} mm2 or more, the largest slice has {area:.0f} "
-            f"mm2 above {low:g} HU, and contours are of gray levels in window_hu = {low:g} to {high:g}; "
-            "lower min_object_mm2, or check window_hu"
+            f"{np.count_nonzero(areas == 0)} have no voxel above {low:g} HU, {got}, and contours are of gray levels in "
+            f"window_hu, {low:g} to {high:g}; lower min_object_mm2, or check window_hu"
         )
 
     def __call__(self, engine: Engine) -> None:
@@ -279,16 +276,16 @@ class TranslationOutputs:
         return slices
 
 
-def largest_area_mm2(source: Path, axcodes: str, slice_axis: int, low: float) -> float:
-    """Largest area above ``low`` HU in a slice of a CT, in mm2, as its slices are stacked after orientation."""
+def slice_areas_mm2(source: Path, axcodes: str, slice_axis: int, low: float) -> np.ndarray:
+    """Area above ``low`` HU in each slice of a CT in mm2, ``(N,)``, as its slices are stacked after orientation."""
     image = open_volume(source)
     orientation = nib.orientations.axcodes2ornt(tuple(axcodes))
     turn = nib.orientations.ornt_transform(nib.io_orientation(image.affine), orientation)
     axis = int(np.flatnonzero(turn[:, 0] == slice_axis)[0])
-    others = tuple(other for other in range(3) if other != axis)
-    counts = np.count_nonzero(scaled_voxels(source) > low, axis=others)
+    others = [other for other in range(3) if other != axis]
+    counts = np.count_nonzero(scaled_voxels(source) > low, axis=tuple(others))
     sizes = np.linalg.norm(image.affine[:3, :3], axis=0)
-    return float(counts.max() * sizes[others[0]] * sizes[others[1]])
+    return counts * np.prod(sizes[others])
 
 
 def _weights_file(path: str | Path) -> dict[str, Any]:
