@@ -18,6 +18,7 @@ from contourdiff.config_checks import COMMENT, check_names, plain_errors, refere
 from contourdiff.data.atomic import write_json
 from contourdiff.data.inputs import is_url
 from contourdiff.inference.run import run_inference
+from contourdiff.limits import SettingError
 from contourdiff.phantom import write_phantom
 from contourdiff.training import distributed
 from contourdiff.training.handlers import newest_checkpoint
@@ -252,7 +253,7 @@ def _literal(name: str, value: Any) -> Any:
         return FLAGS.get(value.lower(), value)
     if name in PATHS and not is_url(value):
         return Path(value)  # MONAI looks for references in texts
-    raise ValueError(f"expected no # in {name}, got {value!r}, a reference to MONAI; rename it")
+    raise SettingError(f"expected no # in {name}, got {value!r}, a reference to MONAI; rename it")
 
 
 def _is_plain_text(name: str, value: Any) -> bool:
@@ -356,7 +357,7 @@ def _check_settings(parser: ConfigParser) -> None:
     changed = {}
     for name, value in config.items():
         if _is_plain_text(name, value) and "::" in value.rpartition("://")[2]:
-            raise ValueError(
+            raise SettingError(
                 f"expected {name} without #, which MONAI has turned into ::, got {value!r}; rename it, give a link to "
                 "it, or use the program contourdiff, which takes any name"
             )

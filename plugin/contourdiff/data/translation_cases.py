@@ -37,6 +37,7 @@ from contourdiff.data.nifti_names import (
     printable,
 )
 from contourdiff.data.volumes import digest_of
+from contourdiff.limits import SettingError
 
 logger = logging.getLogger(__name__)
 
@@ -279,7 +280,9 @@ def contrast_labels(
         return {names[0]: None}
     unknown = [name for name in names if name not in contrasts]
     if unknown:
-        raise ValueError(f"contrast must be out of {list(contrasts)}, got {unknown}; pass another")
+        raise SettingError(
+            f"contrast must be out of {list(contrasts)}, got {unknown}; pass another"
+        )
     return {name: list(contrasts).index(name) for name in names}
 
 
