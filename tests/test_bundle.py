@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import monai.bundle
 import nibabel as nib
 import numpy as np
 import pytest
@@ -549,3 +550,52 @@ def test_configs_read_like_a_letter(path: Path) -> None:
     assert "lambda" not in text
     if path.stem != "metadata":
         assert max(map(len, text.splitlines())) <= MAX_LINE
+
+
+@pytest.mark.parametrize("text", ["true", "True", "TRUE"])
+def test_monai_bundle_run_takes_flags_in_any_case(
+    text: str, tiny_weights: Path, tmp_path: Path
+) -> None:
+    """Its command line leaves ``true`` a text."""
+    network = {**TINY_NETWORK, "use_flash_attention": text.swapcase()}
+    settings = {
+        **{"dataset_dir": str(make_dataset(tmp_path / "ct", ("a",))), "network_def": network},
+        **{"output_dir": str(tmp_path / "mr"), "ckpt_path": str(tiny_weights)},
+        **{"num_inference_steps": 1, "candidates": 1, "max_rounds": 1, "min_object_mm2": 100.0},
+    }
+    record = tmp_path / "mr" / "a_mr.json"
+    record.parent.mkdir()
+    record.write_text("{}")
+    common = {"config_file": config_files(overlays=["single"]), "logging_file": False, **settings}
+    for overwrite in (text, "False"):
+        monai.bundle.run(**common, progress="FALSE", overwrite=overwrite)  # type: ignore[arg-type]
+    content = json.loads(record.read_text())
+    assert content["settings"]["network_def"]["use_flash_attention"] is True
+    with pytest.raises(SystemExit, match=r"expected overwrite to be true or false, got 'yes'"):
+        monai.bundle.run(**common, overwrite="yes")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["dataset_dir", "output_dir", "ckpt_path", "case_suffix"])
+def test_a_number_sign_that_monai_replaces_is_named(name: str, tmp_path: Path) -> None:
+    settings = {"dataset_dir": str(tmp_path), "output_dir": str(tmp_path / "mr")}
+    settings[name] = str(tmp_path / "a#1")
+    with pytest.raises(
+        SystemExit, match=rf"^error: expected {name} without #, which MONAI .*/a::1'; rename it"
+    ):
+        monai.bundle.run(config_file=config_files(), logging_file=False, **settings)  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bundle_and_weights_in_a_folder_with_a_number_sign_translate(
+    tiny_weights: Path, tmp_path: Path
+) -> None:
+    root = shutil.copytree(CONFIGS.parent, tmp_path / "a#1" / "bundle")
+    weights = shutil.copy(tiny_weights, root / "models" / "#.pt")
+    output_dir = run(
+        make_dataset(tmp_path / "ct", ("a",)), tmp_path / "mr", Path(weights), bundle=root
+    )
+    assert (output_dir / "a_mr.nii.gz").is_file()
+    parser = read_config(config_files(root, base="segmentation_train"), {})
+    assert Path(parser.get_parsed_content("label_map")).is_file()
+    with pytest.raises(ValueError, match=r"expected no # in case_suffix, got '#', a reference"):
+        read_config(config_files(), {"case_suffix": "#"})

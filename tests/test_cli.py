@@ -4,7 +4,13 @@
 from __future__ import annotations
 
 import inspect
+import os
+import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +21,7 @@ from fire.parser import DefaultParseValue
 from contourdiff import __version__, cli
 from contourdiff.cli.commands import parse_settings
 from contourdiff.cli.program import PROGRAM
+from contourdiff.phantom import write_phantom
 from contourdiff.weights import sha256_of
 from helpers import CONFIGS, TINY_NETWORK, make_mr, make_tiny_network, settings
 
@@ -57,9 +64,86 @@ def test_settings_are_parsed_as_the_bundle_command_does(text: str, value: Any) -
         assert parsed == DefaultParseValue(text)
 
 
-def test_a_pair_without_a_value_is_refused() -> None:
-    with pytest.raises(SystemExit, match="expected settings as name=value, got"):
-        cli.main(["translate", "ct", "mr", "--settings", "seed"])
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--settings", "seed"], "expected settings as name=value, got"),
+        (["--settings", "sede=1"], "got 'sede'; did you mean seed"),
+        (["--settings", "overwrite=yes"], "expected overwrite to be true or false"),
+        (["--settings", "solver=euler"], "solver must be one of"),
+        (["--seed", "-1"], "expected seed to be a whole number from 0 to"),
+        (["--seed", "x"], "invalid int value"),
+        (["--contrast", "t3"], "contrast must be out of"),
+        (["--device", "abacus"], "expected a device that torch can use"),
+        (["--format", ".jpg"], "output_ext must be one of"),
+        (["--stats", "a.txt"], r"expected a file \*.csv or \*.parquet"),
+        (["--workers", "0"], "expected workers, 1 or more"),
+        (["--workers", "2", "--scheduler", "tcp://127.0.0.1:1"], "pass either workers or"),
+        (["--anatomy", "knee"], "invalid choice"),
+        (["--unknown"], "unrecognized arguments"),
+    ],
+)
+def test_a_wrong_command_line_has_status_2_and_writes_nothing(
+    arguments: list[str], reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_phantom(tmp_path / "ct", shape=(3, 24, 24))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["translate", str(tmp_path / "ct"), str(tmp_path / "mr"), *arguments])
+    assert stop.value.code == 2
+    assert re.search(reason, capsys.readouterr().err)
+    assert [path for path in sorted(tmp_path.rglob("*")) if path.is_file()] == [
+        path for path in before if path.is_file()
+    ]
+
+
+@pytest.mark.parametrize("command", ["settings", "settings all", "translate --help"])
+def test_a_reader_that_has_enough_ends_the_program_in_silence(command: str) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "contourdiff", *command.split()],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(write)
+    assert done.stderr == ""
+    assert done.returncode == (0 if "--help" in command else 141)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "seconds"),
+    [([], 0.25), ([], 1.0), ([], 3.0), ([], 12.0), (["--settings", "num_workers=1"], 12.0),
+     (["--workers", "2"], 15.0)],
+)  # fmt: skip
+def test_ctrl_c_prints_one_line_whenever_it_comes(
+    options: list[str], seconds: float, tmp_path: Path
+) -> None:
+    """To the whole process group, as a terminal sends it."""
+    for name in "ab":
+        write_phantom(tmp_path / "ct", name, shape=(12, 80, 70), spacing_mm=(4.0, 2.0, 2.2))
+    command = ["translate", str(tmp_path / "ct"), str(tmp_path / "mr"), "-q", *options]
+    child = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, *command], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )  # fmt: skip
+    try:
+        time.sleep(seconds)
+        os.killpg(child.pid, signal.SIGINT)
+        _, printed = child.communicate(timeout=60)
+    finally:
+        child.kill()
+    assert child.returncode == 130
+    assert printed == "interrupted\n"
+
+
+INTERRUPTED = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what runs in the background
+from contourdiff.cli import main
+main(sys.argv[1:])
+"""
 
 
 @pytest.mark.parametrize("name", PROGRAM.commands)
@@ -180,7 +264,9 @@ def test_a_training_starts_and_resumes_from_the_command_line(tmp_path: Path) -> 
     cli.main([*common, "max_epochs=2"])
     assert (tmp_path / "out" / "checkpoint_epoch=2.pt").is_file()
     cli.main([*common[:3], "--resume", *common[3:], "max_epochs=4"])
-    assert (tmp_path / "out" / "checkpoint_epoch=4.pt").is_file()
+    assert [path.name for path in (tmp_path / "out").glob("checkpoint*")] == [
+        "checkpoint_epoch=4.pt"
+    ]
     assert (
         torch.load(tmp_path / "out" / "model.pt", weights_only=True).keys()
         == make_tiny_network().state_dict().keys()

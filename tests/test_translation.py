@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,10 @@ from monai.data import MetaTensor
 
 import contourdiff
 from contourdiff.cli import main
-from contourdiff.translation import translate_path
+from contourdiff.inference.outputs import TranslationOutputs
+from contourdiff.inference.summary import FailedCasesError
+from contourdiff.networks import ContourUNet
+from contourdiff.translation import translate, translate_path
 from helpers import (
     TINY_NETWORK,
     ball_ct,
@@ -247,7 +251,18 @@ def test_a_folder_where_one_case_fails_reports_it_and_does_the_others(
         SystemExit, match=r"^error: 1 of 3 cases failed: c: expected a readable volume"
     ):
         main(["translate", str(dataset_dir), str(tmp_path / "mr"), "--json", *tiny_command(tiny)])
-    assert "1 of 3 cases failed" in json.loads(capsys.readouterr().out)["error"]
+    printed = json.loads(capsys.readouterr().out)
+    assert "1 of 3 cases failed" in printed["error"]
+    results = {result["case"]: result for result in printed["results"]}
+    assert [results[case]["status"] for case in "abc"] == ["translated", "translated", "failed"]
+    for case in "ab":
+        assert results[case]["seconds"] > 0
+        assert 0 <= results[case]["fidelity"] <= 1
+        assert results[case]["warnings"] == []
+        assert results[case]["error"] is None
+        assert Path(results[case]["mr"]).is_file()
+    assert "expected a readable volume" in results["c"]["error"]
+    assert results["c"]["mr"] is None
     assert [path.name for path in sorted((tmp_path / "mr").glob("*_mr.nii.gz"))] == [
         "a_mr.nii.gz",
         "b_mr.nii.gz",
@@ -273,7 +288,49 @@ def test_the_standard_output_of_a_program_is_json_alone(
         [*command, *tiny_command(tiny)], capture_output=True, text=True, check=False
     )
     assert done.returncode == fails, done.stderr
-    assert json.loads(done.stdout).keys() == {"error" if fails else "results"}
+    assert json.loads(done.stdout).keys() == ({"error", "results"} if fails else {"results"})
+
+
+def test_no_temporary_folder_is_named(
+    tiny: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ct = make_dataset(tmp_path / "ct", ("a",)) / "a.nii.gz"
+    command = ["translate", str(ct), str(tmp_path / "mr.nii.gz"), *tiny_command(tiny)]
+    main(command)
+    printed = "".join(capfd.readouterr())
+    assert f"done, {tmp_path / 'mr.nii.gz'}; " in printed
+    assert f"results are in {tmp_path}" in printed
+    assert ".contourdiff_" not in printed
+    with pytest.raises(ValueError, match=r"^1 of 1 cases failed: ct: .*") as caught:
+        translate(nib.Nifti1Image(np.full((4, 4, 4), np.nan), np.eye(4)), **tiny)
+    assert tempfile.gettempdir() not in str(caught.value)
+
+
+def test_a_contrast_that_fails_leaves_the_other_one_of_a_single_file(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outputs_of = TranslationOutputs.__call__
+
+    def fail(self: TranslationOutputs, engine: Any) -> None:
+        if engine.state.output[0]["contrast"] == 1:
+            raise RuntimeError("t2 is bad")
+        outputs_of(self, engine)
+
+    monkeypatch.setattr(TranslationOutputs, "__call__", fail)
+    ct = make_dataset(tmp_path / "ct", ("a",)) / "a.nii.gz"
+    network = {**TINY_NETWORK, "contrasts": "@contrasts"}
+    torch.manual_seed(0)
+    built = {key: value for key, value in network.items() if key != "_target_"}
+    state = ContourUNet(**{**built, "contrasts": ["t1", "t2"]}).state_dict()
+    torch.save(state, tmp_path / "two.pt")
+    settings = {**tiny, "weights": tmp_path / "two.pt", "network_def": network}
+    with pytest.raises(FailedCasesError, match="1 of 2 cases failed: a_t2") as caught:
+        translate_path(
+            ct, tmp_path / "mr.nii.gz", contrast="t1,t2", contrasts=["t1", "t2"], **settings
+        )
+    assert [result.status for result in caught.value.results] == ["translated", "failed"]
+    assert (tmp_path / "mr_t1.nii.gz").is_file()
+    assert not (tmp_path / "mr_t2.nii.gz").exists()
 
 
 def test_a_finished_file_is_kept_and_gets_its_label(

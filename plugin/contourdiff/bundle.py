@@ -18,6 +18,7 @@ from contourdiff.config_checks import COMMENT, check_names, plain_errors, refere
 from contourdiff.data.atomic import write_json
 from contourdiff.data.inputs import is_url
 from contourdiff.inference.run import run_inference
+from contourdiff.limits import SettingError
 from contourdiff.phantom import write_phantom
 from contourdiff.training import distributed
 from contourdiff.training.handlers import newest_checkpoint
@@ -31,6 +32,20 @@ RESERVED = {"bundle_root", "imports", "initialize", "run", "finalize"} | MLFLOW_
 """Entries with a meaning to MONAI, whether or not a config refers to them."""
 WORKFLOW_ARGUMENTS = inspect.signature(ConfigWorkflow).parameters.keys() - {"override"}
 SETTINGS_HEAD = "// settings"
+FLAGS = {"true": True, "false": False}
+PATHS = (
+    *(
+        "dataset_dir",
+        "datalist",
+        "output_dir",
+        "ckpt_path",
+        "refiner_path",
+        "stats",
+        "bids_dir",
+        "mr_dir",
+    ),
+    *("resume_from", "initial_weights", "label_map", "test_dir"),
+)
 RECORDED_COMPONENTS = ("network_def", "refiner_def", "scheduler", "contour")
 
 
@@ -215,7 +230,36 @@ def _apply_settings(
 ) -> None:
     check_names(settings, parser.get().keys())
     first = files if isinstance(files, str) else files[0]
-    parser.update({"bundle_root": str(Path(first).resolve().parents[1]), **settings})
+    root = Path(first).resolve().parents[1]
+    entries: dict[str, Any] = {"bundle_root": str(root)}
+    if "#" in str(root):
+        entries["bundle_root"] = {"_target_": "str", "object": root}
+    for name, value in settings.items():
+        entries[name] = _literal(name, value)
+    parser.update(entries)
+
+
+def _literal(name: str, value: Any) -> Any:
+    """A value as it is meant: ``true`` and ``false`` in any case are flags, and ``#`` in a path is no reference.
+
+    The value itself if nothing is to be changed. Raises ``ValueError`` for ``#`` in another text.
+    """
+    if isinstance(value, dict):
+        literal = {key: _literal(key, item) for key, item in value.items()}
+        return value if all(literal[key] is item for key, item in value.items()) else literal
+    if not _is_plain_text(name, value):
+        return value
+    if "#" not in value:
+        return FLAGS.get(value.lower(), value)
+    if name in PATHS and not is_url(value):
+        return Path(value)  # MONAI looks for references in texts
+    raise SettingError(f"expected no # in {name}, got {value!r}, a reference to MONAI; rename it")
+
+
+def _is_plain_text(name: str, value: Any) -> bool:
+    """Whether an entry is a text that MONAI does not evaluate."""
+    is_comment = name.startswith(("_", COMMENT))
+    return isinstance(value, str) and not is_comment and not value.startswith(("$", "@", "%"))
 
 
 @contextmanager
@@ -262,7 +306,7 @@ def check_settings() -> None:
 
 
 def join_processes(device: Any) -> None:
-    """Step of ``initialize``: join those that torchrun started, or end the program with one line."""
+    """Step of a training's ``run``: join those that torchrun started, or end the program with one line."""
     with _exit_status():
         distributed.join_processes(device)
 
@@ -305,8 +349,24 @@ def bundle_root() -> str:
 
 
 def _check_settings(parser: ConfigParser) -> None:
-    """Compare the top-level entries with what the config refers to, and with the bundle's configs that it contains."""
+    """Compare the top-level entries with what the config refers to, and with the bundle's configs that it contains.
+
+    ``monai.bundle run`` leaves flags as texts, which are replaced before, and has replaced ``#``.
+    """
     config = parser.get()
+    changed = {}
+    for name, value in config.items():
+        if _is_plain_text(name, value) and "::" in value.rpartition("://")[2]:
+            raise SettingError(
+                f"expected {name} without #, which MONAI has turned into ::, got {value!r}; rename it, give a link to "
+                "it, or use the program contourdiff, which takes any name"
+            )
+        literal = _literal(name, value)
+        if literal is not value:
+            changed[name] = literal
+    if changed:
+        parser.update(changed)
+        parser.parse()
     known = set(RESERVED)
     for reference in references(config):
         known.add(ReferenceResolver.split_id(reference)[0])

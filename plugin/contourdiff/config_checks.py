@@ -12,52 +12,52 @@ from typing import Any
 
 from monai.bundle import ReferenceResolver
 
-from contourdiff.limits import check_flag, check_number, check_whole
+from contourdiff.limits import SettingError, check_flag, check_number, check_whole
 
 COMMENT = "//"
 AXES = ("LR", "PA", "IS")
 
 
 def check_window(name: str, value: Any) -> None:
-    """Raise ``ValueError`` unless ``value`` is two finite numbers, the lower one first."""
+    """Raise ``SettingError`` unless ``value`` is two finite numbers, the lower one first."""
     is_pair = isinstance(value, (list, tuple)) and len(value) == 2
     if is_pair and all(isinstance(bound, (int, float)) for bound in value):
         low, high = value
         if -math.inf < low < high < math.inf:
             return
-    raise ValueError(
+    raise SettingError(
         f"expected {name} to be two numbers, the lower one first, got {value!r}; pass another"
     )
 
 
 def check_orientation(name: str, value: Any) -> None:
-    """Raise ``ValueError`` unless ``value`` has a letter for each axis, such as ``RAS``."""
+    """Raise ``SettingError`` unless ``value`` has a letter for each axis, such as ``RAS``."""
     has_letters = isinstance(value, str) and len(value) == len(AXES)
     if not has_letters or not all(set(value) & set(axis) for axis in AXES):
-        raise ValueError(
+        raise SettingError(
             f"expected {name} to be a letter each of R or L, A or P, S or I, got {value!r}; pass another"
         )
 
 
 def check_file_name_part(name: str, value: Any) -> None:
-    """Raise ``ValueError`` unless ``value`` is a text that may be part of the name of a file."""
+    """Raise ``SettingError`` unless ``value`` is a text that may be part of the name of a file."""
     if not isinstance(value, str) or not value.isprintable() or set(value) & {"/", "\\"}:
-        raise ValueError(
+        raise SettingError(
             f"expected {name} to be a text without slashes, got {value!r}; pass another"
         )
 
 
 def check_contrast(name: str, value: Any) -> None:
-    """Raise ``ValueError`` unless ``value`` is a name, a list of names, or ``None``."""
+    """Raise ``SettingError`` unless ``value`` is a name, a list of names, or ``None``."""
     names = value if isinstance(value, (list, tuple)) else [value or ""]
     if not all(isinstance(contrast, str) for contrast in names):
-        raise ValueError(
+        raise SettingError(
             f"expected {name} to be a name, or names with commas between them, got {value!r}; pass another"
         )
 
 
 def check_reference_flicker(name: str, value: Any) -> None:
-    """Raise ``ValueError`` unless ``value`` is a number of 0 or more, or ``None``."""
+    """Raise ``SettingError`` unless ``value`` is a number of 0 or more, or ``None``."""
     if value is not None:
         check_number(name, value, 0)
 
@@ -105,7 +105,7 @@ def check_names(names: Iterable[str], known: Iterable[str]) -> None:
         if top in settings or top.startswith(("_", COMMENT)):
             continue
         nearest = difflib.get_close_matches(top, settings, n=1, cutoff=0.0)
-        raise ValueError(
+        raise SettingError(
             f"expected settings of the config, got {top!r}; did you mean {' or '.join(nearest)}?"
         )
 

@@ -12,6 +12,7 @@ import torch
 from contourdiff import __version__
 from contourdiff.bundle import find_bundle
 from contourdiff.inference.outputs import PACKAGES
+from contourdiff.limits import SettingError
 from contourdiff.weights import sha256_of
 
 
@@ -37,6 +38,6 @@ def usable_device(device: torch.device | str) -> torch.device:
         return torch.zeros(0, device=device).device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(
+        raise SettingError(
             f"expected a device that torch can use, got {str(device)!r}: {reason}; pass cpu"
         ) from error

@@ -10,29 +10,33 @@ from typing import Any
 MAX_SEED = 2**63 - 1
 
 
+class SettingError(ValueError):
+    """A setting does not exist, or its value is out of range or of another type: the command line is wrong."""
+
+
 def check_whole(name: str, value: Any, low: int, high: int) -> None:
-    """Raise ``ValueError`` unless ``value`` is an ``int`` from ``low`` to ``high``."""
+    """Raise ``SettingError`` unless ``value`` is an ``int`` from ``low`` to ``high``."""
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise ValueError(
+        raise SettingError(
             f"expected {name} to be a whole number from {low} to {high}, got {value!r}; pass another"
         )
 
 
 def check_number(name: str, value: Any, low: float, high: float = math.inf) -> None:
-    """Raise ``ValueError`` unless ``value`` is a number from ``low`` to ``high``."""
+    """Raise ``SettingError`` unless ``value`` is a number from ``low`` to ``high``."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        raise ValueError(
+        raise SettingError(
             f"expected {name} to be a number from {low} to {high}, got {value!r}; pass another"
         )
 
 
 def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
-    """Raise ``ValueError`` unless ``value`` is one of ``choices``."""
+    """Raise ``SettingError`` unless ``value`` is one of ``choices``."""
     if value not in choices:
-        raise ValueError(f"{name} must be one of {list(choices)}, got {value!r}")
+        raise SettingError(f"{name} must be one of {list(choices)}, got {value!r}")
 
 
 def check_flag(name: str, value: Any) -> None:
-    """Raise ``ValueError`` unless ``value`` is ``True`` or ``False``."""
+    """Raise ``SettingError`` unless ``value`` is ``True`` or ``False``."""
     if not isinstance(value, bool):
-        raise ValueError(f"expected {name} to be true or false, got {value!r}; pass another")
+        raise SettingError(f"expected {name} to be true or false, got {value!r}; pass another")

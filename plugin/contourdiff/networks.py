@@ -26,10 +26,10 @@ class ContourUNet(DiffusionModelUNet):
         patch_size: folds pixels into channels before the network and unfolds them after it, so that a 256 x 256 network
             with 2 costs as much as a 128 x 128 network; 1 is the paper's network.
         channels: of each level.
-        spatial_dims: must be 2.
+        spatial_dims: 2.
         contrasts: names of the MR contrasts that one network paints, by MONAI's class embedding; none for a single one.
         contrast: the one that is painted unless ``class_labels`` say otherwise; ``None`` takes the first.
-        kwargs: other arguments of ``DiffusionModelUNet``.
+        kwargs: of ``DiffusionModelUNet``.
     """
 
     def __init__(
@@ -43,7 +43,10 @@ class ContourUNet(DiffusionModelUNet):
         contrast: str | None = None,
         **kwargs: Any,
     ) -> None:
-        check_choice("spatial_dims", spatial_dims, [2])
+        if spatial_dims != 2:
+            raise ValueError(
+                f"ContourUNet works on slices: spatial_dims must be 2, got {spatial_dims}"
+            )
         check_whole("patch_size", patch_size, 1, 1024)
         if contrasts:
             kwargs["num_class_embeds"] = len(contrasts)
@@ -86,13 +89,11 @@ class ContourUNet(DiffusionModelUNet):
 class CascadeUNet(nn.Module):
     """Two networks: one paints a slice at low resolution, the other refines it to full resolution.
 
-    Both are given the full-resolution contour: the first has it folded into ``factor**2`` channels, the second beside
-    the enlarged output of the first. [`contourdiff.inference.denoiser.CascadeDenoiser`][] calls them, and
-    [`contourdiff.transforms.cascade_items`][] is what they are trained on (Ho et al., "Cascaded Diffusion Models for
-    High Fidelity Image Generation", JMLR 23, 2022).
+    [`contourdiff.inference.denoiser.CascadeDenoiser`][] calls them, and [`contourdiff.transforms.cascade_items`][] is
+    what they are trained on (Ho et al., "Cascaded Diffusion Models for High Fidelity Image Generation", JMLR 23, 2022).
 
     Args:
-        coarse: ``in_channels`` is ``1 + factor**2``: noisy image and folded contour.
+        coarse: ``in_channels`` is ``1 + factor**2``: noisy image and the contour, folded.
         refiner: ``in_channels`` is 3: noisy image, contour and enlarged coarse image.
         factor: pixels of the refiner along a side of a pixel of ``coarse``, from 2; or ``ValueError``.
     """

@@ -25,6 +25,7 @@ from contourdiff.inference.evaluator import reason_of
 from contourdiff.inference.progress import progress_bar
 from contourdiff.inference.run import prepared_cases, run_inference, translate_cases
 from contourdiff.inference.summary import Row, failed_rows, kept_rows
+from contourdiff.limits import SettingError
 from contourdiff.logs import LIBRARIES
 
 PACKAGE = __name__.partition(".")[0]
@@ -80,7 +81,7 @@ def run_inference_config(
         ValueError: for neither or both of ``workers`` and ``scheduler``; others as there.
     """
     if (workers is None) == (scheduler is None) or (workers is not None and workers < 1):
-        raise ValueError(
+        raise SettingError(
             "expected workers, 1 or more, or a scheduler, "
             f"got {workers}, {scheduler}; pass either workers or scheduler"
         )

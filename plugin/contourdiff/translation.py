@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -25,6 +27,7 @@ from contourdiff.data.label_files import masks_of
 from contourdiff.data.nifti_names import OUTPUT_SUFFIXES, check_encoding, is_volume
 from contourdiff.data.translation_cases import TranslationCases, contrast_names
 from contourdiff.data.volumes import digest_of, write_volume
+from contourdiff.inference.summary import FailedCasesError, Row, read_run
 from contourdiff.info import usable_device
 
 DATALISTS = (".csv", ".json")
@@ -45,6 +48,10 @@ class Translation(NamedTuple):
     picture: Path | None
     ct: Path | None
     """The CT as NIfTI, where the input was not."""
+    status: str = "translated"
+    """Or ``kept``, or ``failed``: then no file was written."""
+    seconds: float | None = None
+    error: str | None = None
 
 
 def translate(
@@ -106,7 +113,8 @@ def translate(
         if label is not None and not isinstance(label, (str, Path)):
             label = _write_image(label, folder / "labels" / f"{case}.nii.gz")
         target = folder / "mr" if output is None else output
-        results = translate_path(source, target, label=label, **options)
+        with _shown({f"{folder}/": ""}):
+            results = translate_path(source, target, label=label, **options)
         images: dict[str | None, Any] = {}
         for result in results:
             if is_path and output is not None:
@@ -150,6 +158,7 @@ def translate_path(
     Raises:
         ValueError: if a file to write is the input or its label, or exists without ``overwrite`` and is not of the same
             translation; others as in [`contourdiff.bundle.run_inference_config`][].
+        FailedCasesError: if a case failed, with the results of all.
     """
     settings = {"dataset_dir": source, **_selection(source, label), **_long_names(settings)}
     if contrast is not None:
@@ -169,20 +178,68 @@ def translate_path(
     for suffix in OUTPUT_SUFFIXES:
         if output.name.lower().endswith(suffix):
             return _translate_to_file(pairs, output, {**settings, "output_ext": suffix})
-    _run(output, settings)
+    failure = _run(output, settings)
+    rows = _rows_of(output)
     results = []
     for case in pairs:
         ct = _existing(converted_ct(output, case))
         for contrast_name, files in _files_of(case, output, settings).items():
-            results.append(_translation(case, contrast_name, files, ct))
+            row = rows.get(files.name, {})
+            results.append(_translation(case, contrast_name, files, ct, row))
+    return _checked(results, failure)
+
+
+def _run(folder: Path, settings: dict[str, Any]) -> FailedCasesError | None:
+    """Translate into a folder; the failure of some cases is returned."""
+    try:
+        if "workers" in settings or "scheduler" in settings:
+            parallel.run_inference_config(output_dir=folder, **settings)
+        else:
+            bundle.run_inference_config(output_dir=folder, **settings)
+    except FailedCasesError as failure:
+        return failure
+    return None
+
+
+def _rows_of(folder: Path) -> dict[str, Row]:
+    """What became of each translation to a folder, by its name."""
+    return {row["case"]: row for row in read_run(folder).get("cases", [])}
+
+
+def _checked(results: list[Translation], failure: FailedCasesError | None) -> list[Translation]:
+    """The results, or the failure of some with all results."""
+    if failure is not None:
+        failure.results = results
+        raise failure
     return results
 
 
-def _run(folder: Path, settings: dict[str, Any]) -> None:
-    if "workers" in settings or "scheduler" in settings:
-        parallel.run_inference_config(output_dir=folder, **settings)
-    else:
-        bundle.run_inference_config(output_dir=folder, **settings)
+@contextmanager
+def _shown(names: Mapping[str, str]) -> Iterator[None]:
+    """Replace texts, such as the path of a temporary folder, in the log and in errors."""
+
+    def shown(text: Any) -> Any:
+        if isinstance(text, str):
+            for name, replacement in names.items():
+                text = text.replace(name, replacement)
+        return text
+
+    def record_of(*arguments: Any, **options: Any) -> logging.LogRecord:
+        record = factory(*arguments, **options)
+        record.msg, record.args = shown(record.getMessage()), None
+        return record
+
+    factory = logging.getLogRecordFactory()
+    logging.setLogRecordFactory(record_of)
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        error.args = tuple(shown(argument) for argument in error.args)
+        if isinstance(error, FailedCasesError):
+            error.results = [result._replace(error=shown(result.error)) for result in error.results]
+        raise
+    finally:
+        logging.setLogRecordFactory(factory)
 
 
 def _check_table(settings: dict[str, Any], read: Sequence[Source | None]) -> None:
@@ -213,7 +270,8 @@ def _translate_to_file(
         folder = Path(name)
         targets: dict[str | None, CaseFiles] = {}
         new: list[Path] = []
-        for contrast, files in _files_of(case, folder, settings).items():
+        hidden = _files_of(case, folder, settings)
+        for contrast, files in hidden.items():
             file_stem = stem if contrast is None else f"{stem}_{contrast}"
             target = CaseFiles(output.parent, file_stem, extension, mr_ending="")
             targets[contrast] = target
@@ -227,16 +285,21 @@ def _translate_to_file(
                 new += _label_files(target, label)
         read = [path for path in (image, label) if path]
         check_targets(new, read, overwrite=settings.get("overwrite", False))
-        _run(folder, settings)
-        if ct is not None and converted_ct(folder, case).is_file():
-            copy_file(converted_ct(folder, case), ct)
-        for contrast, files in _files_of(case, folder, settings).items():
-            if targets[contrast].record in new:
-                targets[contrast].remove_old(with_label=label is not None)
-            files.move_to(targets[contrast])
-            ct_file = None if ct is None else _existing(ct)
-            results.append(_translation(case, contrast, targets[contrast], ct_file))
-    return results
+        names = {str(files.mr): str(targets[key].mr) for key, files in hidden.items()}
+        with _shown({**names, str(folder): str(output.parent)}):
+            failure = _run(folder, settings)
+            rows = _rows_of(folder)
+            if ct is not None and converted_ct(folder, case).is_file():
+                copy_file(converted_ct(folder, case), ct)
+            for contrast, files in hidden.items():
+                row = rows.get(files.name, {})
+                if row.get("status") != "failed":
+                    if targets[contrast].record in new:
+                        targets[contrast].remove_old(with_label=label is not None)
+                    files.move_to(targets[contrast])
+                ct_file = None if ct is None else _existing(ct)
+                results.append(_translation(case, contrast, targets[contrast], ct_file, row))
+            return _checked(results, failure)
 
 
 def _label_files(files: CaseFiles, label: Source | None) -> list[Path]:
@@ -272,9 +335,13 @@ def _files_of(case: str, folder: Path, settings: dict[str, Any]) -> dict[str | N
     return {None: CaseFiles(folder, f"{case}{settings.get('case_suffix', '')}", extension)}
 
 
-def _translation(case: str, contrast: str | None, files: CaseFiles, ct: Path | None) -> Translation:
+def _translation(
+    case: str, contrast: str | None, files: CaseFiles, ct: Path | None, row: Mapping[str, Any]
+) -> Translation:
+    """Files of a translation, and what its row of the run says."""
     label, picture = _existing(files.label), _existing(files.picture)
-    return Translation(case, contrast, files.mr, files.record, label, picture, ct)
+    outcome = {name: row[name] for name in ("status", "seconds", "error") if name in row}
+    return Translation(case, contrast, files.mr, files.record, label, picture, ct, **outcome)
 
 
 def _existing(path: Path) -> Path | None:

@@ -16,6 +16,7 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff
 from contourdiff.data.inputs import local_nifti
 from contourdiff.data.itk_files import write_itk
 from contourdiff.data.local_labels import local_label
+from contourdiff.data.translation_cases import TranslationCases
 from helpers import OBLIQUE, ball_ct, write_nifti, write_series
 
 VOLUME = ball_ct((6, 20, 24))
@@ -40,7 +41,8 @@ def test_a_flipped_or_permuted_label_is_turned_to_the_ct(
         write_itk(turned, affine, source)
     else:
         write_nifti(source, turned, affine)
-    path = local_label(source, tmp_path / "out" / "label.nii.gz", ct)
+    path, names = local_label(source, tmp_path / "out" / "label.nii.gz", ct)
+    assert names is None
     image = nib.load(path)
     np.testing.assert_array_equal(np.asarray(image.dataobj), LABEL)
     assert image.get_data_dtype() == np.int16
@@ -110,9 +112,27 @@ def test_segments_lie_on_the_ct_by_their_numbers(
         expected[number, :4, 3:] = 2
     segments = np.stack([expected == 1, expected == 2], axis=-1).astype(np.uint8)
     seg = write_segmentation(tmp_path / "seg.dcm", slices, segments)
-    image = nib.load(local_label(seg, tmp_path / "label.nii.gz", ct))
+    path, names = local_label(seg, tmp_path / "label.nii.gz", ct)
+    assert names == {1: "name 1", 2: "name 2"}
+    image = nib.load(path)
     np.testing.assert_array_equal(np.asarray(image.dataobj).transpose(2, 1, 0), expected)
     np.testing.assert_array_equal(image.affine, nib.load(ct).affine)
+
+
+def test_segments_are_the_label_of_a_folder_by_name(
+    study: tuple[list[Any], Path], tmp_path: Path
+) -> None:
+    seg = write_segmentation(tmp_path / "seg.dcm", study[0], np.ones((*VOLUME.shape, 1), np.uint8))
+    folder = tmp_path / "ct"
+    (folder / "labels").mkdir(parents=True)
+    (tmp_path / "a").rename(folder / "a")
+    seg.rename(folder / "labels" / "a.dcm")
+    cases = TranslationCases(folder, tmp_path / "mr")
+    cases.check()
+    assert cases.failures == {}
+    (item,) = cases.items
+    assert item["classes"] == {1: "name 1"}
+    np.testing.assert_array_equal(nib.load(item["label"]).dataobj, np.ones(VOLUME.shape[::-1]))
 
 
 def test_segments_of_a_larger_ct_are_not_cut_off(

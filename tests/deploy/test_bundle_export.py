@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -41,8 +43,11 @@ sys.meta_path.insert(0, Absent())
 """
 
 LOAD = """
+import sys
 import torch
 from monai.bundle import load
+
+sys.path.insert(1, "contourdiff_ct2mr")
 network = load("contourdiff_ct2mr", bundle_dir=".", source="github", workflow_type="inference", device="cpu")
 assert type(network).__module__ == "scripts.networks"
 state = torch.load("contourdiff_ct2mr/models/model.pt", weights_only=True)
@@ -154,7 +159,7 @@ def test_an_exported_bundle_gives_the_same_mr_from_another_directory(
     assert records[0]["weights"] == records[1]["weights"]
 
 
-def test_monai_loads_network_and_weights_with_no_path_set(elsewhere: Elsewhere) -> None:
+def test_monai_loads_network_and_weights(elsewhere: Elsewhere) -> None:
     assert elsewhere("-c", LOAD) == ""
 
 
@@ -200,8 +205,67 @@ def test_exported_files_are_as_the_model_zoo_wants_them(exported: Path) -> None:
     assert "contourdiff" not in required
     assert required == {name: pins[name] for name in required}
     assert all(path.stat().st_size <= 25e6 for path in exported.rglob("*"))
-    assert "](../../" not in (exported / "docs" / "README.md").read_text()
-    assert (exported / "docs" / "images" / "torso_ct_mr.png").is_file()
+    assert all(path.stat().st_size < 1e6 for path in (exported / "docs").rglob("*"))
+
+
+@pytest.mark.parametrize("place", ["repository", "site-packages"])
+def test_no_picture_and_no_link_of_an_exported_card_is_dead(
+    place: str, exported: Path, tmp_path: Path
+) -> None:
+    if place == "site-packages":  # without the pages around the bundle
+        bundle = shutil.copytree(CONFIGS.parent, tmp_path / "package" / "bundles" / NAME)
+        exported = export_bundle(tmp_path / NAME, bundle)
+    card = exported / "docs" / "README.md"
+    targets = re.findall(r"\]\(([^)]*)\)", card.read_text())
+    assert len(targets) > 4
+    for target in targets:
+        assert target.startswith("https://") or (card.parent / target).is_file(), target
+
+
+@pytest.mark.parametrize(
+    ("configs", "reason"),
+    [
+        (("train", "multi_gpu_train"), "expected one process for each GPU, started by torchrun"),
+        (("segmentation_train", "multi_gpu_train"), "expected one process for each GPU, started"),
+        (
+            ("segmentation_train", "evaluate"),
+            "component 'scripts.data.training_cases.labelled_cases",
+        ),
+        (("train",), "component 'scripts.data.training_cases.training_cases"),
+        (("inference", "fast"), "expected a folder"),
+    ],
+)
+def test_configs_with_any_overlay_find_the_code_from_any_directory(
+    configs: tuple[str, ...], reason: str, exported: Path, elsewhere: Elsewhere, tmp_path: Path
+) -> None:
+    """Their own errors show that the code of the bundle ran."""
+    files = [str(exported / "configs" / f"{name}.json") for name in configs]
+    folder = str(tmp_path / "none")
+    arguments = ["--dataset_dir", folder, "--output_dir", str(tmp_path / "out")]
+    if "evaluate" in configs:
+        arguments += ["--test_dir", folder, "--ckpt_path", folder]
+    run = ["-m", "monai.bundle", "run", "--config_file", str(files), *arguments]
+    assert reason in elsewhere(*run, cwd=tmp_path)
+
+
+def test_no_exported_config_looks_at_the_callers_frames(exported: Path) -> None:
+    for path in exported.rglob("*.json"):
+        assert "inspect" not in path.read_text()
+        assert "sys.path" not in path.read_text()
+
+
+def test_an_editable_installation_is_exported(tmp_path: Path) -> None:
+    """Its folder ``contourdiff.egg-info`` beside the package has the package's name."""
+    source = tmp_path / "plugin"
+    shutil.copytree(REPOSITORY / "plugin" / "contourdiff", source / "contourdiff")
+    (source / "contourdiff.egg-info").mkdir()
+    call = "import sys; from contourdiff.deploy.bundle_export import export_bundle as e; e(*sys.argv[1:])"
+    subprocess.run(
+        [sys.executable, "-c", call, tmp_path / NAME, CONFIGS.parent],
+        env={**os.environ, "PYTHONPATH": str(source)},
+        check=True,
+    )
+    assert (tmp_path / NAME / "scripts" / "networks.py").is_file()
 
 
 def test_a_folder_with_content_and_one_in_the_bundle_are_refused(tmp_path: Path) -> None:

@@ -287,7 +287,9 @@ def test_without_torchrun_the_overlay_ends_with_one_line(
 ) -> None:
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     workflow = ConfigWorkflow(workflow_type="train", **plan_of(tmp_path, tmp_path / "out"))  # type: ignore[arg-type]
+    workflow.initialize()
     with pytest.raises(
         SystemExit, match=r"^error: expected one process for each GPU, started by torchrun"
     ):
-        workflow.initialize()
+        workflow.run()
+    assert not (tmp_path / "out").exists()

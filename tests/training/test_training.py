@@ -43,6 +43,22 @@ def trained(mr: Path) -> Path:
     return output_dir
 
 
+@pytest.mark.parametrize("run_id", ["train", "run"])
+def test_each_name_of_the_training_trains_and_keeps_the_last_checkpoint_alone(
+    run_id: str, tmp_path: Path
+) -> None:
+    """``monai.bundle run train`` evaluated the section of that name, trained nothing, and was content."""
+    mr, out = make_mr(tmp_path / "mr"), tmp_path / "out"
+    plan = settings(mr, out, max_epochs=2, val_interval=1, picture_interval=9, epoch_length=2)
+    monai.bundle.run(run_id=run_id, **plan)  # type: ignore[arg-type]
+    assert (out / "model.pt").is_file()
+    assert (out / "settings.json").is_file()
+    first = out / "checkpoint_epoch=2.pt"
+    assert list(out.glob("checkpoint*")) == [first]
+    monai.bundle.run(run_id=run_id, **{**plan, "max_epochs": 3}, resume_from=str(first))  # type: ignore[arg-type]
+    assert list(out.glob("checkpoint*")) == [out / "checkpoint_epoch=3.pt"]
+
+
 @pytest.mark.slow
 def test_a_resumed_training_equals_an_uninterrupted_one(
     mr: Path, trained: Path, tmp_path: Path

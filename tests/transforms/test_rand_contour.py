@@ -92,11 +92,11 @@ def test_a_random_contour_of_a_metatensor_keeps_its_metadata() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"dropout": 1.2}, "dropout must lie"),
-        ({"clutter": -0.1}, "clutter must lie"),
+        ({"dropout": 1.2}, "expected dropout to be"),
+        ({"clutter": -0.1}, "expected clutter to be"),
         ({"sigma_px": (2.0, 1.0)}, "sigma_px must be two numbers"),
         ({"high_threshold": (0.0, 40.0)}, "high_threshold must be two numbers"),
-        ({"cell_px": 0}, "cell_px must be 1"),
+        ({"cell_px": 0}, "expected cell_px to be"),
     ],
 )
 def test_impossible_settings_of_a_random_contour_are_refused(settings: dict, message: str) -> None:

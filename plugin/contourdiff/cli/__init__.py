@@ -3,16 +3,21 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
-from contourdiff.cli import (  # which register their commands
-    deployment,
-    report,
-    settings,
-    training,
-    translation,
-)
-from contourdiff.cli.program import PROGRAM
+try:
+    from contourdiff.cli import (  # which register their commands
+        deployment,
+        report,
+        settings,
+        training,
+        translation,
+    )
+    from contourdiff.cli.program import PROGRAM
+except KeyboardInterrupt:
+    sys.stderr.write("interrupted\n")
+    sys.exit(130)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

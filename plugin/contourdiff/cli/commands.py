@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 from fire.parser import DefaultParseValue
 
+from contourdiff.limits import SettingError
+
 Argument = tuple[str, dict[str, Any]]
 
 
@@ -69,7 +71,7 @@ def pairs_of(pairs: Sequence[str]) -> dict[str, str]:
     """``["t1=*_t1_*"]`` -> ``{"t1": "*_t1_*"}``; ``ValueError`` for a text without ``=``."""
     wrong = [pair for pair in pairs if "=" not in pair]
     if wrong:
-        raise ValueError(f"expected settings as name=value, got {wrong}")
+        raise SettingError(f"expected settings as name=value, got {wrong}")
     return dict(pair.split("=", 1) for pair in pairs)
 
 

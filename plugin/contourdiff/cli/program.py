@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
+import select
 import signal
 import sys
 import threading
@@ -19,13 +21,15 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from contourdiff import __version__
 from contourdiff.cli.commands import BUNDLE, Argument, Command
+from contourdiff.limits import SettingError
 from contourdiff.logs import LIBRARIES
 
 EXIT_CODES = """exit status:
   0   all was done
   1   an input was refused, or a case failed (the others are done)
-  2   the command line is wrong
-  130 interrupted (143: terminated); the same command goes on where it stopped"""
+  2   the command line is wrong: a command, an option, a setting or its value
+  130 interrupted (143: terminated); the same command goes on where it stopped
+  141 what reads the output has closed it"""
 PACKAGES = ("contourdiff", "contourdiff_lab")
 QUIET = "print warnings and errors alone; default: off"
 VERBOSE = "print all that the libraries log, too; default: off"
@@ -61,8 +65,19 @@ class Program:
         return register
 
     def main(self, arguments: Sequence[str] | None = None) -> None:
-        """Parse the command line and run; an error of the input ends with one line and status 1."""
-        arguments = sys.argv[1:] if arguments is None else arguments
+        """Parse the command line and run; an error ends with one line, and a status of `EXIT_CODES`."""
+        try:
+            try:
+                self._run(sys.argv[1:] if arguments is None else arguments)
+            finally:
+                sys.stdout.flush()
+        except BrokenPipeError:  # head has read enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(128 + signal.SIGPIPE) from None
+        except KeyboardInterrupt as error:
+            raise _interrupted([]) from error
+
+    def _run(self, arguments: Sequence[str]) -> None:
         if arguments and arguments[0] in self.moved:
             sys.stderr.write(f"{self.name} {arguments[0]} is now: {self.moved[arguments[0]]}\n")
             raise SystemExit(2)
@@ -72,17 +87,23 @@ class Program:
         verbose = values.pop("verbose")
         quiet = values.pop("quiet")
         accepted = values.pop("trust_config", None)
+        received: list[int] = []
         try:
-            with _logging(verbose, quiet), logging_redirect_tqdm(), _one_signal():
+            with _logging(verbose, quiet), logging_redirect_tqdm(), _one_signal(received):
                 _check_trust(values, accepted)
                 run(**values)
-        except (ValueError, OSError, ImportError) as error:
-            logging.getLogger(__name__).debug("traceback of the error below", exc_info=error)
-            raise SystemExit(f"error: {error}") from error
         except KeyboardInterrupt as error:
-            sys.stderr.write("interrupted\n")
-            number = error.args[0] if error.args else signal.SIGINT
-            raise SystemExit(128 + int(number)) from error
+            raise _interrupted(received) from error
+        except Exception as error:
+            if received:  # some library made another error of the interrupt
+                raise _interrupted(received) from error
+            if isinstance(error, BrokenPipeError) and _output_is_closed():
+                raise
+            if not isinstance(error, (ValueError, OSError, ImportError)):
+                raise
+            logging.getLogger(__name__).debug("traceback of the error below", exc_info=error)
+            status = 2 if isinstance(error, SettingError) else 1
+            raise _exit(f"error: {error}", status) from error
 
     def parser(self) -> argparse.ArgumentParser:
         """Parser of all commands."""
@@ -116,6 +137,26 @@ class Program:
         return [*first, *(name for name in self.commands if name not in first)]
 
 
+def _exit(line: str, status: int) -> SystemExit:
+    """End of the program with a line on standard error."""
+    sys.stderr.write(f"{line}\n")
+    end = SystemExit(line)
+    end.code = status
+    return end
+
+
+def _output_is_closed() -> bool:
+    """Whether nothing reads standard output any more; a broken pipe may also be a connection."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)  # errors are always reported
+    return bool(poll.poll(0))
+
+
+def _interrupted(received: Sequence[int]) -> SystemExit:
+    number = received[0] if received else signal.SIGINT
+    return _exit("interrupted", 128 + number)
+
+
 def _check_trust(values: Mapping[str, Any], accepted: str | None) -> None:
     """Refuse other configs than those of the installed bundle and the accepted."""
     bundle = values.get("bundle")
@@ -127,17 +168,19 @@ def _check_trust(values: Mapping[str, Any], accepted: str | None) -> None:
 
 
 @contextmanager
-def _one_signal() -> Iterator[None]:
-    """Let Ctrl-C or SIGTERM unwind the run, so that no half-written file stays; further ones are ignored."""
+def _one_signal(received: list[int]) -> Iterator[None]:
+    """Let Ctrl-C or SIGTERM unwind the run, so that no half-written file stays; further ones are ignored.
+
+    Its number is appended to ``received``.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    received: list[int] = []
 
     def stop(number: int, frame: object) -> None:
         if not received:
             received.append(number)
-            raise KeyboardInterrupt(number)
+            raise KeyboardInterrupt
 
     handlers = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

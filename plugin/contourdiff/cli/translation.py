@@ -7,7 +7,7 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from contourdiff.cli.commands import (
     BUNDLE,
@@ -21,6 +21,9 @@ from contourdiff.cli.commands import (
     print_values,
 )
 from contourdiff.cli.program import PROGRAM
+
+if TYPE_CHECKING:
+    from contourdiff.translation import Translation
 
 ANATOMIES = ("lumbar", "hip_thigh")
 
@@ -86,15 +89,33 @@ def _translate(source: str, output: str, json: bool, settings: list[str], **opti
     arguments = {"progress": not quiet, **parse_settings(settings), **given(options)}
     try:
         results = translate_path(source, output, **arguments)
-    except ValueError as error:
+    except (ValueError, OSError, ImportError) as error:
         if json:
-            _print_json({"error": str(error)})
+            results = getattr(error, "results", [])
+            _print_json({"error": str(error), "results": [_entry(result) for result in results]})
         raise
     if json:
-        _print_json({"results": [result._asdict() for result in results]})
+        _print_json({"results": [_entry(result) for result in results]})
     elif not quiet:
         for result in results:
             sys.stdout.write(f"{result.case}: {result.mr}\n")
+
+
+def _entry(result: Translation) -> dict[str, Any]:
+    """What became of a translation: its files, and what its record says."""
+    from contourdiff.data.atomic import read_json
+    from contourdiff.inference.summary import measures
+
+    entry = result._asdict()
+    if result.status == "failed":
+        return {**entry, **dict.fromkeys(("mr", "record", "label", "picture"))}
+    record = read_json(result.record)
+    return {
+        **entry,
+        "contrast": record["settings"].get("contrast"),
+        "fidelity": measures(record)["fidelity"],
+        "warnings": record["warnings"],
+    }
 
 
 def _print_json(values: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from contourdiff.data.atomic import write_json
 from contourdiff.data.case_files import CaseFiles
 from contourdiff.data.checks import check_label
+from contourdiff.data.dicom import is_dicom
 from contourdiff.data.nifti import save_like
 from contourdiff.data.nifti_names import (
     case_of,
@@ -32,6 +33,7 @@ CHANNEL = "_0000"
 """What nnU-Net has behind the case in the name of its first image, and not in that of the label."""
 SEGMENTATION = ".seg"
 """What 3D Slicer has behind the case in the name of a segmentation, ``a.seg.nrrd``."""
+DICOM = ".dcm"
 PARTS = """
 spleen kidney_right kidney_left gallbladder liver stomach pancreas adrenal_gland_right adrenal_gland_left
 lung_upper_lobe_left lung_lower_lobe_left lung_upper_lobe_right lung_middle_lobe_right lung_lower_lobe_right
@@ -101,7 +103,8 @@ def _key_of_case(case: str) -> str:
 
 
 def _key_of_label(name: str) -> str:
-    return unicodedata.normalize("NFC", case_of(name).removesuffix(SEGMENTATION))
+    case = case_of(name).removesuffix(SEGMENTATION).removesuffix(DICOM)
+    return unicodedata.normalize("NFC", case)
 
 
 def unused_warning(place: str, name: str, cases: Sequence[str]) -> str:
@@ -146,8 +149,10 @@ def masks_of(folder: Path) -> dict[str, Path]:
 
 
 def is_label(path: Path) -> bool:
-    """Whether a path is named as a label: a volume, or a folder of masks."""
-    return is_volume(path) or bool(masks_of(path))
+    """Whether a path is a label: named as a volume, a folder of masks, or DICOM."""
+    if is_volume(path) or bool(masks_of(path)):
+        return True
+    return path.is_file() and is_dicom(path)
 
 
 def class_values(names: Iterable[str]) -> dict[str, int]:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +15,11 @@ from contourdiff.data.itk_files import TO_LPS
 from contourdiff.data.nifti import save_like
 from contourdiff.data.volumes import open_volume
 
-logger = logging.getLogger(__name__)
 
-
-def local_label(source: Source, path: Path, ct: Path) -> Path:
+def local_label(source: Source, path: Path, ct: Path) -> tuple[Path, dict[int, str] | None]:
     """The label itself if it is local NIfTI on the axes of its CT, or the file that is written from it: ``path``.
+
+    With it come the names of its values, where the label has them.
 
     A label whose axes are those of the CT, flipped or in another order, is turned to them; no voxel is resampled.
     Segments of a DICOM SEG become their numbers.
@@ -35,14 +34,15 @@ def local_label(source: Source, path: Path, ct: Path) -> Path:
             or without highdicom.
     """
     local = local_file(source, path)
+    names = None
     if local.is_file() and is_dicom(local):
-        _convert_dicom(local, path, ct)
+        names = _convert_dicom(local, path, ct)
         label = path
     else:
         label = _on_axes_of(ct, local_nifti(local, path), path)
     if is_url(source) and label != local:
         local.unlink()
-    return label
+    return label, names
 
 
 def _on_axes_of(ct: Path, label: Path, path: Path) -> Path:
@@ -67,8 +67,8 @@ def _turned(
     return apply_orientation(voxels, orientation), turned_affine
 
 
-def _convert_dicom(source: Path, path: Path, ct: Path) -> None:
-    """Write the segments of a DICOM SEG, by their numbers, on the grid of the CT."""
+def _convert_dicom(source: Path, path: Path, ct: Path) -> dict[int, str]:
+    """Write the segments of a DICOM SEG, by their numbers, on the grid of the CT; return the names of the segments."""
     header = read_header(source, with_preamble=False)
     modality = (
         "no readable file" if header is None else str(header.get("Modality") or "no modality")
@@ -97,8 +97,8 @@ def _convert_dicom(source: Path, path: Path, ct: Path) -> None:
             f"expected segments on voxels of the CT in {source.name}, got another grid: {voxels.shape} with affine "
             f"{np.round(affine, 3).tolist()}; resample it, or pass the CT that was segmented"
         )
-    logger.info("%s: segments %s", source.name, names)
     save_like(on_grid, ct, path)
+    return names
 
 
 def _segments_of(source: Path) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
@@ -112,10 +112,10 @@ def _segments_of(source: Path) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
     try:
         segmentation = highdicom.seg.segread(source)
         volume = segmentation.get_volume(combine_segments=True)
-        numbers = segmentation.segment_numbers
-        names = {
-            number: segmentation.get_segment_description(number).segment_label for number in numbers
-        }
+        names = {}
+        for number in segmentation.segment_numbers:
+            description = segmentation.get_segment_description(number)
+            names[int(number)] = description.segment_label
     except Exception as error:  # of a parser, on any bytes
         raise ValueError(
             f"expected a binary DICOM SEG without overlap on one regular grid in {source.name}, got: {error}; "

@@ -20,6 +20,7 @@ from contourdiff.data.case_files import CaseFiles
 from contourdiff.data.itk_files import write_itk
 from contourdiff.data.nifti_names import ITK_SUFFIXES, OUTPUT_SUFFIXES, case_of
 from contourdiff.data.volumes import open_volume, release_voxels, scaled_voxels
+from contourdiff.limits import SettingError
 
 GRID_FIELDS = (
     *("pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),
@@ -123,7 +124,7 @@ class CaseFolderLayout(FolderLayoutBase):
 
     def __post_init__(self) -> None:
         if self.output_ext not in OUTPUT_SUFFIXES:
-            raise ValueError(
+            raise SettingError(
                 f"output_ext must be one of {list(OUTPUT_SUFFIXES)}, got {self.output_ext!r}"
             )
 

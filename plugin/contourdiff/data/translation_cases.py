@@ -37,6 +37,7 @@ from contourdiff.data.nifti_names import (
     printable,
 )
 from contourdiff.data.volumes import digest_of
+from contourdiff.limits import SettingError
 
 logger = logging.getLogger(__name__)
 
@@ -239,14 +240,14 @@ class TranslationCases:
         if label is not None:
             path = converted_label(self.output_dir, case)
             if is_url(label):
-                label = local_label(label, path, ct)
+                label, classes = local_label(label, path, ct)
             elif masks_of(Path(label)):
                 check_encoding(Path(label), below=True)
                 classes = join_masks(Path(label), ct, path)
                 label = path
             else:
                 _check_label_name(Path(label))
-                label = local_label(label, path, ct)
+                label, classes = local_label(label, path, ct)
         for warning in warnings:
             logger.warning("%s: %s", case, warning)
         return {
@@ -279,7 +280,9 @@ def contrast_labels(
         return {names[0]: None}
     unknown = [name for name in names if name not in contrasts]
     if unknown:
-        raise ValueError(f"contrast must be out of {list(contrasts)}, got {unknown}; pass another")
+        raise SettingError(
+            f"contrast must be out of {list(contrasts)}, got {unknown}; pass another"
+        )
     return {name: list(contrasts).index(name) for name in names}
 
 

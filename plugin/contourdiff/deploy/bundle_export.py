@@ -21,17 +21,10 @@ PACKAGE = "contourdiff"
 CODE = "scripts"
 REFERENCE = re.compile(rf"\b{PACKAGE}(?=\.[a-z])|(?<=from ){PACKAGE}(?= import)")
 TARGET = re.compile(rf'"({PACKAGE}(?:\.\w+)+)\.\w+"')
-OUTSIDE_LINK = re.compile(r"(!?)\[([^\]]*)\]\((?:\.\./){3}([^)#]*)[^)]*\)")
+OUTSIDE_LINK = re.compile(r"!?\[([^\]]*)\]\((?:\.\./){2,}[^)]*\)")
 MAX_FILE_BYTES = 25 * 10**6
 """Limit of the model zoo; for a larger file it takes a link in ``large_files.yml``."""
 IGNORED = shutil.ignore_patterns("eval", "__pycache__", ".*")
-SEARCH_PATH = (
-    "$__import__('sys').path.insert(1, next(str(caller.frame.f_locals['self'].config_root_path.resolve().parent)"
-    " for caller in __import__('inspect').stack(0)"
-    " if 'config_root_path' in getattr(caller.frame.f_locals.get('self'), '__dict__', {})))"
-)
-"""First step of ``initialize``: find ``scripts``. MONAI adds the bundle's folder only before ``run``, which is too late
-for ``monai.bundle.load`` and for a look at a workflow's parts; and a config cannot name its own folder."""
 
 
 def export_bundle(output_dir: str | Path, bundle: str | Path | None = None) -> Path:
@@ -39,7 +32,7 @@ def export_bundle(output_dir: str | Path, bundle: str | Path | None = None) -> P
 
     The modules that its configs refer to, and those that they import, become ``scripts``. Configs are formatted as in
     the model zoo, and ``metadata.json`` requires this package no longer. Links of the model card that leave the bundle
-    become plain text, and pictures outside are copied.
+    become plain text.
 
     Args:
         output_dir: new or empty folder; its name is the bundle's.
@@ -63,7 +56,7 @@ def export_bundle(output_dir: str | Path, bundle: str | Path | None = None) -> P
         _write_code(aside / CODE, configs)
         for path in configs:
             _rewrite_config(path)
-        _rewrite_card(aside / "docs" / "README.md", root.parent.parent)
+        _rewrite_card(aside / "docs" / "README.md")
         for path in aside.rglob("*"):
             if path.stat().st_size > MAX_FILE_BYTES:
                 name = path.relative_to(aside)
@@ -106,23 +99,9 @@ def _rewrite_config(path: Path) -> None:
             raise ValueError(
                 f"expected version {config['version']} in the changelog of {path.name}; describe it there"
             )
-    root = config.get("bundle_root")
-    if isinstance(root, dict) and root["_target_"].startswith(f"{CODE}."):
-        config["initialize"] = [SEARCH_PATH, *config.get("initialize", [])]
     path.write_text(json.dumps(config, indent=4) + "\n", encoding="utf-8")
 
 
-def _rewrite_card(card: Path, repository: Path) -> None:
-    """Copy pictures outside the bundle to ``images`` beside the card, and make text of other links that leave it."""
-    images = card.parent / "images"
-
-    def local(link: re.Match[str]) -> str:
-        mark, text, path = link.groups()
-        source = repository / path
-        if mark != "!" or not source.is_file():
-            return text
-        images.mkdir(exist_ok=True)
-        shutil.copy(source, images)
-        return f"![{text}](images/{source.name})"
-
-    card.write_text(OUTSIDE_LINK.sub(local, card.read_text(encoding="utf-8")), encoding="utf-8")
+def _rewrite_card(card: Path) -> None:
+    """Make text of links and pictures that leave the bundle."""
+    card.write_text(OUTSIDE_LINK.sub(r"\1", card.read_text(encoding="utf-8")), encoding="utf-8")

@@ -48,7 +48,7 @@ def export_networks(
         file_format: ``"torchscript"`` (``.ts``) or ``"onnx"`` (``.onnx``).
         bundle: see [`contourdiff.bundle.find_bundle`][].
         overlays: names of overlays of ``inference.json``, such as ``"single"``.
-        settings: settings of ``inference.json``, such as ``ckpt_path="model.pt"``.
+        settings: of ``inference.json``, such as ``ckpt_path="model.pt"``.
 
     Returns the files and, for each, the [`largest_difference`][]; raises ``ValueError`` if it exceeds 0, 1e-4 for ONNX,
     or for another format, ``ImportError`` without onnx or onnxruntime, ``OSError`` or ``ValueError`` for the weights.

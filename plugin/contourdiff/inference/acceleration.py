@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeGuard
 
 import torch
@@ -89,11 +90,9 @@ def _mallopt(values: dict[int, int]) -> bool:
 class Accelerator:
     """A faster copy of a network, kept until another network, other weights or another device come.
 
-    Changed weights are seen by the version that torch counts for every tensor, which optimizers, averages and
-    ``load_state_dict`` raise; ``network.to(...)`` by dtype, device and address.
-
-    ``acceleration`` ``None`` calls the network as it is. ``"lean"`` puts it into channels-last order, in place, and on
-    a CPU in float32 calls a copy whose convolutions take fewer multiplications. Raises ``ValueError`` for another.
+    Changed weights are seen by the version that torch counts for every tensor; ``network.to(...)`` by dtype, device and
+    address. ``acceleration`` ``None`` calls the network as it is. ``"lean"`` puts it into channels-last order, in
+    place, and on a CPU in float32 calls a copy whose convolutions take fewer multiplications; else ``ValueError``.
     """
 
     def __init__(self, acceleration: str | None = None) -> None:
@@ -113,7 +112,8 @@ class Accelerator:
         if self.acceleration is None:
             return network
         convert = device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-        if self._forward is None or self._key != (network, convert, _versions(network)):
+        key = (network, convert, _versions(network))
+        if self._forward is None or self._key != key:
             self._forward = None  # frees the old copy before the new one is built
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
             self._forward = with_fewer_multiplications(network) if convert else network
@@ -152,8 +152,9 @@ class RowPairConv2d(nn.Module):
             "last": last,
         }
         for name, kernel in kernels.items():
-            rows = kernel.unsqueeze(2).contiguous(memory_format=torch.channels_last)
-            self.register_buffer(name, rows)
+            row = kernel.unsqueeze(2)
+            row = row.contiguous(memory_format=torch.channels_last)
+            self.register_buffer(name, row)
         self.bias = convolution.bias
 
     def forward(self, x: Tensor) -> Tensor:
@@ -163,14 +164,16 @@ class RowPairConv2d(nn.Module):
         upper = rows[:, :, 1:-2:2]
         lower = rows[:, :, 2:-1:2]
         below = rows[:, :, 3::2]
-        half_sum = conv2d(upper + lower, self.sum, self.bias, padding=(0, 1))
-        half_difference = conv2d(lower - upper, self.difference, padding=(0, 1))
-        even = conv2d(above - lower, self.first, padding=(0, 1))
+        convolved = partial(conv2d, padding=(0, 1))
+        half_sum = convolved(upper + lower, self.sum, self.bias)
+        half_difference = convolved(lower - upper, self.difference)
+        even = convolved(above - lower, self.first)
         even.add_(half_sum).add_(half_difference)
-        odd = conv2d(upper - below, self.last, padding=(0, 1))
+        odd = convolved(upper - below, self.last)
         odd = half_sum.sub_(half_difference).sub_(odd)
         pairs = torch.stack([even, odd], dim=3)
-        return pairs.flatten(2, 3)[:, :, : x.shape[2]]
+        height = x.shape[2]
+        return pairs.flatten(2, 3)[:, :, :height]
 
 
 class UpsampledConv2d(nn.Module):
@@ -187,7 +190,8 @@ class UpsampledConv2d(nn.Module):
         spread = conv_transpose2d(planes, ones)
         spread = spread.unflatten(0, (-1, channels_in))
         spread = spread.squeeze(2).transpose(0, 1)
-        self.register_buffer("weight", spread.contiguous(memory_format=torch.channels_last))
+        weight = spread.contiguous(memory_format=torch.channels_last)
+        self.register_buffer("weight", weight)
         self.bias = convolution.bias
 
     def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
@@ -225,8 +229,9 @@ def _upsampled(module: nn.Module) -> nn.Conv2d | None:
     upsample, convolution = leaves
     if not isinstance(upsample, nn.Upsample) or not _replaceable(convolution):
         return None
-    doubles = upsample.mode == "nearest" and upsample.scale_factor in (2.0, (2.0, 2.0))
-    return convolution if doubles else None
+    if upsample.mode != "nearest" or upsample.scale_factor not in (2.0, (2.0, 2.0)):
+        return None
+    return convolution
 
 
 def _replaceable(module: nn.Module) -> TypeGuard[nn.Conv2d]:

@@ -37,10 +37,6 @@ class Denoiser:
             warning in the log, when the device runs out of memory.
         amp: run the network in bfloat16 where autocast holds it safe.
         accelerator: what to call in place of the network.
-
-    Attributes:
-        calls: chains of network calls so far, one for each batch.
-        largest_batch: what [`fit`][] does not exceed; less once the device has run out of memory.
     """
 
     network: nn.Module
@@ -51,8 +47,8 @@ class Denoiser:
 
     def __post_init__(self) -> None:
         check_whole("batch_size", self.batch_size, 1, 10**6)
-        self.calls = 0
-        self.largest_batch = LARGEST_BATCH
+        self.calls = 0  # chains of network calls, one for each batch
+        self.largest_batch = LARGEST_BATCH  # what `fit` does not exceed
 
     @torch.inference_mode()
     def fit(self, conditions: Tensor) -> int:
@@ -84,14 +80,9 @@ class Denoiser:
     ) -> Tensor:
         """Gray levels in [0, 255], ``(N, H, W)``.
 
-        Args:
-            conditions: ``(N, C, H, W)``, what the network is given beside the noisy image.
-            places: ``(case, slice, round, candidate)`` of each, which identify its noise.
-            noise: by default independent noise of seed 0.
-            class_labels: contrasts; ``None`` for the network's own.
-
-        Raises:
-            MemoryError: if not even one candidate fits into the device's memory.
+        ``conditions (N, C, H, W)`` are what the network is given beside the noisy image, ``places`` identify the noise,
+        by default independent noise of seed 0; ``class_labels`` are contrasts, ``None`` for the network's own. Raises
+        ``MemoryError`` if not even one candidate fits into the device's memory.
         """
         noise = noise or CandidateNoise()
         labels = None
@@ -164,12 +155,8 @@ class Denoiser:
 class CascadeDenoiser:
     """Denoise with a cascade: every candidate at low resolution first, then refined to the resolution of its contour.
 
-    Called as [`Denoiser`][], with contours ``(N, 1, H, W)``.
-
-    Args:
-        coarse: denoiser of the first network, with conditions ``(N, factor**2, H / factor, W / factor)``.
-        refiner: denoiser of the second, with conditions ``(N, 2, H, W)``: contour and enlarged image in [-1, 1].
-        factor: see [`contourdiff.networks.CascadeUNet`][].
+    Called as [`Denoiser`][], with contours ``(N, 1, H, W)``. Conditions of ``coarse`` are ``(N, factor**2, H / factor,
+    W / factor)``, those of ``refiner`` ``(N, 2, H, W)``: contour and enlarged image in [-1, 1].
     """
 
     coarse: Denoiser

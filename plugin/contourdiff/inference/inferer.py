@@ -75,9 +75,9 @@ class VolumeInferer(Inferer):
 
     Args:
         painter: the method, such as [`IndependentCandidates`][].
-        slice_axis: spatial axis along which the slices are stacked: 0, 1 or 2.
-        margin_px: of the frame, see [`contourdiff.inference.volume_state.VolumeState`][].
-        keep_spread: keep the spread of each slice's candidates; costs one more volume on the model's grid.
+        slice_axis: this and the next are as for [`contourdiff.inference.volume_state.VolumeState`][].
+        margin_px: of the frame.
+        keep_spread: costs one more volume on the model's grid.
         progress: show a bar that counts slices, or the progress of the run that the volumes belong to.
 
     Raises ``ValueError`` for a value out of range, or a spread of a single candidate a slice.
@@ -185,15 +185,9 @@ class IndependentCandidates(Painter):
     A candidate depends on (seed, case, contrast, slice, round, candidate) alone, and only selection depends on the
     neighbor. So the result is the same alone or in a batch, and candidates of many slices share a network call.
 
-    Args:
-        sampler: solver, steps and training schedule.
-        rules: when a candidate is accepted, and how many are drawn; by default the paper's for the lumbar spine.
-        execution: batch size, precision and acceleration.
-        seed: of the noise.
-        noise_length_mm: see [`contourdiff.sampling.noise.correlation_weights`][]; requires MetaTensors unless it is 0.
-        unconditional: the ablation: give the network empty contours.
-
-    Raises ``ValueError`` for a value out of range or of another type.
+    ``seed`` is of the noise; for ``noise_length_mm``, which requires MetaTensors unless it is 0, see
+    [`contourdiff.sampling.noise.correlation_weights`][]. ``unconditional``, an ablation, gives the network empty
+    contours. Raises ``ValueError`` for a value out of range or of another type.
     """
 
     sampler: Sampler
@@ -256,9 +250,8 @@ class IndependentCandidates(Painter):
 class NeighborGuided(Painter):
     """Paint each slice as a single sample, given its neighbor's translation; volumes run side by side.
 
-    The network has three input channels and was trained so, see [`contourdiff.sampling.neighbor_guided`][]. Only where
-    a run of slices starts is a candidate chosen. Slices start from independent noise. Arguments as in
-    [`IndependentCandidates`][].
+    The network has three input channels and was trained so, see [`contourdiff.sampling.neighbor_guided`][]. Arguments
+    as in [`IndependentCandidates`][]; slices start from independent noise.
     """
 
     frame_multiple = 32  # so that many volumes share a frame's size

@@ -51,7 +51,8 @@ class Preview:
             return [volume.plane(contours, axis, position, mode) for position in positions]
 
         mr = [plane / 255.0 for plane in planes(ResampledPlanes(translation))]
-        contour = np.moveaxis(np.asarray(contours[0]), self.slice_axis, 0)
+        volume = np.asarray(contours[0])
+        contour = np.moveaxis(volume, self.slice_axis, 0)
         rows = {
             "CT": planes(ResampledPlanes(source, self.window_hu)),
             "contour": list(contour[positions]),
@@ -69,7 +70,8 @@ class Preview:
     def _positions(self, label: Path | None, contours: MetaTensor) -> list[int]:
         """Slices to show, evenly spread over those that are filled."""
         if label is None:
-            filled = _filled_along(np.asarray(contours[0]), self.slice_axis)
+            volume = np.asarray(contours[0])
+            filled = _filled_along(volume, self.slice_axis)
         else:
             filled = filled_slices(label, contours, self.slice_axis)
         if not len(filled):
@@ -86,7 +88,8 @@ def filled_slices(label: str | Path, target: MetaTensor, slice_axis: int) -> np.
     """
     image = open_volume(label)
     target_affine = np.asarray(target.affine, dtype=np.float64)
-    to_target = np.linalg.inv(target_affine) @ image.affine
+    from_world = np.linalg.inv(target_affine)
+    to_target = from_world @ image.affine
     label_axis = int(np.argmax(np.abs(to_target[slice_axis, :3])))
     filled = _filled_along(scaled_voxels(label), label_axis)
     middle = [(size - 1) / 2 for size in image.shape]
@@ -107,7 +110,8 @@ def _filled_along(volume: np.ndarray, axis: int) -> np.ndarray:
 def _titled_grid(rows: dict[str, list[np.ndarray]]) -> Figure:
     """A row of slices in [0, 1] for each title."""
     titles = [[title] for title in rows]
-    figure = image_grid(list(rows.values()), titles, white=1, cell_inches=(2.4, 2.8))
+    images = list(rows.values())
+    figure = image_grid(images, titles, white=1, cell_inches=(2.4, 2.8))
     for ax in figure.axes:
         title = ax.get_title(loc="left")
         ax.set_title(title, fontsize=9, color="white", loc="left")

@@ -23,8 +23,8 @@ LINE = "{desc}{n_fmt} of {total_fmt} {unit}s, {elapsed} passed, {remaining} left
 class RunProgress:
     """Progress of a run: the volume, its number, the translated slices of all volumes, and the time left.
 
-    The total starts with all slices of all volumes. Slices that need no work (no contour, or a failed case) are
-    subtracted from it, so the time left is that of slices with work to do. Use [`run_progress`][].
+    The total is that of all slices of all volumes. Those that need no work (no contour, or a failed case) are counted
+    when their volume begins, or the next one. Use [`run_progress`][].
     """
 
     def __init__(self, slices: Mapping[str, int], bar: tqdm) -> None:
@@ -36,8 +36,9 @@ class RunProgress:
         """Start volumes with ``slices`` to translate in all; those before them in the run are over."""
         numbers = [self._numbers.get(name, 0) for name in names]
         number = max(numbers, default=0)
-        ahead = sum(self._counts[number:])
-        self._bar.total = self._bar.n + slices + ahead
+        finished = sum(self._counts[:number]) - slices
+        self._bar.n = max(self._bar.n, finished)
+        self._bar.total = max(self._bar.total, self._bar.n + slices)
         self._bar.set_description(f"{', '.join(names)} ({number} of {len(self._numbers)})")
 
     def update(self) -> None:
@@ -75,7 +76,7 @@ def run_progress(slices: Mapping[str, int], show: bool = True) -> Iterator[RunPr
     total = sum(slices.values())
     with lines, progress_bar(total, "slice", show and bool(slices)) as bar:
         yield RunProgress(slices, bar)
-        bar.total = bar.n  # of the last case, if it failed
+        bar.n = bar.total  # of the last case, if it failed
 
 
 def slice_count(path: str | Path, axcodes: str, slice_axis: int) -> int:

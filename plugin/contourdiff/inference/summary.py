@@ -14,6 +14,7 @@ from typing import Any
 from contourdiff.data.atomic import atomic_write, read_json, write_csv, write_json
 from contourdiff.data.bids import write_derivatives
 from contourdiff.data.case_files import CaseFiles
+from contourdiff.limits import SettingError
 
 logger = logging.getLogger(__name__)
 RUN = "run.json"
@@ -21,6 +22,16 @@ RUN = "run.json"
 SHOWN_FAILURES = 3
 Row = dict[str, Any]
 """A line of the summary: what became of a translation."""
+
+
+class FailedCasesError(ValueError):
+    """Translations failed, and all others are done.
+
+    Attributes:
+        results: what became of each, of [`contourdiff.translation.translate_path`][]; empty elsewhere.
+    """
+
+    results: Sequence[Any] = ()
 
 
 def summary_row(
@@ -105,7 +116,7 @@ def write_summary(
         notes: warnings about the input as a whole, which were logged before.
 
     Raises:
-        ValueError: if a translation failed, after all is written.
+        FailedCasesError: if a translation failed, after all is written.
     """
     rows = sorted(rows, key=lambda row: row["case"])
     kept = [row for row in rows if row["status"] == "kept"]
@@ -136,7 +147,7 @@ def write_summary(
         reasons = [f"{row['case']}: {row['error']}" for row in failed[:SHOWN_FAILURES]]
         if len(failed) > SHOWN_FAILURES:
             reasons.append("...")
-        raise ValueError(f"{len(failed)} of {len(rows)} cases failed: {'; '.join(reasons)}")
+        raise FailedCasesError(f"{len(failed)} of {len(rows)} cases failed: {'; '.join(reasons)}")
 
 
 def write_run(output_dir: str | Path, rows: Iterable[Row], notes: Sequence[str] = ()) -> None:
@@ -182,7 +193,7 @@ def check_table(path: str | Path) -> None:
     """Raise ``ValueError`` if a table cannot be written to ``path`` by its suffix, ``ImportError`` without pyarrow."""
     suffix = Path(path).suffix.lower()
     if suffix not in (".csv", ".parquet"):
-        raise ValueError(
+        raise SettingError(
             f"expected a file *.csv or *.parquet for the table of cases, got {path}; name it so"
         )
     if suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:

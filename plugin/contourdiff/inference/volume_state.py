@@ -20,7 +20,7 @@ class VolumeResult(NamedTuple):
 
     Attributes:
         case: id of the volume.
-        choices: the choice for each translated slice, ``None`` for each skipped one.
+        choices: for each slice, ``None`` for a skipped one.
         network_calls: chains of network calls.
         contours: 0 or 1, ``(H, W, D)`` float32 on the CPU.
         gray_levels: ``(1, H, W, D)`` float32 in [0, 255], as the input in type, device and metadata; 0 outside ``box``.
@@ -84,7 +84,8 @@ class VolumeState:
         self.rows, self.columns = contour_box(self.contours, margin_px)
         shown = self.contours if image is None else _slices(image, slice_axis)
         box = shown[:, self.rows, self.columns]
-        self._height, self._width = box.shape[1:]
+        self._height = box.shape[1]
+        self._width = box.shape[2]
         right = -self._width % multiple
         below = -self._height % multiple
         self.framed = pad(box, (0, right, 0, below))
@@ -95,7 +96,8 @@ class VolumeState:
         self.network_calls = 0  # this and the next are set by the painter
         self.batch_size: int | None = None
         self._single: Tensor | None = None  # first candidate of the slice before
-        self._single_distances = self.contours.new_full((count,), torch.nan, dtype=torch.float64)
+        unknown = torch.full((count,), torch.nan, dtype=torch.float64)
+        self._single_distances = unknown.to(self.contours.device)
 
     @property
     def noise_case(self) -> str:
@@ -148,7 +150,7 @@ class VolumeState:
             network_calls=self.network_calls,
             contours=self.contours.moveaxis(0, axis).cpu(),
             gray_levels=gray_levels,
-            box=(box[0], box[1], box[2]),
+            box=tuple(box),  # type: ignore[arg-type]
             spread=spread,
             single_distances=[None if math.isnan(value) else value for value in distances],
             batch_size=self.batch_size,
@@ -174,7 +176,8 @@ def _span(lines: Tensor, margin_px: int) -> slice:
         return slice(0, len(lines))
     first = filled[0] - margin_px
     last = filled[-1] + margin_px
-    return slice(max(first, 0), min(last + 1, len(lines)))
+    stop = min(last + 1, len(lines))
+    return slice(max(first, 0), stop)
 
 
 def _slices(volume: Tensor, slice_axis: int) -> Tensor:

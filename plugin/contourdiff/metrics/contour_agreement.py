@@ -60,7 +60,8 @@ def contour_agreement(
     check_number("tolerance_px", tolerance_px, 0)
     if spacing is not None:
         sizes = np.asarray(spacing)
-        if len(sizes) != 2 or not np.all((sizes > 0) & (sizes < np.inf)):
+        is_size = (sizes > 0) & (sizes < np.inf)
+        if len(sizes) != 2 or not is_size.all():
             raise ValueError(
                 f"spacing must be two positive numbers, of H and W, got {spacing}; pass that of the slice"
             )

@@ -133,7 +133,10 @@ def summarize_scores(rows: ScoreRows, n_bootstrap: int = 2000, seed: int = 0) ->
     for row in rows:
         by_class.setdefault(row["class"], []).append(row)
     by_class[ALL] = list(rows)
-    return [_summary(name, members, n_bootstrap, seed) for name, members in by_class.items()]
+    summaries = []
+    for name, members in by_class.items():
+        summaries.append(_summary(name, members, n_bootstrap, seed))
+    return summaries
 
 
 def write_scores(
@@ -304,8 +307,9 @@ def _mean_with_interval(
     mean = float(sums.sum() / counts.sum())
     if len(patients) < 2:
         return mean, math.nan, math.nan
+    random = np.random.default_rng(seed)
     size = (n_bootstrap, len(patients))
-    drawn = np.random.default_rng(seed).integers(len(patients), size=size)
+    drawn = random.integers(len(patients), size=size)
     drawn_sums = sums[drawn].sum(axis=1)
     drawn_counts = counts[drawn].sum(axis=1)
     means = drawn_sums / drawn_counts

@@ -74,7 +74,8 @@ def write_report(
     for asset in (VIEWER, "niivue.LICENSE.txt"):
         copy_file(ASSETS / asset, pages / asset)
     template = _environment().get_template("case.html")
-    links = [None, *(_link(case) for case in cases), None]
+    links: list[str | None] = [_link(case) for case in cases]
+    links = [None, *links, None]
     for number, case in enumerate(cases):
         ct = cts.get(case.name)
         if ct is not None:

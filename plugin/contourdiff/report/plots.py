@@ -25,6 +25,19 @@ from contourdiff.transforms.gray_levels import MR_PERCENTILES
 BLUE = "#1f5f99"
 RED = "#c23b22"
 GRAY = "#8a8a8a"
+STYLE: Any = {
+    "axes.facecolor": "none",
+    "axes.labelsize": 8,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "figure.facecolor": "none",
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "lines.markersize": 3.5,
+    "svg.fonttype": "none",
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+}
 BINS = 64
 FRAME = (0.1, 0.95)
 """Left and right end of a distribution's axis, as shares of the plot's width: the page draws its mark between them."""
@@ -38,6 +51,7 @@ class Distribution(NamedTuple):
     high: float
 
 
+@mpl.rc_context(STYLE)
 def distribution(name: str, values: Sequence[float], label: str) -> Distribution:
     """Histogram of one number of all cases; at least one value."""
     low = float(min(values))
@@ -47,9 +61,10 @@ def distribution(name: str, values: Sequence[float], label: str) -> Distribution
     low -= margin
     high += margin
     figure, axes = _figure(4.2, 1.7)
-    figure.subplots_adjust(left=FRAME[0], right=FRAME[1], bottom=0.3, top=0.95)
+    left, right = FRAME
+    figure.subplots_adjust(left=left, right=right, bottom=0.3, top=0.95)
     bins = 2 * int(len(values) ** 0.5)
-    bins = min(40, max(8, bins))
+    bins = max(8, min(bins, 40))
     axes.hist(values, bins=bins, range=(low, high), color=BLUE)
     axes.set_xlim(low, high)
     axes.set_xlabel(label)
@@ -58,6 +73,7 @@ def distribution(name: str, values: Sequence[float], label: str) -> Distribution
     return Distribution(_svg(figure, name), low, high)
 
 
+@mpl.rc_context(STYLE)
 def neighbor_distances(case: Case) -> Markup:
     """Distance of each slice to its neighbor, its threshold, and the rounds that were drawn."""
     figure, axes = _figure(7, 2.6)
@@ -69,7 +85,9 @@ def neighbor_distances(case: Case) -> Markup:
     axes.set_ylim(bottom=0)
     axes.set_xlabel("slice")
     axes.set_ylabel("distance, gray levels²")
-    rounds = {item["slice"]: item["rounds"] for item in case.slices}
+    rounds: dict[int, int] = {}
+    for item in case.slices:
+        rounds[item["slice"]] = item["rounds"]
     most = max(rounds.values(), default=1)
     # a path is drawn faster than bars
     first = min(rounds, default=0)
@@ -81,11 +99,11 @@ def neighbor_distances(case: Case) -> Markup:
     right.set_ylim(0, 4 * most)
     right.set_yticks(range(0, 1 + most))
     right.set_ylabel("rounds", loc="bottom")
-    right.tick_params(labelsize=8)
-    right.spines["top"].set_visible(False)
+    right.spines["right"].set_visible(True)
     return _finished(figure, axes, "distance")
 
 
+@mpl.rc_context(STYLE)
 def fidelity_by_slice(case: Case) -> Markup:
     """Contour fidelity of each slice, with the limit; suspects stand out."""
     figure, axes = _figure(7, 2.2)
@@ -99,6 +117,7 @@ def fidelity_by_slice(case: Case) -> Markup:
     return _finished(figure, axes, "fidelity")
 
 
+@mpl.rc_context(STYLE)
 def gray_levels(case: Case, real: np.ndarray | None) -> Markup:
     """Histogram of a translation's gray levels without its background.
 
@@ -106,7 +125,8 @@ def gray_levels(case: Case, real: np.ndarray | None) -> Markup:
     """
     figure, axes = _figure(7, 2.2)
     path = case.volume("mr")
-    centers = (np.arange(BINS) + 0.5) * 255 / BINS
+    middles = np.arange(BINS) + 0.5
+    centers = middles * 255 / BINS
     peaks = []
     if path is not None:
         histogram = _histogram(_voxels(path))
@@ -127,7 +147,8 @@ def gray_levels(case: Case, real: np.ndarray | None) -> Markup:
 
 def real_histogram(paths: Sequence[Path], most: int = 20) -> np.ndarray:
     """Mean histogram ``(BINS,)`` in % of at most ``most`` real MR, each scaled to gray levels by its percentiles."""
-    spread = np.linspace(0, len(paths) - 1, min(most, len(paths)))
+    count = min(most, len(paths))
+    spread = np.linspace(0, len(paths) - 1, count)
     histograms = []
     for index in np.unique(spread.astype(int)):
         voxels = _voxels(paths[index])
@@ -149,8 +170,8 @@ def _histogram(voxels: np.ndarray) -> np.ndarray:
     """Shares in % of the gray levels above 0, which is the background."""
     voxels = voxels.ravel(order="K")  # in the order of the file, without strides
     levels = voxels[voxels > 0] * np.float32(BINS / 255)
-    bins = np.minimum(levels, BINS - 1).astype(np.uint8)
-    counts = np.bincount(bins, minlength=BINS)
+    bins = np.minimum(levels, BINS - 1)
+    counts = np.bincount(bins.astype(np.uint8), minlength=BINS)
     return 100 * counts / max(counts.sum(), 1)
 
 
@@ -162,22 +183,20 @@ def _points(
     if measured:
         indices = [item["slice"] for item in measured]
         values = [item[name] for item in measured]
-        axes.plot(indices, values, marker, color=color, markersize=3.5, label=label)
+        axes.plot(indices, values, marker, color=color, label=label)
 
 
 def _limit_line(axes: Axes, case: Case, setting: str, name: str) -> None:
     limit = case.settings.get(setting)
     if limit is not None:
-        axes.axhline(limit, color=GRAY, linestyle="--", linewidth=1, label=f"{name} {limit:g}")
+        label = f"{name} {limit:g}"
+        axes.axhline(limit, color=GRAY, linestyle="--", linewidth=1, label=label)
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), facecolor="none")
+    figure = Figure(figsize=(width, height))
     axes = figure.subplots()
-    axes.set_facecolor("none")
-    axes.tick_params(labelsize=8)
     axes.locator_params(nbins=6)  # ticks take most of the time of a plot
-    axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
 
@@ -185,20 +204,19 @@ def _finished(figure: Figure, axes: Axes, name: str) -> Markup:
     height = figure.get_figheight()
     handles, _ = axes.get_legend_handles_labels()
     if handles:
-        axes.legend(fontsize=7, frameon=False, loc="lower right", bbox_to_anchor=(1, 0.96), ncols=3)
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 0.96), ncols=3)
     # faster than a layout
-    figure.subplots_adjust(left=0.09, right=0.93, bottom=0.45 / height, top=1 - 0.22 / height)
+    bottom = 0.45 / height
+    top = 1 - 0.22 / height
+    figure.subplots_adjust(left=0.09, right=0.93, bottom=bottom, top=top)
     return _svg(figure, name)
 
 
 def _svg(figure: Figure, name: str) -> Markup:
     """The figure as an element: its ids begin with ``name``, so that several figures share a page."""
-    for axes in figure.axes:
-        axes.xaxis.label.set_fontsize(8)
-        axes.yaxis.label.set_fontsize(8)
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+    with mpl.rc_context({"svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", metadata=nothing)
     _, start, content = buffer.getvalue().partition("<svg")
     text = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", start + content)

@@ -9,6 +9,8 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from contourdiff.limits import SettingError
+
 logger = logging.getLogger(__name__)
 HOST = "127.0.0.1"
 
@@ -40,7 +42,7 @@ def server_of(folder: str | Path, port: int = 0) -> ThreadingHTTPServer:
     Raises ``OSError`` if the port is taken, ``ValueError`` if it is not a port number.
     """
     if not 0 <= port <= 65535:
-        raise ValueError(f"expected a port from 0 to 65535, got {port}; pass another")
+        raise SettingError(f"expected a port from 0 to 65535, got {port}; pass another")
     directory = str(Path(folder).resolve())
     handler = partial(_Handler, directory=directory)
     return ThreadingHTTPServer((HOST, port), handler)

@@ -19,10 +19,8 @@ class CandidatePool:
     """Candidates of one volume, denoised in full batches across slices and rounds.
 
     A batch that the current slice does not fill takes, in this order: first rounds of the next slices, which are always
-    needed; then further rounds of the current slice and of those whose first round is drawn, which may be needed and
-    cost nothing because the batch is computed anyway. The pool looks ahead by at most two batches of first rounds, so
-    that memory does not grow with the number of slices.
-
+    needed; then further rounds of the current slice and of those whose first round is drawn, which may be. The pool
+    looks ahead by at most two batches of first rounds, so that memory does not grow with the number of slices.
     Contours are ``(slices, H, W)``, of all slices of the volume ``case``; ``order`` has those that will be requested.
     """
 

@@ -59,9 +59,9 @@ def correlation_weights(length_mm: float, slice_spacing_mm: float) -> tuple[floa
     """Weights that turn white noise of a slice and its neighbors into noise that is correlated along the slices.
 
     A Gaussian of standard deviation ``length_mm / sqrt(2)``, cut off at four of them. Two slices ``d`` mm apart are
-    then correlated by ``exp(-d^2 / (2 length_mm^2))``, within 0.02 for a ``length_mm`` of one slice spacing or more,
-    and less for a shorter one. There is an odd number of weights, the slice's own in the middle, whose squares sum to
-    1; ``(1.0,)`` for length 0. Raises ``ValueError`` for a length or spacing out of range.
+    then correlated by ``exp(-d^2 / (2 length_mm^2))``, within 0.02 for a ``length_mm`` of one slice spacing or more.
+    Weights are odd in number, the slice's own in the middle, and their squares sum to 1; ``(1.0,)`` for length 0.
+    Raises ``ValueError`` for a length or spacing out of range.
     """
     check_number("length_mm", length_mm, 0, 1e6)
     check_number("slice_spacing_mm", slice_spacing_mm, 1e-6, 1e6)
@@ -86,14 +86,8 @@ class NoiseStream:
     the slices: white noise goes on beyond the first slice and the last, so their variance is 1 too. Later noise is each
     candidate's own white noise.
 
-    Args:
-        keys: one for each candidate of the batch.
-        shape: of the noise of one candidate, ``(1, H, W)``.
-        device: of the result; noise is drawn on the CPU so that every device sees the same.
-        weights: of the white noise of a slice and its neighbors, from [`correlation_weights`][].
-        known: white noise of this shape and device that need not be drawn again, by its key.
-
-    Raises ``ValueError`` for an even number of weights, or squares of them that do not sum to 1.
+    ``shape`` is of one candidate, ``(1, H, W)``. Noise is drawn on the CPU, so that every ``device`` sees the same.
+    ``weights`` are as from [`correlation_weights`][], or ``ValueError``; ``known`` white noise is not drawn again.
     """
 
     keys: Sequence[CandidateKey]

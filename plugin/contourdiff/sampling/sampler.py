@@ -27,12 +27,11 @@ class Sampler:
         scheduler: noise scheduler of the training; its ``alphas_cumprod`` and ``prediction_type`` are used.
         solver: ``"ddim"``; ``"dpm_solver"`` with Karras' levels; or ``"ddpm"``, the paper's ancestral sampler over
             every training timestep, which ignores the next two.
-        num_inference_steps: network calls for a candidate.
+        num_inference_steps: network calls for a candidate, at most as many as the training has timesteps.
         eta: DDIM's noise, 0 for none to 1 for that of DDPM's posterior.
         num_refinement_steps: DDIM steps of the second network of a cascade.
 
-    Raises:
-        ValueError: for an unknown solver or prediction type, a value out of range, or more steps than the training has.
+    Raises ``ValueError`` for another solver or prediction type, or a value out of range.
     """
 
     scheduler: Any

@@ -18,17 +18,13 @@ DrawCandidates = Callable[[int, int], Tensor]
 
 @dataclass(frozen=True)
 class SelectionRules:
-    """When a candidate is accepted, and how many are drawn.
+    """When a candidate is accepted, and how many are drawn; ``ValueError`` for a value out of range.
 
     Args:
-        candidates: candidates a round, 1 or more; the paper draws 4.
-        max_rounds: rounds a slice, 1 or more; the paper draws up to 5.
-        mean_threshold: a slice without a neighbor requires a mean below this, in gray levels (the paper's m_thresh).
-        distance_threshold: any other slice requires a neighbor distance of at most this, in gray levels squared
-            (the paper's delta).
-
-    Raises:
-        ValueError: for a value out of range or of another type.
+        candidates: a round, 1 or more; the paper draws 4.
+        max_rounds: a slice, 1 or more; the paper draws up to 5.
+        mean_threshold: of a slice without a neighbor, in gray levels (the paper's m_thresh).
+        distance_threshold: of any other slice to its neighbor, in gray levels squared (the paper's delta).
     """
 
     candidates: int = 4
@@ -48,9 +44,8 @@ class Choice:
     """The candidate that was chosen for one slice.
 
     ``neighbor`` is the slice that it was compared with, and ``neighbor_distance`` the distance to that slice's
-    translation; both are ``None`` for a slice without a translated neighbor. ``rounds`` counts the rounds drawn;
-    ``round`` and ``candidate`` identify the choice; ``accepted`` is whether it met its threshold, ``reason`` why it was
-    taken.
+    translation, both ``None`` without one. ``rounds`` counts the rounds drawn; ``round`` and ``candidate`` identify the
+    choice; ``accepted`` is whether it met its threshold, ``reason`` why it was taken.
     """
 
     slice_index: int
@@ -92,8 +87,7 @@ def choose(
     marked as not accepted.
 
     ``draw`` is called for a slice's rounds in order, and for a further round only where it is needed. Slice indices are
-    strictly ascending. Yields the choice and the chosen ``(H, W)`` slice. Distances are float64: in the uint8 of the
-    paper's code, differences wrap.
+    strictly ascending. Yields the choice and the chosen ``(H, W)`` slice.
     """
     for run in runs_of(slice_indices):
         choice, image = choose_one(draw, run[0], None, None, rules)

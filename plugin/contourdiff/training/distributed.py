@@ -26,7 +26,8 @@ def local_device() -> torch.device:
     """GPU of this process among those of its machine, or the CPU where there is none."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
+    local_rank = os.environ.get("LOCAL_RANK", 0)
+    return torch.device(f"cuda:{local_rank}")
 
 
 def join_processes(device: torch.device | str) -> None:
@@ -100,9 +101,10 @@ class RankBatches(Sampler):
 
     def __iter__(self) -> Iterator[list[SeededPosition]]:
         """Draw the batches, and a seed for each item of all processes."""
-        entropy = int(torch.empty((), dtype=torch.int64).random_().item())
-        for number, batch in enumerate(self.batches):
-            sequence = SeedSequence([entropy, number])
+        number = torch.empty((), dtype=torch.int64).random_()
+        entropy = int(number.item())
+        for position, batch in enumerate(self.batches):
+            sequence = SeedSequence([entropy, position])
             seeds = sequence.generate_state(len(batch)).tolist()
             items = list(zip(batch, seeds, strict=True))
             yield items[_share_of_process()]
@@ -136,5 +138,6 @@ class LossAverager:
     def __call__(self, engine: Any) -> None:
         """Replace the loss in the trainer's output."""
         output = engine.state.output
-        total: Any = idist.all_reduce(output["loss"].detach().clone())
+        loss = output["loss"].detach().clone()
+        total: Any = idist.all_reduce(loss)
         output["loss"] = total / idist.get_world_size()

@@ -28,6 +28,8 @@ from contourdiff.sampling.neighbor_guided import first_condition
 from contourdiff.sampling.noise import CandidatePlace
 from contourdiff.sampling.sampler import Sampler
 
+CHECKPOINTS = "checkpoint_epoch=*.pt"
+
 
 def loss_of_output(output: Mapping[str, Any]) -> Any:
     """Loss in a trainer's output, an ``output_transform`` for logging handlers."""
@@ -123,14 +125,25 @@ class Checkpoints:
         objects = {"trainer": engine, **self.objects}
         saver = CheckpointSaver(self.output_dir, objects, save_interval=self.interval, n_saved=1)
         saver.attach(engine)
+        engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self._remove_others)
         if self.resume_from:
             loader = CheckpointLoader(self.resume_from, objects, map_location=self.device)
             loader.attach(engine)
 
+    @idist.one_rank_only()
+    def _remove_others(self, engine: Engine) -> None:
+        """Remove the checkpoints of earlier trainings to the folder, of which the saver knows nothing."""
+        last = Path(self.output_dir) / f"checkpoint_epoch={engine.state.epoch}.pt"
+        if not last.is_file():
+            return
+        for path in Path(self.output_dir).glob(CHECKPOINTS):
+            if path != last:
+                path.unlink(missing_ok=True)
+
 
 def newest_checkpoint(output_dir: str | Path) -> Path | None:
     """The last file that [`Checkpoints`][] wrote to a folder; ``None`` if there is none."""
-    checkpoints = Path(output_dir).glob("checkpoint_epoch=*.pt")
+    checkpoints = Path(output_dir).glob(CHECKPOINTS)
     return max(checkpoints, key=lambda path: path.stat().st_mtime, default=None)
 
 

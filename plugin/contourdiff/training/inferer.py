@@ -48,7 +48,8 @@ class ContourDiffusionInferer(DiffusionInferer):
         forward: Any = network
         if class_labels is not None:
             forward = partial(network, class_labels=class_labels)
-        with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=self.amp):
+        kind = inputs.device.type
+        with torch.autocast(kind, dtype=torch.bfloat16, enabled=self.amp):
             output = super().__call__(inputs, forward, noise, timesteps, condition, mode="concat")
         return output.float()
 
@@ -58,7 +59,7 @@ class ContourPrepareBatch(DiffusionPrepareBatch):
     """MONAI's ``DiffusionPrepareBatch`` for contours, with the target of the scheduler's prediction type.
 
     Args:
-        scheduler: noise scheduler; its ``prediction_type`` defines the target, ``epsilon`` or ``v_prediction``.
+        scheduler: of prediction type ``epsilon`` or ``v_prediction``.
         condition_name: key of the contour in the batch.
         timestep_draws: a timestep is the largest of this many uniform draws; 2 or more train more on high noise.
         contour_dropout: probability of an empty contour; 1 trains without any condition.
@@ -116,11 +117,13 @@ class ContourPrepareBatch(DiffusionPrepareBatch):
             draw = partial(self._largest_timesteps, images.device)
             return rows_of_process(draw, count)
         middles = torch.arange(count, device=images.device) + 0.5
-        return (middles * self.num_train_timesteps / count).long()
+        timesteps = middles * self.num_train_timesteps / count
+        return timesteps.long()
 
     def _largest_timesteps(self, device: torch.device, count: int) -> Tensor:
+        total = self.num_train_timesteps
         size = (self.timestep_draws, count)
-        draws = torch.randint(0, self.num_train_timesteps, size, device=device)
+        draws = torch.randint(0, total, size, device=device)
         return draws.amax(dim=0)
 
     def get_target(self, images: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
@@ -136,12 +139,13 @@ class ContourPrepareBatch(DiffusionPrepareBatch):
 
 def _noise_like(images: Tensor, count: int) -> Tensor:
     """Gaussian noise for ``count`` images."""
-    return images.new_empty((count, *images.shape[1:])).normal_()
+    shape = (count, *images.shape[1:])
+    return images.new_empty(shape).normal_()
 
 
 def _kept_or(value: float, items: Tensor, probability: float) -> Tensor:
     """Items ``(B, C, H, W)``, each with the given probability, and filled with ``value`` otherwise."""
-    draws = rows_of_process(torch.rand, len(items)).to(items.device)
-    is_dropped = draws >= probability
+    draws = rows_of_process(torch.rand, len(items))
+    is_dropped = draws.to(items.device) >= probability
     is_dropped = is_dropped.view(-1, 1, 1, 1)
     return items.masked_fill(is_dropped, value)

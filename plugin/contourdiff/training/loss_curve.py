@@ -35,10 +35,12 @@ def loss_curve(log_dir: str | Path, path: str | Path) -> tuple[np.ndarray, np.nd
     label = f"training, mean of {window} steps"
     axes.plot(smooth_seen, smooth_loss, color="tab:blue", label=label)
     if len(val):
-        times, steps, _ = train[np.argsort(train[:, 0])].T
+        in_time = np.argsort(train[:, 0])
+        times, steps, _ = train[in_time].T
         val_times, _, val_loss = val.T
         before = np.searchsorted(times, val_times, side="right") - 1
-        val_seen = steps[np.maximum(before, 0)]
+        before = np.maximum(before, 0)
+        val_seen = steps[before]
         axes.plot(val_seen, val_loss, color="tab:orange", marker=".", label="validation")
     axes.set_xlabel("steps")
     axes.set_ylabel("loss")
@@ -76,5 +78,6 @@ def read_scalars(log_dir: Path, tag: str) -> np.ndarray:
     latest = {event.step: event for event in events}
     rows = []
     for step, event in sorted(latest.items()):
-        rows.append((event.wall_time, step, event.value))
+        row = (event.wall_time, step, event.value)
+        rows.append(row)
     return np.array(rows).reshape(-1, 3)

@@ -27,7 +27,7 @@ class SliceDataset(Dataset, Randomizable):
         keys: to cut into slices, the first of which defines the foreground; others are left out.
         slice_axis: spatial axis along which slices are stacked.
         min_foreground: slices with a smaller share of pixels above 0 are left out.
-        transform: applied to each slice (``(C, H, W)`` per key); ``set_random_state`` seeds its random transforms.
+        transform: of each slice, ``(C, H, W)`` per key.
         allow_empty: accept a dataset without slices, such as a validation without held-out patients.
         neighbors: add an adjacent slice of the first key as ``neighbor``, alternately the previous and the next.
         volume_keys: keys whose value belongs to a whole volume, given to each of its slices where a volume has them.
@@ -50,8 +50,7 @@ class SliceDataset(Dataset, Randomizable):
             volume = self.volumes[number]
             image = torch.as_tensor(volume[self.keys[0]])
             slices = image[0].moveaxis(self.slice_axis, 0)
-            if len(slices) < 2:
-                single_slices += 1
+            single_slices += len(slices) < 2
             is_foreground = slices.flatten(1) > 0
             shares = is_foreground.float().mean(dim=1)
             for position, share in enumerate(shares):

@@ -80,13 +80,15 @@ class RefinerStaged(MapTransform, Randomizable):
         coarse = self.R.uniform(0, self.noise)
         blur = self.R.uniform(-0.6, 1.0)
         _, height, width = image.shape
-        small_size = (ceil(height / 4), ceil(width / 4))
-        small = self.R.normal(size=small_size)
+        small_height = ceil(height / 4)
+        small_width = ceil(width / 4)
+        small = self.R.normal(size=(small_height, small_width))
         coarse_noise = zoom(small, 4, order=3)
         coarse_noise = coarse_noise[:height, :width]
         fine_noise = self.R.normal(size=(height, width))
         values = image[0].numpy()
-        noisy = values + fine * fine_noise + coarse * coarse_noise
+        noisy = values + fine * fine_noise
+        noisy = noisy + coarse * coarse_noise
         sigma_px = 0.85 * max(blur, 0)
         blurred = gaussian_filter(noisy, sigma_px)
         clipped = np.clip(blurred, -1, 1)

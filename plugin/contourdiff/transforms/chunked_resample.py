@@ -56,7 +56,8 @@ def sample_chunked(
     points[..., 0] = columns
     points[..., 1] = rows[:, None]
     source = volume.contiguous()[None]
-    out = volume.new_empty((len(volume), *shape), dtype=torch.float32)
+    out_shape = (len(volume), *shape)
+    out = volume.new_empty(out_shape, dtype=torch.float32)
     for start in range(0, shape[0], thickness):
         slab = slice(start, start + thickness)
         chunk = out[:, slab]

@@ -82,7 +82,8 @@ def ct_like_contour(
     if random.random() < 0.7:
         # the gradient at which half of the fragments are lost
         half = random.uniform(0.5, 1.0) * high_threshold
-        weakness = (strength - half) / (0.15 * high_threshold)
+        width = 0.15 * high_threshold
+        weakness = (strength - half) / width
         loss = 1 / (1 + np.exp(weakness))
         lost = random.random(count) < loss
     added = np.zeros_like(on)
@@ -94,13 +95,15 @@ def ct_like_contour(
         doubled &= np.hypot(*slopes) > 0.7 * strength  # straight, so that it has a direction
         distance = random.uniform(2.5, 5.0)
         side = random.choice((-1, 1))
-        added |= second_lines(fragments, doubled, slopes, distance * side)
+        lines = second_lines(fragments, doubled, slopes, distance * side)
+        added |= lines
     if random.random() < 0.5:
         repeated = random.random(count) < random.uniform(0, 0.1)
-        clutter = moved(pixels_of(repeated, fragments), random)
+        pixels = pixels_of(repeated, fragments)
+        clutter = moved(pixels, random)
         added |= clutter & (image > 0)
-    on &= ~pixels_of(lost, fragments)
-    return on | added
+    kept = on & ~pixels_of(lost, fragments)
+    return kept | added
 
 
 def moved(contour: np.ndarray, random: Generator) -> np.ndarray:

@@ -39,7 +39,8 @@ class InPlaneSmooth(Transform):
             )
         spacing_mm = np.asarray(img.pixdim, dtype=np.float64)
         ratios = self.spacing_mm / spacing_mm
-        sigmas = np.maximum(ratios - 1, 0) / 2
+        excess = np.maximum(ratios - 1, 0)
+        sigmas = excess / 2
         sigmas[self.slice_axis] = 0.0
         data = convert_to_numpy(img).astype(np.float32)
         if sigmas.any():

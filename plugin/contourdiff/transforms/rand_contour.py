@@ -34,7 +34,7 @@ class RandContour(RandomizableTransform):
 
     Args:
         sigma_px: range of the smoothing before the gradient, in pixels.
-        high_threshold: range of the upper threshold, in gray levels.
+        high_threshold: range, in gray levels.
         low_ratio: lower threshold as a share of the upper one.
         dropout: largest share of the fragments to remove.
         clutter: largest share of the fragments to repeat elsewhere.
@@ -99,7 +99,9 @@ class RandContour(RandomizableTransform):
         lowest, highest = self.sigma_px
         self._sigma = self.R.uniform(lowest, highest)
         lowest, highest = self.high_threshold
-        logarithm = self.R.uniform(np.log(lowest), np.log(highest))
+        low = np.log(lowest)
+        high = np.log(highest)
+        logarithm = self.R.uniform(low, high)
         self._high = float(np.exp(logarithm))
         self._lost = self.R.uniform(0, self.dropout)
         self._added = self.R.uniform(0, self.clutter)
@@ -116,7 +118,8 @@ class RandContour(RandomizableTransform):
         random = default_rng(self._seed)
         fragments, count = random_fragments(contour, self.cell_px, random)
         kept = random.random(count) >= self._lost
-        repeated = pixels_of(random.random(count) < self._added, fragments)
+        is_repeated = random.random(count) < self._added
+        repeated = pixels_of(is_repeated, fragments)
         return pixels_of(kept, fragments) | moved(repeated, random)
 
 

@@ -35,12 +35,8 @@ class RandRemap(RandomizableTransform):
 
     Unlike MONAI's ``RandHistogramShift`` the curve need not be monotonic: bone may become darker than the disc, as in
     domain randomization (SynthSeg, Billot et al., Medical Image Analysis 86, 2023).
-
-    Args:
-        probability: of a change.
-        share: range of the weight of the mapped image in the blend.
-        knots: random levels, evenly spaced over [0, 1].
-        air: levels up to this one stay as they are.
+    ``share`` is the range of the weight of the mapped image; the ``knots`` random levels are evenly spaced over [0, 1];
+    levels up to ``air`` stay as they are.
     """
 
     probability: float = 0.5
@@ -68,7 +64,8 @@ class RandRemap(RandomizableTransform):
             self.randomize()
         data = convert_to_numpy(img).astype(np.float32)
         if self._do_transform:
-            data = blend_with_curve(data, self._levels, self._weight, top=1, air=self.air)
+            levels = self._levels
+            data = blend_with_curve(data, levels, self._weight, top=1, air=self.air)
         return convert_to_dst_type(data, img, dtype=torch.float32)[0]
 
 

@@ -31,7 +31,8 @@ class RemapLabels(Transform):
         data = data.astype(np.int64)
         out = np.zeros(data.shape, dtype=np.float32)
         for number, values in self.values.items():
-            out[np.isin(data, values)] = number
+            belongs = np.isin(data, values)
+            out[belongs] = number
         return convert_to_dst_type(out, img, dtype=torch.float32)[0]
 
 

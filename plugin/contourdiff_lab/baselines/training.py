@@ -98,14 +98,15 @@ def train_baseline(
         logger.info("%s: kept, its training is finished", output_dir)
         return output_dir
     _record_start(output_dir, method, settings)
+    root = parser.get_parsed_content("bundle_root")
     settings = {
         **settings,
         "ct_dir": str(ct_dir),
         "mr_dir": str(mr_dir),
         "output_dir": str(output_dir),
         "method": method,
-        "bundle_root": parser["bundle_root"],
-        "meta_file": f"{parser['bundle_root']}/configs/metadata.json",
+        "bundle_root": root,
+        "meta_file": f"{root}/configs/metadata.json",
     }
     checkpoint = newest_checkpoint(output_dir)
     if checkpoint is not None:

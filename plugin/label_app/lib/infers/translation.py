@@ -89,7 +89,8 @@ class TranslationTask(BasicInferTask):
     """A transform must not be shared by threads, nor the memory of the device."""
 
     def __init__(self, parser: ConfigParser, class_label: int | None) -> None:
-        metadata = read_json(Path(parser["bundle_root"]) / "configs" / "metadata.json")
+        root = Path(parser.get_parsed_content("bundle_root"))
+        metadata = read_json(root / "configs" / "metadata.json")
         self._version = metadata["version"]
         self._class_label = class_label
         self._device = parser.get_parsed_content("device")
