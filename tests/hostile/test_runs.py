@@ -478,10 +478,14 @@ def test_a_file_that_vanishes_or_memory_that_ends_fails_its_case_alone(
     }
 
 
-def test_the_command_line_ends_with_one_line_for_bad_input(tmp_path: Path) -> None:
+def test_the_command_line_ends_with_one_line_for_bad_input(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["translate", str(tmp_path / "nowhere"), str(tmp_path / "mr")])
-    assert str(stop.value.code).startswith("error: expected a CT file")
+    assert stop.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: expected a CT file")
     with pytest.raises(SystemExit) as stop:
         main(["translate", "--no-such-option"])
     assert stop.value.code == 2

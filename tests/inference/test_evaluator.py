@@ -28,9 +28,9 @@ from monai.handlers import MeanAbsoluteError, from_engine
 from monai.transforms import Identity, Lambdad, LoadImaged
 from torch.utils.data import get_worker_info
 
+from contourdiff.data import label_files
 from contourdiff.data.nifti_names import case_of
 from contourdiff.data.translation_cases import TranslationCases
-from contourdiff.inference import outputs
 from contourdiff.inference.evaluator import CaseDataset, CaseEvaluator, CaseLoader, UnreadCase
 from contourdiff.inference.inferer import VolumeInferer
 from contourdiff.transforms import InPlaneResampled
@@ -236,8 +236,8 @@ def test_a_case_that_fails_does_not_lose_the_others(
         wrapped = failing(RESAMPLE, lambda _, data: case_of(data["image"].meta["filename_or_obj"]))
         monkeypatch.setattr(InPlaneResampled, "__call__", wrapped)
     else:
-        wrapped = failing(outputs.save_like, lambda data, source, path: Path(path).name[0])
-        monkeypatch.setattr(outputs, "save_like", wrapped)
+        wrapped = failing(label_files.save_like, lambda data, source, path: Path(path).name[0])
+        monkeypatch.setattr(label_files, "save_like", wrapped)
     caplog.set_level("INFO")
     with pytest.raises(ValueError, match="1 of 3 cases failed: b: RuntimeError: a fault in b"):
         run(make_dataset(tmp_path / "ct"), tmp_path / "mr", tiny_weights)

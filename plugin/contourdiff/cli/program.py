@@ -205,6 +205,8 @@ def _logging(verbose: bool, quiet: bool) -> Iterator[None]:
         **dict.fromkeys(LIBRARIES, library_level),
         **dict.fromkeys(PACKAGES, package_level),
     }
+    if not verbose:
+        levels["ignite"] = logging.CRITICAL  # it logs an interruption as an error
     levels_before = {name: logging.getLogger(name).level for name in levels}
     for name, level in levels.items():
         logging.getLogger(name).setLevel(level)
