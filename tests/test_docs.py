@@ -48,6 +48,8 @@ BASES = {
 }
 """Config that the settings of a command belong to."""
 LAB_CONFIGS = Path(lab.__file__).parent / "configs"
+QUICK = ("num_inference_steps", "num_refinement_steps", "candidates", "max_rounds")
+"""Settings that are 1 here, so that a command of the pages takes seconds."""
 L4 = 28
 """TotalSegmentator's number of a vertebra."""
 
@@ -60,12 +62,31 @@ def commands_of(text: str) -> list[str]:
     return [command.strip() for line in lines for command in COMMAND.findall(line)]
 
 
+def quick(arguments: list[str]) -> list[str]:
+    """A command with few steps, if it translates."""
+    if arguments[1] == "translate":
+        position = len(arguments)
+        if "--settings" in arguments:
+            position = arguments.index("--settings")
+            del arguments[position]
+        return [
+            *arguments[:position],
+            "--settings",
+            *[f"{name}=1" for name in QUICK],
+            *arguments[position:],
+        ]
+    if arguments[0] == "python" and "inference.json" in " ".join(arguments):
+        for name in QUICK:
+            arguments += [f"--{name}", "1"]
+    return arguments
+
+
 def run_shell(example: Example) -> None:
     """Run the commands of a block, one after the other, in the working directory."""
     for line in commands_of(example.parsed):
         if "DIGEST" in line:
             line = line.replace("DIGEST", config_digest([Path("converted/paper.json")]))
-        program, *arguments = shlex.split(line)
+        program, *arguments = quick(shlex.split(line))
         if program == "python":
             subprocess.run([sys.executable, *arguments], check=True)
         elif program == "contourdiff":
@@ -110,8 +131,8 @@ def shown_commands() -> list[str]:
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folders that the pages suppose: a CT and its label, its translation, real MR, an export, weights."""
     root = tmp_path_factory.mktemp("docs")
-    ct = ball_ct((4, 60, 56))
-    affine = np.diag([4.0, 2.2, 2.2, 1.0])
+    ct = ball_ct((3, 60, 56))  # one slice has a contour
+    affine = np.diag([4.0, 2.3, 2.3, 1.0])
     body = (ct > -500).astype(np.uint8)
     gray = np.clip(ct + 100, 0, 255).astype(np.uint8)
     for name in ("ct/anna", "ct/torso", "ct"):

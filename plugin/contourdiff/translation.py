@@ -172,8 +172,8 @@ def translate_path(
     pairs = cases.find()
     settings["datalist"] = [_absolute_entry(*pair) for pair in pairs.values()]  # found once
     settings["cases#notes"] = tuple(cases.notes)  # a config does not evaluate what a tuple holds
-    read = [source, *(path for pair in pairs.values() for path in pair)]
-    _check_table(settings, read)
+    if settings.get("stats"):
+        _check_table(settings["stats"], source, pairs)
     output = Path(output)
     for suffix in OUTPUT_SUFFIXES:
         if output.name.lower().endswith(suffix):
@@ -242,10 +242,12 @@ def _shown(names: Mapping[str, str]) -> Iterator[None]:
         logging.setLogRecordFactory(factory)
 
 
-def _check_table(settings: dict[str, Any], read: Sequence[Source | None]) -> None:
+def _check_table(table: str | Path, source: Source, pairs: Mapping[str, Pair]) -> None:
     """Raise ``ValueError`` if the table of cases would replace what is read."""
-    if settings.get("stats"):
-        check_targets([Path(settings["stats"])], [path for path in read if path])
+    read = [source]
+    for pair in pairs.values():
+        read += filter(None, pair)
+    check_targets([Path(table)], read)
 
 
 def _translate_to_file(
@@ -278,12 +280,14 @@ def _translate_to_file(
             record = _finished(target, case, image, folder, settings)
             if record is None:
                 new += [target.mr, target.fidelity, target.uncertainty]
-                new += [target.picture, target.record, *([] if ct is None else [ct])]
+                new += [target.picture, target.record]
             else:
                 target.link_to(files)
             if record is None or record["label"] is None:
                 new += _label_files(target, label)
-        read = [path for path in (image, label) if path]
+        if ct is not None and new:
+            new.append(ct)
+        read = [image] if label is None else [image, label]
         check_targets(new, read, overwrite=settings.get("overwrite", False))
         names = {str(files.mr): str(targets[key].mr) for key, files in hidden.items()}
         with _shown({**names, str(folder): str(output.parent)}):

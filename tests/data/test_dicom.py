@@ -107,6 +107,30 @@ def mixed(data: Any, number: int) -> None:
     data.PixelSpacing = [1.5, 0.75 + 0.1 * (number == 2)]
 
 
+def without_spacing(data: Any, number: int) -> None:
+    data.PixelSpacing = [0, 0]
+
+
+def without_directions(data: Any, number: int) -> None:
+    data.ImageOrientationPatient = [0] * 6
+
+
+def skewed(data: Any, number: int) -> None:
+    data.ImageOrientationPatient = [1, 0, 0, 0.6, 0.8, 0]
+
+
+def inverted(data: Any, number: int) -> None:
+    data.PhotometricInterpretation = "MONOCHROME1"
+
+
+def colored(data: Any, number: int) -> None:
+    data.SamplesPerPixel, data.PhotometricInterpretation = 3, "RGB"
+
+
+def without_columns(data: Any, number: int) -> None:
+    del data.Columns
+
+
 def without_position(data: Any, number: int) -> None:
     del data.ImagePositionPatient
 
@@ -127,6 +151,12 @@ def magnetic(data: Any, number: int) -> None:
         (repeated, r"got 0\.000 mm after slice 5"),
         (mixed, "got a mixture"),
         (without_position, "expected position, orientation and spacing in every file"),
+        (without_spacing, "got a slice without or with impossible ones"),
+        (without_directions, "got a slice without or with impossible ones"),
+        (skewed, "got a slice without or with impossible ones"),
+        (inverted, r"expected gray levels \(MONOCHROME2\) in .*, got MONOCHROME1"),
+        (colored, r"expected gray levels \(MONOCHROME2\) in .*, got RGB"),
+        (without_columns, "got 6 that cannot be read"),
         (magnetic, r"expected one CT series in .*, got 1\.2\.3\.1 \(MR 'bone 1', 6 slices\)"),
     ],
 )
@@ -168,13 +198,19 @@ def cut_in_the_header(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:500])
 
 
+def with_words_for_numbers(path: Path) -> None:
+    path.write_bytes(path.read_bytes().replace(b"1.5\\0.75", b"one\\half"))
+
+
 def overwritten(path: Path) -> None:
     path.write_text("<html>404</html>")
 
 
 @pytest.mark.parametrize("number", [0, 3, 5])
 @pytest.mark.parametrize(
-    "damage", [cut, emptied, header_alone, cut_in_the_header, overwritten], ids=lambda f: f.__name__
+    "damage",
+    [cut, emptied, header_alone, cut_in_the_header, with_words_for_numbers, overwritten],
+    ids=lambda f: f.__name__,
 )
 def test_an_unreadable_slice_anywhere_is_named(
     damage: Callable[[Path], None], number: int, tmp_path: Path

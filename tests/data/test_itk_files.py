@@ -46,6 +46,19 @@ def test_an_itk_file_that_is_no_volume_is_refused(tmp_path: Path) -> None:
         CaseFolderLayout(tmp_path, "mr", output_ext=".mhd")
 
 
+def test_a_list_of_images_is_no_volume(tmp_path: Path) -> None:
+    data = ball_ct((4, 5, 6))
+    lines = ("NRRD0004", "type: short", "dimension: 3", "space: left-posterior-superior")
+    lines += ("sizes: 4 5 6", "encoding: raw", "endian: little", "space origin: (0,0,0)")
+    for name, third in (("volume", "(0,0.9,3)"), ("list", "none")):
+        header = "\n".join([*lines, f"space directions: (3,0,0) (0,3,0) {third}", "", ""])
+        (tmp_path / f"{name}.nrrd").write_bytes(header.encode() + data.tobytes(order="F"))
+    convert_to_nifti(tmp_path / "volume.nrrd", tmp_path / "a.nii")
+    np.testing.assert_array_equal(voxels(tmp_path / "a.nii"), data)
+    with pytest.raises(ValueError, match="expected a direction in mm for each axis"):
+        convert_to_nifti(tmp_path / "list.nrrd", tmp_path / "b.nii")
+
+
 def test_a_translation_is_the_same_from_and_to_any_format(
     tmp_path: Path, tiny_weights: Path
 ) -> None:

@@ -188,6 +188,15 @@ def test_what_is_no_volume_of_numbers_is_refused(data: np.ndarray, tmp_path: Pat
         contourdiff.translate(Image(), output=tmp_path / "mr")
 
 
+@pytest.mark.parametrize("value", [0.0, np.nan, np.inf])
+def test_an_impossible_affine_in_memory_is_refused(value: float, tmp_path: Path) -> None:
+    tensor = MetaTensor(
+        torch.as_tensor(CT), affine=torch.diag(torch.tensor([2.0, 2.0, value, 1.0]))
+    )
+    with pytest.raises(ValueError, match="expected an invertible affine, got"):
+        contourdiff.translate(tensor, output=tmp_path / "mr")
+
+
 def test_several_channels_in_memory_are_refused() -> None:
     for image in (
         sitk.Image([4, 5, 6], sitk.sitkVectorUInt8, 3),

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,7 +133,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
 
 
 def check_targets(
-    targets: Iterable[Path], inputs: Sequence[str | Path], overwrite: bool = True
+    targets: Iterable[Path], inputs: Iterable[str | Path], overwrite: bool = True
 ) -> None:
     """Raise ``ValueError`` if files to write would replace an input, under any name of it, or must not be replaced.
 

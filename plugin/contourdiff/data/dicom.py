@@ -33,7 +33,7 @@ GEOMETRY = tuple(GROUP_OF)[:3]
 FRAMES = ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence", "NumberOfFrames")
 TAGS = (
     *("SOPClassUID", "SeriesInstanceUID", "SeriesDescription", "Modality", "ImageType"),
-    *("Rows", "Columns", "SamplesPerPixel", *FRAMES, *GROUP_OF),
+    *("Rows", "Columns", "PhotometricInterpretation", *FRAMES, *GROUP_OF),
 )
 MAX_TILT_DEGREES = 0.05
 POSITION_TOLERANCE = 0.01
@@ -42,6 +42,7 @@ ROUNDING_MM = 0.1
 """A slice may lie as far beside it in any case, up to a quarter of the distance: positions are rounded text."""
 WITHOUT_MARK = re.compile(rb"[\x02\x08]\x00.\x00([A-Z]{2}|..\x00\x00)", re.DOTALL)
 """First element of a DICOM file without preamble."""
+GRAY = "MONOCHROME2"
 CONVERT = "convert it with dcm2niix"
 
 
@@ -78,14 +79,17 @@ def is_dicom(path: Path) -> bool:
 
 
 def read_header(path: str | Path, with_preamble: bool = True) -> Dataset | None:
-    """The elements `TAGS` of a DICOM file; ``None`` if it is cut before they end, or has no preamble but should."""
+    """The elements `TAGS` of a DICOM file; ``None`` if it is damaged there, or has no preamble but should."""
     try:
         header = pydicom.dcmread(
             path, stop_before_pixels=True, specific_tags=list(TAGS), force=not with_preamble
         )
         if not header.get("SOPClassUID"):
             header.SOPClassUID = header.file_meta.MediaStorageSOPClassUID
-        is_cut = header.SOPClassUID in CT_CLASSES and "Rows" not in header
+        for name in GROUP_OF:
+            _values(name, [header])
+        int(header.get("NumberOfFrames") or 1)
+        is_cut = header.SOPClassUID in CT_CLASSES and not _has_size(header)
     except Exception:  # of a parser, on any bytes
         return None
     return None if is_cut else header
@@ -200,6 +204,11 @@ def _unreadable(folder: str | Path, files: Sequence[str]) -> ValueError:
 
 def _planes(header: Dataset, where: str) -> list[Plane]:
     """Planes of the frames of a file, in their order."""
+    colors = header.get("PhotometricInterpretation") or GRAY
+    if colors != GRAY:
+        raise ValueError(
+            f"expected gray levels ({GRAY}) in {where}, got {colors}; export the original CT"
+        )
     shared = header.get("SharedFunctionalGroupsSequence") or []
     frames = header.get("PerFrameFunctionalGroupsSequence") or [header]
     count = int(header.get("NumberOfFrames") or 1)
@@ -221,7 +230,7 @@ def _planes(header: Dataset, where: str) -> list[Plane]:
 
 
 def _values(name: str, groups: Sequence[Dataset]) -> np.ndarray:
-    """Numbers of a tag in the first group that has it; empty if none has."""
+    """Numbers of a tag in the first group that has it; empty if none has. ``ValueError`` for other than numbers."""
     for group in groups:
         items = group.get(GROUP_OF[name]) or [group]
         value = items[0].get(name)
@@ -236,10 +245,10 @@ def _check_planes(planes: Sequence[Plane], where: str) -> None:
         raise ValueError(f"expected a stack of slices in {where}, got {len(planes)}; pass a volume")
     first = planes[0]
     for plane in planes:
-        if (plane.position.size, plane.orientation.size, plane.spacing.size) != (3, 6, 2):
+        if not _is_placed(plane):
             raise ValueError(
-                f"expected position, orientation and spacing in every file of {where}, got a slice without; "
-                "export them again"
+                f"expected position, orientation and spacing in every file of {where}, got a slice without or "
+                "with impossible ones; export them again"
             )
         has_size = plane.size == first.size and np.allclose(plane.spacing, first.spacing)
         if not has_size or not np.allclose(plane.orientation, first.orientation, atol=1e-3):
@@ -247,6 +256,16 @@ def _check_planes(planes: Sequence[Plane], where: str) -> None:
                 f"expected slices of one orientation, size and pixel spacing in {where}, got a mixture; "
                 "move the files of one stack to a folder of their own"
             )
+
+
+def _is_placed(plane: Plane) -> bool:
+    """Whether position, orientation and spacing have all their numbers, and the axes are perpendicular unit vectors."""
+    if (plane.position.size, plane.orientation.size, plane.spacing.size) != (3, 6, 2):
+        return False
+    if not np.isfinite(plane.position).all() or not (plane.spacing > 0).all():
+        return False
+    axes = plane.orientation.reshape(2, 3)
+    return np.allclose(axes @ axes.T, np.eye(2), atol=0.02)
 
 
 def _normal(plane: Plane) -> np.ndarray:
@@ -327,14 +346,16 @@ def _series_of(headers: dict[str, Dataset]) -> Iterator[Series]:
         yield Series(uid, description, modality, slices)
 
 
+def _has_size(header: Dataset) -> bool:
+    return bool(header.get("Rows")) and bool(header.get("Columns"))
+
+
 def _is_slice(header: Dataset) -> bool:
-    """Whether a file holds gray levels, and neither a localizer nor a picture of text, which lies nowhere."""
-    if "Rows" not in header or int(header.get("SamplesPerPixel") or 1) > 1:
-        return False
+    """Whether a file holds an image, and neither a localizer nor a picture of text, which lies nowhere."""
     is_capture = str(header.SOPClassUID).startswith(SECONDARY_CAPTURE)
-    if is_capture and "ImagePositionPatient" not in header:
-        return False
-    return "LOCALIZER" not in str(header.get("ImageType", "")).upper()
+    is_picture = is_capture and "ImagePositionPatient" not in header
+    is_localizer = "LOCALIZER" in str(header.get("ImageType", "")).upper()
+    return _has_size(header) and not is_picture and not is_localizer
 
 
 def _kind(file: Path) -> str:

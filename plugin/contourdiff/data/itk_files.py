@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,10 @@ from contourdiff.data.volumes import write_volume
 TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """From the RAS+ coordinates of NIfTI to those of ITK, and back."""
 
+HEADER_BYTES = 2**16
+WITHOUT_DIRECTION = re.compile(rb"^space directions:.*none", re.MULTILINE)
+"""Of a NRRD, an axis that is a list of images; ITK reads it as one in space."""
+
 
 def convert_to_nifti(source: str | Path, path: str | Path, series_uid: str | None = None) -> None:
     """Write a NRRD or MetaImage file, or the CT series of a DICOM folder, as NIfTI, whole or not at all.
@@ -26,6 +31,8 @@ def convert_to_nifti(source: str | Path, path: str | Path, series_uid: str | Non
     """
     image = _read(source, series_uid)
     voxels, affine = voxels_and_affine(image, str(source))
+    if Path(source).is_file():
+        _check_directions(source)
     write_volume(voxels, affine, path)
 
 
@@ -81,9 +88,19 @@ def _read(source: str | Path, series_uid: str | None) -> Any:
     if Path(source).is_dir():
         return read_ct_series(source, series_uid)
     try:
-        return sitk.ReadImage(str(source))
+        image = sitk.ReadImage(str(source))
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise ValueError(
             f"expected a readable volume at {source}, got: {reason}; convert it again"
         ) from error
+    return image
+
+
+def _check_directions(source: str | Path) -> None:
+    with Path(source).open("rb") as file:
+        header = file.read(HEADER_BYTES).split(b"\n\n")[0]
+    if WITHOUT_DIRECTION.search(header):
+        raise ValueError(
+            f"expected a direction in mm for each axis of {source}, got none for one; save one 3-D volume a file"
+        )

@@ -136,11 +136,12 @@ class TranslationCases:
 
     def _check_outputs(self, cases: Mapping[str, Pair]) -> None:
         """Raise ``ValueError`` if a file to write is one of those that are read."""
-        inputs = [path for pair in cases.values() for path in pair if path]
-        targets = []
-        for case in cases:
+        inputs: list[Source] = []
+        targets: list[Path] = []
+        for case, pair in cases.items():
+            inputs += filter(None, pair)
             for name in self.names(case):
-                targets += [path for path in self._files(name).paths() if _is_file(path)]
+                targets += filter(_is_file, self._files(name).paths())
         check_targets(targets, inputs)
 
     def _files(self, name: str) -> CaseFiles:

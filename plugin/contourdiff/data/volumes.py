@@ -14,6 +14,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from nibabel.spatialimages import HeaderDataError
 from nibabel.volumeutils import apply_read_scaling
 
 from contourdiff.data.atomic import atomic_write
@@ -85,12 +86,20 @@ def write_volume(voxels: np.ndarray, affine: np.ndarray, path: str | Path) -> No
     """Write voxels ``(H, W, D)`` on a RAS+ affine ``(4, 4)`` as NIfTI, whole or not at all.
 
     The data type stays, but bool becomes uint8, a float of 16 bits float32, one of more than 64 float64. A sheared
-    affine is in the sform alone, as a qform cannot hold it. Raises ``ValueError`` for what is no number.
+    affine is in the sform alone, as a qform cannot hold it. Raises ``ValueError`` for what is no number, a
+    singular affine, and a shape that NIfTI cannot hold.
     """
     voxels = _storable(voxels)
-    image = nib.Nifti1Image(voxels, affine, dtype=voxels.dtype)
+    if not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0:
+        raise ValueError(f"expected an invertible affine, got {affine.tolist()}; repair it")
     axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     is_sheared = not np.allclose(axes.T @ axes, np.eye(3), atol=1e-4)
+    try:
+        image = nib.Nifti1Image(voxels, affine, dtype=voxels.dtype)
+    except HeaderDataError as error:
+        raise ValueError(
+            f"expected a volume that NIfTI can hold, got {voxels.shape}: {error}; crop it"
+        ) from error
     image.set_sform(affine, 1)
     image.set_qform(None if is_sheared else affine, int(not is_sheared))
     with atomic_write(path) as aside:
