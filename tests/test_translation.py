@@ -291,6 +291,22 @@ def test_the_standard_output_of_a_program_is_json_alone(
     assert json.loads(done.stdout).keys() == ({"error", "results"} if fails else {"results"})
 
 
+@pytest.mark.parametrize("verbose", [False, True])
+def test_warnings_of_itk_are_for_verbose_runs(
+    verbose: bool, tiny: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It writes to the file descriptor; here two micrometers between slices."""
+
+    def shift(dataset: Any, number: int) -> None:
+        x, y, z = map(float, dataset.ImagePositionPatient)
+        dataset.ImagePositionPatient = [x, y, round(z + 0.002 * (number % 2), 4)]
+
+    folder = write_series(tmp_path / "anna", ball_ct((6, 40, 48)), shift)
+    flags = ["--verbose"] if verbose else []
+    main(["translate", str(folder), str(tmp_path / "mr"), *flags, *tiny_command(tiny)])
+    assert ("Non uniform sampling" in capfd.readouterr().err) == verbose
+
+
 def test_no_temporary_folder_is_named(
     tiny: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -26,7 +26,7 @@ from contourdiff.inference.progress import progress_bar
 from contourdiff.inference.run import prepared_cases, run_inference, translate_cases
 from contourdiff.inference.summary import Row, failed_rows, kept_rows
 from contourdiff.limits import SettingError
-from contourdiff.logs import LIBRARIES
+from contourdiff.logs import LIBRARIES, silence_itk
 
 PACKAGE = __name__.partition(".")[0]
 LOST_WORKER_TIMEOUT = "60s"
@@ -214,6 +214,7 @@ def _translate_case(
     logging.captureWarnings(True)
     for library in LIBRARIES:
         logging.getLogger(library).setLevel(logging.ERROR)
+    silence_itk()
     owner = OWNER.set(run.name)
     try:
         if getattr(_worker, "run", None) != run.name:

@@ -83,8 +83,10 @@ def _example(folder: str, bundle: str | None) -> None:
   contourdiff translate ct mr --settings distance_threshold=1500 save_fidelity_map=true""",
 )
 def _translate(source: str, output: str, json: bool, settings: list[str], **options: Any) -> None:
+    from contourdiff.logs import silence_itk
     from contourdiff.translation import translate_path
 
+    silence_itk()
     quiet = logging.getLogger("contourdiff").level > logging.INFO
     arguments = {"progress": not quiet, **parse_settings(settings), **given(options)}
     try:
