@@ -79,7 +79,7 @@ def _example(folder: str, bundle: str | None) -> None:
   contourdiff translate ct.nii.gz mr.nii.gz --fast       one file
   contourdiff translate ct mr --contrast t1,t2           a folder, with the labels in ct/labels
   contourdiff translate dicom mr                         a DICOM folder; writes the CT as NIfTI, too
-  contourdiff translate ct.nrrd mr.nrrd --label seg.nrrd
+  contourdiff translate ct.nrrd ct_mr.nrrd --label seg.nrrd
   contourdiff translate ct mr --settings distance_threshold=1500 save_fidelity_map=true""",
 )
 def _translate(source: str, output: str, json: bool, settings: list[str], **options: Any) -> None:
