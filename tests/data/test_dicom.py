@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -448,3 +449,10 @@ def test_a_folder_of_studies_is_a_folder_of_cases(tmp_path: Path) -> None:
     alone = TranslationCases(ct / "anna", tmp_path / "alone")
     alone.check()
     assert [Path(item["image"]).name for item in alone.items] == ["anna.nii.gz"]
+
+
+def test_a_pipe_among_the_slices_is_not_opened(tmp_path: Path) -> None:
+    study = write_series(tmp_path / "study", VOLUME)
+    os.mkfifo(study / "notes.txt")
+    assert has_ct_series(study)
+    assert read_ct_series(study).GetSize()[2] == len(VOLUME)

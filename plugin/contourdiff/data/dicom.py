@@ -73,7 +73,10 @@ class Plane(NamedTuple):
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a path is a DICOM file, by the letters DICM at byte 128 or, without preamble, by its first element."""
+    """Whether a path is a DICOM file, by the letters DICM at byte 128 or, without preamble, by its first element.
+
+    A pipe or another device is none, and is not opened.
+    """
     begin = _begin(path)
     return begin[128:] == b"DICM" or WITHOUT_MARK.match(begin) is not None
 
@@ -303,6 +306,8 @@ def _stack(planes: Sequence[Plane], where: str) -> tuple[list[int], float]:
 
 
 def _begin(path: Path) -> bytes:
+    if not path.is_file():
+        return b""
     try:
         with path.open("rb") as file:
             return file.read(132)

@@ -159,7 +159,7 @@ def _folder_inputs(root: Path) -> list[Pair]:
     """Volumes and DICOM folders directly in a folder; or the folder itself, if it holds the files of a DICOM study."""
     content = sorted(root.iterdir())
     images = [path for path in content if is_volume(path)]
-    if not images and any(path.is_file() and is_dicom(path) for path in content):
+    if not images and any(is_dicom(path) for path in content):
         images = [root.resolve()]
     else:
         folders = [path for path in content if path.is_dir() and path.name != LABELS]
@@ -174,7 +174,7 @@ def _is_case(folder: Path) -> bool:
     try:
         check_encoding(folder, below=True)
     except ValueError:
-        return any(path.is_file() and is_dicom(path) for path in folder.rglob("*"))
+        return any(is_dicom(path) for path in folder.rglob("*"))
     return has_ct_series(folder)
 
 

@@ -152,7 +152,7 @@ def is_label(path: Path) -> bool:
     """Whether a path is a label: named as a volume, a folder of masks, or DICOM."""
     if is_volume(path) or bool(masks_of(path)):
         return True
-    return path.is_file() and is_dicom(path)
+    return is_dicom(path)
 
 
 def class_values(names: Iterable[str]) -> dict[str, int]:
