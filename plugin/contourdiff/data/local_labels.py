@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Labels as local NIfTI files on the axes of their CT, from NIfTI, NRRD, MetaImage or DICOM SEG."""
+"""Labels as local NIfTI files on the axes of their CT, from NIfTI, NRRD, MetaImage, DICOM SEG or masks."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from contourdiff.data.checks import check_grid, check_volume, is_same_grid
 from contourdiff.data.dicom import is_dicom, read_header
 from contourdiff.data.inputs import Source, is_url, local_file, local_nifti
 from contourdiff.data.itk_files import TO_LPS
+from contourdiff.data.label_files import join_masks, masks_of
 from contourdiff.data.nifti import save_like
 from contourdiff.data.volumes import open_volume
 
@@ -22,7 +23,7 @@ def local_label(source: Source, path: Path, ct: Path) -> tuple[Path, dict[int, s
     With it come the names of its values, where the label has them.
 
     A label whose axes are those of the CT, flipped or in another order, is turned to them; no voxel is resampled.
-    Segments of a DICOM SEG become their numbers.
+    Segments of a DICOM SEG become their numbers, and the masks of a folder one label.
 
     Args:
         source: the label as it was passed.
@@ -30,12 +31,16 @@ def local_label(source: Source, path: Path, ct: Path) -> tuple[Path, dict[int, s
         ct: the CT, a NIfTI file that was checked.
 
     Raises:
-        ValueError: as [`contourdiff.data.checks.check_label`][], or for DICOM other than a SEG on voxels of the CT,
+        ValueError: as [`contourdiff.data.checks.check_label`][] and
+            [`contourdiff.data.label_files.join_masks`][], or for DICOM other than a SEG on voxels of the CT,
             or without highdicom.
     """
     local = local_file(source, path)
     names = None
-    if local.is_file() and is_dicom(local):
+    if masks_of(local):
+        names = join_masks(local, ct, path)
+        label = path
+    elif is_dicom(local):
         names = _convert_dicom(local, path, ct)
         label = path
     else:

@@ -26,7 +26,7 @@ from contourdiff.data.inputs import (
     is_url,
     local_nifti,
 )
-from contourdiff.data.label_files import join_masks, masks_of, write_label
+from contourdiff.data.label_files import masks_of, write_label
 from contourdiff.data.local_labels import local_label
 from contourdiff.data.nifti_names import (
     VOLUME_SUFFIXES,
@@ -239,16 +239,10 @@ class TranslationCases:
         warnings = check_case(ct)
         classes = None
         if label is not None:
-            path = converted_label(self.output_dir, case)
-            if is_url(label):
-                label, classes = local_label(label, path, ct)
-            elif masks_of(Path(label)):
-                check_encoding(Path(label), below=True)
-                classes = join_masks(Path(label), ct, path)
-                label = path
-            else:
+            if not is_url(label):
                 _check_label_name(Path(label))
-                label, classes = local_label(label, path, ct)
+            path = converted_label(self.output_dir, case)
+            label, classes = local_label(label, path, ct)
         for warning in warnings:
             logger.warning("%s: %s", case, warning)
         return {
@@ -296,8 +290,10 @@ def _is_file(path: Path) -> bool:
 
 
 def _check_label_name(path: Path) -> None:
-    """As for an image, but a DICOM file may have any name."""
-    if path.is_dir() or is_volume(path):
+    """As for an image, but a DICOM file and a folder of masks may have any name."""
+    if masks_of(path):
+        check_encoding(path, below=True)
+    elif path.is_dir() or is_volume(path):
         check_name(path)
     else:
         check_encoding(path)
