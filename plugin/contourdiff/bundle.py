@@ -34,17 +34,18 @@ WORKFLOW_ARGUMENTS = inspect.signature(ConfigWorkflow).parameters.keys() - {"ove
 SETTINGS_HEAD = "// settings"
 FLAGS = {"true": True, "false": False}
 PATHS = (
-    *(
-        "dataset_dir",
-        "datalist",
-        "output_dir",
-        "ckpt_path",
-        "refiner_path",
-        "stats",
-        "bids_dir",
-        "mr_dir",
-    ),
-    *("resume_from", "initial_weights", "label_map", "test_dir"),
+    "dataset_dir",
+    "datalist",
+    "output_dir",
+    "ckpt_path",
+    "refiner_path",
+    "stats",
+    "bids_dir",
+    "mr_dir",
+    "resume_from",
+    "initial_weights",
+    "label_map",
+    "test_dir",
 )
 RECORDED_COMPONENTS = ("network_def", "refiner_def", "scheduler", "contour")
 
