@@ -10,23 +10,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-import nibabel as nib
-import numpy as np
-import SimpleITK as sitk
 import torch
-from monai.data import MetaTensor
-from nibabel.spatialimages import SpatialImage
 
 from contourdiff import bundle, parallel
 from contourdiff.data.atomic import copy_file
 from contourdiff.data.case_files import CaseFiles, check_targets, converted_ct, read_record
 from contourdiff.data.checks import check_output_dir
 from contourdiff.data.inputs import Pair, Source, is_local_nifti, is_url, local_nifti
-from contourdiff.data.itk_files import voxels_and_affine
 from contourdiff.data.label_files import masks_of
+from contourdiff.data.memory_images import read_image, write_image
 from contourdiff.data.nifti_names import OUTPUT_SUFFIXES, check_encoding, is_volume
 from contourdiff.data.translation_cases import TranslationCases, contrast_names
-from contourdiff.data.volumes import digest_of, write_volume
+from contourdiff.data.volumes import digest_of
 from contourdiff.inference.summary import FailedCasesError, Row, read_run
 from contourdiff.info import usable_device
 
@@ -109,9 +104,9 @@ def translate(
         folder = Path(name)
         source = ct
         if not is_path:
-            source = _write_image(ct, folder / f"{case}.nii.gz")
+            source = write_image(ct, folder / f"{case}.nii.gz")
         if label is not None and not isinstance(label, (str, Path)):
-            label = _write_image(label, folder / "labels" / f"{case}.nii.gz")
+            label = write_image(label, folder / "labels" / f"{case}.nii.gz")
         target = folder / "mr" if output is None else output
         with _shown({f"{folder}/": ""}):
             results = translate_path(source, target, label=label, **options)
@@ -120,7 +115,7 @@ def translate(
             if is_path and output is not None:
                 images[result.contrast] = result.mr
             else:
-                images[result.contrast] = _read_image(result.mr, None if is_path else ct)
+                images[result.contrast] = read_image(result.mr, None if is_path else ct)
     if len(images) == 1:
         return images.popitem()[1]
     return images
@@ -405,56 +400,3 @@ def _selection(source: str | Path, label: str | Path | None) -> dict[str, Any]:
         place = "in the datalist" if is_datalist else f"in {source}/labels"
         raise ValueError(f"expected the labels {place}, got a label beside it; leave out the label")
     return {"dataset_dir": path.parent, "datalist": Path(path.name)} if is_datalist else {}
-
-
-def _write_image(image: Any, path: Path) -> Path:
-    """Write an image in memory as NIfTI; ``ValueError`` if it is no volume of numbers."""
-    if isinstance(image, MetaTensor):
-        voxels, affine = _numpy_of(image), image.affine.cpu().numpy()
-    elif isinstance(image, SpatialImage):
-        voxels, affine = np.asanyarray(image.dataobj), image.affine
-    elif isinstance(image, sitk.Image) or type(image).__module__.startswith("itk"):
-        voxels, affine = voxels_and_affine(image, "the image in memory")
-    else:
-        raise TypeError(
-            f"expected a path, a nibabel, SimpleITK or ITK image or a MetaTensor, got {type(image)}"
-        )
-    if affine is None:
-        raise ValueError("expected an image with an affine, got none; give it one, in mm")
-    write_volume(voxels, affine, path)
-    return path
-
-
-def _numpy_of(image: MetaTensor) -> np.ndarray:
-    """Voxels without the axis of a single channel; floats of 16 bits, which numpy may not have, as float32."""
-    tensor = image.as_tensor().detach().cpu()
-    if tensor.ndim == 4 and len(tensor) == 1:
-        tensor = tensor[0]
-    if tensor.is_floating_point() and tensor.dtype.itemsize < 4:
-        tensor = tensor.float()
-    return tensor.resolve_conj().numpy()
-
-
-def _read_image(path: Path, like: Any) -> Any:
-    """Read a translation as an image of the same kind and with the geometry of ``like``; ``None`` is nibabel's."""
-    image = nib.load(path)
-    voxels = np.asarray(image.dataobj)
-    if like is None:
-        return nib.Nifti1Image(voxels, image.affine, image.header)
-    if isinstance(like, MetaTensor):
-        tensor = torch.as_tensor(voxels).reshape(like.shape)
-        return MetaTensor(tensor, affine=like.affine.clone(), meta=dict(like.meta))
-    if isinstance(like, SpatialImage):
-        return nib.Nifti1Image(voxels.reshape(like.shape), like.affine)
-    axes = len(like.GetSpacing())
-    in_itk_order = np.ascontiguousarray(
-        voxels.reshape(*voxels.shape, *[1] * (axes - 3)).transpose()
-    )
-    if isinstance(like, sitk.Image):
-        mr = sitk.GetImageFromArray(in_itk_order, isVector=False)
-    else:
-        import itk
-
-        mr = itk.image_from_array(in_itk_order)
-    mr.CopyInformation(like)
-    return mr
