@@ -15,7 +15,12 @@ from scipy.ndimage import label as connected
 from skimage.filters import threshold_multiotsu
 from skimage.morphology import diamond, erosion, remove_small_holes, remove_small_objects
 
-from contourdiff.contours import background_filter, contour_of, foreground_mask
+from contourdiff.contours import (
+    background_filter,
+    contour_of,
+    foreground_mask,
+    lowest_multiotsu_threshold,
+)
 from contourdiff.phantom import lumbar_phantom
 
 REAL_CT = Path(__file__).parents[2] / "shared" / "data" / "ct" / "torso_ct.nii.gz"
@@ -242,3 +247,21 @@ def test_impossible_settings_of_contour_and_filter_are_refused() -> None:
     for low, high in ((-1.0, 5.0), (9.0, 5.0)):
         with pytest.raises(ValueError, match="expected 0 <= low_threshold <= high_threshold, got"):
             contour_of(np.zeros((8, 8)), low_threshold=low, high_threshold=high)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 4])
+def test_lowest_threshold_cuts_where_scikit_image_cuts(classes: int) -> None:
+    phantom = phantom_volume()
+    images = [gray_levels(phantom[index]) for index in (12, 24, 36)]
+    images += [gray_levels(phantom[:, index]) for index in (50, 70)]
+    images += [smooth_image(seed) for seed in range(4)]
+    images.append(np.repeat([0.0, 40.0, 90.0, 200.0], 5).reshape(4, 5))
+    for image in images:
+        expected = image > threshold_multiotsu(image, classes=classes)[0]
+        found = image > lowest_multiotsu_threshold(image, classes)
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_fewer_gray_levels_than_classes_have_no_threshold() -> None:
+    with pytest.raises(ValueError, match="expected 4 gray levels or more, got 3"):
+        lowest_multiotsu_threshold(np.array([[0.0, 10.0, 200.0]]), 4)

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 from scipy.ndimage import binary_erosion
+from skimage.exposure import histogram
 from skimage.feature import canny
-from skimage.filters import threshold_multiotsu
 from skimage.morphology import remove_small_holes, remove_small_objects
+
+BINS = 256  # of the histogram
 
 
 def foreground_mask(
@@ -30,8 +32,8 @@ def foreground_mask(
     if image.size == 0 or np.unique(image).size < classes:
         return empty
     try:
-        threshold = float(threshold_multiotsu(image, classes=classes)[0])
-    except ValueError:  # gaps in the histogram leave scikit-image too few values
+        threshold = lowest_multiotsu_threshold(image, classes)
+    except ValueError:  # the histogram has too few values
         threshold = float(image.mean())
     # the border of the image is no border of the body
     mask = binary_erosion(image > threshold, border_value=1)
@@ -39,6 +41,55 @@ def foreground_mask(
     if not mask.any():  # a small slice without a body would be filled as one hole
         return empty
     return np.asarray(remove_small_holes(mask, max_size=max(round(max_hole_px), 0)), dtype=bool)
+
+
+def lowest_multiotsu_threshold(image: np.ndarray, classes: int) -> float:
+    """The lowest of the ``classes - 1`` thresholds of ``skimage.filters.threshold_multiotsu``, in gray levels.
+
+    scikit-image tries every combination of thresholds, 2.8 million for 4 classes. Here the best upper ends of 2, 3, ...
+    classes are found one after the other, as the variance between classes is a sum over them; the sums are
+    scikit-image's, in float32, with its weight of 1 for the first bin. Raises ``ValueError`` for fewer gray levels than
+    classes.
+
+    References:
+        Liao, Chen and Chung, "A Fast Algorithm for Multilevel Thresholding", J. Inf. Sci. Eng. 17 (2001).
+    """
+    counts, centers = histogram(image.ravel(), BINS, source_range="image", normalize=True)
+    shares = counts.astype(np.float32)
+    filled = np.flatnonzero(shares)
+    if len(filled) < classes:
+        raise ValueError(f"expected {classes} gray levels or more, got {len(filled)}")
+    if len(filled) == classes:
+        return float(centers[filled[0]])
+    variances = _class_variances(shares)
+    best = variances[0]  # of the classes so far, by the bin at which the last one ends
+    ends_before = []
+    for _ in range(classes - 1):
+        sums = best[:-1, None] + variances[1:]
+        ends_before.append(sums.argmax(axis=0))
+        best = sums.max(axis=0)
+    end = BINS - 1
+    for ends in reversed(ends_before):
+        end = int(ends[end])
+    return float(centers[end])
+
+
+def _class_variances(shares: np.ndarray) -> np.ndarray:
+    """Share of a class in the variance between classes, by its first and last bin; -inf where the last comes first."""
+    bins = np.arange(len(shares), dtype=np.float32)
+    weights = np.maximum(bins, 1)
+    zeroth = np.cumsum(shares)
+    first = np.cumsum(weights * shares)
+    zeroth_before = np.roll(zeroth, 1)
+    first_before = np.roll(first, 1)
+    zeroth_before[0] = 0
+    first_before[0] = 0
+    sizes = zeroth[None] - zeroth_before[:, None]
+    moments = first[None] - first_before[:, None]
+    variances = np.zeros_like(sizes)
+    np.divide(moments**2, sizes, out=variances, where=sizes > 0)
+    variances[bins[:, None] > bins[None]] = -np.inf
+    return variances
 
 
 def background_filter(image: np.ndarray, **options: Any) -> np.ndarray:
