@@ -190,14 +190,22 @@ class CascadeDenoiser:
         """Gray levels in [0, 255], ``(N, H, W)``; ``class_labels`` are for the first network."""
         folded = pixel_unshuffle(conditions.float(), self.factor)
         coarse = self.coarse(folded, places, noise, class_labels)
-        coarse = to_model_range(coarse).unsqueeze(1)
-        enlarged = enlarge(coarse, self.factor)
-        conditions = conditions.to(enlarged)
-        both = torch.cat([conditions, enlarged], dim=1)
+        both = refiner_conditions(conditions, coarse.unsqueeze(1), self.factor)
         refined: list[CandidatePlace] = []
         for case, *rest in places:
             refined.append(CandidatePlace(f"{case} refined", *rest))
         return self.refiner(both, refined, noise)
+
+
+def refiner_conditions(contours: Tensor, gray_levels: Tensor, factor: int) -> Tensor:
+    """What the second network of a cascade is given beside the noisy image, ``(N, 2, H, W)`` float32.
+
+    ``contours (N, 1, H, W)``, and the first network's ``gray_levels (N, 1, H / factor, W / factor)``, enlarged, in
+    [-1, 1].
+    """
+    coarse = to_model_range(gray_levels)
+    enlarged = enlarge(coarse, factor)
+    return torch.cat([contours.to(enlarged), enlarged], dim=1)
 
 
 def fitting_batch_size(
