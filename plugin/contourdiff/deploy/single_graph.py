@@ -88,7 +88,9 @@ class ContourToMR(nn.Module):
         named = dict(zip(self.input_names, inputs, strict=True))
         contour = named["contour"]
         noise = named["noise"]
-        labels = {name: named[name] for name in ("class_labels",) if name in named}
+        labels = {}
+        if "class_labels" in named:
+            labels["class_labels"] = named["class_labels"]
         if not isinstance(self.network, CascadeUNet):
             return _painted(self.network, self.sampler, contour, noise, **labels)
         folded = pixel_unshuffle(contour, self.factor)
