@@ -75,6 +75,8 @@ def test_settings_are_parsed_as_the_bundle_command_does(text: str, value: Any) -
         (["--seed", "x"], "invalid int value"),
         (["--contrast", "t3"], "contrast must be out of"),
         (["--device", "abacus"], "expected a device that torch can use"),
+        (["--device", "mps"], "expected device to be cpu or cuda, got 'mps': slices are"),
+        (["--settings", "device=mps:0", "amp=false"], "expected device to be cpu or cuda, got"),
         (["--format", ".jpg"], "output_ext must be one of"),
         (["--stats", "a.txt"], r"expected a file \*.csv or \*.parquet"),
         (["--workers", "0"], "expected workers, 1 or more"),

@@ -150,6 +150,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_nifti(root / "mr_labelled" / "b_t1_1_label.nii.gz", body * np.uint8(2), affine)
     for source, target in (("ct/anna", "ct.nrrd"), ("ct/labels/anna", "segmentation.nrrd")):
         sitk.WriteImage(sitk.ReadImage(str(root / f"{source}.nii.gz")), str(root / target))
+    np.save(root / "ct_slice.npy", ball_ct((3, 240, 220))[1])
     sagittal = (0.0, 1.0, 0.0, 0.0, 0.0, -1.0)
     write_series(root / "dicom", ball_ct((4, 92, 180)), orientation=sagittal)
     make_mr(root / "mr_train")

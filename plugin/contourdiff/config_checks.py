@@ -12,7 +12,7 @@ from typing import Any
 
 from monai.bundle import ReferenceResolver
 
-from contourdiff.limits import SettingError, check_flag, check_number, check_whole
+from contourdiff.limits import SettingError, check_device, check_flag, check_number, check_whole
 
 COMMENT = "//"
 AXES = ("LR", "PA", "IS")
@@ -64,6 +64,7 @@ def check_reference_flicker(name: str, value: Any) -> None:
 
 CHECKS: dict[str, Callable[[str, Any], None]] = {
     "case_suffix": check_file_name_part,
+    "device": check_device,
     "overwrite": check_flag,
     "progress": check_flag,
     "report": check_flag,

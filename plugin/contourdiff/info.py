@@ -12,7 +12,7 @@ import torch
 from contourdiff import __version__
 from contourdiff.bundle import find_bundle
 from contourdiff.inference.outputs import PACKAGES
-from contourdiff.limits import SettingError
+from contourdiff.limits import SettingError, check_device
 from contourdiff.weights import sha256_of
 
 
@@ -33,7 +33,8 @@ def installation(bundle: str | Path | None = None) -> dict[str, str]:
 
 
 def usable_device(device: torch.device | str) -> torch.device:
-    """A device by name; ``ValueError`` if torch cannot use it."""
+    """A device by name; ``ValueError`` if torch cannot use it, or it is Apple's MPS, which has no float64."""
+    check_device("device", device)
     try:
         return torch.zeros(0, device=device).device
     except (RuntimeError, AssertionError) as error:

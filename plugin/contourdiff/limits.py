@@ -36,6 +36,15 @@ def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
         raise SettingError(f"{name} must be one of {list(choices)}, got {value!r}")
 
 
+def check_device(name: str, value: Any) -> None:
+    """Raise ``SettingError`` for a device, as torch's or by name, on which translations cannot be computed."""
+    if str(value).partition(":")[0] == "mps":
+        raise SettingError(
+            f"expected {name} to be cpu or cuda, got {str(value)!r}: slices are compared in float64, which MPS does "
+            "not have; pass cpu"
+        )
+
+
 def check_flag(name: str, value: Any) -> None:
     """Raise ``SettingError`` unless ``value`` is ``True`` or ``False``."""
     if not isinstance(value, bool):

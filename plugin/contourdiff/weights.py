@@ -12,10 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from contourdiff.limits import check_device
 
-def start_weights(network: nn.Module, path: str | Path | None) -> nn.Module:
-    """The network with the weights that a training starts from, see [`load_weights`][]; unchanged without ``path``."""
-    return load_weights(network, path).train() if path else network
+
+def start_weights(
+    network: nn.Module, path: str | Path | None, device: torch.device | str | None = None
+) -> nn.Module:
+    """The network to train, on ``device``; with the weights of ``path``, if any, see [`load_weights`][]."""
+    check_device("device", device)
+    if path:
+        load_weights(network, path)
+    return network.train().to(device)
 
 
 def load_weights(

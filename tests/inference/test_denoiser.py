@@ -4,9 +4,13 @@
 from __future__ import annotations
 
 import logging
+import weakref
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from contourdiff.inference import Execution
 from contourdiff.inference.acceleration import Accelerator
@@ -37,6 +41,98 @@ def test_mixed_precision_is_near() -> None:
     )
     assert 0 < (mixed - exact).abs().mean() < 1
     assert 0 < (lean - exact).abs().mean() < 1
+
+
+class WeightCasts(TorchDispatchMode):
+    """Counts how often a weight of a network is cast to bfloat16."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.addresses = {weight.data_ptr() for weight in network.parameters()}
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        is_cast = str(func).startswith(("aten._to_copy", "aten.to."))
+        if is_cast and result.dtype == torch.bfloat16:
+            self.count += args[0].data_ptr() in self.addresses
+        return result
+
+
+def test_mixed_precision_casts_each_weight_once_a_chain() -> None:
+    """In inference mode torch casts them at every step; images are the same to the bit."""
+    network = make_attention_network()
+    given = contours()[1:5, None, :20, :16]
+    counts = {}
+    for steps in (1, 4):
+        denoiser = Denoiser(network, replace(SAMPLER, num_inference_steps=steps), 4, amp=True)
+        with WeightCasts(network) as casts:
+            images = denoiser(given, PLACES)
+        counts[steps] = casts.count
+        with WeightCasts(network) as at_every_step, torch.inference_mode():
+            expected = denoiser(given, PLACES)
+        assert torch.equal(images, expected)
+        assert at_every_step.count == steps * casts.count > 0
+    assert counts[4] == counts[1]
+
+
+def test_a_failed_batch_is_freed_before_the_cache_is_emptied(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The traceback of the error holds its tensors."""
+    tensors: list[weakref.ref[torch.Tensor]] = []
+    alive: list[bool] = []
+
+    def small_device(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        activations = torch.zeros_like(x)
+        tensors.extend([weakref.ref(x), weakref.ref(activations)])
+        if len(x) > 1:
+            raise torch.OutOfMemoryError
+        return activations[:, :1]
+
+    def empty_cache() -> None:
+        alive.extend(tensor() is not None for tensor in tensors)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", empty_cache)
+    Denoiser(small_device, SAMPLER, batch_size=4)(contours()[1:5, None], PLACES)  # type: ignore[arg-type]
+    assert alive == [False] * 2 + [False] * 4  # of a batch of 4, then also of 2
+
+
+class FakeMemory:
+    """Memory of a device of 2000 bytes: 400 of weights, 600 that the first forward pass keeps, and 100 an item."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.allocated = 400
+        self.peak = 400
+        self.kept = 600
+        replacements = {
+            "reset_peak_memory_stats": self.reset,
+            "memory_allocated": lambda _: self.allocated,
+            "max_memory_allocated": lambda _: self.peak,
+            "mem_get_info": lambda _: (2000 - self.allocated, 2000),
+            "empty_cache": lambda: None,
+        }
+        for name, function in replacements.items():
+            monkeypatch.setattr(torch.cuda, name, function)
+
+    def reset(self, device: torch.device) -> None:
+        self.peak = self.allocated
+
+    def network(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        self.allocated += self.kept
+        self.kept = 0
+        self.peak = max(self.peak, self.allocated + 100 * len(x))
+        return x[:, :1]
+
+
+def test_what_the_first_pass_keeps_is_no_part_of_an_item(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 1000 bytes that are free then, 8 items of 100 take four fifths; it would be 64 if the 600 were an item's."""
+    memory = FakeMemory(monkeypatch)
+    denoiser = Denoiser(memory.network, SAMPLER)  # type: ignore[arg-type]
+    assert denoiser.fit(contours()[1:2, None]) == denoiser.batch_size == 8
 
 
 @pytest.mark.parametrize("limit", [1, 3])

@@ -14,6 +14,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigWorkflow
 
+from contourdiff.bundle import config_files, read_config, train
 from contourdiff.inference import progress
 from contourdiff.networks import ContourUNet
 from contourdiff.training.handlers import TrainingProgress
@@ -80,6 +81,39 @@ def test_a_resumed_training_equals_an_uninterrupted_one(
     assert expected.keys() == got.keys()
     for key, value in expected.items():
         assert torch.equal(value, got[key]), key
+
+
+@pytest.mark.slow
+def test_a_training_with_workers_resumes_to_the_bit(mr: Path, tmp_path: Path) -> None:
+    """Workers draw from the epoch's seed, too."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    plan = {"num_workers": 2, "val_interval": 1, "picture_interval": 9}
+    monai.bundle.run(**settings(mr, whole, max_epochs=3, **plan))  # type: ignore[arg-type]
+    workflow = ConfigWorkflow(workflow_type="train", **settings(mr, parts, max_epochs=3, **plan))  # type: ignore[arg-type]
+    workflow.initialize()
+    trainer = workflow.parser.get_parsed_content("train#trainer")
+    trainer.add_event_handler(Events.EPOCH_COMPLETED(once=2), trainer.terminate)
+    workflow.run()
+    torch.manual_seed(12345)
+    checkpoint = str(parts / "checkpoint_epoch=2.pt")
+    resumed = settings(mr, parts, max_epochs=3, resume_from=checkpoint, **plan)
+    monai.bundle.run(**resumed)  # type: ignore[arg-type]
+    expected = tensors(whole / "checkpoint_epoch=3.pt")
+    got = tensors(parts / "checkpoint_epoch=3.pt")
+    for key, value in expected.items():
+        assert torch.equal(value, got[key]), key
+
+
+@pytest.mark.parametrize("base", ["train", "segmentation_train"])
+def test_a_gpu_does_not_wait_for_a_single_process(base: str) -> None:
+    for device, workers in (("cuda:1", 4), ("cuda", 4), ("cpu", 0)):
+        parser = read_config(config_files(base=base), {"device": f"$torch.device('{device}')"})
+        assert parser.get_parsed_content("num_workers") == workers
+
+
+def test_a_training_refuses_a_device_without_float64(mr: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="expected device to be cpu or cuda, got 'mps': slices"):
+        train(mr, tmp_path, device="mps", amp=False)
 
 
 @pytest.mark.slow

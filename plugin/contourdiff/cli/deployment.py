@@ -13,10 +13,12 @@ from contourdiff.cli.commands import (
     OVERLAYS,
     argument,
     flag,
+    given,
     parse_settings,
     print_values,
 )
 from contourdiff.cli.program import PROGRAM
+from contourdiff.limits import SettingError
 
 
 @PROGRAM.command(
@@ -68,15 +70,32 @@ def _export_bundle(output_dir: str, bundle: str | None) -> None:
         choices=("torchscript", "onnx"),
         default="onnx",
     ),
+    flag("single", "write one ONNX file that takes a contour and noise, and gives the MR"),
+    argument("--steps", "evaluations of the first network in it; default: 1", type=int),
+    argument("--refinement-steps", "evaluations of the second network; default: 1", type=int),
     OVERLAYS,
     INFERENCE,
     BUNDLE,
 )
-def _export(output_dir: str, settings: list[str], **options: Any) -> None:
+def _export(
+    output_dir: str, settings: list[str], overlays: list[str], bundle: str | None, **options: Any
+) -> None:
     from contourdiff.deploy.network_export import export_networks
+    from contourdiff.deploy.single_graph import export_single_graph
 
     file_format = options.pop("format")
-    differences = export_networks(output_dir, file_format, **options, **parse_settings(settings))
+    single = options.pop("single")
+    steps = given(options)
+    config = {"bundle": bundle, "overlays": overlays, **parse_settings(settings)}
+    if single and file_format != "onnx":
+        raise SettingError(f"expected --format onnx with --single, got {file_format}; leave it out")
+    if steps and not single:
+        names = " and ".join(f"--{name}" for name in steps).replace("_", "-")
+        raise SettingError(f"expected --single with {names}, got none; add it")
+    if single:
+        differences = export_single_graph(output_dir, **steps, **config)
+    else:
+        differences = export_networks(output_dir, file_format, **config)
     for path, difference in differences.items():
         sys.stdout.write(f"{path}: differs from the network by at most {difference:.1e}\n")
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
+from monai.bundle import ConfigParser
 from monai.data import save_net_with_metadata
 from monai.networks import convert_to_onnx
 from torch import Tensor, nn
@@ -55,20 +57,29 @@ def export_networks(
     """
     check_choice("file_format", file_format, FORMATS)
     target = FORMATS[file_format]
+    files = config_files(bundle, overlays)
+    parser = read_config(files, {"device": "$torch.device('cpu')", **settings})
+    with plain_errors():
+        networks = contour_networks(parser)
     differences = {}
-    for name, network in _networks(bundle, overlays, settings).items():
+    for name, network in networks.items():
         path = Path(output_dir) / f"{name}{target.suffix}"
         with atomic_write(path) as partial, torch.no_grad(), warnings.catch_warnings():
             # tracing and its ONNX export are deprecated; their result is checked
             warnings.simplefilter("ignore")
             target.write(network, partial)
             differences[path] = largest_difference(network, target.load(partial))
-            if not differences[path] <= target.tolerance:
-                raise ValueError(
-                    f"expected {path.name} to differ from its network by at most {target.tolerance}, got "
-                    f"{differences[path]:.3g}; use the versions of torch and onnxruntime in constraints.txt"
-                )
+            check_difference(path, differences[path], target.tolerance)
     return differences
+
+
+def check_difference(path: Path, difference: float, tolerance: float) -> None:
+    """Raise ``ValueError`` if a file differs from its network by more than ``tolerance``."""
+    if not difference <= tolerance:
+        raise ValueError(
+            f"expected {path.name} to differ from its network by at most {tolerance}, got {difference:.3g}; "
+            "use the versions of torch and onnxruntime in constraints.txt"
+        )
 
 
 @torch.no_grad()
@@ -83,14 +94,12 @@ def largest_difference(network: ContourUNet, exported: Callable[..., Tensor]) ->
     return max(differences)
 
 
-def _networks(
-    bundle: str | Path | None, overlays: Sequence[str], settings: dict[str, Any]
-) -> dict[str, ContourUNet]:
-    """Networks of the config by the names of their files; the second one is without guidance."""
-    files = config_files(bundle, overlays)
-    parser = read_config(files, {"device": "$torch.device('cpu')", **settings})
-    with plain_errors():
-        network = parser.get_parsed_content("network")
+def contour_networks(parser: ConfigParser) -> dict[str, ContourUNet]:
+    """Networks of a config: ``model`` and, of a cascade, ``refiner``, which is without guidance.
+
+    Raises ``ValueError`` for networks that are files already.
+    """
+    network = parser.get_parsed_content("network")
     networks = {"model": network}
     if isinstance(network, CascadeUNet):
         networks = {"model": network.coarse, "refiner": parser.get_parsed_content("refiner")}
@@ -144,12 +153,7 @@ def _write_torchscript(network: ContourUNet, path: Path) -> None:
 
 
 def _write_onnx(network: ContourUNet, path: Path) -> None:
-    try:
-        import onnx
-    except ImportError as error:
-        raise ImportError(
-            "ONNX files are written with onnx; pip install 'contourdiff[onnx]'"
-        ) from error
+    import_onnx()
     inputs = _inputs(network, TRACED_SIZE, 500)
     image_axes = {0: "batch", 2: "height", 3: "width"}
     axes = {"x": image_axes, "timesteps": {0: "batch"}, "pred": image_axes}
@@ -165,8 +169,25 @@ def _write_onnx(network: ContourUNet, path: Path) -> None:
         filename=str(path),
         dynamo=False,  # needs no onnxscript
     )
-    facts = {name: json.dumps(value) for name, value in _facts(network).items()}
-    onnx.helper.set_model_props(model, facts)
+    save_onnx(model, path, _facts(network))
+
+
+def import_onnx() -> ModuleType:
+    """``onnx``; ``ImportError`` that names what to install if it is missing."""
+    try:
+        import onnx
+    except ImportError as error:
+        raise ImportError(
+            "ONNX files are written with onnx; pip install 'contourdiff[onnx]'"
+        ) from error
+    return onnx
+
+
+def save_onnx(model: Any, path: Path, facts: Mapping[str, Any]) -> None:
+    """Write a model, with ``facts`` as JSON in its metadata properties."""
+    onnx = import_onnx()
+    properties = {name: json.dumps(value) for name, value in facts.items()}
+    onnx.helper.set_model_props(model, properties)
     onnx.save(model, str(path))
 
 

@@ -25,7 +25,7 @@ class OnnxNetwork(nn.Module):
     def __init__(self, path: str | Path, contrast: str | None = None) -> None:
         super().__init__()
         self._path = Path(path)
-        self._session = _session(self._path)
+        self._session = onnx_session(self._path)
         facts = self._session.get_modelmeta().custom_metadata_map
         if not {"size_divisor", "contrasts"} <= facts.keys():
             raise ValueError(
@@ -63,7 +63,8 @@ class OnnxNetwork(nn.Module):
         return torch.from_numpy(pred).to(x.device)
 
 
-def _session(path: Path) -> Any:
+def onnx_session(path: Path) -> Any:
+    """Session of onnxruntime on the CPU, with as many threads as torch has; errors are those of [`OnnxNetwork`][]."""
     try:
         import onnxruntime
     except ImportError as error:

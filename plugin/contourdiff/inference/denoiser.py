@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from contourdiff.sampling.sampler import Sampler
 logger = logging.getLogger(__name__)
 
 LARGEST_BATCH = 64  # that is fitted to a device's memory
+PROBE = CandidatePlace("", 0, 0, 0)
 ClassLabels = int | Sequence[int] | Tensor
 """Positions in a network's ``contrasts``: one for all candidates, or one for each."""
 
@@ -50,27 +52,31 @@ class Denoiser:
         self.calls = 0  # chains of network calls, one for each batch
         self.largest_batch = LARGEST_BATCH  # what `fit` does not exceed
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def fit(self, conditions: Tensor) -> int:
         """Set ``batch_size`` to what fits into the free memory of a CUDA device, for ``conditions (1, C, H, W)``."""
         device = conditions.device
-        channels, *size = conditions.shape[1:]
+        one_step = replace(self.sampler.refinement, num_inference_steps=1)
+        probe = replace(self, sampler=one_step)
+        noise = CandidateNoise()
 
         def needed(count: int) -> int:
             torch.cuda.reset_peak_memory_stats(device)
             before = torch.cuda.memory_allocated(device)
-            buffer = torch.zeros(count, 1 + channels, *size, device=device)
-            timesteps = torch.zeros(count, dtype=torch.long, device=device)
-            with self._autocast(device):
-                self.network(buffer, timesteps)
+            repeated = conditions.repeat(count, 1, 1, 1)
+            probe._batch(repeated, [PROBE] * count, noise, {})
             return int(torch.cuda.max_memory_allocated(device)) - before
 
+        needed(
+            1
+        )  # workspaces of libraries and the converted network, which stay, count for no item
+        torch.cuda.empty_cache()
         free, _ = torch.cuda.mem_get_info(device)
         self.batch_size = fitting_batch_size(needed, free, self.largest_batch)
         logger.info("batch_size is %d, from the free memory of %s", self.batch_size, device)
         return self.batch_size
 
-    @torch.inference_mode()
+    @torch.no_grad()  # in inference mode autocast would cast the weights anew at every step
     def __call__(
         self,
         conditions: Tensor,
@@ -97,9 +103,10 @@ class Denoiser:
             rows += [start] * (self.batch_size - count)
             batch_places = [places[row] for row in rows]
             keywords = {} if labels is None else {"class_labels": labels[rows]}
-            try:
+            batch = None
+            with suppress(torch.OutOfMemoryError):
                 batch = self._batch(conditions[rows], batch_places, noise, keywords)
-            except torch.OutOfMemoryError:
+            if batch is None:  # the error is gone, and with its traceback the tensors of the batch
                 self._halve()
                 continue
             images.append(batch[:count])
@@ -123,20 +130,18 @@ class Denoiser:
         with self._autocast(device):
             forward = self.accelerator(self.network, device)
 
-        def predict(x: Tensor, timesteps: Tensor) -> Tensor:
-            buffer[:, :1] = x
-            with self._autocast(device):
+            def predict(x: Tensor, timesteps: Tensor) -> Tensor:
+                buffer[:, :1] = x
                 return forward(buffer, timesteps, **keywords).float()
 
-        self.calls += 1
-        images = self.sampler(predict, stream.draw)
+            self.calls += 1
+            images = self.sampler(predict, stream.draw)
         gray_levels = to_gray_levels(images[:, 0])
         return gray_levels.clamp(0, 255)
 
     def _autocast(self, device: torch.device) -> torch.autocast:
-        return torch.autocast(
-            device.type, dtype=torch.bfloat16, enabled=self.amp, cache_enabled=False
-        )
+        """Context of a chain, in which each weight is cast once."""
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.amp)
 
     def _halve(self) -> None:
         if self.batch_size == 1:
@@ -190,14 +195,22 @@ class CascadeDenoiser:
         """Gray levels in [0, 255], ``(N, H, W)``; ``class_labels`` are for the first network."""
         folded = pixel_unshuffle(conditions.float(), self.factor)
         coarse = self.coarse(folded, places, noise, class_labels)
-        coarse = to_model_range(coarse).unsqueeze(1)
-        enlarged = enlarge(coarse, self.factor)
-        conditions = conditions.to(enlarged)
-        both = torch.cat([conditions, enlarged], dim=1)
+        both = refiner_conditions(conditions, coarse.unsqueeze(1), self.factor)
         refined: list[CandidatePlace] = []
         for case, *rest in places:
             refined.append(CandidatePlace(f"{case} refined", *rest))
         return self.refiner(both, refined, noise)
+
+
+def refiner_conditions(contours: Tensor, gray_levels: Tensor, factor: int) -> Tensor:
+    """What the second network of a cascade is given beside the noisy image, ``(N, 2, H, W)`` float32.
+
+    ``contours (N, 1, H, W)``, and the first network's ``gray_levels (N, 1, H / factor, W / factor)``, enlarged, in
+    [-1, 1].
+    """
+    coarse = to_model_range(gray_levels)
+    enlarged = enlarge(coarse, factor)
+    return torch.cat([contours.to(enlarged), enlarged], dim=1)
 
 
 def fitting_batch_size(
