@@ -24,6 +24,9 @@ from contourdiff.data.translation_cases import TranslationCases, contrast_names
 from contourdiff.data.volumes import digest_of
 from contourdiff.inference.summary import FailedCasesError, Row, read_run
 from contourdiff.info import usable_device
+from contourdiff.limits import SettingError
+
+logger = logging.getLogger(__name__)
 
 DATALISTS = (".csv", ".json")
 DEFAULT_ANATOMY = "lumbar"
@@ -56,7 +59,8 @@ def translate(
     *,
     contrast: str | Sequence[str] | None = None,
     anatomy: str | None = None,
-    fast: bool = False,
+    fast: bool | None = None,
+    draft: bool = False,
     device: torch.device | str | None = None,
     seed: int = 0,
     case: str = "ct",
@@ -72,7 +76,9 @@ def translate(
         output: file or folder to write to; without it nothing is kept.
         contrast: of the weights, ``"t1"`` or ``"t2"``; several (``"t1,t2"``) return a dictionary.
         anatomy: ``"lumbar"`` or ``"hip_thigh"``, the paper's settings.
-        fast: 15 steps and a single candidate a slice.
+        fast: 4 + 2 steps and a single candidate a slice; ``False``: the paper's 50 steps, and 4 candidates in up to 5
+            rounds. ``None``: fast on a CPU.
+        draft: 1 + 1 steps and a single candidate, for a first look; smoother.
         device: of torch; ``None`` takes a GPU if there is one.
         seed: of the noise; each seed gives a different MR of the same anatomy.
         case: name of an image in memory; the noise depends on it, as on the name of a file.
@@ -96,6 +102,7 @@ def translate(
         "contrast": contrast,
         "anatomy": anatomy,
         "fast": fast,
+        "draft": draft,
         "device": device,
         "seed": seed,
         **settings,
@@ -128,7 +135,8 @@ def translate_path(
     label: str | Path | None = None,
     contrast: str | Sequence[str] | None = None,
     anatomy: str | None = None,
-    fast: bool = False,
+    fast: bool | None = None,
+    draft: bool = False,
     weights: str | Path | None = None,
     device: torch.device | str | None = None,
     overlays: Sequence[str] = (),
@@ -141,9 +149,10 @@ def translate_path(
         output: a folder, or, for a single case, a file (``.nii.gz``, ``.nii``, ``.nrrd``, ``.mha``): label, record and
             picture are then named after it.
         label: of a single CT; a file, or a folder of masks such as TotalSegmentator's ``segmentations``.
-        contrast: as ``anatomy``, ``fast`` and ``device`` in [`translate`][].
+        contrast: as ``anatomy``, ``fast``, ``draft`` and ``device`` in [`translate`][].
         anatomy: see there.
         fast: see there.
+        draft: see there.
         weights: for the network of the bundle.
         device: see there.
         overlays: as ``settings`` in [`contourdiff.bundle.run_inference_config`][].
@@ -162,7 +171,8 @@ def translate_path(
         settings["ckpt_path"] = Path(weights)
     if device is not None:
         settings["device"] = usable_device(device)
-    settings["overlays"] = _all_overlays(anatomy, fast, overlays)
+    speed = _speed(fast, draft, settings.get("device"))
+    settings["overlays"] = _all_overlays(anatomy, speed, overlays)
     cases = TranslationCases(settings["dataset_dir"], output, settings.get("datalist"))
     pairs = cases.find()
     settings["datalist"] = [_absolute_entry(*pair) for pair in pairs.values()]  # found once
@@ -356,10 +366,27 @@ def _long_names(settings: dict[str, Any]) -> dict[str, Any]:
     return long
 
 
-def _all_overlays(anatomy: str | None, fast: bool, overlays: Sequence[str]) -> list[str]:
+def _speed(fast: bool | None, draft: bool, device: torch.device | None) -> str | None:
+    """The overlay ``fast`` or ``draft``, or ``None`` for the paper's setting."""
+    if draft:
+        if fast is not None:
+            raise SettingError("expected fast or draft, got both; pass one")
+        return "draft"
+    if fast is not None:
+        return "fast" if fast else None
+    on_gpu = torch.cuda.is_available() if device is None else device.type == "cuda"
+    if on_gpu:
+        return None
+    logger.info(
+        "on a CPU: 4 + 2 steps and one candidate a slice; --full or fast=False takes the paper's setting"
+    )
+    return "fast"
+
+
+def _all_overlays(anatomy: str | None, speed: str | None, overlays: Sequence[str]) -> list[str]:
     names = list(overlays)
-    if fast:
-        names.insert(0, "fast")
+    if speed is not None:
+        names.insert(0, speed)
     if anatomy is not None and anatomy != DEFAULT_ANATOMY:
         names.insert(0, anatomy)
     return names

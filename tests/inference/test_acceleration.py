@@ -1,27 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Speed changes no result: fewer multiplications, a converted copy that is never stale, and a retained heap."""
+"""Speed changes no result: another engine, a converted network that is never stale, and a retained heap."""
 
 from __future__ import annotations
 
-import copy
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
-from monai.networks.blocks import UpSample
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from contourdiff.inference import acceleration
+from contourdiff.inference import acceleration, openvino_network
 from contourdiff.inference.acceleration import (
-    MIN_CHANNELS,
     Accelerator,
-    RowPairConv2d,
-    UpsampledConv2d,
-    with_fewer_multiplications,
+    bfloat16_pays,
+    fastest_acceleration,
 )
 from contourdiff.inference.denoiser import Denoiser
 from contourdiff.networks import ContourUNet
@@ -36,119 +31,9 @@ from helpers import (
     translate_contours,
 )
 
-
-def small_unet(channels: int = MIN_CHANNELS) -> ContourUNet:
-    torch.manual_seed(0)
-    network = ContourUNet(
-        patch_size=2,
-        channels=[32, channels],
-        attention_levels=[False, True],
-        num_res_blocks=1,
-        num_head_channels=16,
-    )
-    for parameter in network.parameters():
-        nn.init.normal_(parameter, std=0.05)
-    return network.eval()
-
-
-def upsampling(factor: float = 2.0, mode: str = "nearest", kernel: int = 3) -> UpSample:
-    convolution = nn.Conv2d(5, 5, kernel, padding=kernel // 2)
-    return UpSample(2, 5, 5, mode="nontrainable", interp_mode=mode, scale_factor=factor, align_corners=None,
-                    post_conv=convolution)  # fmt: skip
-
-
-@pytest.mark.parametrize("size", [(8, 8), (7, 9), (1, 5), (2, 1), (33, 6)])
-@pytest.mark.parametrize("bias", [True, False])
-def test_pairs_of_rows_are_the_convolution(size: tuple[int, int], bias: bool) -> None:
-    torch.manual_seed(0)
-    convolution = nn.Conv2d(6, 10, 3, padding=1, bias=bias).double()
-    x = torch.randn(3, 6, *size, dtype=torch.float64)
-    with torch.inference_mode():
-        torch.testing.assert_close(
-            RowPairConv2d(convolution)(x), convolution(x), atol=1e-12, rtol=0
-        )
-
-
-@pytest.mark.parametrize("size", [(8, 8), (7, 9), (1, 1)])
-def test_upsampling_is_a_transposed_convolution(size: tuple[int, int]) -> None:
-    torch.manual_seed(0)
-    convolution = nn.Conv2d(6, 10, 3, padding=1).double()
-    x = torch.randn(3, 6, *size, dtype=torch.float64)
-    with torch.inference_mode():
-        expected = convolution(nn.functional.interpolate(x, scale_factor=2.0, mode="nearest"))
-        torch.testing.assert_close(UpsampledConv2d(convolution)(x), expected, atol=1e-12, rtol=0)
-
-
-def test_a_network_gives_the_same_with_a_quarter_fewer_operations() -> None:
-    network = small_unet()
-    x, t = torch.randn(2, 2, 48, 40), torch.tensor([3, 700])
-    before = copy.deepcopy(network.state_dict())
-    faster = with_fewer_multiplications(network)
-    with torch.inference_mode():
-        with FlopCounterMode(display=False) as plain:
-            expected = network(x, t)
-        with FlopCounterMode(display=False) as fewer:
-            got = faster(x, t)
-    torch.testing.assert_close(got, expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
-    assert fewer.get_total_flops() < 0.75 * plain.get_total_flops()
-    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
-    assert not any(
-        isinstance(module, RowPairConv2d | UpsampledConv2d) for module in network.modules()
-    )
-
-
-def test_all_other_weights_are_shared() -> None:
-    network = small_unet()
-    replaced = sum(isinstance(module, RowPairConv2d | UpsampledConv2d)
-                   for module in with_fewer_multiplications(network).modules())  # fmt: skip
-    own, theirs = (
-        {id(parameter) for parameter in each.parameters()}
-        for each in (network, with_fewer_multiplications(network))
-    )
-    assert theirs < own
-    assert len(own - theirs) == replaced > 0  # a weight each; biases are shared
-
-
-def test_narrow_convolutions_stay() -> None:
-    faster = with_fewer_multiplications(small_unet(channels=32))
-    assert not any(isinstance(module, RowPairConv2d) for module in faster.modules())
-    assert sum(isinstance(module, UpsampledConv2d) for module in faster.modules()) == 1
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        {"stride": 2, "padding": 1},
-        {"padding": 0},
-        {"padding": 1, "groups": 2},
-        {"padding": 2, "dilation": 2},
-        {"padding": 1, "padding_mode": "circular"},
-        {"padding": 1, "dtype": torch.bfloat16},
-    ],
+needs_openvino = pytest.mark.skipif(
+    find_spec("openvino") is None, reason="OpenVINO is not installed, see contourdiff[cpu]"
 )
-def test_other_convolutions_stay(other: dict) -> None:
-    convolution = nn.Conv2d(MIN_CHANNELS, MIN_CHANNELS, 3, **other)
-    assert type(with_fewer_multiplications(nn.Sequential(convolution))[0]) is nn.Conv2d  # type: ignore[index]
-    parametrized = nn.utils.parametrizations.weight_norm(
-        nn.Conv2d(MIN_CHANNELS, MIN_CHANNELS, 3, padding=1)
-    )
-    assert not isinstance(with_fewer_multiplications(parametrized), RowPairConv2d)
-
-
-@pytest.mark.parametrize("other", [{"factor": 3.0}, {"mode": "bilinear"}, {"kernel": 1}])
-def test_other_upsampling_stays(other: dict) -> None:
-    assert isinstance(with_fewer_multiplications(upsampling()), UpsampledConv2d)
-    assert isinstance(with_fewer_multiplications(upsampling(**other)), UpSample)
-
-
-def test_an_item_does_not_depend_on_its_batch() -> None:
-    faster = with_fewer_multiplications(small_unet())
-    x, t = torch.randn(4, 2, 32, 32), torch.full((4,), 10)
-    order = [2, 0, 3, 1]
-    with torch.inference_mode():
-        assert torch.equal(faster(x, t)[order], faster(x[order], t))
-
-
 SAMPLER = Sampler(SCHEDULER, num_inference_steps=2)
 PLACES = [("a", 1, 0, number) for number in range(4)]
 
@@ -166,40 +51,114 @@ def choices_of(**settings: object) -> list[tuple[int, int, int]]:
     return [(c.slice_index, c.round, c.candidate) for c in result.choices if c is not None]
 
 
-def test_acceleration_changes_no_choice() -> None:
-    assert choices_of(acceleration="lean") == choices_of()
+ENGINES = ["lean", pytest.param("openvino", marks=needs_openvino)]
+CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize(("amp", "expected"), [(False, 1), (True, 0)])
-def test_fewer_multiplications_are_for_float32(
-    amp: bool, expected: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In bfloat16 sums of rows would lose digits."""
-    converted: list[torch.nn.Module] = []
-    convert = acceleration.with_fewer_multiplications
-    monkeypatch.setattr(
-        acceleration,
-        "with_fewer_multiplications",
-        lambda network: converted.append(network) or convert(network),
+@pytest.mark.parametrize("engine", ENGINES)
+def test_acceleration_changes_no_choice(engine: str) -> None:
+    assert choices_of(acceleration=engine) == choices_of()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_acceleration_changes_gray_levels_by_rounding_alone(engine: str) -> None:
+    given = (torch.rand(4, 1, 32, 48, generator=torch.Generator().manual_seed(1)) > 0.8).float()
+    plain = denoised(make_attention_network(), given, None)
+    assert float(plain.std()) > 5
+    assert (denoised(make_attention_network(), given, engine) - plain).abs().max() < 0.05
+
+
+@needs_openvino
+def test_openvino_takes_frames_of_any_size_and_class_labels() -> None:
+    network = ContourUNet(
+        patch_size=2,
+        channels=[16, 32],
+        attention_levels=[False, True],
+        num_res_blocks=1,
+        num_head_channels=16,
+        norm_num_groups=8,
+        contrasts=["t1", "t2"],
     )
-    given = (torch.rand(4, 1, 32, 32, generator=torch.Generator().manual_seed(1)) > 0.8).float()
-    lean = denoised(make_attention_network(), given, "lean", amp)
-    plain = denoised(make_attention_network(), given, None, amp)
-    assert len(converted) == expected
-    assert (lean - plain).abs().mean() < (1 if amp else 1e-3)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    forward = Accelerator("openvino")(network.eval(), CPU)
+    timesteps, labels = torch.tensor([3, 700, 999]), torch.tensor([0, 1, 0])
+    with torch.no_grad():
+        for size in ((16, 16), (32, 20), (20, 32)):
+            inputs = torch.randn(3, 2, *size)
+            expected = network(inputs, timesteps, class_labels=labels)
+            torch.testing.assert_close(
+                forward(inputs, timesteps, class_labels=labels), expected, atol=1e-4, rtol=1e-4
+            )
 
 
-def test_lean_is_the_same_alone_and_in_a_batch() -> None:
+@needs_openvino
+def test_a_network_stays_compiled_for_the_last_shapes_alone() -> None:
+    network = openvino_network.OpenVinoNetwork(make_seeded())
+    timesteps = torch.zeros(1, dtype=torch.long)
+    sizes = [16, 32, 48, 64, 80]
+    for size in sizes:
+        network(torch.zeros(1, 2, size, 16), timesteps)
+    kept = [shapes[0][2] for shapes in network._requests]
+    assert kept == sizes[-openvino_network.COMPILED_MODELS :]
+
+
+@needs_openvino
+def test_openvino_sends_no_event_over_the_network() -> None:
+    """Its package ``openvino_telemetry`` would, as soon as it is imported."""
+    code = (
+        "import sys, socket\n"
+        "def refuse(event, arguments):\n"
+        "    assert not event.startswith('socket.connect'), arguments\n"
+        "sys.addaudithook(refuse)\n"
+        "import torch; from contourdiff.inference.openvino_network import OpenVinoNetwork\n"
+        "class Twice(torch.nn.Module):\n"
+        "    def forward(self, x, timesteps): return 2 * x + 0 * timesteps\n"
+        "print(float(OpenVinoNetwork(Twice())(torch.ones(1, 1, 1, 1), torch.zeros(1)).sum()))\n"
+        "print(sys.modules.get('openvino_telemetry'))"
+    )
+    assert in_a_process(code) == ["2.0", "None"]
+
+
+def test_without_openvino_torch_is_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(acceleration, "_has_openvino", lambda: False)
+    assert fastest_acceleration(CPU) == "lean"
+    assert not bfloat16_pays(CPU, "lean")
+    with pytest.raises(ValueError, match="expected OpenVINO for acceleration=openvino"):
+        Accelerator("openvino")
+
+
+@needs_openvino
+@pytest.mark.parametrize("has_bfloat16", [True, False])
+def test_bfloat16_is_for_processors_that_multiply_in_it(
+    has_bfloat16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(acceleration, "has_bfloat16", lambda: has_bfloat16)
+    assert fastest_acceleration("cpu") == "openvino"
+    assert bfloat16_pays("cpu", "openvino") is has_bfloat16
+    assert not bfloat16_pays("cpu", "lean")
+
+
+def test_on_a_gpu_torch_runs_in_bfloat16() -> None:
+    gpu = torch.device("cuda:1")
+    assert fastest_acceleration(gpu) == "lean"
+    assert bfloat16_pays(gpu, "lean")
+    assert bfloat16_pays(gpu, None)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_volume_is_the_same_alone_and_in_a_batch(engine: str) -> None:
     volumes = [contours(number) for number in range(2)]
-    together = inferer(acceleration="lean")(as_case(volumes, ["a", "b"]), make_seeded())
+    together = inferer(acceleration=engine)(as_case(volumes, ["a", "b"]), make_seeded())
     for position, name in enumerate("ab"):
-        alone = translate_contours(volumes[position], name, acceleration="lean")
+        alone = translate_contours(volumes[position], name, acceleration=engine)
         assert torch.equal(alone, torch.as_tensor(together[position, 0]))
 
 
-def test_new_weights_are_seen_by_the_next_volume() -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_new_weights_are_seen_by_the_next_volume(engine: str) -> None:
     """A translation inside a training never runs with the weights that were converted first."""
-    translation, network = inferer(acceleration="lean"), make_wide()
+    translation, network = inferer(acceleration=engine), make_seeded()
     before = torch.as_tensor(translation(as_case([contours()], ["a"]), network))
     with torch.no_grad():
         for weight in network.parameters():
@@ -208,38 +167,29 @@ def test_new_weights_are_seen_by_the_next_volume() -> None:
     assert not torch.allclose(before, after, atol=1)
 
 
-def make_wide() -> ContourUNet:
-    """A network with convolutions that are replaced."""
-    torch.manual_seed(0)
-    network = ContourUNet(patch_size=2, channels=[128], attention_levels=[False], num_res_blocks=1)
-    torch.nn.init.normal_(network.out[2].conv.weight, std=0.05)
-    return network.eval()
-
-
-def test_a_network_moved_to_another_type_is_converted_anew() -> None:
-    network, accelerate = make_wide(), Accelerator("lean")
-    inputs, timesteps = torch.rand(1, 2, 16, 16), torch.zeros(1, dtype=torch.long)
-    first = accelerate(network, inputs.device)
-    assert accelerate(network, inputs.device) is first
+@needs_openvino
+def test_a_network_is_converted_anew_for_another_type_or_precision() -> None:
+    network, accelerate = make_seeded(), Accelerator("openvino")
+    first = accelerate(network, CPU)
+    assert accelerate(network, CPU) is first
+    assert accelerate(network, CPU, True) is not first
+    first = accelerate(network, CPU)
     network.to(torch.float64)
     network.to(torch.float32)
-    assert accelerate(network, inputs.device) is not first
-    network.to(torch.float64)
-    converted = accelerate(network, inputs.device)
-    torch.testing.assert_close(
-        converted(inputs.double(), timesteps), network(inputs.double(), timesteps)
-    )
+    assert accelerate(network, CPU) is not first
 
 
+@needs_openvino
 def test_a_network_is_converted_once_for_many_volumes(monkeypatch: pytest.MonkeyPatch) -> None:
     converted: list[object] = []
-    convert = acceleration.with_fewer_multiplications
-    monkeypatch.setattr(
-        acceleration,
-        "with_fewer_multiplications",
-        lambda network: converted.append(network) or convert(network),
-    )
-    translation, network = inferer(acceleration="lean"), make_seeded()
+    convert = openvino_network._converted
+
+    def counted(network: torch.nn.Module, inputs: list[torch.Tensor]) -> object:
+        converted.append(network)
+        return convert(network, inputs)
+
+    monkeypatch.setattr(openvino_network, "_converted", counted)
+    translation, network = inferer(acceleration="openvino"), make_seeded()
     for number in range(3):
         translation(as_case([contours(number)], [str(number)]), network)
     assert len(converted) == 1

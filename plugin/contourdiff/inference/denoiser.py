@@ -67,9 +67,7 @@ class Denoiser:
             probe._batch(repeated, [PROBE] * count, noise, {})
             return int(torch.cuda.max_memory_allocated(device)) - before
 
-        needed(
-            1
-        )  # workspaces of libraries and the converted network, which stay, count for no item
+        needed(1)  # a first call adds what stays: workspaces of libraries, the converted network
         torch.cuda.empty_cache()
         free, _ = torch.cuda.mem_get_info(device)
         self.batch_size = fitting_batch_size(needed, free, self.largest_batch)
@@ -126,22 +124,19 @@ class Denoiser:
         image = torch.zeros_like(conditions[:, :1])
         stream = noise.stream(places, image.shape[1:], device)
         buffer = torch.cat([image, conditions], dim=1)
-        buffer = buffer.contiguous(memory_format=self.accelerator.memory_format)
-        with self._autocast(device):
-            forward = self.accelerator(self.network, device)
+        if self.accelerator.acceleration == "lean":
+            buffer = buffer.contiguous(memory_format=torch.channels_last)
+        forward = self.accelerator(self.network, device, self.amp)
 
-            def predict(x: Tensor, timesteps: Tensor) -> Tensor:
-                buffer[:, :1] = x
-                return forward(buffer, timesteps, **keywords).float()
+        def predict(x: Tensor, timesteps: Tensor) -> Tensor:
+            buffer[:, :1] = x
+            return forward(buffer, timesteps, **keywords).float()
 
-            self.calls += 1
+        self.calls += 1
+        with self.accelerator.autocast(device, self.amp):
             images = self.sampler(predict, stream.draw)
         gray_levels = to_gray_levels(images[:, 0])
         return gray_levels.clamp(0, 255)
-
-    def _autocast(self, device: torch.device) -> torch.autocast:
-        """Context of a chain, in which each weight is cast once."""
-        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.amp)
 
     def _halve(self) -> None:
         if self.batch_size == 1:

@@ -178,7 +178,7 @@ class TranslationOutputs:
             "spacing_mm": [round(float(size), 6) for size in ct.header.get_zooms()],
             "contourdiff": __version__,
             "python": platform.python_version(),
-            "packages": {name: version(name) for name in PACKAGES},
+            "packages": self._packages(),
             "weights": self.weights,
             "settings": self._settings_for(item["contrast"]),
             "inferer": type(getattr(engine, "inferer", None)).__name__,
@@ -202,6 +202,13 @@ class TranslationOutputs:
         )
         if fidelity is not None and fidelity.suspects:
             logger.warning("%s: %s", files.name, fidelity.warning())
+
+    def _packages(self) -> dict[str, str]:
+        """Versions of what computes the gray levels."""
+        packages = {name: version(name) for name in PACKAGES}
+        if self.settings.get("acceleration") == "openvino":
+            packages["openvino"] = version("openvino")
+        return packages
 
     def _settings_for(self, contrast: int | None) -> Mapping[str, Any]:
         """The settings, with the one contrast of a translation."""
