@@ -30,6 +30,7 @@ LEFT_BY_USE = (
     "example",
     "runs",
 )
+LEFT_BY_THE_LABEL_APP = ("bin", "logs", "model")
 FOLDERS = (".ci", "bundles", "docs", "plugin", "tests")
 FILES = (
     "LICENSE",
@@ -48,6 +49,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("source")
     copy = folder / "repository"
     shutil.copytree(REPOSITORY, copy, ignore=shutil.ignore_patterns(*LEFT_BY_USE))
+    for name in LEFT_BY_THE_LABEL_APP:
+        shutil.rmtree(copy / "plugin" / "label_app" / name, ignore_errors=True)
     build = "from setuptools import build_meta; build_meta.build_sdist('dist')"
     subprocess.run([sys.executable, "-c", build], cwd=copy, check=True, capture_output=True)
     (archive,) = (copy / "dist").iterdir()
