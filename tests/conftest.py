@@ -18,9 +18,9 @@ from contourdiff.networks import ContourUNet
 from helpers import CONFIGS, DATA, HOSTILE_NAME, make_dataset, make_tiny_network, run
 
 
-@pytest.fixture(scope="session")
-def configs() -> Path:
-    return CONFIGS
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with slow tests, so that processes end together."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(scope="session")

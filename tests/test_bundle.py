@@ -23,9 +23,11 @@ from monai.bundle import ConfigParser, ConfigWorkflow, verify_metadata
 from contourdiff.bundle import config_files, read_config, run_inference_config
 from contourdiff.inference.evaluator import CaseEvaluator
 from helpers import (
+    BUNDLE_COMMANDS,
     CONFIGS,
     NAMES,
     OBLIQUE,
+    QUICK,
     REPOSITORY,
     TINY_NETWORK,
     ball_ct,
@@ -102,6 +104,7 @@ def test_a_translation_has_a_record_and_a_picture(
     )
 
 
+@pytest.mark.slow
 def test_a_case_is_the_same_alone_in_reversed_order_and_read_by_workers(
     translated: tuple[Path, Path], tiny_weights: Path, tmp_path: Path
 ) -> None:
@@ -208,6 +211,7 @@ BAD_CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BAD_CASES)
 def test_a_bad_case_is_named_and_the_others_are_done(
     name: str, tiny_weights: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -306,41 +310,45 @@ def test_a_volume_that_cannot_be_ct_gets_a_warning(
     )
 
 
-@pytest.mark.parametrize("run_id", ["run", "inference"])
+@pytest.mark.slow
 def test_both_run_ids_work_from_the_command_line_in_any_directory(
-    run_id: str, tiny_weights: Path, tmp_path: Path
+    tiny_weights: Path, tmp_path: Path
 ) -> None:
     """A fresh process in another directory: exit status 0, and 1 with one clear last line for an error of the input."""
-    dataset_dir = make_dataset(tmp_path / "ct", ("a",))
+    dataset_dir = str(make_dataset(tmp_path / "ct", ("a",)))
     (tmp_path / "tiny.json").write_text(
-        json.dumps({"network_def": TINY_NETWORK, "min_object_mm2": 100.0})
+        json.dumps({"network_def": TINY_NETWORK, "min_object_mm2": 100.0, **QUICK})
     )
     names = [str(CONFIGS / f"{name}.json") for name in ("inference", "fast", "single")]
     configs = str([*names, str(tmp_path / "tiny.json")])
-    command = [sys.executable, "-m", "monai.bundle", "run", run_id, "--config_file", configs]
-    command += [
-        "--ckpt_path",
-        str(tiny_weights),
-        "--output_dir",
-        str(tmp_path / "mr"),
-        "--num_inference_steps",
-        "1",
+    common = ["--config_file", configs, "--ckpt_path", str(tiny_weights)]
+    common += ["--num_inference_steps", "1"]
+    commands = [
+        ["run", "run", "--dataset_dir", dataset_dir, "--output_dir", "mr0", *common],
+        ["run", "inference", "--dataset_dir", dataset_dir, "--output_dir", "mr1", *common],
+        ["run", "run", "--dataset_dir", "nowhere", "--output_dir", "mr2", *common],
+        ["run", "inference", "--dataset_dir", dataset_dir, "--max_round", "1", *common],
     ]
-
-    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([*command, *arguments], cwd=tmp_path, capture_output=True, text=True)
-
-    done = call("--dataset_dir", str(dataset_dir))
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert (tmp_path / "mr" / "a_mr.nii.gz").is_file()
-    if run_id == "run":
-        failed = call("--dataset_dir", "nowhere")
-        last = "error: expected a folder of CT volumes at nowhere"
-    else:
-        failed = call("--dataset_dir", str(dataset_dir), "--max_round", "1")
-        last = "error: expected settings of the config, got 'max_round'; did you mean max_rounds?"
-    assert failed.returncode == 1
-    assert failed.stderr.strip().splitlines()[-1].startswith(last)
+    call = [sys.executable, "-c", BUNDLE_COMMANDS, json.dumps(commands)]
+    done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, check=True)
+    logs = [(tmp_path / f"{number}.log").read_text() for number in range(4)]
+    assert json.loads(done.stdout.splitlines()[-1]) == [0, 0, 1, 1], logs
+    assert (tmp_path / "mr0" / "a_mr.nii.gz").is_file()
+    assert (tmp_path / "mr1" / "a_mr.nii.gz").is_file()
+    assert (
+        logs[2]
+        .strip()
+        .splitlines()[-1]
+        .startswith("error: expected a folder of CT volumes at nowhere")
+    )
+    assert (
+        logs[3]
+        .strip()
+        .splitlines()[-1]
+        .startswith(
+            "error: expected settings of the config, got 'max_round'; did you mean max_rounds?"
+        )
+    )
 
 
 @pytest.mark.parametrize(
@@ -443,6 +451,7 @@ def test_a_workflow_runs_after_a_look_at_its_parts(tiny_weights: Path, tmp_path:
         "ckpt_path": str(tiny_weights),
         "num_inference_steps": 1,
         "min_object_mm2": 100.0,
+        **QUICK,
     }
     files = config_files(overlays=["fast", "single"])
     workflow = ConfigWorkflow(files, workflow_type="inference", logging_file=False, **settings)
@@ -562,6 +571,7 @@ def test_monai_bundle_run_takes_flags_in_any_case(
         **{"dataset_dir": str(make_dataset(tmp_path / "ct", ("a",))), "network_def": network},
         **{"output_dir": str(tmp_path / "mr"), "ckpt_path": str(tiny_weights)},
         **{"num_inference_steps": 1, "candidates": 1, "max_rounds": 1, "min_object_mm2": 100.0},
+        **QUICK,
     }
     record = tmp_path / "mr" / "a_mr.json"
     record.parent.mkdir()

@@ -53,9 +53,12 @@ for name, value in json.loads(sys.argv[2]).items():
 print(json.dumps(reasons))
 """
 
-pytestmark = pytest.mark.skipif(
-    not PYTHON.is_file(), reason="no environment with MONAI Label, see docs/monai_label.md"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not PYTHON.is_file(), reason="no environment with MONAI Label, see docs/monai_label.md"
+    ),
+]
 
 
 def environment(folder: Path) -> dict[str, str]:

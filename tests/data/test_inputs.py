@@ -13,12 +13,13 @@ import pytest
 
 from contourdiff.data.inputs import is_url
 from contourdiff.translation import translate_path
-from helpers import TINY_NETWORK, make_dataset, voxels
+from helpers import QUICK, TINY_NETWORK, make_dataset, voxels
 
 OPTIONS: dict[str, Any] = {
     "overlays": ("single",),
     "network_def": TINY_NETWORK,
     "num_inference_steps": 1,
+    **QUICK,
 }
 OPTIONS |= {"candidates": 1, "max_rounds": 1, "min_object_mm2": 100.0, "progress": False}
 
@@ -48,6 +49,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     s3fs.S3FileSystem.clear_instance_cache()
 
 
+@pytest.mark.slow
 def test_a_bucket_gives_what_the_folder_gives(
     bucket: Any, tiny_weights: Path, tmp_path: Path
 ) -> None:

@@ -59,6 +59,7 @@ def test_a_list_of_images_is_no_volume(tmp_path: Path) -> None:
         convert_to_nifti(tmp_path / "list.nrrd", tmp_path / "b.nii")
 
 
+@pytest.mark.slow
 def test_a_translation_is_the_same_from_and_to_any_format(
     tmp_path: Path, tiny_weights: Path
 ) -> None:

@@ -445,6 +445,7 @@ def test_missing_safetensors_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path:
             run()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("paper_contour", [False, True])
 def test_a_converted_network_translates_the_phantom(paper_contour: bool, tmp_path: Path) -> None:
     if paper_contour:

@@ -62,6 +62,7 @@ def assert_same(name: str, exported: Callable[..., Tensor], tolerance: float) ->
         assert min(differences) > 0.01  # neither timesteps nor labels are frozen
 
 
+@pytest.mark.slow
 def test_torchscript_is_exact(tmp_path: Path) -> None:
     assert set(export_networks(tmp_path, "torchscript").values()) == {0.0}
     for name, contrasts in (("model", ["t1", "t2"]), ("refiner", [])):
@@ -88,6 +89,7 @@ def test_onnx_paints_the_contrast_it_is_built_with(onnx_dir: Path) -> None:
         OnnxNetwork(onnx_dir / "model.onnx", "flair")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("acceleration", [None, "lean"])
 def test_the_bundle_translates_from_onnx_files(
     acceleration: str | None, onnx_dir: Path, tmp_path: Path

@@ -20,6 +20,7 @@ def translations(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) -
     return run(make_dataset(folder / "ct"), folder / "mr", tiny_weights, candidates=1, max_rounds=1)
 
 
+@pytest.mark.slow
 def test_an_nnunet_data_set_has_images_labels_and_classes(
     translations: Path, tmp_path: Path
 ) -> None:

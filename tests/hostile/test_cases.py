@@ -17,6 +17,7 @@ from contourdiff.data.nifti_names import case_of
 from helpers import run, voxels
 from hostile.corpus import IGNORED, KINDS, WARNED
 
+pytestmark = pytest.mark.slow
 ACCEPTED = [name for name, kind in KINDS.items() if kind.refusal is None]
 ENDS = ("_mr.nii.gz", "_mr.json", "_mr.png", "_label.nii.gz")
 REFUSED = [name for name in KINDS if name not in ACCEPTED]

@@ -21,7 +21,7 @@ from contourdiff import translation
 from contourdiff.data.itk_files import simpleitk_of, write_itk
 from contourdiff.data.translation_cases import TranslationCases
 from contourdiff.data.volumes import open_volume, scaled_voxels
-from helpers import OBLIQUE, TINY_NETWORK, ball_ct, nibabel_of, run, voxels, write_nifti
+from helpers import OBLIQUE, QUICK, TINY_NETWORK, ball_ct, nibabel_of, run, voxels, write_nifti
 
 CT = ball_ct((10, 30, 26))
 LABEL = (CT > 200).astype(np.uint8) * 30
@@ -74,7 +74,7 @@ def test_sheared_axes_in_memory_stay_sheared(
         write_itk(CT, SHEARED, tmp_path / "a.mha")
         image = itk.imread(str(tmp_path / "a.mha"))
     settings = {**SHORT, "overlays": ("single",), "network_def": TINY_NETWORK, "device": "cpu"}
-    settings |= {"weights": tiny_weights, "min_object_mm2": 100.0, "batch_size": 4}
+    settings |= {"weights": tiny_weights, "min_object_mm2": 100.0, "batch_size": 4, **QUICK}
     mr = contourdiff.translate(image, case="a", **settings)
     array = itk.array_from_image(mr) if package is itk else sitk.GetArrayFromImage(mr)
     np.testing.assert_allclose(array.T, sheared_mr, atol=0.01)

@@ -28,6 +28,7 @@ from contourdiff.weights import load_weights
 from helpers import (
     CONFIGS,
     OBLIQUE,
+    QUICK,
     TINY_NETWORK,
     ball_ct,
     make_dataset,
@@ -316,6 +317,7 @@ def test_a_name_is_a_name_and_never_an_expression(
         "network_def": TINY_NETWORK,
         "min_object_mm2": 100.0,
         **SHORT,
+        **QUICK,
     }
     translation = translate_path(f"{case}{end}", "mr", weights=tiny_weights, **options)[0]
     assert (translation.case, translation.mr) == (case, Path("mr") / f"{case}_mr.nii.gz")
@@ -332,6 +334,7 @@ def test_a_file_in_upper_case_is_written_as_it_was_asked_for(
         "network_def": TINY_NETWORK,
         "min_object_mm2": 100.0,
         **SHORT,
+        **QUICK,
     }
     translated = translate_path(source, tmp_path / "MR.NII.GZ", weights=tiny_weights, **options)[0]
     assert translated.mr == tmp_path / "MR.NII.GZ"
@@ -368,7 +371,7 @@ from contourdiff.cli import main
 from contourdiff.inference.inferer import VolumeInferer
 {before}
 main(["translate", "ct", "mr", "--overlays", "single", "--weights", {weights!r}, "--settings", "num_inference_steps=1",
-      "candidates=1", "max_rounds=1", "min_object_mm2=100", "network_def={network}"])
+      "candidates=1", "max_rounds=1", "min_object_mm2=100", "filter_classes=3", "network_def={network}"])
 """
 
 
@@ -404,6 +407,7 @@ VolumeInferer.translate = interrupted
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_fails_the_case_alone(tiny_weights: Path, tmp_path: Path) -> None:
     done = program(LIMIT, tiny_weights, tmp_path)
     assert done.returncode == 1, done.stderr
@@ -418,6 +422,7 @@ def test_a_full_disk_fails_the_case_alone(tiny_weights: Path, tmp_path: Path) ->
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "second", "status"), [("SIGINT", "SIGINT", 130), ("SIGTERM", "SIGINT", 143)]
 )

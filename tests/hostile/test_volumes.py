@@ -77,7 +77,7 @@ def without_warnings() -> Iterator[None]:
 
 
 @hypothesis.settings(
-    max_examples=4,
+    max_examples=10,
     deadline=None,
     derandomize=True,
     suppress_health_check=list(hypothesis.HealthCheck),

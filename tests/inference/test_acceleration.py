@@ -259,6 +259,7 @@ def in_a_process(code: str) -> list[str]:
     return done.stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_a_retained_heap_changes_no_bit_and_no_setting_of_the_user() -> None:
     code = (
         "import os; import torch; from contourdiff.inference.acceleration import retained_heap\n"
@@ -272,6 +273,7 @@ def test_a_retained_heap_changes_no_bit_and_no_setting_of_the_user() -> None:
     assert in_a_process(code) == [f"{sys.platform.startswith('linux')} False False"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not Path("/proc/self/status").is_file(), reason="the memory of a process is read from /proc"
 )

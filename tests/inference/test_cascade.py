@@ -155,9 +155,12 @@ QUICK = {
     "candidates": 1,
     "max_rounds": 1,
     "min_object_mm2": 100.0,
+    "filter_classes": 3,
+    "preview#columns": 2,
 }
 
 
+@pytest.mark.slow
 def test_several_contrasts_are_those_of_separate_runs(ct: Path, tmp_path: Path) -> None:
     """Shipped weights: two volumes with a label and a record each; a second run keeps them."""
     both = run_inference_config(
@@ -216,6 +219,7 @@ def test_each_network_of_the_cascade_can_be_trained(overlay: str | None, tmp_pat
             "contrasts": contrasts,
             "image_size_px": [32, 32],
             "min_object_mm2": 100.0,
+            "filter_classes": 3,
         },
         **{
             "batch_size": 2,

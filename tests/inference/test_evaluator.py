@@ -37,6 +37,7 @@ from contourdiff.transforms import InPlaneResampled
 from helpers import (
     NAMES,
     OBLIQUE,
+    QUICK,
     TINY_NETWORK,
     ball_ct,
     contours,
@@ -118,6 +119,7 @@ def evaluator(names: Sequence[str], **options: Any) -> CaseEvaluator:
     return CaseEvaluator(val_data_loader=loader, **{**settings, **options})
 
 
+@pytest.mark.slow
 def test_cases_read_ahead_in_a_worker_give_the_same_files(
     tiny_weights: Path, tmp_path: Path
 ) -> None:
@@ -140,11 +142,12 @@ def quick_settings(weights: Path, **changes: Any) -> dict[str, Any]:
     settings = {
         "overlays": ["single"], "network_def": TINY_NETWORK, "ckpt_path": str(weights),
         "num_inference_steps": 2, "candidates": 1, "max_rounds": 1, "min_object_mm2": 100.0,
-        "logging_file": False, "progress": False,
+        "logging_file": False, "progress": False, **QUICK,
     }  # fmt: skip
     return {**settings, **changes}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", ["size=64k", "size=4k,nr_inodes=1"])
 def test_cases_are_read_ahead_with_hardly_any_shared_memory(
     options: str, tiny_weights: Path, tmp_path: Path
@@ -345,6 +348,7 @@ run_inference_config(dataset_dir, output_dir, **settings)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_one_interrupt_ends_the_run_at_once(
     num_workers: int, tiny_weights: Path, tmp_path: Path
@@ -354,6 +358,7 @@ def test_one_interrupt_ends_the_run_at_once(
         "overlays": ["single"], "network_def": TINY_NETWORK,
         "ckpt_path": str(tiny_weights), "num_inference_steps": 20, "candidates": 1,
         "max_rounds": 1, "min_object_mm2": 100.0, "logging_file": False, "num_workers": num_workers,
+        **QUICK,
     }  # fmt: skip
     names = tuple("abcdef")
     arguments = json.dumps(

@@ -19,6 +19,7 @@ from contourdiff.report import write_report
 from contourdiff.translation import translate_path
 from helpers import (
     OBLIQUE,
+    QUICK,
     TINY_NETWORK,
     ball_ct,
     make_dataset,
@@ -116,6 +117,7 @@ def test_a_dicom_folder_is_listed_once(
     )
     monkeypatch.chdir(tmp_path)
     short = {"num_inference_steps": 2, "candidates": 1, "max_rounds": 1, "min_object_mm2": 100.0}
+    short |= QUICK
     (one, other) = translate_path(".", "mr", weights=weights, overlays=["single"], **BOTH, **short)
     assert listed == [Path("dicom")]
     assert (one.case, one.contrast, other.contrast) == ("dicom", "t1", "t2")
@@ -164,6 +166,7 @@ def test_a_case_most_of_which_is_skipped_says_so_in_log_record_run_and_report(
     assert note in page
 
 
+@pytest.mark.slow
 def test_a_label_that_appears_later_is_added_by_workers_too(
     tiny_weights: Path, tmp_path: Path
 ) -> None:
@@ -179,6 +182,7 @@ def test_a_label_that_appears_later_is_added_by_workers_too(
         "overlays": ["single"],
         "network_def": TINY_NETWORK,
         "min_object_mm2": 100.0,
+        **QUICK,
     }
     results = translate_path(ct, mr, workers=1, weights=tiny_weights, **options)
     assert [result.label for result in results] == [mr / f"{name}_label.nii.gz" for name in "ab"]

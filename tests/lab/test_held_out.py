@@ -187,6 +187,7 @@ def test_a_bundle_is_evaluated_from_its_training_config(
         num_inference_steps=1,
         max_slices=4,
         network_def=TINY_NETWORK,
+        filter_classes=3,
         dataset_dir=str(mr_folder),
         datalist="index.csv",
         device="cpu",

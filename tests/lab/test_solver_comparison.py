@@ -22,6 +22,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
         "network_def": TINY_NETWORK,
         "image_size_px": [48, 48],
         "min_object_mm2": 100.0,
+        "filter_classes": 3,
     }
 
 

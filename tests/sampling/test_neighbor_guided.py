@@ -194,6 +194,7 @@ def test_first_condition_has_an_empty_neighbor() -> None:
     assert torch.equal(condition, torch.cat([contour, torch.full_like(contour, EMPTY)]))
 
 
+@pytest.mark.slow
 def test_trained_and_translated_end_to_end_it_flickers_less(
     real_data: Path, tmp_path: Path
 ) -> None:

@@ -222,6 +222,7 @@ def write_real_ct(real_data: Path, folder: Path, slices: slice) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["maskgan", "synseg", "cycada"])
 def test_a_baseline_trains_on_real_slices(
     method: str, settings: Settings, real_data: Path, tmp_path: Path

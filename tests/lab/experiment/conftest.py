@@ -12,7 +12,7 @@ import torch
 from contourdiff.networks import ContourUNet
 from contourdiff_lab.experiment.plan import ExperimentPlan
 from contourdiff_lab.experiment.run import run_experiment
-from helpers import CT_LEVELS, MR_LEVELS, TINY_NETWORK, shapes, write_nifti
+from helpers import CT_LEVELS, MR_LEVELS, QUICK, TINY_NETWORK, shapes, write_nifti
 
 AFFINE = np.diag([4.0, 2.2, 2.2, 1.0])
 MR_CASES = ("01_t1", "01_t2", "02_t1")
@@ -26,7 +26,8 @@ SEGMENTATION_NETWORK = {
     "channels": [4, 8],
     "strides": [2],
 }
-SLICES = {"image_size_px": [32, 32], "min_object_mm2": 100.0, "max_epochs": 1, "epoch_length": 2}
+SLICES = {"image_size_px": [32, 32], "min_object_mm2": 100.0, "filter_classes": 3}
+SLICES |= {"max_epochs": 1, "epoch_length": 2}
 
 
 def _volume(seed: int, levels: torch.Tensor, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -77,6 +78,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> ExperimentPlan:
             "candidates": 2,
             "max_rounds": 1,
             "min_object_mm2": 100.0,
+            **QUICK,
         },
         segmentation={
             "network_def": SEGMENTATION_NETWORK,
