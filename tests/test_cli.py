@@ -23,7 +23,10 @@ from contourdiff.cli.commands import parse_settings
 from contourdiff.cli.program import PROGRAM
 from contourdiff.phantom import write_phantom
 from contourdiff.weights import sha256_of
-from helpers import CONFIGS, TINY_NETWORK, make_mr, make_tiny_network, settings
+from helpers.networks import TINY_NETWORK, make_tiny_network
+from helpers.paths import CONFIGS
+from helpers.runs import tiny_training_settings
+from helpers.volumes import make_mr
 
 SHORT = (
     "image_size_px",
@@ -259,7 +262,11 @@ def test_info_names_versions_and_weights(capsys: pytest.CaptureFixture[str]) -> 
 def test_a_training_starts_and_resumes_from_the_command_line(tmp_path: Path) -> None:
     mr, out = str(make_mr(tmp_path / "mr")), str(tmp_path / "out")
     network = ",".join(f"'{name}': {value!r}" for name, value in TINY_NETWORK.items())
-    changes = {name: value for name, value in settings(tmp_path, tmp_path).items() if name in SHORT}
+    changes = {
+        name: value
+        for name, value in tiny_training_settings(tmp_path, tmp_path).items()
+        if name in SHORT
+    }
     pairs = [f"{name}={value}" for name, value in changes.items()]
     common = [
         "train",

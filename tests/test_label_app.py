@@ -24,7 +24,8 @@ import SimpleITK
 
 from contourdiff.bundle import run_inference_config
 from contourdiff.phantom import write_phantom
-from helpers import OBLIQUE, REPOSITORY, ball_ct, voxels
+from helpers.paths import REPOSITORY
+from helpers.volumes import OBLIQUE, ball_ct, read_voxels
 
 PYTHON = Path(
     os.environ.get("CONTOURDIFF_LABEL_PYTHON", REPOSITORY / ".venv-label" / "bin" / "python")
@@ -175,7 +176,7 @@ def test_files_served_at_once_are_those_of_the_bundle_bit_for_bit(
     assert t1.content == (by_bundle / "anna_t1_mr.nii.gz").read_bytes()
     assert t2.content == (by_bundle / "anna_t2_mr.nii.gz").read_bytes()
     assert again.content == t1.content
-    assert voxels(by_bundle / "anna_t1_mr.nii.gz").dtype == np.float32
+    assert read_voxels(by_bundle / "anna_t1_mr.nii.gz").dtype == np.float32
 
 
 def test_a_seed_of_the_request_is_the_seed_of_the_bundle_and_lasts_for_the_request(
@@ -198,7 +199,7 @@ def test_what_slicer_asks_for_has_the_gray_levels_and_the_grid(
     gray_levels = SimpleITK.GetArrayFromImage(image).T
     assert path.endswith(".nrrd")
     assert gray_levels.dtype == np.uint8
-    np.testing.assert_array_equal(gray_levels, voxels(by_bundle / "anna_t1_mr.nii.gz").round())
+    np.testing.assert_array_equal(gray_levels, read_voxels(by_bundle / "anna_t1_mr.nii.gz").round())
     assert len(np.unique(gray_levels)) > 100
     for of in (SimpleITK.Image.GetSpacing, SimpleITK.Image.GetOrigin, SimpleITK.Image.GetDirection):
         np.testing.assert_allclose(of(image), of(ct), atol=1e-4)

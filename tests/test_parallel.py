@@ -26,16 +26,10 @@ import torch
 from contourdiff import bundle, parallel
 from contourdiff.inference import progress
 from contourdiff.inference.summary import read_run
-from helpers import (
-    DATA,
-    OBLIQUE,
-    QUICK,
-    REPOSITORY,
-    TINY_NETWORK,
-    ball_ct,
-    make_dataset,
-    write_nifti,
-)
+from helpers.networks import TINY_NETWORK
+from helpers.paths import DATA, REPOSITORY
+from helpers.runs import QUICK_SETTINGS
+from helpers.volumes import OBLIQUE, ball_ct, make_dataset, write_nifti
 
 distributed = pytest.importorskip(
     "distributed", reason="Dask is not installed: pip install -e '.[scale]'"
@@ -51,7 +45,7 @@ def tiny(tiny_weights: Path) -> dict[str, Any]:
         "max_rounds": 1,
         "min_object_mm2": 100.0,
         "batch_size": 4,
-        **QUICK,
+        **QUICK_SETTINGS,
     }
     return {
         "overlays": ("single",),

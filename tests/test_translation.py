@@ -24,17 +24,10 @@ from contourdiff.inference.outputs import TranslationOutputs
 from contourdiff.inference.summary import FailedCasesError
 from contourdiff.networks import ContourUNet
 from contourdiff.translation import translate, translate_path
-from helpers import (
-    QUICK,
-    TINY_NETWORK,
-    ball_ct,
-    make_dataset,
-    oblique_affine,
-    run,
-    voxels,
-    write_nifti,
-    write_series,
-)
+from helpers.dicom import write_series
+from helpers.networks import TINY_NETWORK
+from helpers.runs import QUICK_SETTINGS, run_tiny_inference
+from helpers.volumes import ball_ct, make_dataset, oblique_affine, read_voxels, write_nifti
 
 AFFINE = oblique_affine((3.0, 2.5, 4.0))
 CT = ball_ct((10, 30, 26))
@@ -53,7 +46,7 @@ def tiny(tiny_weights: Path) -> dict[str, Any]:
         "max_rounds": 1,
         "min_object_mm2": 100.0,
         "device": "cpu",
-        **QUICK,
+        **QUICK_SETTINGS,
     }
 
 
@@ -134,7 +127,7 @@ def test_two_contrasts_are_a_dictionary(ct_file: Path, tmp_path: Path) -> None:
         "num_refinement_steps": 1,
         "candidates": 1,
         "max_rounds": 1,
-        **QUICK,
+        **QUICK_SETTINGS,
     }
     images = contourdiff.translate(ct_file, contrast="t1,t2", min_object_mm2=100.0, **short)
     assert list(images) == ["t1", "t2"]
@@ -157,13 +150,15 @@ def test_two_contrasts_are_a_dictionary(ct_file: Path, tmp_path: Path) -> None:
 def test_a_file_is_named_as_asked_and_never_overwritten_unasked(
     ct_file: Path, tiny: dict[str, Any], tmp_path: Path
 ) -> None:
-    expected = run(ct_file.parent, tmp_path / "folder", tiny["weights"], candidates=1, max_rounds=1)
+    expected = run_tiny_inference(
+        ct_file.parent, tmp_path / "folder", tiny["weights"], candidates=1, max_rounds=1
+    )
     output = tmp_path / "out" / "mr.nii.gz"
     label = ct_file.parent / "labels" / "anna.nii.gz"
     (result,) = translate_path(ct_file, output, label=label, **tiny)
     assert result.mr == output
-    np.testing.assert_array_equal(voxels(output), voxels(expected / "anna_mr.nii.gz"))
-    np.testing.assert_array_equal(voxels(output.with_name("mr_label.nii.gz")), LABEL)
+    np.testing.assert_array_equal(read_voxels(output), read_voxels(expected / "anna_mr.nii.gz"))
+    np.testing.assert_array_equal(read_voxels(output.with_name("mr_label.nii.gz")), LABEL)
     assert sorted(path.name for path in output.parent.iterdir()) == [
         "mr.json",
         "mr.nii.gz",
@@ -171,7 +166,7 @@ def test_a_file_is_named_as_asked_and_never_overwritten_unasked(
         "mr_label.nii.gz",
     ]
     (again,) = translate_path(ct_file, output, overwrite=True, **tiny)
-    np.testing.assert_array_equal(voxels(again.mr), voxels(expected / "anna_mr.nii.gz"))
+    np.testing.assert_array_equal(read_voxels(again.mr), read_voxels(expected / "anna_mr.nii.gz"))
     assert not output.with_name("mr_label.nii.gz").exists()  # of the translation before
     with pytest.raises(ValueError, match=r"expected a single case for the file .* got 3"):
         translate_path(make_dataset(tmp_path / "three"), tmp_path / "new.nii.gz", **tiny)
@@ -196,7 +191,13 @@ def tiny_command(tiny: dict[str, Any]) -> list[str]:
     network = ",".join(f"'{name}': {value!r}" for name, value in TINY_NETWORK.items())
     settings = {
         name: tiny[name]
-        for name in ("num_inference_steps", "candidates", "max_rounds", "min_object_mm2", *QUICK)
+        for name in (
+            "num_inference_steps",
+            "candidates",
+            "max_rounds",
+            "min_object_mm2",
+            *QUICK_SETTINGS,
+        )
     }
     pairs = [f"{name}={value}" for name, value in settings.items()]
     pairs.append(f"network_def={{{network}}}")
@@ -366,7 +367,7 @@ def test_a_finished_file_is_kept_and_gets_its_label(
     assert any("anna: kept" in record.getMessage() for record in caplog.records)
     (again,) = translate_path(ct_file, output, label=label, **tiny)
     assert again.label == tmp_path / "mr_label.nii.gz"
-    np.testing.assert_array_equal(voxels(again.label), LABEL)
+    np.testing.assert_array_equal(read_voxels(again.label), LABEL)
     assert first.mr.read_bytes() == before[0]
     other = write_nifti(tmp_path / "other" / "anna.nii.gz", CT + 1, AFFINE)
     with pytest.raises(
@@ -426,7 +427,7 @@ def test_masks_become_the_label_of_a_single_ct(
         write_nifti(masks / f"{name}.nii.gz", value.astype(np.uint8), AFFINE)
     (result,) = translate_path(ct_file, tmp_path / "x.nii.gz", label=masks, **tiny)
     expected = np.where(LABEL > 0, 27, np.where(CT < -900, 25, 0))
-    np.testing.assert_array_equal(voxels(Path(str(result.label))), expected)
+    np.testing.assert_array_equal(read_voxels(Path(str(result.label))), expected)
     classes = {"25": "sacrum", "27": "vertebrae_L5"}
     assert json.loads(result.record.read_text())["classes"] == classes
     assert json.loads((tmp_path / "x_label.json").read_text()) == {"classes": classes}

@@ -17,7 +17,7 @@ from setuptools import find_packages
 
 from contourdiff.bundle import BUNDLE_NAME
 from contourdiff.weights import sha256_of
-from helpers import CONFIGS, REPOSITORY
+from helpers.paths import CONFIGS, REPOSITORY
 
 LEFT_BY_USE = (
     ".*_cache",

@@ -19,7 +19,9 @@ from contourdiff import cli
 from contourdiff.bundle import run_inference_config
 from contourdiff.deploy.bundle_export import export_bundle
 from contourdiff.phantom import write_phantom
-from helpers import BUNDLE_COMMANDS, CONFIGS, REPOSITORY, voxels
+from helpers.paths import CONFIGS, REPOSITORY
+from helpers.runs import BUNDLE_COMMANDS
+from helpers.volumes import read_voxels
 
 Elsewhere = Callable[..., str]
 
@@ -158,9 +160,9 @@ def test_an_exported_bundle_gives_the_same_mr_from_another_directory(
     }
     command += [text for name, value in settings.items() for text in (f"--{name}", str(value))]
     assert elsewhere(*command, cwd=tmp_path) == ""
-    mr = voxels(tmp_path / "there" / "phantom_mr.nii.gz")
+    mr = read_voxels(tmp_path / "there" / "phantom_mr.nii.gz")
     assert mr.std() > 10
-    np.testing.assert_array_equal(mr, voxels(here / "phantom_mr.nii.gz"))
+    np.testing.assert_array_equal(mr, read_voxels(here / "phantom_mr.nii.gz"))
     assert "phantom" in (tmp_path / "there" / "index.html").read_text()
     records = [
         json.loads((tmp_path / folder / "phantom_mr.json").read_text())

@@ -26,7 +26,7 @@ from contourdiff.deploy.convert import (
 from contourdiff.networks import ContourUNet
 from contourdiff.phantom import write_phantom
 from contourdiff.weights import load_weights, sha256_of
-from helpers import voxels
+from helpers.volumes import read_voxels
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation:DeprecationWarning"
@@ -465,7 +465,7 @@ def test_a_converted_network_translates_the_phantom(paper_contour: bool, tmp_pat
             tmp_path / "ct", tmp_path / suffix, overlays=overlays, logging_file=False, **short
         )
     first, second = (
-        voxels(tmp_path / suffix / "phantom_mr.nii.gz") for suffix in ("pt", "safetensors")
+        read_voxels(tmp_path / suffix / "phantom_mr.nii.gz") for suffix in ("pt", "safetensors")
     )
     assert first.std() > 1
     assert (first == second).all()

@@ -19,7 +19,7 @@ from contourdiff.bundle import config_files, read_config, run_inference_config
 from contourdiff.deploy.network_export import export_networks
 from contourdiff.deploy.onnx_network import OnnxNetwork
 from contourdiff.phantom import write_phantom
-from helpers import voxels
+from helpers.volumes import read_voxels
 
 CPU = "$torch.device('cpu')"
 PARTS = {"model": ("coarse_network", 5), "refiner": ("refiner", 3)}
@@ -104,7 +104,7 @@ def test_the_bundle_translates_from_onnx_files(
     run = run_inference_config(
         tmp_path / "ct", tmp_path / "onnx", overlays=["onnx"], **files, **settings
     )
-    mr, expected = (voxels(folder / "phantom_mr.nii.gz") for folder in (run, eager))
+    mr, expected = (read_voxels(folder / "phantom_mr.nii.gz") for folder in (run, eager))
     assert expected.std() > 10
     np.testing.assert_allclose(mr, expected, atol=0.05)
     weights = json.loads((run / "phantom_mr.json").read_text())["weights"]

@@ -26,15 +26,8 @@ from contourdiff.inference.acceleration import (
 from contourdiff.inference.denoiser import Denoiser
 from contourdiff.networks import ContourUNet
 from contourdiff.sampling import Sampler
-from helpers import (
-    SCHEDULER,
-    as_case,
-    contours,
-    inferer,
-    make_attention_network,
-    make_seeded,
-    translate_contours,
-)
+from helpers.inferers import SCHEDULER, as_case, make_inferer, random_contours, translate_contours
+from helpers.networks import make_attention_network, make_seeded
 
 
 def small_unet(channels: int = MIN_CHANNELS) -> ContourUNet:
@@ -162,7 +155,9 @@ def denoised(
 
 
 def choices_of(**settings: object) -> list[tuple[int, int, int]]:
-    (result,) = inferer(**settings).translate(as_case([contours()], ["a"]), make_seeded())
+    (result,) = make_inferer(**settings).translate(
+        as_case([random_contours()], ["a"]), make_seeded()
+    )
     return [(c.slice_index, c.round, c.candidate) for c in result.choices if c is not None]
 
 
@@ -190,8 +185,8 @@ def test_fewer_multiplications_are_for_float32(
 
 
 def test_lean_is_the_same_alone_and_in_a_batch() -> None:
-    volumes = [contours(number) for number in range(2)]
-    together = inferer(acceleration="lean")(as_case(volumes, ["a", "b"]), make_seeded())
+    volumes = [random_contours(number) for number in range(2)]
+    together = make_inferer(acceleration="lean")(as_case(volumes, ["a", "b"]), make_seeded())
     for position, name in enumerate("ab"):
         alone = translate_contours(volumes[position], name, acceleration="lean")
         assert torch.equal(alone, torch.as_tensor(together[position, 0]))
@@ -199,12 +194,12 @@ def test_lean_is_the_same_alone_and_in_a_batch() -> None:
 
 def test_new_weights_are_seen_by_the_next_volume() -> None:
     """A translation inside a training never runs with the weights that were converted first."""
-    translation, network = inferer(acceleration="lean"), make_wide()
-    before = torch.as_tensor(translation(as_case([contours()], ["a"]), network))
+    translation, network = make_inferer(acceleration="lean"), make_wide()
+    before = torch.as_tensor(translation(as_case([random_contours()], ["a"]), network))
     with torch.no_grad():
         for weight in network.parameters():
             weight.mul_(-1)
-    after = torch.as_tensor(translation(as_case([contours()], ["a"]), network))
+    after = torch.as_tensor(translation(as_case([random_contours()], ["a"]), network))
     assert not torch.allclose(before, after, atol=1)
 
 
@@ -239,11 +234,11 @@ def test_a_network_is_converted_once_for_many_volumes(monkeypatch: pytest.Monkey
         "with_fewer_multiplications",
         lambda network: converted.append(network) or convert(network),
     )
-    translation, network = inferer(acceleration="lean"), make_seeded()
+    translation, network = make_inferer(acceleration="lean"), make_seeded()
     for number in range(3):
-        translation(as_case([contours(number)], [str(number)]), network)
+        translation(as_case([random_contours(number)], [str(number)]), network)
     assert len(converted) == 1
-    translation(as_case([contours()], ["a"]), make_seeded())
+    translation(as_case([random_contours()], ["a"]), make_seeded())
     assert len(converted) == 2
 
 

@@ -26,7 +26,9 @@ from contourdiff.inference.summary import read_run
 from contourdiff.networks import CascadeUNet, ContourUNet, GuidedUNet, enlarge
 from contourdiff.sampling import Sampler, SelectionRules
 from contourdiff.weights import load_weights, sha256_of
-from helpers import CONFIGS, TINY_NETWORK, ball_ct, make_mr, write_nifti
+from helpers.networks import TINY_NETWORK
+from helpers.paths import CONFIGS
+from helpers.volumes import ball_ct, make_mr, write_nifti
 
 MODELS = CONFIGS.parent / "models"
 SMALL = {key: value for key, value in TINY_NETWORK.items() if key != "_target_"}

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from helpers import TINY_NETWORK, ball_ct, write_nifti
+from helpers.networks import TINY_NETWORK
+from helpers.volumes import ball_ct, write_nifti
 
 PLANE = (320, 320)
 SLICES = (60, 260)

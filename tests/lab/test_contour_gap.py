@@ -27,7 +27,8 @@ from contourdiff_lab.contour_gap import (
     direction_names,
     tissue_regions,
 )
-from helpers import CONFIGS, write_nifti
+from helpers.paths import CONFIGS
+from helpers.volumes import write_nifti
 
 ALONG_H, TOGETHER, ALONG_W, APART = range(4)
 SHAPE = (40, 50)

@@ -10,7 +10,9 @@ import pytest
 
 from contourdiff_lab.commands import main
 from contourdiff_lab.solver_comparison import compare_solvers
-from helpers import CONFIGS, TINY_NETWORK, make_mr
+from helpers.networks import TINY_NETWORK
+from helpers.paths import CONFIGS
+from helpers.volumes import make_mr
 
 
 @pytest.fixture(scope="module")

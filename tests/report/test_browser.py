@@ -23,7 +23,9 @@ from contourdiff.report import write_report
 from contourdiff.report.cases import read_cohort
 from contourdiff.report.pages import write_index, write_markdown_page
 from contourdiff.report.server import server_of
-from helpers import HOSTILE_NAME, REPOSITORY, large_cohort
+from helpers.paths import REPOSITORY
+from helpers.runs import large_cohort
+from helpers.volumes import HOSTILE_NAME
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = (

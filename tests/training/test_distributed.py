@@ -24,7 +24,11 @@ from torch.utils.data import RandomSampler
 from contourdiff.training import ContourPrepareBatch, SliceDataset
 from contourdiff.training.distributed import RankBatches, SeededItems, join_processes
 from contourdiff.training.loss_curve import read_scalars
-from helpers import CONFIGS, REPOSITORY, SCHEDULER, TINY_NETWORK, settings, write_nifti
+from helpers.inferers import SCHEDULER
+from helpers.networks import TINY_NETWORK
+from helpers.paths import CONFIGS, REPOSITORY
+from helpers.runs import tiny_training_settings
+from helpers.volumes import write_nifti
 
 OVERLAY = str(CONFIGS / "multi_gpu_train.json")
 CPU = "$torch.device('cpu')"
@@ -101,7 +105,7 @@ def mr(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def plan_of(mr: Path, output_dir: Path, **changes: object) -> dict[str, object]:
-    plan = settings(mr, output_dir, **PLAN, **changes)
+    plan = tiny_training_settings(mr, output_dir, **PLAN, **changes)
     return {**plan, "config_file": [*plan["config_file"], OVERLAY]}  # type: ignore[misc]
 
 

@@ -21,7 +21,8 @@ from contourdiff_lab.metrics.fidelity_limit import (
     flag_rates,
     own_and_swapped_scores,
 )
-from helpers import CONFIGS, write_nifti
+from helpers.paths import CONFIGS
+from helpers.volumes import write_nifti
 
 CT = ("torso", "thorax")
 """Real CT of two patients."""
