@@ -504,6 +504,7 @@ def test_shared_settings_of_training_and_inference_agree() -> None:
         assert inference[key] == train[key], key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_spacing_and_slice_axis_are_the_whole_geometry(
     axis: int, inference_parser: Callable[..., ConfigParser], tmp_path: Path

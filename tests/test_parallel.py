@@ -171,7 +171,7 @@ def kill_workers(
 @pytest.mark.slow
 def test_killed_workers_change_nothing(tiny: dict[str, Any], tmp_path: Path) -> None:
     """Of three workers one is killed again and again: each case is done once, with the files of one process."""
-    cases, kills = 12, 4  # a kill costs 8 s of imports
+    cases, kills = 9, 3  # a kill costs 8 s of imports
     dataset_dir, many = make_cohort(tmp_path / "ct", cases), tmp_path / "many"
     expected = bundle.run_inference_config(dataset_dir, tmp_path / "one", **tiny)
     run = start_command(tiny, dataset_dir, many, tmp_path / "log", "--workers", "3")

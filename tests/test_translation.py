@@ -121,6 +121,7 @@ def test_seed_and_name_of_a_ct_decide_its_mr_and_other_images_are_refused(
         contourdiff.translate(image, nib.Nifti1Image(LABEL[1:], AFFINE), **tiny)
 
 
+@pytest.mark.slow
 def test_two_contrasts_are_a_dictionary(ct_file: Path, tmp_path: Path) -> None:
     short: dict[str, Any] = {
         "num_inference_steps": 1,

@@ -86,6 +86,7 @@ def assert_same_outputs(network: torch.nn.Module, other: Any) -> None:
         torch.testing.assert_close(network(x, timesteps), expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("down", "given"),
     [

@@ -71,6 +71,7 @@ def test_torchscript_is_exact(tmp_path: Path) -> None:
         assert_same(name, traced, 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PARTS)
 def test_onnx_differs_by_rounding(name: str, onnx_dir: Path) -> None:
     assert_same(name, OnnxNetwork(onnx_dir / f"{name}.onnx"), 2e-5)

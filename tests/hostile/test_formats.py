@@ -54,6 +54,7 @@ def sheared_mr(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) -> 
     return read_voxels(output / "a_mr.nii.gz")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("suffix", "output_ext"), [(".nrrd", ".mha"), (".mha", ".nrrd")])
 def test_sheared_axes_of_a_file_stay_sheared(
     suffix: str, output_ext: str, sheared_mr: np.ndarray, tiny_weights: Path, tmp_path: Path
@@ -71,6 +72,7 @@ def test_sheared_axes_of_a_file_stay_sheared(
     assert int(converted.header["qform_code"]) == 0  # which cannot hold a shear
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", [sitk, itk], ids=lambda package: package.__name__)
 def test_sheared_axes_in_memory_stay_sheared(
     package: Any, sheared_mr: np.ndarray, tiny_weights: Path, tmp_path: Path

@@ -192,6 +192,7 @@ def test_lean_is_the_same_alone_and_in_a_batch() -> None:
         assert torch.equal(alone, torch.as_tensor(together[position, 0]))
 
 
+@pytest.mark.slow
 def test_new_weights_are_seen_by_the_next_volume() -> None:
     """A translation inside a training never runs with the weights that were converted first."""
     translation, network = make_inferer(acceleration="lean"), make_wide()

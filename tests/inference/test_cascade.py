@@ -202,6 +202,7 @@ def test_an_unknown_contrast_is_refused_before_any_work(
     assert not list(tmp_path.glob("mr/*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overlay", ["train_single", "train_refiner", None])
 def test_each_network_of_the_cascade_can_be_trained(overlay: str | None, tmp_path: Path) -> None:
     """The shipped configs, with small networks; what they write is what the translation loads."""
@@ -253,6 +254,7 @@ def test_guidance_moves_the_output_away_from_that_without_contour() -> None:
         GuidedUNet(network, -1)
 
 
+@pytest.mark.slow
 def test_guidance_is_a_setting(ct: Path, tmp_path: Path) -> None:
     images = []
     for scale in (1.0, 2.0):

@@ -197,6 +197,7 @@ def test_cases_after_the_death_of_a_reading_process_are_read_here(
     assert line.endswith("pass num_workers=0")
 
 
+@pytest.mark.slow
 def test_every_case_is_translated_in_the_main_thread(
     tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -292,6 +293,7 @@ def test_metrics_and_handlers_of_completed_iterations_see_the_cases() -> None:
     assert engine.state.metrics["mean"] == pytest.approx(sum(firsts) / len(firsts), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fails", [False, True])
 def test_nothing_of_a_case_is_left_when_the_next_one_is_read(fails: bool) -> None:
     """Neither after its files are written nor after writing them has failed."""

@@ -65,6 +65,7 @@ def test_case_and_seed_matter() -> None:
     assert not torch.equal(translate_contours(volume, seed=0), translate_contours(volume, seed=1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 16])
 def test_another_batch_size_differs_by_rounding_only(batch_size: int) -> None:
     torch.testing.assert_close(

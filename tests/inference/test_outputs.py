@@ -92,6 +92,7 @@ def test_an_empty_label_shows_the_first_slice(tmp_path: Path) -> None:
     assert (tmp_path / "a.png").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["A.NII.GZ", "a.nii.gz", "a.nii"])
 def test_all_files_of_a_case_have_one_name(name: str, tiny_weights: Path, tmp_path: Path) -> None:
     """Whatever the spelling of the suffix."""

@@ -139,6 +139,7 @@ def test_a_failed_case_leaves_the_line(
     assert {total for _, _, total in lines} == {30}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("every_slice")
 def test_two_contrasts_are_one_line(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]

@@ -47,6 +47,7 @@ def checked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
+@pytest.mark.slow
 def test_a_case_is_checked_once_for_two_contrasts(
     tmp_path: Path, weights: Path, checked: list[str]
 ) -> None:
@@ -80,6 +81,7 @@ def test_weights_are_loaded_once_for_all_contrasts(
     assert len(loaded) == 1
 
 
+@pytest.mark.slow
 def test_a_record_keeps_a_case_for_its_contrast(
     tmp_path: Path, weights: Path, checked: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -88,6 +88,7 @@ def test_a_table_of_another_format_is_refused_before_any_work(
     assert not (tmp_path / "mr").exists()
 
 
+@pytest.mark.slow
 def test_a_run_leaves_its_times_and_failures(tiny_weights: Path, tmp_path: Path) -> None:
     """Each run those of its cases."""
     ct, mr = make_dataset(tmp_path / "ct", ("a", "b")), tmp_path / "mr"

@@ -46,6 +46,7 @@ def trained(mr: Path) -> Path:
     return output_dir
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run_id", ["train", "run"])
 def test_each_name_of_the_training_trains_and_keeps_the_last_checkpoint_alone(
     run_id: str, tmp_path: Path
