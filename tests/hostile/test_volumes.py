@@ -77,6 +77,7 @@ def without_warnings() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
+@pytest.mark.slow
 @hypothesis.settings(
     max_examples=10,
     deadline=None,

@@ -211,6 +211,7 @@ def test_every_case_is_translated_in_the_main_thread(
     assert set(threading.enumerate()) <= before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["read", "translate", "write"])
 def test_a_case_that_fails_does_not_lose_the_others(
     stage: str, tiny_weights: Path, tmp_path: Path,

@@ -235,6 +235,7 @@ def test_a_model_card_shows_its_pictures(page: Any, tmp_path: Path) -> None:
     assert set(reached) == {"PRE", "A"}  # code that is too wide is scrolled by keys
 
 
+@pytest.mark.slow
 def test_a_thousand_cases_are_sorted_in_the_browser(
     page: Any, reported: Path, tmp_path: Path
 ) -> None:
