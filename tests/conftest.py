@@ -15,12 +15,15 @@ import torch
 from monai.bundle import ConfigParser
 
 from contourdiff.networks import ContourUNet
-from helpers import CONFIGS, DATA, HOSTILE_NAME, make_dataset, make_tiny_network, run
+from helpers.networks import make_tiny_network
+from helpers.paths import CONFIGS, DATA
+from helpers.runs import run_tiny_inference
+from helpers.volumes import HOSTILE_NAME, make_dataset
 
 
-@pytest.fixture(scope="session")
-def configs() -> Path:
-    return CONFIGS
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with slow tests, so that processes end together."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(scope="session")
@@ -64,7 +67,7 @@ def reported(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) -> Pa
     dataset_dir = make_dataset(root / "ct", ("a", HOSTILE_NAME))
     (dataset_dir / "broken.nii.gz").write_bytes(b"no volume")
     with pytest.raises(ValueError, match="1 of 3 cases failed"):
-        run(
+        run_tiny_inference(
             dataset_dir,
             root / "mr",
             tiny_weights,

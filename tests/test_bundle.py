@@ -22,18 +22,10 @@ from monai.bundle import ConfigParser, ConfigWorkflow, verify_metadata
 
 from contourdiff.bundle import config_files, read_config, run_inference_config
 from contourdiff.inference.evaluator import CaseEvaluator
-from helpers import (
-    CONFIGS,
-    NAMES,
-    OBLIQUE,
-    REPOSITORY,
-    TINY_NETWORK,
-    ball_ct,
-    make_dataset,
-    run,
-    voxels,
-    write_nifti,
-)
+from helpers.networks import TINY_NETWORK
+from helpers.paths import CONFIGS, REPOSITORY
+from helpers.runs import BUNDLE_COMMANDS, QUICK_SETTINGS, run_tiny_inference
+from helpers.volumes import CASE_NAMES, OBLIQUE, ball_ct, make_dataset, read_voxels, write_nifti
 
 MAX_EXPRESSIONS = 12
 """``$`` in a config."""
@@ -44,12 +36,12 @@ MAX_LINE = 160
 def translated(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("three")
     dataset_dir = make_dataset(folder / "ct")
-    return dataset_dir, run(dataset_dir, folder / "mr", tiny_weights)
+    return dataset_dir, run_tiny_inference(dataset_dir, folder / "mr", tiny_weights)
 
 
 def test_grid_and_label_of_a_translation_are_those_of_the_ct(translated: tuple[Path, Path]) -> None:
     dataset_dir, output_dir = translated
-    for name in NAMES:
+    for name in CASE_NAMES:
         ct, mr = (
             nib.load(dataset_dir / f"{name}.nii.gz"),
             nib.load(output_dir / f"{name}_mr.nii.gz"),
@@ -65,7 +57,7 @@ def test_grid_and_label_of_a_translation_are_those_of_the_ct(translated: tuple[P
             output_dir / f"{name}_label.nii.gz",
             dataset_dir / "labels" / f"{name}.nii.gz",
         )
-        np.testing.assert_array_equal(voxels(label), voxels(source))
+        np.testing.assert_array_equal(read_voxels(label), read_voxels(source))
         assert nib.load(label).get_data_dtype() == nib.load(source).get_data_dtype()
         np.testing.assert_array_equal(nib.load(label).affine, nib.load(source).affine)
 
@@ -95,13 +87,14 @@ def test_a_translation_has_a_record_and_a_picture(
             "run.json",
             *(
                 f"{name}_{end}"
-                for name in NAMES
+                for name in CASE_NAMES
                 for end in ("label.nii.gz", "mr.json", "mr.nii.gz", "mr.png")
             ),
         ]
     )
 
 
+@pytest.mark.slow
 def test_a_case_is_the_same_alone_in_reversed_order_and_read_by_workers(
     translated: tuple[Path, Path], tiny_weights: Path, tmp_path: Path
 ) -> None:
@@ -109,31 +102,36 @@ def test_a_case_is_the_same_alone_in_reversed_order_and_read_by_workers(
     alone = tmp_path / "alone"
     alone.mkdir()
     shutil.copy(dataset_dir / "b.nii.gz", alone)
-    result = run(alone, tmp_path / "out", tiny_weights)
+    result = run_tiny_inference(alone, tmp_path / "out", tiny_weights)
     np.testing.assert_array_equal(
-        voxels(result / "b_mr.nii.gz"), voxels(output_dir / "b_mr.nii.gz")
+        read_voxels(result / "b_mr.nii.gz"), read_voxels(output_dir / "b_mr.nii.gz")
     )
     assert not (result / "b_label.nii.gz").exists()
     listed = {
         "testing": [
-            {"image": f"{name}.nii.gz", "label": f"labels/{name}.nii.gz"} for name in NAMES[::-1]
+            {"image": f"{name}.nii.gz", "label": f"labels/{name}.nii.gz"}
+            for name in CASE_NAMES[::-1]
         ]
     }
     (tmp_path / "list.json").write_text(json.dumps(listed))
     for num_workers in (0, 2):
         changes = {"datalist": str(tmp_path / "list.json"), "num_workers": num_workers}
-        backward = run(dataset_dir, tmp_path / f"back{num_workers}", tiny_weights, **changes)
-        for name in (f"{case}_{end}.nii.gz" for case in NAMES for end in ("mr", "label")):
+        backward = run_tiny_inference(
+            dataset_dir, tmp_path / f"back{num_workers}", tiny_weights, **changes
+        )
+        for name in (f"{case}_{end}.nii.gz" for case in CASE_NAMES for end in ("mr", "label")):
             assert (backward / name).read_bytes() == (output_dir / name).read_bytes()
 
 
 def test_existing_outputs_are_kept_without_overwrite(tiny_weights: Path, tmp_path: Path) -> None:
     dataset_dir = make_dataset(tmp_path / "ct", ("a",))
-    output_dir = run(dataset_dir, tmp_path / "mr", tiny_weights)
+    output_dir = run_tiny_inference(dataset_dir, tmp_path / "mr", tiny_weights)
     before = (output_dir / "a_mr.nii.gz").stat().st_mtime_ns
-    run(dataset_dir, output_dir, tiny_weights, seed=1)
+    run_tiny_inference(dataset_dir, output_dir, tiny_weights, seed=1)
     assert (output_dir / "a_mr.nii.gz").stat().st_mtime_ns == before
-    run(dataset_dir, output_dir, tiny_weights, seed=1, overwrite=True, output_dtype="uint8")
+    run_tiny_inference(
+        dataset_dir, output_dir, tiny_weights, seed=1, overwrite=True, output_dtype="uint8"
+    )
     assert nib.load(output_dir / "a_mr.nii.gz").get_data_dtype() == np.uint8
     assert json.loads((output_dir / "a_mr.json").read_text())["settings"]["seed"] == 1
 
@@ -143,7 +141,7 @@ def test_a_ct_of_air_alone_fails_and_leaves_no_empty_mr(tiny_weights: Path, tmp_
     with pytest.raises(
         ValueError, match="air: ValueError: expected slices with a contour, got none"
     ):
-        run(tmp_path / "ct", tmp_path / "mr", tiny_weights)
+        run_tiny_inference(tmp_path / "ct", tmp_path / "mr", tiny_weights)
     assert [path.name for path in (tmp_path / "mr").iterdir()] == ["run.json"]
 
 
@@ -208,6 +206,7 @@ BAD_CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BAD_CASES)
 def test_a_bad_case_is_named_and_the_others_are_done(
     name: str, tiny_weights: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -216,7 +215,7 @@ def test_a_bad_case_is_named_and_the_others_are_done(
     CORRUPTIONS[name](dataset_dir / "bad.nii.gz")
     caplog.set_level("INFO")
     with pytest.raises(ValueError, match=f"^1 of 2 cases failed: bad: .*{BAD_CASES[name]}"):
-        run(dataset_dir, tmp_path / "mr", tiny_weights)
+        run_tiny_inference(dataset_dir, tmp_path / "mr", tiny_weights)
     lines = [record.getMessage() for record in caplog.records]
     first_error = next(line for line in lines if line.startswith("bad: "))
     assert re.search(BAD_CASES[name], first_error), first_error
@@ -270,7 +269,7 @@ def test_bad_weights_stop_the_run_before_it_starts(
     weights = tmp_path / "weights.pt"
     make_weights(name, weights, tiny_weights)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        run(dataset_dir, tmp_path / "mr", weights)
+        run_tiny_inference(dataset_dir, tmp_path / "mr", weights)
     assert not (tmp_path / "ran").exists()
     assert not (tmp_path / "mr").exists()
 
@@ -281,24 +280,24 @@ def test_a_missing_folder_an_empty_one_and_a_file_as_output_are_refused(
     with pytest.raises(
         FileNotFoundError, match=r"expected a folder of CT volumes at .*nowhere, found none"
     ):
-        run(tmp_path / "nowhere", tmp_path / "mr", tiny_weights)
+        run_tiny_inference(tmp_path / "nowhere", tmp_path / "mr", tiny_weights)
     assert not (tmp_path / "mr").exists()
     (tmp_path / "empty").mkdir()
     with pytest.raises(
         ValueError, match=r"expected volumes \(.* or CT in DICOM in .*empty, found none"
     ):
-        run(tmp_path / "empty", tmp_path / "mr", tiny_weights)
+        run_tiny_inference(tmp_path / "empty", tmp_path / "mr", tiny_weights)
     dataset_dir = make_dataset(tmp_path / "ct", ("a",))
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ValueError, match=r"expected a folder to write to at .*file"):
-        run(dataset_dir, tmp_path / "file", tiny_weights)
+        run_tiny_inference(dataset_dir, tmp_path / "file", tiny_weights)
 
 
 def test_a_volume_that_cannot_be_ct_gets_a_warning(
     tiny_weights: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_nifti(tmp_path / "ct" / "mr.nii.gz", np.clip(ball_ct((10, 30, 26)), 0, None), OBLIQUE)
-    output_dir = run(tmp_path / "ct", tmp_path / "mr", tiny_weights)
+    output_dir = run_tiny_inference(tmp_path / "ct", tmp_path / "mr", tiny_weights)
     assert "no voxel of mr.nii.gz lies below -200 HU" in caplog.text
     assert (
         "CT in Hounsfield units"
@@ -306,41 +305,45 @@ def test_a_volume_that_cannot_be_ct_gets_a_warning(
     )
 
 
-@pytest.mark.parametrize("run_id", ["run", "inference"])
+@pytest.mark.slow
 def test_both_run_ids_work_from_the_command_line_in_any_directory(
-    run_id: str, tiny_weights: Path, tmp_path: Path
+    tiny_weights: Path, tmp_path: Path
 ) -> None:
     """A fresh process in another directory: exit status 0, and 1 with one clear last line for an error of the input."""
-    dataset_dir = make_dataset(tmp_path / "ct", ("a",))
+    dataset_dir = str(make_dataset(tmp_path / "ct", ("a",)))
     (tmp_path / "tiny.json").write_text(
-        json.dumps({"network_def": TINY_NETWORK, "min_object_mm2": 100.0})
+        json.dumps({"network_def": TINY_NETWORK, "min_object_mm2": 100.0, **QUICK_SETTINGS})
     )
     names = [str(CONFIGS / f"{name}.json") for name in ("inference", "fast", "single")]
     configs = str([*names, str(tmp_path / "tiny.json")])
-    command = [sys.executable, "-m", "monai.bundle", "run", run_id, "--config_file", configs]
-    command += [
-        "--ckpt_path",
-        str(tiny_weights),
-        "--output_dir",
-        str(tmp_path / "mr"),
-        "--num_inference_steps",
-        "1",
+    common = ["--config_file", configs, "--ckpt_path", str(tiny_weights)]
+    common += ["--num_inference_steps", "1"]
+    commands = [
+        ["run", "run", "--dataset_dir", dataset_dir, "--output_dir", "mr0", *common],
+        ["run", "inference", "--dataset_dir", dataset_dir, "--output_dir", "mr1", *common],
+        ["run", "run", "--dataset_dir", "nowhere", "--output_dir", "mr2", *common],
+        ["run", "inference", "--dataset_dir", dataset_dir, "--max_round", "1", *common],
     ]
-
-    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([*command, *arguments], cwd=tmp_path, capture_output=True, text=True)
-
-    done = call("--dataset_dir", str(dataset_dir))
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert (tmp_path / "mr" / "a_mr.nii.gz").is_file()
-    if run_id == "run":
-        failed = call("--dataset_dir", "nowhere")
-        last = "error: expected a folder of CT volumes at nowhere"
-    else:
-        failed = call("--dataset_dir", str(dataset_dir), "--max_round", "1")
-        last = "error: expected settings of the config, got 'max_round'; did you mean max_rounds?"
-    assert failed.returncode == 1
-    assert failed.stderr.strip().splitlines()[-1].startswith(last)
+    call = [sys.executable, "-c", BUNDLE_COMMANDS, json.dumps(commands)]
+    done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, check=True)
+    logs = [(tmp_path / f"{number}.log").read_text() for number in range(4)]
+    assert json.loads(done.stdout.splitlines()[-1]) == [0, 0, 1, 1], logs
+    assert (tmp_path / "mr0" / "a_mr.nii.gz").is_file()
+    assert (tmp_path / "mr1" / "a_mr.nii.gz").is_file()
+    assert (
+        logs[2]
+        .strip()
+        .splitlines()[-1]
+        .startswith("error: expected a folder of CT volumes at nowhere")
+    )
+    assert (
+        logs[3]
+        .strip()
+        .splitlines()[-1]
+        .startswith(
+            "error: expected settings of the config, got 'max_round'; did you mean max_rounds?"
+        )
+    )
 
 
 @pytest.mark.parametrize(
@@ -410,9 +413,9 @@ def test_a_misspelled_setting_stops_before_the_run(tmp_path: Path) -> None:
 def test_an_error_of_a_component_is_raised_as_it_is(tiny_weights: Path, tmp_path: Path) -> None:
     dataset_dir = make_dataset(tmp_path / "ct", ("a",))
     with pytest.raises(ValueError, match=r"^solver must be one of"):
-        run(dataset_dir, tmp_path / "mr", tiny_weights, solver="euler")
+        run_tiny_inference(dataset_dir, tmp_path / "mr", tiny_weights, solver="euler")
     with pytest.raises(ValueError, match=r"^an uncertainty map requires 2 candidates"):
-        run(
+        run_tiny_inference(
             dataset_dir,
             tmp_path / "mr",
             tiny_weights,
@@ -443,6 +446,7 @@ def test_a_workflow_runs_after_a_look_at_its_parts(tiny_weights: Path, tmp_path:
         "ckpt_path": str(tiny_weights),
         "num_inference_steps": 1,
         "min_object_mm2": 100.0,
+        **QUICK_SETTINGS,
     }
     files = config_files(overlays=["fast", "single"])
     workflow = ConfigWorkflow(files, workflow_type="inference", logging_file=False, **settings)
@@ -500,6 +504,7 @@ def test_shared_settings_of_training_and_inference_agree() -> None:
         assert inference[key] == train[key], key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_spacing_and_slice_axis_are_the_whole_geometry(
     axis: int, inference_parser: Callable[..., ConfigParser], tmp_path: Path
@@ -522,7 +527,7 @@ def test_spacing_and_slice_axis_are_the_whole_geometry(
 def test_the_record_holds_the_settings_section_whole(tiny_weights: Path, tmp_path: Path) -> None:
     """Every setting with the value it had, spacing, network, scheduler and device among them."""
     dataset_dir = make_dataset(tmp_path / "ct", ("a",))
-    output_dir = run(
+    output_dir = run_tiny_inference(
         dataset_dir,
         tmp_path / "mr",
         tiny_weights,
@@ -562,6 +567,7 @@ def test_monai_bundle_run_takes_flags_in_any_case(
         **{"dataset_dir": str(make_dataset(tmp_path / "ct", ("a",))), "network_def": network},
         **{"output_dir": str(tmp_path / "mr"), "ckpt_path": str(tiny_weights)},
         **{"num_inference_steps": 1, "candidates": 1, "max_rounds": 1, "min_object_mm2": 100.0},
+        **QUICK_SETTINGS,
     }
     record = tmp_path / "mr" / "a_mr.json"
     record.parent.mkdir()
@@ -591,7 +597,7 @@ def test_a_bundle_and_weights_in_a_folder_with_a_number_sign_translate(
 ) -> None:
     root = shutil.copytree(CONFIGS.parent, tmp_path / "a#1" / "bundle")
     weights = shutil.copy(tiny_weights, root / "models" / "#.pt")
-    output_dir = run(
+    output_dir = run_tiny_inference(
         make_dataset(tmp_path / "ct", ("a",)), tmp_path / "mr", Path(weights), bundle=root
     )
     assert (output_dir / "a_mr.nii.gz").is_file()

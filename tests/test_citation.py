@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from contourdiff import __version__
-from helpers import REPOSITORY
+from helpers.paths import REPOSITORY
 
 
 @pytest.fixture(scope="module")

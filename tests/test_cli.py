@@ -23,11 +23,15 @@ from contourdiff.cli.commands import parse_settings
 from contourdiff.cli.program import PROGRAM
 from contourdiff.phantom import write_phantom
 from contourdiff.weights import sha256_of
-from helpers import CONFIGS, TINY_NETWORK, make_mr, make_tiny_network, settings
+from helpers.networks import TINY_NETWORK, make_tiny_network
+from helpers.paths import CONFIGS
+from helpers.runs import tiny_training_settings
+from helpers.volumes import make_mr
 
 SHORT = (
     "image_size_px",
     "min_object_mm2",
+    "filter_classes",
     "batch_size",
     "epoch_length",
     "warmup_steps",
@@ -99,7 +103,8 @@ def test_a_wrong_command_line_has_status_2_and_writes_nothing(
     ]
 
 
-@pytest.mark.parametrize("command", ["settings", "settings all", "translate --help"])
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["settings all", "translate --help"])
 def test_a_reader_that_has_enough_ends_the_program_in_silence(command: str) -> None:
     read, write = os.pipe()
     os.close(read)
@@ -116,13 +121,13 @@ def test_a_reader_that_has_enough_ends_the_program_in_silence(command: str) -> N
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("options", "seconds"),
-    [([], 0.25), ([], 3.0), (["--settings", "num_workers=1"], 12.0), (["--workers", "2"], 15.0)],
+    ("options", "processes", "seconds"),
+    [([], 0, 0.25), ([], 0, 3.0), (["--settings", "num_workers=1"], 1, 1.0), (["--workers", "2"], 2, 1.0)],
 )  # fmt: skip
 def test_ctrl_c_prints_one_line_whenever_it_comes(
-    options: list[str], seconds: float, tmp_path: Path
+    options: list[str], processes: int, seconds: float, tmp_path: Path
 ) -> None:
-    """To the whole process group, as a terminal sends it."""
+    """To the whole process group, as a terminal sends it, some seconds after it has so many worker processes."""
     for name in "ab":
         write_phantom(tmp_path / "ct", name, shape=(12, 80, 70), spacing_mm=(4.0, 2.0, 2.2))
     command = ["translate", str(tmp_path / "ct"), str(tmp_path / "mr"), "-q", *options]
@@ -130,6 +135,7 @@ def test_ctrl_c_prints_one_line_whenever_it_comes(
         [sys.executable, "-c", INTERRUPTED, *command], stderr=subprocess.PIPE, text=True, start_new_session=True
     )  # fmt: skip
     try:
+        wait_for_workers(child.pid, processes, connected="--workers" in options)
         time.sleep(seconds)
         os.killpg(child.pid, signal.SIGINT)
         _, printed = child.communicate(timeout=60)
@@ -137,6 +143,20 @@ def test_ctrl_c_prints_one_line_whenever_it_comes(
         child.kill()
     assert child.returncode == 130
     assert printed == "interrupted\n"
+
+
+def wait_for_workers(pid: int, count: int, connected: bool) -> None:
+    """Until a process has so many workers, ``connected`` to the scheduler of Dask or not; at most a minute."""
+    psutil = pytest.importorskip("psutil", reason="psutil comes with Dask")
+    for _ in range(600 if count else 0):
+        workers = []
+        for child in psutil.Process(pid).children():
+            if "resource_tracker" not in " ".join(child.cmdline()):
+                connections = child.net_connections("tcp")
+                workers.append(any(item.status == "ESTABLISHED" for item in connections))
+        if (workers.count(True) if connected else len(workers)) >= count:
+            return
+        time.sleep(0.1)
 
 
 INTERRUPTED = """
@@ -244,7 +264,11 @@ def test_info_names_versions_and_weights(capsys: pytest.CaptureFixture[str]) -> 
 def test_a_training_starts_and_resumes_from_the_command_line(tmp_path: Path) -> None:
     mr, out = str(make_mr(tmp_path / "mr")), str(tmp_path / "out")
     network = ",".join(f"'{name}': {value!r}" for name, value in TINY_NETWORK.items())
-    changes = {name: value for name, value in settings(tmp_path, tmp_path).items() if name in SHORT}
+    changes = {
+        name: value
+        for name, value in tiny_training_settings(tmp_path, tmp_path).items()
+        if name in SHORT
+    }
     pairs = [f"{name}={value}" for name, value in changes.items()]
     common = [
         "train",

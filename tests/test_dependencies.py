@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from helpers import REPOSITORY
+from helpers.paths import REPOSITORY
 
 HEAVY = {"matplotlib", "monai", "nibabel", "numpy", "scipy", "torch"}
 VAGUE_NAMES = {"common", "helpers", "misc", "util", "utils"}

@@ -29,7 +29,9 @@ from contourdiff.cli.program import PROGRAM
 from contourdiff.cli.trust import config_digest
 from contourdiff.deploy.bundle_export import export_bundle
 from contourdiff_lab import commands as lab
-from helpers import CONFIGS, REPOSITORY, ball_ct, make_mr, write_nifti, write_series
+from helpers.dicom import write_series
+from helpers.paths import CONFIGS, REPOSITORY
+from helpers.volumes import ball_ct, make_mr, write_nifti
 
 PAGES = [
     REPOSITORY / "README.md",

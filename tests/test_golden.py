@@ -26,6 +26,7 @@ COMMON: dict[str, Any] = {
     "device": "$torch.device('cpu')",
     "num_inference_steps": 2,
     "num_refinement_steps": 1,
+    "preview": None,
 }
 
 
@@ -45,12 +46,14 @@ def assert_golden(case: str, output_dir: Path) -> None:
     assert np.mean(difference > TOLERANCE) < 0.01
 
 
+@pytest.mark.slow
 def test_phantom(tmp_path: Path) -> None:
     write_phantom(tmp_path / "ct")
     run_inference_config(tmp_path / "ct", tmp_path / "mr", candidates=1, max_rounds=1, **COMMON)
     assert_golden("phantom", tmp_path / "mr")
 
 
+@pytest.mark.slow
 def test_torso(tmp_path: Path, real_data: Path) -> None:
     (tmp_path / "ct").mkdir()
     nib.save(

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +26,10 @@ import torch
 from contourdiff import bundle, parallel
 from contourdiff.inference import progress
 from contourdiff.inference.summary import read_run
-from helpers import DATA, OBLIQUE, REPOSITORY, TINY_NETWORK, ball_ct, make_dataset, write_nifti
+from helpers.networks import TINY_NETWORK
+from helpers.paths import DATA, REPOSITORY
+from helpers.runs import QUICK_SETTINGS
+from helpers.volumes import OBLIQUE, ball_ct, make_dataset, write_nifti
 
 distributed = pytest.importorskip(
     "distributed", reason="Dask is not installed: pip install -e '.[scale]'"
@@ -41,6 +45,7 @@ def tiny(tiny_weights: Path) -> dict[str, Any]:
         "max_rounds": 1,
         "min_object_mm2": 100.0,
         "batch_size": 4,
+        **QUICK_SETTINGS,
     }
     return {
         "overlays": ("single",),
@@ -48,6 +53,15 @@ def tiny(tiny_weights: Path) -> dict[str, Any]:
         "ckpt_path": str(tiny_weights),
         **options,
     }
+
+
+@pytest.fixture(scope="module")
+def scheduler() -> Iterator[str]:
+    """Address of a scheduler that runs already, with a worker."""
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0"
+    ) as cluster:
+        yield cluster.scheduler_address
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -154,9 +168,10 @@ def kill_workers(
     return killed, files
 
 
+@pytest.mark.slow
 def test_killed_workers_change_nothing(tiny: dict[str, Any], tmp_path: Path) -> None:
     """Of three workers one is killed again and again: each case is done once, with the files of one process."""
-    cases, kills = 20, 10  # a kill costs 8 s of imports
+    cases, kills = 9, 3  # a kill costs 8 s of imports
     dataset_dir, many = make_cohort(tmp_path / "ct", cases), tmp_path / "many"
     expected = bundle.run_inference_config(dataset_dir, tmp_path / "one", **tiny)
     run = start_command(tiny, dataset_dir, many, tmp_path / "log", "--workers", "3")
@@ -172,6 +187,7 @@ def test_killed_workers_change_nothing(tiny: dict[str, Any], tmp_path: Path) -> 
     }  # a case may count as kept, if its worker died before it reported
 
 
+@pytest.mark.slow
 def test_a_worker_that_dask_gave_up_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     """It has a tenth of a second to start again, and is closed then; with none left Dask would wait for ever."""
     monkeypatch.setattr(parallel, "LOST_WORKER_TIMEOUT", "100ms")
@@ -188,20 +204,19 @@ def test_a_worker_that_dask_gave_up_is_replaced(monkeypatch: pytest.MonkeyPatch)
         )
 
 
-@pytest.mark.parametrize("options", [(), ("--workers", "1")], ids=["one process", "a worker"])
-def test_two_runs_at_once_leave_the_files_of_one(
-    options: tuple[str, ...], tiny: dict[str, Any], tmp_path: Path
-) -> None:
-    """A volume that is converted among them. No library prints lines of its own."""
+@pytest.mark.slow
+def test_two_runs_at_once_leave_the_files_of_one(tiny: dict[str, Any], tmp_path: Path) -> None:
+    """One of them with a worker; a volume that is converted among them. No library prints lines of its own."""
     dataset_dir, both = make_cohort(tmp_path / "ct", 4), tmp_path / "both"
     sitk.WriteImage(sitk.ReadImage(dataset_dir / "case00.nii.gz"), dataset_dir / "case04.nrrd")
     expected = bundle.run_inference_config(dataset_dir, tmp_path / "one", **tiny)
     logs = [tmp_path / "log0", tmp_path / "log1"]
-    runs = [start_command(tiny, dataset_dir, both, log, *options) for log in logs]
-    codes, lines = (
-        [run.wait() for run in runs],
-        [line for log in logs for line in log.read_text().splitlines()],
-    )
+    runs = [
+        start_command(tiny, dataset_dir, both, logs[0]),
+        start_command(tiny, dataset_dir, both, logs[1], "--workers", "1"),
+    ]
+    codes = [run.wait() for run in runs]
+    lines = [line for log in logs for line in log.read_text().splitlines()]
     assert codes == [0, 0], lines
     assert [
         line for line in lines if not re.match(r"translate: |case\d\d|\d translated", line)
@@ -211,33 +226,30 @@ def test_two_runs_at_once_leave_the_files_of_one(
     }  # a case may count as kept, if the other run was first
 
 
+@pytest.mark.slow
 def test_failures_tables_and_logs_are_those_of_one_process(
-    tiny: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tiny: dict[str, Any], scheduler: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Also with a scheduler that runs already."""
     caplog.set_level("INFO", "contourdiff")
     dataset_dir = make_dataset(tmp_path / "ct", ("a", "b"))
     (dataset_dir / "bad.nii.gz").write_bytes(b"no volume")
     errors, lines = {}, {}
-    with distributed.LocalCluster(
-        n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0"
-    ) as cluster:
-        for name, options in {"one": {}, "many": {"scheduler": cluster.scheduler_address}}.items():
-            caplog.clear()
-            run = parallel.run_inference_config if options else bundle.run_inference_config
-            with pytest.raises(
-                ValueError, match="1 of 3 cases failed: bad: expected a readable"
-            ) as error:
-                run(
-                    dataset_dir,
-                    tmp_path / name,
-                    stats=str(tmp_path / f"{name}.csv"),
-                    **options,
-                    **tiny,
-                )  # type: ignore[operator]
-            errors[name] = str(error.value)
-            records = [record for record in caplog.records if record.name.startswith("contourdiff")]
-            lines[name] = sorted(record.getMessage().replace(f"/{name}", "") for record in records)
+    for name, options in {"one": {}, "many": {"scheduler": scheduler}}.items():
+        caplog.clear()
+        run = parallel.run_inference_config if options else bundle.run_inference_config
+        with pytest.raises(
+            ValueError, match="1 of 3 cases failed: bad: expected a readable"
+        ) as error:
+            run(
+                dataset_dir,
+                tmp_path / name,
+                stats=str(tmp_path / f"{name}.csv"),
+                **options,
+                **tiny,
+            )  # type: ignore[operator]
+        errors[name] = str(error.value)
+        records = [record for record in caplog.records if record.name.startswith("contourdiff")]
+        lines[name] = sorted(record.getMessage().replace(f"/{name}", "") for record in records)
     assert errors["one"] == errors["many"]
     assert lines["one"] == lines["many"]
     assert contents(tmp_path / "one") == contents(tmp_path / "many")
@@ -245,8 +257,10 @@ def test_failures_tables_and_logs_are_those_of_one_process(
     assert [line.split(",")[:4] for line in one] == [line.split(",")[:4] for line in many]
 
 
+@pytest.mark.slow
 def test_one_line_counts_the_cases_of_both_contrasts(
     tiny: dict[str, Any],
+    scheduler: str,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -256,7 +270,7 @@ def test_one_line_counts_the_cases_of_both_contrasts(
     both = {**tiny, "contrasts": ["t1", "t2"], "contrast": "t1,t2"}
     expected = bundle.run_inference_config(dataset_dir, tmp_path / "one", **both)
     capsys.readouterr()
-    parallel.run_inference_config(dataset_dir, tmp_path / "many", workers=1, **both)
+    parallel.run_inference_config(dataset_dir, tmp_path / "many", scheduler=scheduler, **both)
     assert contents(tmp_path / "many") == contents(expected)
     assert re.findall(r"^translate: (\d) of (\d) cases, ", capsys.readouterr().err, re.M)[-1] == (
         "4",

@@ -10,7 +10,7 @@ import pytest
 
 from contourdiff import cli
 from contourdiff.settings import MEANINGS, settings_of
-from helpers import CONFIGS, REPOSITORY
+from helpers.paths import CONFIGS, REPOSITORY
 
 
 def printed(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:

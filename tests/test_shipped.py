@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import monai.bundle
@@ -12,10 +13,13 @@ import numpy as np
 import pytest
 import torch
 
+import contourdiff.bundle
 from contourdiff.bundle import config_files, read_config, run_example, run_inference_config
+from contourdiff.phantom import SHAPE, SPACING_MM, write_phantom
 from contourdiff.weights import load_weights, sha256_of
 from contourdiff_lab.held_out import evaluate_bundle
-from helpers import CONFIGS, voxels, write_nifti
+from helpers.paths import CONFIGS
+from helpers.volumes import read_voxels, write_nifti
 
 BUNDLE = CONFIGS.parent
 
@@ -76,7 +80,7 @@ def test_real_ct_keeps_grid_and_labels_and_looks_like_t1(real_data: Path, tmp_pa
     """Four sagittal slices of a real CT: fat and vertebrae are bright, air is black."""
     source = nib.load(real_data / "ct" / "torso_ct.nii.gz")
     ct = np.asarray(source.dataobj)[58:62]
-    classes = voxels(real_data / "ct" / "torso_vertebrae.nii.gz")[58:62]
+    classes = read_voxels(real_data / "ct" / "torso_vertebrae.nii.gz")[58:62]
     affine = source.affine.copy()
     affine[:3, 3] += 58 * affine[:3, 0]
     write_nifti(tmp_path / "ct" / "slab.nii.gz", ct, affine)
@@ -86,7 +90,7 @@ def test_real_ct_keeps_grid_and_labels_and_looks_like_t1(real_data: Path, tmp_pa
     )
     mr = nib.load(output_dir / "slab_mr.nii.gz")
     np.testing.assert_array_equal(mr.affine, nib.load(tmp_path / "ct" / "slab.nii.gz").affine)
-    np.testing.assert_array_equal(voxels(output_dir / "slab_label.nii.gz"), classes)
+    np.testing.assert_array_equal(read_voxels(output_dir / "slab_label.nii.gz"), classes)
     gray = np.asarray(mr.dataobj)
     fat = gray[(ct > -130) & (ct < -70)].mean()
     vertebrae = gray[classes > 0].mean()
@@ -97,13 +101,18 @@ def test_real_ct_keeps_grid_and_labels_and_looks_like_t1(real_data: Path, tmp_pa
 
 
 @pytest.mark.slow
-def test_the_example_of_the_readme_keeps_grid_and_label(tmp_path: Path) -> None:
+def test_the_example_of_the_readme_keeps_grid_and_label(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of six thick slices instead of 48."""
+    phantom = partial(write_phantom, shape=(6, *SHAPE[1:]), spacing_mm=(32.0, *SPACING_MM[1:]))
+    monkeypatch.setattr(contourdiff.bundle, "write_phantom", phantom)
     output_dir = run_example(tmp_path / "example")
     record = json.loads((output_dir / "phantom_mr.json").read_text())
     assert any(not entry["skipped"] for entry in record["slices"])
     ct_dir = tmp_path / "example" / "ct"
     mr = nib.load(output_dir / "phantom_mr.nii.gz")
     np.testing.assert_array_equal(mr.affine, nib.load(ct_dir / "phantom.nii.gz").affine)
-    label = voxels(output_dir / "phantom_label.nii.gz")
-    np.testing.assert_array_equal(label, voxels(ct_dir / "labels" / "phantom.nii.gz"))
+    label = read_voxels(output_dir / "phantom_label.nii.gz")
+    np.testing.assert_array_equal(label, read_voxels(ct_dir / "labels" / "phantom.nii.gz"))
     assert np.asarray(mr.dataobj)[label > 0].mean() > 30

@@ -15,7 +15,7 @@ from contourdiff import cli
 from contourdiff.cli.program import PROGRAM
 from contourdiff.cli.trust import check_trust, config_digest
 from contourdiff.phantom import write_phantom
-from helpers import CONFIGS
+from helpers.paths import CONFIGS
 
 CODE = "$__import__('pathlib').Path({!r}).touch()"
 

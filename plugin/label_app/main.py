@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
@@ -13,6 +14,8 @@ from monailabel.interfaces.app import MONAILabelApp
 
 from contourdiff import __version__
 from contourdiff.config_checks import root_cause
+
+logger = logging.getLogger(__name__)
 
 NO_IMAGE = "expected the id of an image in the studies, a session or an upload, found none; upload the CT first"
 ENDS = "expected a running server, got a signal that ends it; send the request again later"
@@ -33,8 +36,15 @@ class ContourdiffApp(MONAILabelApp):
         self._signals.listen()
 
     def init_infers(self) -> dict[str, TranslationTask]:
-        """Load every model."""
-        return translation_tasks(self.conf)
+        """Load every model.
+
+        Whether an error is printed, and in how many lines, is the server's; so the reason is logged here.
+        """
+        try:
+            return translation_tasks(self.conf)
+        except (ValueError, OSError) as error:
+            logger.error("the server does not start: %s", error)
+            raise
 
     def infer(self, request: dict[str, Any], datastore: Any = None) -> dict[str, Any]:
         """Translate an image of the studies, a session or an upload.

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from contourdiff.data.bids import bids_inputs
-from helpers import OBLIQUE, ball_ct, run, voxels, write_nifti
+from helpers.runs import run_tiny_inference
+from helpers.volumes import OBLIQUE, ball_ct, read_voxels, write_nifti
 
 CT = ball_ct((10, 30, 26))
 
@@ -53,7 +54,7 @@ def test_bids_ct_and_labels_are_found_by_their_entities(tmp_path: Path) -> None:
 
 def test_translations_become_a_derivative_dataset(tiny_weights: Path, tmp_path: Path) -> None:
     root, bids_dir = dataset(tmp_path / "raw"), tmp_path / "raw" / "derivatives" / "contourdiff"
-    output_dir = run(
+    output_dir = run_tiny_inference(
         root, tmp_path / "mr", tiny_weights, bids_dir=str(bids_dir), num_inference_steps=1
     )
     names = sorted(
@@ -73,8 +74,8 @@ def test_translations_become_a_derivative_dataset(tiny_weights: Path, tmp_path: 
         ),
         *(f"{second}{end}" for end in ("T1w.json", "T1w.nii.gz", "dseg.json", "dseg.nii.gz")),
     ]
-    mr = voxels(output_dir / "sub-02_ses-a_ct_mr.nii.gz")
-    np.testing.assert_array_equal(voxels(bids_dir / f"{second}T1w.nii.gz"), mr)
+    mr = read_voxels(output_dir / "sub-02_ses-a_ct_mr.nii.gz")
+    np.testing.assert_array_equal(read_voxels(bids_dir / f"{second}T1w.nii.gz"), mr)
     sidecar = json.loads((bids_dir / f"{second}T1w.json").read_text())
     assert (sidecar["SkullStripped"], sidecar["Sources"]) == (False, ["sub-02_ses-a_ct.nii.gz"])
     assert (
@@ -82,7 +83,7 @@ def test_translations_become_a_derivative_dataset(tiny_weights: Path, tmp_path: 
         == "derivative"
     )
     (bids_dir / "README").write_text("mine")
-    run(
+    run_tiny_inference(
         root, output_dir, tiny_weights, bids_dir=str(bids_dir)
     )  # what was written is no second label of a CT
     assert (bids_dir / "README").read_text() == "mine"
@@ -95,5 +96,7 @@ def test_cases_without_a_subject_are_refused_before_any_work(
     with pytest.raises(
         ValueError, match=r"expected cases sub-<label>_..._ct for a BIDS dataset, got \['anna'\]"
     ):
-        run(tmp_path / "ct", tmp_path / "mr", tiny_weights, bids_dir=str(tmp_path / "bids"))
+        run_tiny_inference(
+            tmp_path / "ct", tmp_path / "mr", tiny_weights, bids_dir=str(tmp_path / "bids")
+        )
     assert not (tmp_path / "mr").exists()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from contourdiff.data.checks import check_label
-from helpers import ball_ct, write_nifti
+from helpers.volumes import ball_ct, write_nifti
 
 CT = ball_ct((6, 7, 8))
 

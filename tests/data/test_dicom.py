@@ -20,7 +20,8 @@ import SimpleITK as sitk
 from contourdiff.data.dicom import GROUP_OF, has_ct_series, read_ct_series
 from contourdiff.data.itk_files import convert_to_nifti
 from contourdiff.data.translation_cases import TranslationCases
-from helpers import AXIAL, ball_ct, nibabel_of, write_series
+from helpers.dicom import AXIAL, write_series
+from helpers.volumes import ball_ct, nibabel_of
 
 pydicom = pytest.importorskip("pydicom", minversion="3")
 Dataset = pydicom.dataset.Dataset

@@ -13,12 +13,15 @@ import pytest
 
 from contourdiff.data.inputs import is_url
 from contourdiff.translation import translate_path
-from helpers import TINY_NETWORK, make_dataset, voxels
+from helpers.networks import TINY_NETWORK
+from helpers.runs import QUICK_SETTINGS
+from helpers.volumes import make_dataset, read_voxels
 
 OPTIONS: dict[str, Any] = {
     "overlays": ("single",),
     "network_def": TINY_NETWORK,
     "num_inference_steps": 1,
+    **QUICK_SETTINGS,
 }
 OPTIONS |= {"candidates": 1, "max_rounds": 1, "min_object_mm2": 100.0, "progress": False}
 
@@ -48,6 +51,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     s3fs.S3FileSystem.clear_instance_cache()
 
 
+@pytest.mark.slow
 def test_a_bucket_gives_what_the_folder_gives(
     bucket: Any, tiny_weights: Path, tmp_path: Path
 ) -> None:
@@ -85,5 +89,5 @@ def test_a_single_file_by_its_url(tiny_weights: Path, tmp_path: Path) -> None:
     folder, options = make_dataset(tmp_path / "ct", ("a",)), {**OPTIONS, "weights": tiny_weights}
     (local,) = translate_path(folder / "a.nii.gz", tmp_path / "local.nii.gz", **options)
     (remote,) = translate_path(f"file://{folder}/a.nii.gz", tmp_path / "remote.nii.gz", **options)
-    np.testing.assert_array_equal(voxels(remote.mr), voxels(local.mr))
+    np.testing.assert_array_equal(read_voxels(remote.mr), read_voxels(local.mr))
     assert Path(str(remote.ct)).read_bytes() == (folder / "a.nii.gz").read_bytes()

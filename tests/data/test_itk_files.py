@@ -13,7 +13,8 @@ import SimpleITK as sitk
 
 from contourdiff.data.itk_files import convert_to_nifti, simpleitk_of, write_itk
 from contourdiff.data.nifti import CaseFolderLayout
-from helpers import ball_ct, nibabel_of, oblique_affine, run, voxels, write_nifti
+from helpers.runs import run_tiny_inference
+from helpers.volumes import ball_ct, nibabel_of, oblique_affine, read_voxels, write_nifti
 
 AFFINE = oblique_affine((3.0, 2.5, 4.0))
 
@@ -54,11 +55,12 @@ def test_a_list_of_images_is_no_volume(tmp_path: Path) -> None:
         header = "\n".join([*lines, f"space directions: (3,0,0) (0,3,0) {third}", "", ""])
         (tmp_path / f"{name}.nrrd").write_bytes(header.encode() + data.tobytes(order="F"))
     convert_to_nifti(tmp_path / "volume.nrrd", tmp_path / "a.nii")
-    np.testing.assert_array_equal(voxels(tmp_path / "a.nii"), data)
+    np.testing.assert_array_equal(read_voxels(tmp_path / "a.nii"), data)
     with pytest.raises(ValueError, match="expected a direction in mm for each axis"):
         convert_to_nifti(tmp_path / "list.nrrd", tmp_path / "b.nii")
 
 
+@pytest.mark.slow
 def test_a_translation_is_the_same_from_and_to_any_format(
     tmp_path: Path, tiny_weights: Path
 ) -> None:
@@ -68,16 +70,18 @@ def test_a_translation_is_the_same_from_and_to_any_format(
         for data, path in ((ct, f"a{suffix}"), (label, f"labels/a{suffix}")):
             write = write_nifti if suffix == ".nii.gz" else lambda p, d, a: write_itk(d, a, p)
             write(tmp_path / folder / path, data, AFFINE)
-    expected = run(tmp_path / "nifti", tmp_path / "out_nifti", tiny_weights)
-    from_nrrd = run(tmp_path / "nrrd", tmp_path / "out_nrrd", tiny_weights)
-    mr = voxels(expected / "a_mr.nii.gz")
+    expected = run_tiny_inference(tmp_path / "nifti", tmp_path / "out_nifti", tiny_weights)
+    from_nrrd = run_tiny_inference(tmp_path / "nrrd", tmp_path / "out_nrrd", tiny_weights)
+    mr = read_voxels(expected / "a_mr.nii.gz")
     np.testing.assert_allclose(
-        voxels(from_nrrd / "a_mr.nii.gz"), mr, atol=0.01
+        read_voxels(from_nrrd / "a_mr.nii.gz"), mr, atol=0.01
     )  # affines are rounded otherwise
-    np.testing.assert_array_equal(voxels(from_nrrd / "a_label.nii.gz"), label)
+    np.testing.assert_array_equal(read_voxels(from_nrrd / "a_label.nii.gz"), label)
     assert json.loads((from_nrrd / "a_mr.json").read_text())["image"] == "a.nrrd"
 
-    to_nrrd = run(tmp_path / "mha", tmp_path / "out_mha", tiny_weights, output_ext=".nrrd")
+    to_nrrd = run_tiny_inference(
+        tmp_path / "mha", tmp_path / "out_mha", tiny_weights, output_ext=".nrrd"
+    )
     own, own_label = (
         nibabel_of(sitk.ReadImage(str(to_nrrd / f"a_{name}.nrrd"))) for name in ("mr", "label")
     )

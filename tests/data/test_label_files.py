@@ -12,7 +12,7 @@ import SimpleITK as sitk
 
 from contourdiff.data.inputs import find_inputs, input_warnings
 from contourdiff.data.label_files import check_classes, class_values, join_masks, match_labels
-from helpers import OBLIQUE, ball_ct, write_nifti
+from helpers.volumes import OBLIQUE, ball_ct, write_nifti
 
 CT = ball_ct((6, 20, 18))
 LABEL = (CT > 200).astype(np.uint8) * 27

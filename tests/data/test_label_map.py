@@ -13,7 +13,7 @@ from monai.data import MetaTensor
 
 from contourdiff.data.label_map import LabelMap
 from contourdiff.transforms import RemapLabels, RemapLabelsd
-from helpers import CONFIGS
+from helpers.paths import CONFIGS
 
 MAP = {
     "classes": ["femur", "hip"],

@@ -17,7 +17,8 @@ from contourdiff.data.inputs import local_nifti
 from contourdiff.data.itk_files import write_itk
 from contourdiff.data.local_labels import local_label
 from contourdiff.data.translation_cases import TranslationCases
-from helpers import OBLIQUE, ball_ct, write_nifti, write_series
+from helpers.dicom import write_series
+from helpers.volumes import OBLIQUE, ball_ct, write_nifti
 
 VOLUME = ball_ct((6, 20, 24))
 LABEL = np.arange(VOLUME.size, dtype=np.int16).reshape(VOLUME.shape)

@@ -12,7 +12,7 @@ from monai.transforms import LoadImage, SaveImage
 
 from contourdiff.data.nifti import CaseFolderLayout, SourceGridWriter
 from contourdiff.data.nifti_names import case_of, nifti_by_case
-from helpers import assert_same_grid, oblique_affine, write_nifti
+from helpers.volumes import assert_same_grid, oblique_affine, write_nifti
 
 NAMES = ("a.b.nii.gz", "a.b.nii", "a.b.NII.GZ", "a.b.NII", "a.b.nii.GZ")
 

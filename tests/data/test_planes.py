@@ -13,7 +13,7 @@ from monai.data import MetaTensor
 from monai.transforms import LoadImage, ResampleToMatch, Spacingd
 
 from contourdiff.data.planes import ResampledPlanes
-from helpers import ball_ct, oblique_affine, write_nifti
+from helpers.volumes import ball_ct, oblique_affine, write_nifti
 
 
 def tilted(spacing_mm: tuple[float, float, float]) -> np.ndarray:

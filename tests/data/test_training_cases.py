@@ -10,7 +10,7 @@ import pytest
 
 from contourdiff.data.nifti_names import case_of
 from contourdiff.data.training_cases import labelled_cases, training_cases
-from helpers import make_mr, write_nifti
+from helpers.volumes import make_mr, write_nifti
 
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
 

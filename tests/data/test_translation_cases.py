@@ -14,7 +14,7 @@ import pytest
 from contourdiff.data.case_files import CaseFiles
 from contourdiff.data.translation_cases import TranslationCases, contrast_labels
 from contourdiff.data.volumes import digest_of
-from helpers import write_nifti
+from helpers.volumes import write_nifti
 
 AIR = np.full((4, 5, 6), -1000, np.int16)
 RECORD = '{"case": "a", "contourdiff": "0.2.0", "label": null}'

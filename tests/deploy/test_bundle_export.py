@@ -19,7 +19,9 @@ from contourdiff import cli
 from contourdiff.bundle import run_inference_config
 from contourdiff.deploy.bundle_export import export_bundle
 from contourdiff.phantom import write_phantom
-from helpers import CONFIGS, REPOSITORY, voxels
+from helpers.paths import CONFIGS, REPOSITORY
+from helpers.runs import BUNDLE_COMMANDS
+from helpers.volumes import read_voxels
 
 Elsewhere = Callable[..., str]
 
@@ -92,6 +94,15 @@ for path in (root / "scripts").rglob("*.py"):
     importlib.import_module(".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__"))
 """
 
+REASONS = {
+    ("train", "multi_gpu_train"): "expected one process for each GPU, started by torchrun",
+    ("segmentation_train", "multi_gpu_train"): "expected one process for each GPU, started",
+    ("segmentation_train", "evaluate"): "component 'scripts.data.training_cases.labelled_cases",
+    ("train",): "component 'scripts.data.training_cases.training_cases",
+    ("inference", "fast"): "expected a folder",
+}
+"""Error of configs without data."""
+
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -122,6 +133,7 @@ def test_the_package_is_absent_elsewhere(elsewhere: Elsewhere) -> None:
     assert "contourdiff is not installed" in elsewhere("-c", "import contourdiff")
 
 
+@pytest.mark.slow
 def test_an_exported_bundle_gives_the_same_mr_from_another_directory(
     exported: Path, elsewhere: Elsewhere, tmp_path: Path
 ) -> None:
@@ -148,9 +160,9 @@ def test_an_exported_bundle_gives_the_same_mr_from_another_directory(
     }
     command += [text for name, value in settings.items() for text in (f"--{name}", str(value))]
     assert elsewhere(*command, cwd=tmp_path) == ""
-    mr = voxels(tmp_path / "there" / "phantom_mr.nii.gz")
+    mr = read_voxels(tmp_path / "there" / "phantom_mr.nii.gz")
     assert mr.std() > 10
-    np.testing.assert_array_equal(mr, voxels(here / "phantom_mr.nii.gz"))
+    np.testing.assert_array_equal(mr, read_voxels(here / "phantom_mr.nii.gz"))
     assert "phantom" in (tmp_path / "there" / "index.html").read_text()
     records = [
         json.loads((tmp_path / folder / "phantom_mr.json").read_text())
@@ -159,10 +171,12 @@ def test_an_exported_bundle_gives_the_same_mr_from_another_directory(
     assert records[0]["weights"] == records[1]["weights"]
 
 
+@pytest.mark.slow
 def test_monai_loads_network_and_weights(elsewhere: Elsewhere) -> None:
     assert elsewhere("-c", LOAD) == ""
 
 
+@pytest.mark.slow
 def test_an_exported_bundle_has_all_that_its_configs_refer_to(
     exported: Path, elsewhere: Elsewhere
 ) -> None:
@@ -175,6 +189,7 @@ def test_an_exported_bundle_has_all_that_its_configs_refer_to(
     assert not {"cli", "experiment", "bundle_export"} & modules
 
 
+@pytest.mark.slow
 def test_an_exported_bundle_passes_the_checks_of_the_model_zoo(
     exported: Path, elsewhere: Elsewhere, tmp_path: Path
 ) -> None:
@@ -222,30 +237,22 @@ def test_no_picture_and_no_link_of_an_exported_card_is_dead(
         assert target.startswith("https://") or (card.parent / target).is_file(), target
 
 
-@pytest.mark.parametrize(
-    ("configs", "reason"),
-    [
-        (("train", "multi_gpu_train"), "expected one process for each GPU, started by torchrun"),
-        (("segmentation_train", "multi_gpu_train"), "expected one process for each GPU, started"),
-        (
-            ("segmentation_train", "evaluate"),
-            "component 'scripts.data.training_cases.labelled_cases",
-        ),
-        (("train",), "component 'scripts.data.training_cases.training_cases"),
-        (("inference", "fast"), "expected a folder"),
-    ],
-)
+@pytest.mark.slow
 def test_configs_with_any_overlay_find_the_code_from_any_directory(
-    configs: tuple[str, ...], reason: str, exported: Path, elsewhere: Elsewhere, tmp_path: Path
+    exported: Path, elsewhere: Elsewhere, tmp_path: Path
 ) -> None:
     """Their own errors show that the code of the bundle ran."""
-    files = [str(exported / "configs" / f"{name}.json") for name in configs]
     folder = str(tmp_path / "none")
-    arguments = ["--dataset_dir", folder, "--output_dir", str(tmp_path / "out")]
-    if "evaluate" in configs:
-        arguments += ["--test_dir", folder, "--ckpt_path", folder]
-    run = ["-m", "monai.bundle", "run", "--config_file", str(files), *arguments]
-    assert reason in elsewhere(*run, cwd=tmp_path)
+    data = ["--dataset_dir", folder, "--output_dir", str(tmp_path / "out")]
+    commands = []
+    for configs in REASONS:
+        files = [str(exported / "configs" / f"{name}.json") for name in configs]
+        commands.append(["run", "--config_file", str(files), *data])
+        if "evaluate" in configs:
+            commands[-1] += ["--test_dir", folder, "--ckpt_path", folder]
+    assert elsewhere("-c", BUNDLE_COMMANDS, json.dumps(commands), cwd=tmp_path) == ""
+    for number, (configs, reason) in enumerate(REASONS.items()):
+        assert reason in (tmp_path / f"{number}.log").read_text(), configs
 
 
 def test_no_exported_config_looks_at_the_callers_frames(exported: Path) -> None:
@@ -254,6 +261,7 @@ def test_no_exported_config_looks_at_the_callers_frames(exported: Path) -> None:
         assert "sys.path" not in path.read_text()
 
 
+@pytest.mark.slow
 def test_an_editable_installation_is_exported(tmp_path: Path) -> None:
     """Its folder ``contourdiff.egg-info`` beside the package has the package's name."""
     source = tmp_path / "plugin"

@@ -26,7 +26,7 @@ from contourdiff.deploy.convert import (
 from contourdiff.networks import ContourUNet
 from contourdiff.phantom import write_phantom
 from contourdiff.weights import load_weights, sha256_of
-from helpers import voxels
+from helpers.volumes import read_voxels
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation:DeprecationWarning"
@@ -86,6 +86,7 @@ def assert_same_outputs(network: torch.nn.Module, other: Any) -> None:
         torch.testing.assert_close(network(x, timesteps), expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("down", "given"),
     [
@@ -445,6 +446,7 @@ def test_missing_safetensors_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path:
             run()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("paper_contour", [False, True])
 def test_a_converted_network_translates_the_phantom(paper_contour: bool, tmp_path: Path) -> None:
     if paper_contour:
@@ -464,7 +466,7 @@ def test_a_converted_network_translates_the_phantom(paper_contour: bool, tmp_pat
             tmp_path / "ct", tmp_path / suffix, overlays=overlays, logging_file=False, **short
         )
     first, second = (
-        voxels(tmp_path / suffix / "phantom_mr.nii.gz") for suffix in ("pt", "safetensors")
+        read_voxels(tmp_path / suffix / "phantom_mr.nii.gz") for suffix in ("pt", "safetensors")
     )
     assert first.std() > 1
     assert (first == second).all()

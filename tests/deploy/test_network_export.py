@@ -19,7 +19,7 @@ from contourdiff.bundle import config_files, read_config, run_inference_config
 from contourdiff.deploy.network_export import export_networks
 from contourdiff.deploy.onnx_network import OnnxNetwork
 from contourdiff.phantom import write_phantom
-from helpers import voxels
+from helpers.volumes import read_voxels
 
 CPU = "$torch.device('cpu')"
 PARTS = {"model": ("coarse_network", 5), "refiner": ("refiner", 3)}
@@ -62,6 +62,7 @@ def assert_same(name: str, exported: Callable[..., Tensor], tolerance: float) ->
         assert min(differences) > 0.01  # neither timesteps nor labels are frozen
 
 
+@pytest.mark.slow
 def test_torchscript_is_exact(tmp_path: Path) -> None:
     assert set(export_networks(tmp_path, "torchscript").values()) == {0.0}
     for name, contrasts in (("model", ["t1", "t2"]), ("refiner", [])):
@@ -70,6 +71,7 @@ def test_torchscript_is_exact(tmp_path: Path) -> None:
         assert_same(name, traced, 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PARTS)
 def test_onnx_differs_by_rounding(name: str, onnx_dir: Path) -> None:
     assert_same(name, OnnxNetwork(onnx_dir / f"{name}.onnx"), 2e-5)
@@ -88,6 +90,7 @@ def test_onnx_paints_the_contrast_it_is_built_with(onnx_dir: Path) -> None:
         OnnxNetwork(onnx_dir / "model.onnx", "flair")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("acceleration", [None, "lean"])
 def test_the_bundle_translates_from_onnx_files(
     acceleration: str | None, onnx_dir: Path, tmp_path: Path
@@ -102,7 +105,7 @@ def test_the_bundle_translates_from_onnx_files(
     run = run_inference_config(
         tmp_path / "ct", tmp_path / "onnx", overlays=["onnx"], **files, **settings
     )
-    mr, expected = (voxels(folder / "phantom_mr.nii.gz") for folder in (run, eager))
+    mr, expected = (read_voxels(folder / "phantom_mr.nii.gz") for folder in (run, eager))
     assert expected.std() > 10
     np.testing.assert_allclose(mr, expected, atol=0.05)
     weights = json.loads((run / "phantom_mr.json").read_text())["weights"]

@@ -11,15 +11,19 @@ import numpy as np
 import pytest
 
 from contourdiff.cli import main
-from helpers import NAMES, assert_same_grid, make_dataset, run, voxels
+from helpers.runs import run_tiny_inference
+from helpers.volumes import CASE_NAMES, assert_same_grid, make_dataset, read_voxels
 
 
 @pytest.fixture(scope="module")
 def translations(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) -> Path:
     folder = tmp_path_factory.mktemp("nnunet")
-    return run(make_dataset(folder / "ct"), folder / "mr", tiny_weights, candidates=1, max_rounds=1)
+    return run_tiny_inference(
+        make_dataset(folder / "ct"), folder / "mr", tiny_weights, candidates=1, max_rounds=1
+    )
 
 
+@pytest.mark.slow
 def test_an_nnunet_data_set_has_images_labels_and_classes(
     translations: Path, tmp_path: Path
 ) -> None:
@@ -32,14 +36,14 @@ def test_an_nnunet_data_set_has_images_labels_and_classes(
         "numTraining": 3,
         "file_ending": ".nii.gz",
     }
-    for name in NAMES:
+    for name in CASE_NAMES:
         image, label = (
             target / "imagesTr" / f"{name}_0000.nii.gz",
             target / "labelsTr" / f"{name}.nii.gz",
         )
         assert image.read_bytes() == (translations / f"{name}_mr.nii.gz").read_bytes()
         np.testing.assert_array_equal(
-            voxels(label), voxels(translations / f"{name}_label.nii.gz") > 0
+            read_voxels(label), read_voxels(translations / f"{name}_label.nii.gz") > 0
         )
         assert nib.load(label).get_data_dtype() == np.uint8
         assert_same_grid(nib.load(label), nib.load(translations / f"{name}_label.nii.gz"))

@@ -24,7 +24,8 @@ from contourdiff.networks import ContourUNet
 from contourdiff.phantom import write_phantom
 from contourdiff.sampling.noise import CandidateNoise, NoiseStream
 from contourdiff.weights import sha256_of
-from helpers import CONFIGS, REPOSITORY, SMALL_NETWORK
+from helpers.networks import TINY_ARGUMENTS
+from helpers.paths import CONFIGS, REPOSITORY
 
 for package in ("onnx", "onnxruntime"):
     pytest.importorskip(package, reason=f"{package} is not installed: pip install -e '.[onnx]'")
@@ -32,7 +33,7 @@ for package in ("onnx", "onnxruntime"):
 CPU = "$torch.device('cpu')"
 MODELS = CONFIGS.parent / "models"
 SEVERAL = {"steps": 4, "refinement_steps": 2, "refinement_guidance": 1.5}
-SMALL = {**SMALL_NETWORK, "norm_num_groups": 8}
+SMALL = {**TINY_ARGUMENTS, "norm_num_groups": 8}
 """A quick network; a norm of several channels keeps what distinguishes them, such as the contrast."""
 
 

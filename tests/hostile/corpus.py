@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import nibabel as nib
 import numpy as np
 
-from helpers import OBLIQUE, ball_ct, write_nifti, write_series
+from helpers.dicom import write_series
+from helpers.volumes import OBLIQUE, ball_ct, write_nifti
 
 Build = Callable[[Path, str], Any]
 SHAPE = (6, 20, 18)

@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 
 from contourdiff.data.nifti_names import case_of
-from helpers import run, voxels
+from helpers.runs import run_tiny_inference
+from helpers.volumes import read_voxels
 from hostile.corpus import IGNORED, KINDS, WARNED
 
+pytestmark = pytest.mark.slow
 ACCEPTED = [name for name, kind in KINDS.items() if kind.refusal is None]
 ENDS = ("_mr.nii.gz", "_mr.json", "_mr.png", "_label.nii.gz")
 REFUSED = [name for name in KINDS if name not in ACCEPTED]
@@ -62,7 +64,7 @@ def translated(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) -> 
         "preview#columns": 1,
     }
     with pytest.raises(ValueError, match="cases failed") as failed:
-        run(source, folder / "mr", tiny_weights, **short)
+        run_tiny_inference(source, folder / "mr", tiny_weights, **short)
     logger.removeHandler(handler)
     logger.setLevel(level)
     return Run(source, folder / "mr", handler.lines, str(failed.value), before)
@@ -97,7 +99,7 @@ def test_what_is_accepted_keeps_its_grid_and_its_label(name: str, translated: Ru
     written = translated.output / f"{case}_label.nii.gz"
     assert written.is_file() == (label is not None)
     if label is not None:
-        np.testing.assert_array_equal(voxels(written), voxels(label))
+        np.testing.assert_array_equal(read_voxels(written), read_voxels(label))
         np.testing.assert_array_equal(nib.load(written).affine, nib.load(label).affine)
     record = json.loads((translated.output / f"{case}_mr.json").read_text())
     assert bool(record["warnings"]) == (name in WARNED or data_type_holds_no_hu(name))

@@ -21,7 +21,9 @@ from contourdiff import translation
 from contourdiff.data.itk_files import simpleitk_of, write_itk
 from contourdiff.data.translation_cases import TranslationCases
 from contourdiff.data.volumes import open_volume, scaled_voxels
-from helpers import OBLIQUE, TINY_NETWORK, ball_ct, nibabel_of, run, voxels, write_nifti
+from helpers.networks import TINY_NETWORK
+from helpers.runs import QUICK_SETTINGS, run_tiny_inference
+from helpers.volumes import OBLIQUE, ball_ct, nibabel_of, read_voxels, write_nifti
 
 CT = ball_ct((10, 30, 26))
 LABEL = (CT > 200).astype(np.uint8) * 30
@@ -46,16 +48,21 @@ def write_sheared(folder: Path, suffix: str) -> Path:
 def sheared_mr(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) -> np.ndarray:
     """The MR of the sheared NIfTI."""
     folder = tmp_path_factory.mktemp("sheared")
-    output = run(write_sheared(folder / "ct", ".nii.gz"), folder / "mr", tiny_weights, **SHORT)
-    return voxels(output / "a_mr.nii.gz")
+    output = run_tiny_inference(
+        write_sheared(folder / "ct", ".nii.gz"), folder / "mr", tiny_weights, **SHORT
+    )
+    return read_voxels(output / "a_mr.nii.gz")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("suffix", "output_ext"), [(".nrrd", ".mha"), (".mha", ".nrrd")])
 def test_sheared_axes_of_a_file_stay_sheared(
     suffix: str, output_ext: str, sheared_mr: np.ndarray, tiny_weights: Path, tmp_path: Path
 ) -> None:
     source = write_sheared(tmp_path / "ct", suffix)
-    output = run(source, tmp_path / "mr", tiny_weights, output_ext=output_ext, **SHORT)
+    output = run_tiny_inference(
+        source, tmp_path / "mr", tiny_weights, output_ext=output_ext, **SHORT
+    )
     for end, expected, tolerance in (("mr", sheared_mr, 0.01), ("label", LABEL, 0)):
         image = nibabel_of(sitk.ReadImage(str(output / f"a_{end}{output_ext}")))
         np.testing.assert_allclose(image.affine, SHEARED, atol=1e-4)
@@ -65,6 +72,7 @@ def test_sheared_axes_of_a_file_stay_sheared(
     assert int(converted.header["qform_code"]) == 0  # which cannot hold a shear
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", [sitk, itk], ids=lambda package: package.__name__)
 def test_sheared_axes_in_memory_stay_sheared(
     package: Any, sheared_mr: np.ndarray, tiny_weights: Path, tmp_path: Path
@@ -74,7 +82,12 @@ def test_sheared_axes_in_memory_stay_sheared(
         write_itk(CT, SHEARED, tmp_path / "a.mha")
         image = itk.imread(str(tmp_path / "a.mha"))
     settings = {**SHORT, "overlays": ("single",), "network_def": TINY_NETWORK, "device": "cpu"}
-    settings |= {"weights": tiny_weights, "min_object_mm2": 100.0, "batch_size": 4}
+    settings |= {
+        "weights": tiny_weights,
+        "min_object_mm2": 100.0,
+        "batch_size": 4,
+        **QUICK_SETTINGS,
+    }
     mr = contourdiff.translate(image, case="a", **settings)
     array = itk.array_from_image(mr) if package is itk else sitk.GetArrayFromImage(mr)
     np.testing.assert_allclose(array.T, sheared_mr, atol=0.01)
@@ -253,7 +266,7 @@ def test_a_rounded_quaternion_is_normalized(
     path.write_bytes(bytes(raw))
     with pytest.raises(ValueError, match="w2 should be positive"):
         nib.load(path)
-    output = run(tmp_path / "ct", tmp_path / "mr", tiny_weights, **SHORT)
+    output = run_tiny_inference(tmp_path / "ct", tmp_path / "mr", tiny_weights, **SHORT)
     image = nib.load(output / "a_mr.nii.gz")
     np.testing.assert_allclose(image.affine, affine, atol=1e-5)
     np.testing.assert_allclose(image.get_qform(), affine, atol=1e-5)

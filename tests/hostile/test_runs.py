@@ -25,16 +25,10 @@ from contourdiff.data.translation_cases import TranslationCases
 from contourdiff.inference.inferer import VolumeInferer
 from contourdiff.translation import translate_path
 from contourdiff.weights import load_weights
-from helpers import (
-    CONFIGS,
-    OBLIQUE,
-    TINY_NETWORK,
-    ball_ct,
-    make_dataset,
-    make_tiny_network,
-    run,
-    write_nifti,
-)
+from helpers.networks import TINY_NETWORK, make_tiny_network
+from helpers.paths import CONFIGS
+from helpers.runs import QUICK_SETTINGS, run_tiny_inference
+from helpers.volumes import OBLIQUE, ball_ct, make_dataset, write_nifti
 
 SHORT: dict[str, Any] = {
     "num_inference_steps": 1,
@@ -212,7 +206,9 @@ def test_a_bad_setting_stops_the_run_before_any_work(
     write_nifti(tmp_path / "ct" / "a.nii.gz", CT, OBLIQUE)
     options = {"contrasts": ["t1", "t2"]} if name == "contrast" else {}
     with pytest.raises((ValueError, ImportError)) as error:
-        run(tmp_path / "ct", tmp_path / "mr", tiny_weights, **{**SHORT, **options, name: value})
+        run_tiny_inference(
+            tmp_path / "ct", tmp_path / "mr", tiny_weights, **{**SHORT, **options, name: value}
+        )
     assert "\n" not in str(error.value)
     assert not (tmp_path / "mr").exists() or not list((tmp_path / "mr").iterdir())
 
@@ -221,7 +217,7 @@ def test_a_broken_overlay_is_named(tiny_weights: Path, tmp_path: Path) -> None:
     make_dataset(tmp_path / "ct", ("a",))
     (tmp_path / "o.json").write_text('{"seed": 1,')
     with pytest.raises(ValueError, match=r"o\.json"):
-        run(
+        run_tiny_inference(
             tmp_path / "ct",
             tmp_path / "mr",
             tiny_weights,
@@ -316,6 +312,7 @@ def test_a_name_is_a_name_and_never_an_expression(
         "network_def": TINY_NETWORK,
         "min_object_mm2": 100.0,
         **SHORT,
+        **QUICK_SETTINGS,
     }
     translation = translate_path(f"{case}{end}", "mr", weights=tiny_weights, **options)[0]
     assert (translation.case, translation.mr) == (case, Path("mr") / f"{case}_mr.nii.gz")
@@ -332,6 +329,7 @@ def test_a_file_in_upper_case_is_written_as_it_was_asked_for(
         "network_def": TINY_NETWORK,
         "min_object_mm2": 100.0,
         **SHORT,
+        **QUICK_SETTINGS,
     }
     translated = translate_path(source, tmp_path / "MR.NII.GZ", weights=tiny_weights, **options)[0]
     assert translated.mr == tmp_path / "MR.NII.GZ"
@@ -363,12 +361,12 @@ PROGRAM = """
 import os, resource, signal, sys
 from pathlib import Path
 sys.path[:0] = {path!r}
-from helpers import TINY_NETWORK
+from helpers.networks import TINY_NETWORK
 from contourdiff.cli import main
 from contourdiff.inference.inferer import VolumeInferer
 {before}
 main(["translate", "ct", "mr", "--overlays", "single", "--weights", {weights!r}, "--settings", "num_inference_steps=1",
-      "candidates=1", "max_rounds=1", "min_object_mm2=100", "network_def={network}"])
+      "candidates=1", "max_rounds=1", "min_object_mm2=100", "filter_classes=3", "network_def={network}"])
 """
 
 
@@ -404,6 +402,7 @@ VolumeInferer.translate = interrupted
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_fails_the_case_alone(tiny_weights: Path, tmp_path: Path) -> None:
     done = program(LIMIT, tiny_weights, tmp_path)
     assert done.returncode == 1, done.stderr
@@ -418,6 +417,7 @@ def test_a_full_disk_fails_the_case_alone(tiny_weights: Path, tmp_path: Path) ->
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "second", "status"), [("SIGINT", "SIGINT", 130), ("SIGTERM", "SIGINT", 143)]
 )
@@ -462,7 +462,7 @@ def test_a_file_that_vanishes_or_memory_that_ends_fails_its_case_alone(
     monkeypatch.setattr(VolumeInferer, "translate", without_memory)
     caplog.set_level("INFO")
     with pytest.raises(ValueError, match="2 of 3 cases failed"):
-        run(tmp_path / "ct", tmp_path / "mr", tiny_weights, **SHORT)
+        run_tiny_inference(tmp_path / "ct", tmp_path / "mr", tiny_weights, **SHORT)
     lines = [record.getMessage() for record in caplog.records]
     assert any(line.startswith("a: failed, ") and "a.nii.gz" in line for line in lines)
     assert (

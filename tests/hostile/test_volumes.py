@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from helpers import ball_ct, run, voxels
+from helpers.runs import run_tiny_inference
+from helpers.volumes import ball_ct, read_voxels
 
 hypothesis = pytest.importorskip("hypothesis")
 st = pytest.importorskip("hypothesis.strategies")
@@ -76,8 +77,9 @@ def without_warnings() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
+@pytest.mark.slow
 @hypothesis.settings(
-    max_examples=4,
+    max_examples=10,
     deadline=None,
     derandomize=True,
     suppress_health_check=list(hypothesis.HealthCheck),
@@ -90,7 +92,7 @@ def test_any_volume_keeps_its_grid_and_its_label(tiny_weights: Path, drawn: list
         for number, one in enumerate(drawn):
             write(source, str(number), one)
         with suppress(ValueError):  # of volumes without a contour, which are refused
-            run(source, output, tiny_weights, **SHORT)
+            run_tiny_inference(source, output, tiny_weights, **SHORT)
         rows = {row["case"]: row for row in json.loads((output / "run.json").read_text())["cases"]}
         for path in [path for path in source.iterdir() if path.is_file()]:
             case = path.name.split(".")[0]
@@ -101,8 +103,8 @@ def test_any_volume_keeps_its_grid_and_its_label(tiny_weights: Path, drawn: list
             ct, mr = nib.load(path), nib.load(output / f"{case}_mr.nii.gz")
             assert mr.shape == ct.shape
             np.testing.assert_array_equal(mr.affine, ct.affine)
-            assert np.isfinite(voxels(output / f"{case}_mr.nii.gz")).all()
+            assert np.isfinite(read_voxels(output / f"{case}_mr.nii.gz")).all()
             label, written = path.parent / "labels" / path.name, output / f"{case}_label.nii.gz"
-            np.testing.assert_array_equal(voxels(written), voxels(label))
+            np.testing.assert_array_equal(read_voxels(written), read_voxels(label))
             assert nib.load(written).get_data_dtype() == nib.load(label).get_data_dtype()
             np.testing.assert_array_equal(nib.load(written).affine, nib.load(label).affine)

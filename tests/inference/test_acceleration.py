@@ -21,15 +21,8 @@ from contourdiff.inference.acceleration import (
 from contourdiff.inference.denoiser import Denoiser
 from contourdiff.networks import ContourUNet
 from contourdiff.sampling import Sampler
-from helpers import (
-    SCHEDULER,
-    as_case,
-    contours,
-    inferer,
-    make_attention_network,
-    make_seeded,
-    translate_contours,
-)
+from helpers.inferers import SCHEDULER, as_case, make_inferer, random_contours, translate_contours
+from helpers.networks import make_attention_network, make_seeded
 
 needs_openvino = pytest.mark.skipif(
     find_spec("openvino") is None, reason="OpenVINO is not installed, see contourdiff[cpu]"
@@ -47,7 +40,9 @@ def denoised(
 
 
 def choices_of(**settings: object) -> list[tuple[int, int, int]]:
-    (result,) = inferer(**settings).translate(as_case([contours()], ["a"]), make_seeded())
+    (result,) = make_inferer(**settings).translate(
+        as_case([random_contours()], ["a"]), make_seeded()
+    )
     return [(c.slice_index, c.round, c.candidate) for c in result.choices if c is not None]
 
 
@@ -148,8 +143,8 @@ def test_on_a_gpu_torch_runs_in_bfloat16() -> None:
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_volume_is_the_same_alone_and_in_a_batch(engine: str) -> None:
-    volumes = [contours(number) for number in range(2)]
-    together = inferer(acceleration=engine)(as_case(volumes, ["a", "b"]), make_seeded())
+    volumes = [random_contours(number) for number in range(2)]
+    together = make_inferer(acceleration=engine)(as_case(volumes, ["a", "b"]), make_seeded())
     for position, name in enumerate("ab"):
         alone = translate_contours(volumes[position], name, acceleration=engine)
         assert torch.equal(alone, torch.as_tensor(together[position, 0]))
@@ -158,12 +153,12 @@ def test_a_volume_is_the_same_alone_and_in_a_batch(engine: str) -> None:
 @pytest.mark.parametrize("engine", ENGINES)
 def test_new_weights_are_seen_by_the_next_volume(engine: str) -> None:
     """A translation inside a training never runs with the weights that were converted first."""
-    translation, network = inferer(acceleration=engine), make_seeded()
-    before = torch.as_tensor(translation(as_case([contours()], ["a"]), network))
+    translation, network = make_inferer(acceleration=engine), make_seeded()
+    before = torch.as_tensor(translation(as_case([random_contours()], ["a"]), network))
     with torch.no_grad():
         for weight in network.parameters():
             weight.mul_(-1)
-    after = torch.as_tensor(translation(as_case([contours()], ["a"]), network))
+    after = torch.as_tensor(translation(as_case([random_contours()], ["a"]), network))
     assert not torch.allclose(before, after, atol=1)
 
 
@@ -189,11 +184,11 @@ def test_a_network_is_converted_once_for_many_volumes(monkeypatch: pytest.Monkey
         return convert(network, inputs)
 
     monkeypatch.setattr(openvino_network, "_converted", counted)
-    translation, network = inferer(acceleration="openvino"), make_seeded()
+    translation, network = make_inferer(acceleration="openvino"), make_seeded()
     for number in range(3):
-        translation(as_case([contours(number)], [str(number)]), network)
+        translation(as_case([random_contours(number)], [str(number)]), network)
     assert len(converted) == 1
-    translation(as_case([contours()], ["a"]), make_seeded())
+    translation(as_case([random_contours()], ["a"]), make_seeded())
     assert len(converted) == 2
 
 

@@ -26,7 +26,9 @@ from contourdiff.inference.summary import read_run
 from contourdiff.networks import CascadeUNet, ContourUNet, GuidedUNet, enlarge
 from contourdiff.sampling import Sampler, SelectionRules
 from contourdiff.weights import load_weights, sha256_of
-from helpers import CONFIGS, TINY_NETWORK, ball_ct, make_mr, write_nifti
+from helpers.networks import TINY_NETWORK
+from helpers.paths import CONFIGS
+from helpers.volumes import ball_ct, make_mr, write_nifti
 
 MODELS = CONFIGS.parent / "models"
 SMALL = {key: value for key, value in TINY_NETWORK.items() if key != "_target_"}
@@ -155,9 +157,12 @@ QUICK = {
     "candidates": 1,
     "max_rounds": 1,
     "min_object_mm2": 100.0,
+    "filter_classes": 3,
+    "preview#columns": 2,
 }
 
 
+@pytest.mark.slow
 def test_several_contrasts_are_those_of_separate_runs(ct: Path, tmp_path: Path) -> None:
     """Shipped weights: two volumes with a label and a record each; a second run keeps them."""
     both = run_inference_config(
@@ -197,6 +202,7 @@ def test_an_unknown_contrast_is_refused_before_any_work(
     assert not list(tmp_path.glob("mr/*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overlay", ["train_single", "train_refiner", None])
 def test_each_network_of_the_cascade_can_be_trained(overlay: str | None, tmp_path: Path) -> None:
     """The shipped configs, with small networks; what they write is what the translation loads."""
@@ -216,6 +222,7 @@ def test_each_network_of_the_cascade_can_be_trained(overlay: str | None, tmp_pat
             "contrasts": contrasts,
             "image_size_px": [32, 32],
             "min_object_mm2": 100.0,
+            "filter_classes": 3,
         },
         **{
             "batch_size": 2,
@@ -247,6 +254,7 @@ def test_guidance_moves_the_output_away_from_that_without_contour() -> None:
         GuidedUNet(network, -1)
 
 
+@pytest.mark.slow
 def test_guidance_is_a_setting(ct: Path, tmp_path: Path) -> None:
     images = []
     for scale in (1.0, 2.0):

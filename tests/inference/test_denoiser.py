@@ -16,15 +16,8 @@ from contourdiff.inference import Execution
 from contourdiff.inference.acceleration import Accelerator
 from contourdiff.inference.denoiser import Denoiser, fitting_batch_size
 from contourdiff.sampling import Sampler
-from helpers import (
-    SCHEDULER,
-    as_case,
-    contours,
-    inferer,
-    make_attention_network,
-    make_seeded,
-    translate_contours,
-)
+from helpers.inferers import SCHEDULER, as_case, make_inferer, random_contours, translate_contours
+from helpers.networks import make_attention_network, make_seeded
 
 SAMPLER = Sampler(SCHEDULER, num_inference_steps=4)
 PLACES = [("a", 1, 0, number) for number in range(4)]
@@ -150,11 +143,13 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(
         return answer
 
     small_device.size_divisor = network.size_divisor  # type: ignore[attr-defined]
-    volume = as_case([contours()], ["a"])
+    volume = as_case([random_contours()], ["a"])
     with caplog.at_level(logging.WARNING):
-        got = inferer(batch_size=8)(volume, small_device)
+        got = make_inferer(batch_size=8)(volume, small_device)
     fitting = {1: 1, 3: 2}[limit]
-    torch.testing.assert_close(got, inferer(batch_size=fitting)(volume, network), atol=1e-2, rtol=0)
+    torch.testing.assert_close(
+        got, make_inferer(batch_size=fitting)(volume, network), atol=1e-2, rtol=0
+    )
     assert sizes[-1] == fitting
     assert f"out of memory: batch_size is {fitting} from here on" in caplog.text
 
@@ -175,10 +170,12 @@ def test_batch_size_from_free_memory(fixed: int, item: int, free: int, expected:
 
 
 def test_without_a_batch_size_a_cpu_takes_eight() -> None:
-    (result,) = inferer(batch_size=None).translate(as_case([contours()], ["a"]), make_seeded())
+    (result,) = make_inferer(batch_size=None).translate(
+        as_case([random_contours()], ["a"]), make_seeded()
+    )
     assert result.batch_size == 8
     assert torch.equal(
-        result.gray_levels[0].as_tensor(), translate_contours(contours(), batch_size=8)
+        result.gray_levels[0].as_tensor(), translate_contours(random_contours(), batch_size=8)
     )
 
 
@@ -189,7 +186,7 @@ def test_not_even_one_slice_fits() -> None:
     with pytest.raises(
         MemoryError, match="one slice does not fit into the device's memory; expected memory"
     ):
-        inferer()(as_case([contours()], ["a"]), no_memory)
+        make_inferer()(as_case([random_contours()], ["a"]), no_memory)
 
 
 def test_a_denoiser_is_kept_while_network_and_sampler_are_the_same() -> None:

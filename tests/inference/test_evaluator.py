@@ -34,19 +34,10 @@ from contourdiff.data.translation_cases import TranslationCases
 from contourdiff.inference.evaluator import CaseDataset, CaseEvaluator, CaseLoader, UnreadCase
 from contourdiff.inference.inferer import VolumeInferer
 from contourdiff.transforms import InPlaneResampled
-from helpers import (
-    NAMES,
-    OBLIQUE,
-    TINY_NETWORK,
-    ball_ct,
-    contours,
-    inferer,
-    make_dataset,
-    make_seeded,
-    run,
-    translate_contours,
-    write_nifti,
-)
+from helpers.inferers import make_inferer, random_contours, translate_contours
+from helpers.networks import TINY_NETWORK, make_seeded
+from helpers.runs import QUICK_SETTINGS, run_tiny_inference
+from helpers.volumes import CASE_NAMES, OBLIQUE, ball_ct, make_dataset, write_nifti
 
 TRANSLATE = VolumeInferer.translate
 RESAMPLE = InPlaneResampled.__call__
@@ -77,7 +68,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def make_sizes(folder: Path) -> Path:
     """Three cases of different sizes."""
-    for number, name in enumerate(NAMES):
+    for number, name in enumerate(CASE_NAMES):
         write_nifti(
             folder / f"{name}.nii.gz",
             ball_ct((8 + number, 30 - number, 26 + number), seed=number),
@@ -99,7 +90,7 @@ class Volumes(torch.utils.data.Dataset):
         name = self.names[index]
         if name == "unread":
             return UnreadCase(name, "OSError: gone")
-        volume = contours(index)[None]
+        volume = random_contours(index)[None]
         return {
             "image": MetaTensor(volume, meta={"filename_or_obj": f"{name}.nii.gz"}),
             "name": name,
@@ -113,18 +104,22 @@ def evaluator(names: Sequence[str], **options: Any) -> CaseEvaluator:
     settings = {
         "device": torch.device("cpu"),
         "network": make_seeded(),
-        "inferer": inferer(num_inference_steps=1),
+        "inferer": make_inferer(num_inference_steps=1),
     }
     return CaseEvaluator(val_data_loader=loader, **{**settings, **options})
 
 
+@pytest.mark.slow
 def test_cases_read_ahead_in_a_worker_give_the_same_files(
     tiny_weights: Path, tmp_path: Path
 ) -> None:
     dataset_dir = make_sizes(tmp_path / "ct")
-    plain = contents(run(dataset_dir, tmp_path / "plain", tiny_weights))
-    assert len(plain) == 3 * len(NAMES)
-    assert contents(run(dataset_dir, tmp_path / "worker", tiny_weights, num_workers=1)) == plain
+    plain = contents(run_tiny_inference(dataset_dir, tmp_path / "plain", tiny_weights))
+    assert len(plain) == 3 * len(CASE_NAMES)
+    assert (
+        contents(run_tiny_inference(dataset_dir, tmp_path / "worker", tiny_weights, num_workers=1))
+        == plain
+    )
 
 
 SMALL_MEMORY = """
@@ -140,11 +135,12 @@ def quick_settings(weights: Path, **changes: Any) -> dict[str, Any]:
     settings = {
         "overlays": ["single"], "network_def": TINY_NETWORK, "ckpt_path": str(weights),
         "num_inference_steps": 2, "candidates": 1, "max_rounds": 1, "min_object_mm2": 100.0,
-        "logging_file": False, "progress": False,
+        "logging_file": False, "progress": False, **QUICK_SETTINGS,
     }  # fmt: skip
     return {**settings, **changes}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", ["size=64k", "size=4k,nr_inodes=1"])
 def test_cases_are_read_ahead_with_hardly_any_shared_memory(
     options: str, tiny_weights: Path, tmp_path: Path
@@ -162,7 +158,7 @@ def test_cases_are_read_ahead_with_hardly_any_shared_memory(
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
-    assert {path.name[0] for path in (tmp_path / "mr").glob("*_mr.json")} == set(NAMES)
+    assert {path.name[0] for path in (tmp_path / "mr").glob("*_mr.json")} == set(CASE_NAMES)
 
 
 def test_no_volume_that_a_worker_reads_is_in_shared_memory(
@@ -194,26 +190,28 @@ def test_cases_after_the_death_of_a_reading_process_are_read_here(
     cases = TranslationCases(make_sizes(tmp_path / "ct"), tmp_path / "mr")
     cases.check()
     loader = CaseLoader(CaseDataset(cases, die), num_workers=1)
-    assert [item["case"] for (item,) in loader] == list(NAMES)
+    assert [item["case"] for (item,) in loader] == list(CASE_NAMES)
     (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert line.startswith("expected num_workers=1 processes that read ahead, got: RuntimeError")
     assert "killed by signal" in line
     assert line.endswith("pass num_workers=0")
 
 
+@pytest.mark.slow
 def test_every_case_is_translated_in_the_main_thread(
     tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads: list[threading.Thread] = []
     watch(monkeypatch, lambda _: threads.append(threading.current_thread()))
     before = set(threading.enumerate())
-    run(
+    run_tiny_inference(
         make_dataset(tmp_path / "ct"), tmp_path / "mr", tiny_weights, progress=False
     )  # tqdm has a thread of its own
-    assert threads == [threading.main_thread()] * len(NAMES)
+    assert threads == [threading.main_thread()] * len(CASE_NAMES)
     assert set(threading.enumerate()) <= before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["read", "translate", "write"])
 def test_a_case_that_fails_does_not_lose_the_others(
     stage: str, tiny_weights: Path, tmp_path: Path,
@@ -240,7 +238,7 @@ def test_a_case_that_fails_does_not_lose_the_others(
         monkeypatch.setattr(label_files, "save_like", wrapped)
     caplog.set_level("INFO")
     with pytest.raises(ValueError, match="1 of 3 cases failed: b: RuntimeError: a fault in b"):
-        run(make_dataset(tmp_path / "ct"), tmp_path / "mr", tiny_weights)
+        run_tiny_inference(make_dataset(tmp_path / "ct"), tmp_path / "mr", tiny_weights)
     assert {path.name[0] for path in (tmp_path / "mr").glob("*_mr.json")} == {"a", "c"}
     lines = [record.getMessage() for record in caplog.records]
     assert any(line.startswith("b: failed, ") and "a fault in b" in line for line in lines)
@@ -296,6 +294,7 @@ def test_metrics_and_handlers_of_completed_iterations_see_the_cases() -> None:
     assert engine.state.metrics["mean"] == pytest.approx(sum(firsts) / len(firsts), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fails", [False, True])
 def test_nothing_of_a_case_is_left_when_the_next_one_is_read(fails: bool) -> None:
     """Neither after its files are written nor after writing them has failed."""
@@ -312,12 +311,12 @@ def test_nothing_of_a_case_is_left_when_the_next_one_is_read(fails: bool) -> Non
         gc.collect()
         left.append(sum(reference() is not None for reference in alive))
 
-    engine = evaluator(NAMES)
+    engine = evaluator(CASE_NAMES)
     engine.add_event_handler(IterationEvents.MODEL_COMPLETED, write)
     engine.add_event_handler(Events.GET_BATCH_STARTED, count)
     engine.run()
-    assert left == [0] * len(NAMES)
-    assert len(engine.failures) == (len(NAMES) if fails else 0)
+    assert left == [0] * len(CASE_NAMES)
+    assert len(engine.failures) == (len(CASE_NAMES) if fails else 0)
 
 
 def test_a_stop_by_the_user_ends_the_run_and_leaves_whole_cases(
@@ -329,7 +328,7 @@ def test_a_stop_by_the_user_ends_the_run_and_leaves_whole_cases(
 
     watch(monkeypatch, stop)
     with pytest.raises(KeyboardInterrupt):
-        run(make_dataset(tmp_path / "ct"), tmp_path / "mr", tiny_weights)
+        run_tiny_inference(make_dataset(tmp_path / "ct"), tmp_path / "mr", tiny_weights)
     assert {path.name for path in (tmp_path / "mr").iterdir()} == {
         f"{name}_{end}" for name in "ab" for end in ENDS
     }
@@ -345,6 +344,7 @@ run_inference_config(dataset_dir, output_dir, **settings)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_one_interrupt_ends_the_run_at_once(
     num_workers: int, tiny_weights: Path, tmp_path: Path
@@ -354,6 +354,7 @@ def test_one_interrupt_ends_the_run_at_once(
         "overlays": ["single"], "network_def": TINY_NETWORK,
         "ckpt_path": str(tiny_weights), "num_inference_steps": 20, "candidates": 1,
         "max_rounds": 1, "min_object_mm2": 100.0, "logging_file": False, "num_workers": num_workers,
+        **QUICK_SETTINGS,
     }  # fmt: skip
     names = tuple("abcdef")
     arguments = json.dumps(
@@ -384,12 +385,12 @@ def test_one_interrupt_ends_the_run_at_once(
 
 
 def test_volumes_of_different_sizes_are_translated_as_a_sequence() -> None:
-    given = [contours(0), contours(1, (5, 18, 25))]
+    given = [random_contours(0), random_contours(1, (5, 18, 25))]
     volumes = [
         MetaTensor(each[None], meta={"filename_or_obj": f"{name}.nii"})
         for name, each in zip("ab", given, strict=True)
     ]
-    results = inferer()(volumes, make_seeded())
+    results = make_inferer()(volumes, make_seeded())
     assert isinstance(results, list)
     for result, volume, name in zip(results, given, "ab", strict=True):
         assert isinstance(result, MetaTensor)
@@ -398,4 +399,4 @@ def test_volumes_of_different_sizes_are_translated_as_a_sequence() -> None:
     with pytest.raises(
         ValueError, match=r"each volume must be \(1, H, W, D\), got \(7, 21, 18\); add Ensure"
     ):
-        inferer()(given, make_seeded())
+        make_inferer()(given, make_seeded())

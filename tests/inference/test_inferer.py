@@ -16,21 +16,20 @@ from contourdiff.networks import ContourUNet
 from contourdiff.sampling.noise import CandidateKey, NoiseStream
 from contourdiff.sampling.selection import SelectionRules, choose
 from contourdiff.sampling.solvers import NoiseLevel, clean_image, ddim, even_schedule
-from helpers import (
+from helpers.inferers import (
     RULES,
     SCHEDULER,
-    SMALL_NETWORK,
     as_case,
-    contours,
     denoiser_of,
-    inferer,
-    make_seeded,
+    make_inferer,
+    random_contours,
     translate_contours,
 )
+from helpers.networks import TINY_ARGUMENTS, make_seeded
 
 
 def test_same_shape_and_gray_levels_and_empty_slices_stay_empty() -> None:
-    volume = contours()
+    volume = random_contours()
     result = translate_contours(volume)
     assert result.shape == volume.shape
     assert result.min() >= 0
@@ -43,7 +42,7 @@ def test_a_volume_without_contours_costs_no_network_call() -> None:
     def network(*_: object) -> torch.Tensor:
         raise AssertionError("the network was called")
 
-    (result,) = inferer().translate(torch.zeros(1, 1, 4, 10, 10), network)
+    (result,) = make_inferer().translate(torch.zeros(1, 1, 4, 10, 10), network)
     assert not result.gray_levels.any()
     assert result.network_calls == 0
     assert result.choices == [None] * 4
@@ -51,9 +50,9 @@ def test_a_volume_without_contours_costs_no_network_call() -> None:
 
 def test_same_case_and_seed_alone_in_a_batch_and_reversed() -> None:
     names = ["a", "b", "c"]
-    volumes = {name: contours(number) for number, name in enumerate(names)}
-    together = inferer()(as_case(list(volumes.values()), names), make_seeded())
-    backward = inferer()(as_case(list(volumes.values())[::-1], names[::-1]), make_seeded())
+    volumes = {name: random_contours(number) for number, name in enumerate(names)}
+    together = make_inferer()(as_case(list(volumes.values()), names), make_seeded())
+    backward = make_inferer()(as_case(list(volumes.values())[::-1], names[::-1]), make_seeded())
     for position, name in enumerate(names):
         alone = translate_contours(volumes[name], name)
         assert torch.equal(alone, torch.as_tensor(together[position, 0]))
@@ -61,16 +60,17 @@ def test_same_case_and_seed_alone_in_a_batch_and_reversed() -> None:
 
 
 def test_case_and_seed_matter() -> None:
-    volume = contours()
+    volume = random_contours()
     assert not torch.equal(translate_contours(volume, "a"), translate_contours(volume, "b"))
     assert not torch.equal(translate_contours(volume, seed=0), translate_contours(volume, seed=1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 16])
 def test_another_batch_size_differs_by_rounding_only(batch_size: int) -> None:
     torch.testing.assert_close(
-        translate_contours(contours()),
-        translate_contours(contours(), batch_size=batch_size),
+        translate_contours(random_contours()),
+        translate_contours(random_contours(), batch_size=batch_size),
         atol=1e-2,
         rtol=0,
     )
@@ -79,13 +79,13 @@ def test_another_batch_size_differs_by_rounding_only(batch_size: int) -> None:
 @pytest.mark.parametrize("solver", ["ddim", "ddpm"])
 def test_batched_selection_equals_a_plain_sequential_loop(solver: str) -> None:
     """Slice after slice, candidate after candidate, each in a batch of its own, padded to the same size."""
-    volume, network = contours(shape=(5, 12, 8)), make_seeded()
+    volume, network = random_contours(shape=(5, 12, 8)), make_seeded()
     scheduler = (
         SCHEDULER
         if solver == "ddim"
         else DDPMScheduler(num_train_timesteps=4, prediction_type="v_prediction")
     )
-    translation = inferer(scheduler=scheduler, margin_px=99, solver=solver)
+    translation = make_inferer(scheduler=scheduler, margin_px=99, solver=solver)
     batched = torch.as_tensor(translation(as_case([volume], ["a"]), network)[0, 0])
 
     def draw(index: int, round_: int) -> torch.Tensor:
@@ -103,7 +103,7 @@ def test_batched_selection_equals_a_plain_sequential_loop(solver: str) -> None:
 
 
 def test_solve_is_ddim_on_the_candidates_own_noise() -> None:
-    network, contour = make_seeded(), contours()[1][:20, :16]
+    network, contour = make_seeded(), random_contours()[1][:20, :16]
     keys = [("case", 1, 0, number) for number in range(4)]
     noise = NoiseStream([CandidateKey(0, *key) for key in keys], (1, 20, 16)).draw()
     stacked = contour[None, None].expand(4, -1, -1, -1)
@@ -114,7 +114,7 @@ def test_solve_is_ddim_on_the_candidates_own_noise() -> None:
 
     with torch.no_grad():
         expected = ddim(denoise, noise, even_schedule(SCHEDULER.alphas_cumprod, 3))
-        got = denoiser_of(inferer(), network)(stacked, keys)
+        got = denoiser_of(make_inferer(), network)(stacked, keys)
     assert torch.equal(got, ((expected[:, 0] + 1) * 127.5).clamp(0, 255))
 
 
@@ -128,7 +128,7 @@ def test_calls_are_full_batches_and_no_more_than_needed() -> None:
 
     counting.size_divisor = network.size_divisor  # type: ignore[attr-defined]
     rules = SelectionRules(candidates=2, max_rounds=1)
-    (result,) = inferer(rules=rules).translate(as_case([contours()], ["a"]), counting)
+    (result,) = make_inferer(rules=rules).translate(as_case([random_contours()], ["a"]), counting)
     assert set(sizes) == {4}
     assert result.network_calls == 3  # 5 slices of 2 candidates in batches of 4
     assert len(sizes) == 3 * 3
@@ -136,7 +136,7 @@ def test_calls_are_full_batches_and_no_more_than_needed() -> None:
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_slice_axis(axis: int) -> None:
-    volume = contours()
+    volume = random_contours()
     moved = translate_contours(volume.moveaxis(0, axis).contiguous(), slice_axis=axis)
     assert torch.equal(moved.moveaxis(axis, 0), translate_contours(volume))
 
@@ -145,18 +145,18 @@ def test_wrong_shape_is_explained() -> None:
     with pytest.raises(
         ValueError, match=r"inputs must be \(B, 1, H, W, D\), got \(1, 4, 10, 10\); add Ensure"
     ):
-        inferer()(torch.zeros(1, 4, 10, 10), make_seeded())
+        make_inferer()(torch.zeros(1, 4, 10, 10), make_seeded())
 
 
 def test_the_result_has_the_metadata_of_its_input() -> None:
-    batch = as_case([contours(), contours(1)], ["a", "b"])
-    results = inferer().translate(batch, make_seeded())
+    batch = as_case([random_contours(), random_contours(1)], ["a", "b"])
+    results = make_inferer().translate(batch, make_seeded())
     assert [result.case for result in results] == ["a", "b"]
     assert [result.gray_levels.meta["filename_or_obj"] for result in results] == [
         "folder/a.nii.gz",
         "folder/b.nii.gz",
     ]
-    stacked = inferer()(batch, make_seeded())
+    stacked = make_inferer()(batch, make_seeded())
     assert all(
         torch.equal(result.gray_levels, volume)
         for result, volume in zip(results, stacked, strict=True)
@@ -173,10 +173,10 @@ def test_a_halved_batch_stays_for_the_volumes_that_follow() -> None:
         return network(x, t)
 
     small_device.size_divisor = network.size_divisor  # type: ignore[attr-defined]
-    translation = inferer(batch_size=8)
-    first = translation.translate(contours()[None, None], small_device)
+    translation = make_inferer(batch_size=8)
+    first = translation.translate(random_contours()[None, None], small_device)
     assert sizes.count(8) == sizes.count(4) == 1
-    second = translation.translate(contours()[None, None], small_device)
+    second = translation.translate(random_contours()[None, None], small_device)
     assert sizes.count(8) == sizes.count(4) == 1
     assert first[0].batch_size == second[0].batch_size == 2
 
@@ -205,12 +205,12 @@ def test_inferers_validate_arguments_before_any_work(
     settings: dict[str, object], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        inferer(**settings)
+        make_inferer(**settings)
 
 
 def two_contrasts() -> ContourUNet:
     torch.manual_seed(0)
-    network = ContourUNet(**SMALL_NETWORK, contrasts=("t1", "t2"))
+    network = ContourUNet(**TINY_ARGUMENTS, contrasts=("t1", "t2"))
     torch.nn.init.normal_(network.out[2].conv.weight, std=0.05)
     return network.eval()
 
@@ -218,18 +218,18 @@ def two_contrasts() -> ContourUNet:
 def gray_levels(
     volumes: list[MetaTensor], network: object, **options: object
 ) -> list[torch.Tensor]:
-    results = inferer().translate(volumes, network, **options)  # type: ignore[arg-type]
+    results = make_inferer().translate(volumes, network, **options)  # type: ignore[arg-type]
     return [torch.as_tensor(result.gray_levels) for result in results]
 
 
 def test_a_contrast_is_the_same_alone_and_beside_another() -> None:
-    network, volumes = two_contrasts(), split_batch(as_case([contours()] * 2, ["a", "a"]))
+    network, volumes = two_contrasts(), split_batch(as_case([random_contours()] * 2, ["a", "a"]))
     first, second = gray_levels(volumes, network, class_labels=[0, 1])
     assert not torch.equal(first, second)
     assert torch.equal(gray_levels(volumes[:1], network)[0], first)
     assert torch.equal(gray_levels(volumes[:1], network, class_labels=[None])[0], first)
     assert torch.equal(gray_levels(volumes[:1], network, class_labels=[1])[0], second)
-    by_call = inferer()(as_case([contours()], ["a"]), network, class_labels=[1])
+    by_call = make_inferer()(as_case([random_contours()], ["a"]), network, class_labels=[1])
     assert torch.equal(torch.as_tensor(by_call[0]), second)
 
 
@@ -239,7 +239,7 @@ def test_contrasts_beyond_the_first_have_noise_of_their_own() -> None:
     def network(x: torch.Tensor, t: torch.Tensor, **labels: torch.Tensor) -> torch.Tensor:
         return torch.zeros_like(x[:, :1])
 
-    volumes = split_batch(as_case([contours()] * 3, ["a", "a", "a"]))
+    volumes = split_batch(as_case([random_contours()] * 3, ["a", "a", "a"]))
     images = gray_levels(volumes, network, class_labels=[None, 0, 1])
     assert torch.equal(images[0], images[1])
     assert not torch.equal(images[0], images[2])
@@ -252,7 +252,7 @@ def test_a_network_is_given_the_label_of_every_candidate_and_none_without() -> N
         seen.append({name: values.tolist() for name, values in labels.items()})
         return torch.zeros_like(x[:, :1])
 
-    volumes = split_batch(as_case([contours()], ["a"]))
+    volumes = split_batch(as_case([random_contours()], ["a"]))
     gray_levels(volumes, network)
     assert seen
     assert all(labels == {} for labels in seen)
@@ -264,7 +264,9 @@ def test_a_network_is_given_the_label_of_every_candidate_and_none_without() -> N
 @pytest.mark.parametrize("options", [{"class_labels": [0]}, {"names": ["a", "b", "c"]}])
 def test_labels_and_names_are_one_for_each_volume(options: dict[str, list]) -> None:
     with pytest.raises(ValueError, match="a class label and a name for each of 2 volumes, got"):
-        inferer().translate(as_case([contours()] * 2, ["a", "b"]), make_seeded(), **options)
+        make_inferer().translate(
+            as_case([random_contours()] * 2, ["a", "b"]), make_seeded(), **options
+        )
 
 
 class Brighten(Painter):

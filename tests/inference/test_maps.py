@@ -12,18 +12,15 @@ import numpy as np
 import pytest
 from monai.bundle import ConfigParser
 
-import helpers
-from helpers import (
-    assert_same_grid,
-    ball_ct,
-    oblique_affine,
-    write_nifti,
-)
+from helpers.runs import run_tiny_inference
+from helpers.volumes import assert_same_grid, ball_ct, oblique_affine, write_nifti
 
 
 def run(folder: Path, weights: Path, **settings: object) -> Path:
     """The run of the other tests, with a single round."""
-    return helpers.run(folder / "ct", folder / "mr", weights, **{"max_rounds": 1, **settings})
+    return run_tiny_inference(
+        folder / "ct", folder / "mr", weights, **{"max_rounds": 1, **settings}
+    )
 
 
 def test_an_unconditional_translation_differs_and_is_recorded(

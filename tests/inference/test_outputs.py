@@ -17,14 +17,8 @@ from contourdiff.data.planes import ResampledPlanes
 from contourdiff.inference import outputs
 from contourdiff.inference.outputs import Maps, TranslationOutputs
 from contourdiff.inference.preview import Preview, filled_slices
-from helpers import (
-    NAMES,
-    OBLIQUE,
-    ball_ct,
-    make_dataset,
-    run,
-    write_nifti,
-)
+from helpers.runs import run_tiny_inference
+from helpers.volumes import CASE_NAMES, OBLIQUE, ball_ct, make_dataset, write_nifti
 
 
 def test_weights_are_hashed_once_for_all_cases(
@@ -35,9 +29,9 @@ def test_weights_are_hashed_once_for_all_cases(
     monkeypatch.setattr(
         outputs, "sha256_of", lambda path: hashed.append(str(path)) or sha256_of(path)
     )
-    run(make_dataset(tmp_path / "ct"), tmp_path / "mr", tiny_weights)
+    run_tiny_inference(make_dataset(tmp_path / "ct"), tmp_path / "mr", tiny_weights)
     assert hashed == [str(tiny_weights)]
-    assert len(list((tmp_path / "mr").glob("*_mr.json"))) == len(NAMES)
+    assert len(list((tmp_path / "mr").glob("*_mr.json"))) == len(CASE_NAMES)
 
 
 @pytest.mark.parametrize("columns", [1, 7])
@@ -98,13 +92,16 @@ def test_an_empty_label_shows_the_first_slice(tmp_path: Path) -> None:
     assert (tmp_path / "a.png").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["A.NII.GZ", "a.nii.gz", "a.nii"])
 def test_all_files_of_a_case_have_one_name(name: str, tiny_weights: Path, tmp_path: Path) -> None:
     """Whatever the spelling of the suffix."""
     dataset_dir = tmp_path / "ct"
     written = write_nifti(dataset_dir / name.lower(), ball_ct((10, 30, 26)), OBLIQUE)
     written.rename(dataset_dir / name)
-    output_dir = run(dataset_dir, tmp_path / "mr", tiny_weights, save_fidelity_map=True)
+    output_dir = run_tiny_inference(
+        dataset_dir, tmp_path / "mr", tiny_weights, save_fidelity_map=True
+    )
     case = name.split(".")[0]
     ends = ("fidelity.nii.gz", "mr.json", "mr.nii.gz", "mr.png")
     assert {path.name for path in output_dir.iterdir()} == {
@@ -125,5 +122,7 @@ def test_a_map_requires_what_it_is_computed_from(tiny_weights: Path, tmp_path: P
     with pytest.raises(
         ValueError, match="requires an inferer with keep_spread=True, got VolumeInferer without"
     ):
-        run(make_dataset(tmp_path / "ct", ("a",)), tmp_path / "mr", tiny_weights, **without_spread)
+        run_tiny_inference(
+            make_dataset(tmp_path / "ct", ("a",)), tmp_path / "mr", tiny_weights, **without_spread
+        )
     assert list((tmp_path / "mr").iterdir()) == []

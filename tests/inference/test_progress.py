@@ -20,17 +20,10 @@ from contourdiff.inference import VolumeInferer
 from contourdiff.inference import progress as module
 from contourdiff.inference.progress import run_progress, slice_count
 from contourdiff.networks import ContourUNet
-from helpers import (
-    OBLIQUE,
-    TINY_NETWORK,
-    as_case,
-    contours,
-    inferer,
-    make_dataset,
-    make_seeded,
-    run,
-    write_nifti,
-)
+from helpers.inferers import as_case, make_inferer, random_contours
+from helpers.networks import TINY_NETWORK, make_seeded
+from helpers.runs import run_tiny_inference
+from helpers.volumes import OBLIQUE, make_dataset, write_nifti
 
 TRANSLATE = VolumeInferer.translate
 
@@ -138,7 +131,7 @@ def test_a_failed_case_leaves_the_line(
 ) -> None:
     ct = make_dataset(tmp_path / "ct")
     with pytest.raises(ValueError, match=r"1 of 3 cases failed: b: ValueError: b is bad"):
-        run(ct, tmp_path / "mr", tiny_weights, progress=True)
+        run_tiny_inference(ct, tmp_path / "mr", tiny_weights, progress=True)
     lines = counts(capsys.readouterr().err)
     assert lines[0] == ("translate", 0, 30)
     assert [name for name, *_ in lines if name.startswith("b")]
@@ -146,6 +139,7 @@ def test_a_failed_case_leaves_the_line(
     assert {total for _, _, total in lines} == {30}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("every_slice")
 def test_two_contrasts_are_one_line(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
@@ -158,7 +152,7 @@ def test_two_contrasts_are_one_line(
     )
     ct = make_dataset(tmp_path / "ct", ("a", "b"))
     common = {"network_def": network, "contrasts": ["t1", "t2"], "progress": True}
-    run(ct, tmp_path / "mr", weights, contrast="t1,t2", **common)
+    run_tiny_inference(ct, tmp_path / "mr", weights, contrast="t1,t2", **common)
     lines = counts(capsys.readouterr().err)
     assert lines[0] == ("translate", 0, 40)
     names = list(dict.fromkeys(name for name, *_ in lines))
@@ -173,8 +167,8 @@ def test_two_contrasts_are_one_line(
 
 
 def test_volumes_side_by_side_are_named_together(capsys: pytest.CaptureFixture[str]) -> None:
-    batch = as_case([contours(0), contours(1), contours(2)], ["a", "b", "c"])
-    inferer(progress=True, num_inference_steps=1)(batch, make_seeded())
+    batch = as_case([random_contours(0), random_contours(1), random_contours(2)], ["a", "b", "c"])
+    make_inferer(progress=True, num_inference_steps=1)(batch, make_seeded())
     lines = counts(capsys.readouterr().err)
     assert lines[-1] == ("a, b, c (3 of 3)", 21, 21)
 

@@ -17,16 +17,10 @@ from contourdiff.data import translation_cases as module
 from contourdiff.networks import ContourUNet
 from contourdiff.report import write_report
 from contourdiff.translation import translate_path
-from helpers import (
-    OBLIQUE,
-    TINY_NETWORK,
-    ball_ct,
-    make_dataset,
-    run,
-    voxels,
-    write_nifti,
-    write_series,
-)
+from helpers.dicom import write_series
+from helpers.networks import TINY_NETWORK
+from helpers.runs import QUICK_SETTINGS, run_tiny_inference
+from helpers.volumes import OBLIQUE, ball_ct, make_dataset, read_voxels, write_nifti
 
 NETWORK = {**TINY_NETWORK, "contrasts": "@contrasts"}
 BOTH = {"network_def": NETWORK, "contrasts": ["t1", "t2"], "contrast": "t1,t2", "progress": False}
@@ -53,6 +47,7 @@ def checked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
+@pytest.mark.slow
 def test_a_case_is_checked_once_for_two_contrasts(
     tmp_path: Path, weights: Path, checked: list[str]
 ) -> None:
@@ -61,7 +56,7 @@ def test_a_case_is_checked_once_for_two_contrasts(
     with pytest.raises(
         ValueError, match=r"^2 of 6 cases failed: c_t1: expected .*; c_t2: expected "
     ):
-        run(ct, tmp_path / "mr", weights, **BOTH)
+        run_tiny_inference(ct, tmp_path / "mr", weights, **BOTH)
     assert checked == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
     assert sorted(path.name for path in (tmp_path / "mr").glob("*_mr.json")) == [
         f"{case}_{contrast}_mr.json" for case in "ab" for contrast in ("t1", "t2")
@@ -77,7 +72,7 @@ def test_weights_are_loaded_once_for_all_contrasts(
     monkeypatch.setattr(
         "contourdiff.weights.load_weights", lambda **given: loaded.append(given) or load(**given)
     )
-    run(
+    run_tiny_inference(
         make_dataset(tmp_path / "ct", ("a",)),
         tmp_path / "mr",
         weights,
@@ -86,16 +81,17 @@ def test_weights_are_loaded_once_for_all_contrasts(
     assert len(loaded) == 1
 
 
+@pytest.mark.slow
 def test_a_record_keeps_a_case_for_its_contrast(
     tmp_path: Path, weights: Path, checked: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     ct, mr = make_dataset(tmp_path / "ct", ("a", "b")), tmp_path / "mr"
-    run(ct, mr, weights, **BOTH)
+    run_tiny_inference(ct, mr, weights, **BOTH)
     (mr / "b_t2_mr.json").unlink()
     checked.clear()
     caplog.clear()
     with caplog.at_level("INFO"):
-        run(ct, mr, weights, **BOTH)
+        run_tiny_inference(ct, mr, weights, **BOTH)
     assert checked == ["b.nii.gz"]
     messages = [record.getMessage() for record in caplog.records]
     kept = [message.split(": kept")[0] for message in messages if ": kept" in message]
@@ -116,6 +112,7 @@ def test_a_dicom_folder_is_listed_once(
     )
     monkeypatch.chdir(tmp_path)
     short = {"num_inference_steps": 2, "candidates": 1, "max_rounds": 1, "min_object_mm2": 100.0}
+    short |= QUICK_SETTINGS
     (one, other) = translate_path(".", "mr", weights=weights, overlays=["single"], **BOTH, **short)
     assert listed == [Path("dicom")]
     assert (one.case, one.contrast, other.contrast) == ("dicom", "t1", "t2")
@@ -131,7 +128,7 @@ def test_a_case_of_which_nothing_is_translated_fails_and_says_which_setting(
     (ct / "labels" / "b.nii.gz").unlink()
     write_nifti(ct / "c.nii.gz", np.full((4, 20, 18), -1000, np.int16), OBLIQUE)
     with pytest.raises(ValueError, match="2 of 3 cases failed") as failed:
-        run(ct, mr, tiny_weights, num_inference_steps=1, min_object_mm2=2000.0)
+        run_tiny_inference(ct, mr, tiny_weights, num_inference_steps=1, min_object_mm2=2000.0)
     assert (
         "b: ValueError: expected slices with a contour, got none in 10 slices: "
         "the largest slice of the body has 683 mm2"
@@ -139,7 +136,7 @@ def test_a_case_of_which_nothing_is_translated_fails_and_says_which_setting(
     assert "683 mm2, and min_object_mm2 is 2000; lower min_object_mm2" in str(failed.value)
     assert "got none in 4 slices: no voxel lies above -200" in str(failed.value)
     assert not list(mr.glob("b_*")) + list(mr.glob("c_*"))
-    assert voxels(mr / "a_mr.nii.gz").any()
+    assert read_voxels(mr / "a_mr.nii.gz").any()
 
 
 def test_a_case_most_of_which_is_skipped_says_so_in_log_record_run_and_report(
@@ -150,7 +147,7 @@ def test_a_case_most_of_which_is_skipped_says_so_in_log_record_run_and_report(
     volume[4:] = -1000
     write_nifti(ct / "a.nii.gz", volume, OBLIQUE)
     write_nifti(ct / "labels" / "wrong.nii.gz", volume, OBLIQUE)
-    mr = run(ct, tmp_path / "mr", tiny_weights, num_inference_steps=1)
+    mr = run_tiny_inference(ct, tmp_path / "mr", tiny_weights, num_inference_steps=1)
     (warning,) = json.loads((mr / "a_mr.json").read_text())["warnings"]
     assert warning.startswith("6 of 10 slices have no contour and are 0 in the MR: 7 have no voxel")
     assert "min_object_mm2" in warning
@@ -164,6 +161,7 @@ def test_a_case_most_of_which_is_skipped_says_so_in_log_record_run_and_report(
     assert note in page
 
 
+@pytest.mark.slow
 def test_a_label_that_appears_later_is_added_by_workers_too(
     tiny_weights: Path, tmp_path: Path
 ) -> None:
@@ -171,7 +169,7 @@ def test_a_label_that_appears_later_is_added_by_workers_too(
     ct, options = make_dataset(tmp_path / "ct", ("a", "b")), {"num_inference_steps": 1}
     label = ct / "labels" / "b.nii.gz"
     label.rename(tmp_path / "b.nii.gz")
-    mr = run(ct, tmp_path / "mr", tiny_weights, **options)
+    mr = run_tiny_inference(ct, tmp_path / "mr", tiny_weights, **options)
     before = (mr / "b_mr.nii.gz").read_bytes()
     (tmp_path / "b.nii.gz").rename(label)
     options = {
@@ -179,10 +177,11 @@ def test_a_label_that_appears_later_is_added_by_workers_too(
         "overlays": ["single"],
         "network_def": TINY_NETWORK,
         "min_object_mm2": 100.0,
+        **QUICK_SETTINGS,
     }
     results = translate_path(ct, mr, workers=1, weights=tiny_weights, **options)
     assert [result.label for result in results] == [mr / f"{name}_label.nii.gz" for name in "ab"]
-    np.testing.assert_array_equal(voxels(mr / "b_label.nii.gz"), voxels(label))
+    np.testing.assert_array_equal(read_voxels(mr / "b_label.nii.gz"), read_voxels(label))
     assert (mr / "b_mr.nii.gz").read_bytes() == before
     rows = json.loads((mr / "run.json").read_text())["cases"]
     assert [(row["case"], row["status"]) for row in rows] == [("a", "kept"), ("b", "kept")]

@@ -13,7 +13,8 @@ import pytest
 from contourdiff.inference.summary import read_run, write_run
 from contourdiff.report import write_report
 from contourdiff.report.cases import read_cohort
-from helpers import make_dataset, run
+from helpers.runs import run_tiny_inference
+from helpers.volumes import make_dataset
 
 COLUMNS = ("case", "status", "shape", "spacing_mm", "slices", "warnings")
 
@@ -28,7 +29,7 @@ def test_the_table_has_a_line_for_each_case(tiny_weights: Path, tmp_path: Path) 
     (dataset_dir / "c.nii.gz").write_bytes(b"no volume")
     for status in ("translated", "kept"):
         with pytest.raises(ValueError, match="1 of 3 cases failed"):
-            run(dataset_dir, tmp_path / "mr", tiny_weights, stats=str(table))
+            run_tiny_inference(dataset_dir, tmp_path / "mr", tiny_weights, stats=str(table))
         rows = rows_of(table)
         assert [(row["case"], row["status"]) for row in rows] == [
             ("a", status),
@@ -55,14 +56,16 @@ def test_the_table_has_a_line_for_each_case(tiny_weights: Path, tmp_path: Path) 
 def test_a_csv_and_a_parquet_table_hold_the_same(tiny_weights: Path, tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
     dataset_dir = make_dataset(tmp_path / "ct", ("a",))
-    run(
+    run_tiny_inference(
         dataset_dir,
         tmp_path / "mr",
         tiny_weights,
         stats=str(tmp_path / "one.csv"),
         num_inference_steps=1,
     )
-    run(dataset_dir, tmp_path / "mr", tiny_weights, stats=str(tmp_path / "two.parquet"))
+    run_tiny_inference(
+        dataset_dir, tmp_path / "mr", tiny_weights, stats=str(tmp_path / "two.parquet")
+    )
     (row,) = rows_of(tmp_path / "one.csv")
     (other,) = parquet.read_table(tmp_path / "two.parquet").to_pylist()
     texts = {name: "" if value is None else str(value) for name, value in other.items()}
@@ -76,7 +79,7 @@ def test_a_table_of_another_format_is_refused_before_any_work(
         ValueError,
         match=r"expected a file \*.csv or \*.parquet for the table of cases, got .*cohort.xls",
     ):
-        run(
+        run_tiny_inference(
             make_dataset(tmp_path / "ct", ("a",)),
             tmp_path / "mr",
             tiny_weights,
@@ -85,12 +88,13 @@ def test_a_table_of_another_format_is_refused_before_any_work(
     assert not (tmp_path / "mr").exists()
 
 
+@pytest.mark.slow
 def test_a_run_leaves_its_times_and_failures(tiny_weights: Path, tmp_path: Path) -> None:
     """Each run those of its cases."""
     ct, mr = make_dataset(tmp_path / "ct", ("a", "b")), tmp_path / "mr"
     (ct / "broken.nii.gz").write_bytes(b"no volume")
     with pytest.raises(ValueError, match="1 of 3 cases failed"):
-        run(ct, mr, tiny_weights, num_inference_steps=1)
+        run_tiny_inference(ct, mr, tiny_weights, num_inference_steps=1)
     before = {case.name: case for case in read_cohort(mr)}
     assert {name: case.status for name, case in before.items()} == {
         "a": "translated",
@@ -102,7 +106,9 @@ def test_a_run_leaves_its_times_and_failures(tiny_weights: Path, tmp_path: Path)
     page = write_report(mr).read_text()
     assert f"<dt>time</dt><dd>{before['a'].seconds:.1f} s</dd>" in page
     assert "expected a readable NIfTI file" in page
-    run(make_dataset(tmp_path / "more", ("b", "c")), mr, tiny_weights, num_inference_steps=1)
+    run_tiny_inference(
+        make_dataset(tmp_path / "more", ("b", "c")), mr, tiny_weights, num_inference_steps=1
+    )
     after = {case.name: case for case in read_cohort(mr)}
     assert {name: case.status for name, case in after.items()} == {
         "a": "translated",

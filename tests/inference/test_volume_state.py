@@ -12,23 +12,18 @@ import torch
 from contourdiff.inference import VolumeResult
 from contourdiff.inference.volume_state import contour_box
 from contourdiff.sampling import SelectionRules
-from helpers import (
-    as_case,
-    contours,
-    denoiser_of,
-    inferer,
-    make_seeded,
-)
+from helpers.inferers import as_case, denoiser_of, make_inferer, random_contours
+from helpers.networks import make_seeded
 
 
 def recorded(volume: torch.Tensor, **options: Any) -> VolumeResult:
-    (result,) = inferer(**options).translate(as_case([volume], ["a"]), make_seeded())
+    (result,) = make_inferer(**options).translate(as_case([volume], ["a"]), make_seeded())
     return result
 
 
 def test_unconditional_translations_know_the_box_and_the_slices_alone() -> None:
     """Other contours in the same box give the same output; with contours they do not."""
-    first, second = contours(0), contours(1)
+    first, second = random_contours(0), random_contours(1)
     for volume in (first, second):
         volume[1, [0, -1], [0, -1]] = 1  # the corners of one box
     one, other = (recorded(volume, unconditional=True) for volume in (first, second))
@@ -45,7 +40,7 @@ def test_unconditional_translations_know_the_box_and_the_slices_alone() -> None:
 
 @pytest.mark.parametrize("axis", [0, 2])
 def test_the_result_holds_contours_translation_and_box(axis: int) -> None:
-    volume = contours().moveaxis(0, axis).contiguous()
+    volume = random_contours().moveaxis(0, axis).contiguous()
     record = recorded(volume, slice_axis=axis)
     assert torch.equal(record.contours, volume)
     assert record.gray_levels[0].shape == volume.shape
@@ -59,12 +54,12 @@ def test_the_result_holds_contours_translation_and_box(axis: int) -> None:
 def test_spread_is_the_deviation_over_every_candidate_of_every_round() -> None:
     """Candidates drawn one by one, each in a batch of its own, padded to the same size."""
     volume, rules = (
-        contours(shape=(5, 12, 8)),
+        random_contours(shape=(5, 12, 8)),
         SelectionRules(candidates=3, max_rounds=2, distance_threshold=0.0),
     )
     record = recorded(volume, rules=rules, keep_spread=True, margin_px=99)
     assert record.spread is not None
-    plain, network = inferer(rules=rules, margin_px=99), make_seeded()
+    plain, network = make_inferer(rules=rules, margin_px=99), make_seeded()
     for index in (1, 2, 4):
         choice = record.choices[index]
         assert choice is not None
@@ -79,11 +74,11 @@ def test_spread_is_the_deviation_over_every_candidate_of_every_round() -> None:
 
 def test_spread_of_a_single_candidate_is_unknown() -> None:
     rules = SelectionRules(candidates=1, max_rounds=2, mean_threshold=256.0, distance_threshold=1e9)
-    record = recorded(contours(), rules=rules, keep_spread=True)
+    record = recorded(random_contours(), rules=rules, keep_spread=True)
     assert record.spread is not None
     assert record.spread[1][record.box[1:]].isnan().all()
     with pytest.raises(ValueError, match="an uncertainty map requires 2 candidates a slice"):
-        inferer(rules=SelectionRules(candidates=1, max_rounds=1), keep_spread=True)
+        make_inferer(rules=SelectionRules(candidates=1, max_rounds=1), keep_spread=True)
 
 
 @pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])

@@ -27,7 +27,8 @@ from contourdiff_lab.contour_gap import (
     direction_names,
     tissue_regions,
 )
-from helpers import CONFIGS, write_nifti
+from helpers.paths import CONFIGS
+from helpers.volumes import write_nifti
 
 ALONG_H, TOGETHER, ALONG_W, APART = range(4)
 SHAPE = (40, 50)
@@ -196,6 +197,7 @@ def gap(phantoms: Path) -> ContourGap:
     )
 
 
+@pytest.mark.slow
 def test_the_contour_is_that_of_the_translation(
     phantoms: Path, gap: ContourGap, inference_parser: Callable[..., ConfigParser]
 ) -> None:
@@ -234,6 +236,7 @@ def test_a_ct_has_no_gap_to_itself(gap: ContourGap) -> None:
     assert {line["ratio"] for line in same.summary() if np.isfinite(line["ratio"])} == {1.0}
 
 
+@pytest.mark.slow
 def test_the_command_gap_writes_a_line_a_slice_and_region(
     phantoms: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -255,6 +258,7 @@ def test_the_command_gap_writes_a_line_a_slice_and_region(
     assert str(out / "gap.md") in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -25,7 +25,8 @@ from contourdiff_lab.held_out import (
     summarize,
     write_agreement,
 )
-from helpers import CONFIGS, TINY_NETWORK
+from helpers.networks import TINY_NETWORK
+from helpers.paths import CONFIGS
 
 CONTOUR = Contour(sigma_px=1.0, low_threshold=20.0, high_threshold=40.0)
 ALPHAS_CUMPROD = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 100), 0)
@@ -187,6 +188,7 @@ def test_a_bundle_is_evaluated_from_its_training_config(
         num_inference_steps=1,
         max_slices=4,
         network_def=TINY_NETWORK,
+        filter_classes=3,
         dataset_dir=str(mr_folder),
         datalist="index.csv",
         device="cpu",

@@ -10,7 +10,9 @@ import pytest
 
 from contourdiff_lab.commands import main
 from contourdiff_lab.solver_comparison import compare_solvers
-from helpers import CONFIGS, TINY_NETWORK, make_mr
+from helpers.networks import TINY_NETWORK
+from helpers.paths import CONFIGS
+from helpers.volumes import make_mr
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +24,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
         "network_def": TINY_NETWORK,
         "image_size_px": [48, 48],
         "min_object_mm2": 100.0,
+        "filter_classes": 3,
     }
 
 

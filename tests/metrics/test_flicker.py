@@ -11,7 +11,8 @@ import pytest
 from contourdiff.inference import VolumeResult
 from contourdiff.metrics.flicker import Flicker, flicker, flicker_line, flicker_record
 from contourdiff.sampling import SelectionRules
-from helpers import as_case, contours, inferer, make_seeded
+from helpers.inferers import as_case, make_inferer, random_contours
+from helpers.networks import make_seeded
 
 
 def by_hand() -> tuple[np.ndarray, np.ndarray]:
@@ -72,7 +73,9 @@ def test_single_candidates_are_those_of_a_run_that_draws_one() -> None:
     records = {}
     for candidates in (3, 1):
         rules = SelectionRules(candidates, 1, mean_threshold=300.0, distance_threshold=0.0)
-        (result,) = inferer(rules=rules).translate(as_case([contours()], ["a"]), make_seeded())
+        (result,) = make_inferer(rules=rules).translate(
+            as_case([random_contours()], ["a"]), make_seeded()
+        )
         records[candidates] = measured(result)
     assert math.isclose(records[3]["of_single_candidates"], records[1]["flicker"], rel_tol=1e-6)
     assert records[1]["to_single_candidates"] == pytest.approx(1)

@@ -23,7 +23,9 @@ from contourdiff.report import write_report
 from contourdiff.report.cases import read_cohort
 from contourdiff.report.pages import write_index, write_markdown_page
 from contourdiff.report.server import server_of
-from helpers import HOSTILE_NAME, REPOSITORY, large_cohort
+from helpers.paths import REPOSITORY
+from helpers.runs import large_cohort
+from helpers.volumes import HOSTILE_NAME
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = (
@@ -233,6 +235,7 @@ def test_a_model_card_shows_its_pictures(page: Any, tmp_path: Path) -> None:
     assert set(reached) == {"PRE", "A"}  # code that is too wide is scrolled by keys
 
 
+@pytest.mark.slow
 def test_a_thousand_cases_are_sorted_in_the_browser(
     page: Any, reported: Path, tmp_path: Path
 ) -> None:

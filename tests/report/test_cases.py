@@ -12,7 +12,7 @@ import pytest
 from contourdiff.data.bids import write_derivatives
 from contourdiff.report import write_report
 from contourdiff.report.cases import ct_files, read_cohort, read_rows, shared_values
-from helpers import HOSTILE_NAME
+from helpers.volumes import HOSTILE_NAME
 
 
 def test_measures_of_a_case_are_those_of_its_record(reported: Path) -> None:

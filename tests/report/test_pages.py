@@ -16,7 +16,9 @@ from contourdiff.report import run_report, write_markdown_page, write_report
 from contourdiff.report.cases import read_cohort
 from contourdiff.report.pages import ASSETS, VIEWER, VIEWER_VERSION, write_index
 from contourdiff.weights import sha256_of
-from helpers import HOSTILE_NAME, REPOSITORY, large_cohort, make_dataset, run
+from helpers.paths import REPOSITORY
+from helpers.runs import large_cohort, run_tiny_inference
+from helpers.volumes import HOSTILE_NAME, make_dataset
 
 VIEWER_SHA256 = "47b896b77ec4a5be3ef1949c33ad393b6f45629921f326c279000bcf51bdb4af"
 """Of niivue.umd.js in the npm package @niivue/niivue 0.69.0."""
@@ -200,7 +202,7 @@ def test_the_model_card_is_a_page(name: str, tmp_path: Path) -> None:
 def test_real_mr_is_looked_for_before_the_run(tiny_weights: Path, tmp_path: Path) -> None:
     ct = make_dataset(tmp_path / "ct", ("a",))
     with pytest.raises(ValueError, match="expected NIfTI files of real MR in"):
-        run(ct, tmp_path / "mr", tiny_weights, report=True, mr_dir=str(tmp_path))
+        run_tiny_inference(ct, tmp_path / "mr", tiny_weights, report=True, mr_dir=str(tmp_path))
     assert not (tmp_path / "mr").exists()
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from contourdiff.report import plots
 from contourdiff.report.cases import Case, read_cohort
-from helpers import write_nifti
+from helpers.volumes import write_nifti
 
 
 def test_plots_of_a_case_share_a_page(reported: Path) -> None:

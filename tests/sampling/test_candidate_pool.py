@@ -9,7 +9,8 @@ import torch
 from contourdiff.sampling.candidate_pool import CandidatePool
 from contourdiff.sampling.noise import CandidatePlace
 from contourdiff.sampling.selection import SelectionRules, choose
-from helpers import as_case, contours, inferer, make_seeded
+from helpers.inferers import as_case, make_inferer, random_contours
+from helpers.networks import make_seeded
 
 
 def synthetic(slices: int, candidates: int, spread: float, seed: int = 0) -> torch.Tensor:
@@ -66,8 +67,8 @@ def test_a_low_pass_rate_wastes_no_full_batch() -> None:
     calls = {}
     for batch_size in (4, 8):
         rules = SelectionRules(4, 4, mean_threshold=0.0, distance_threshold=0.0)
-        (result,) = inferer(rules=rules, batch_size=batch_size).translate(
-            as_case([contours()], ["a"]), make_seeded()
+        (result,) = make_inferer(rules=rules, batch_size=batch_size).translate(
+            as_case([random_contours()], ["a"]), make_seeded()
         )
         calls[batch_size] = result.network_calls
     assert calls == {4: 5 * 4, 8: 5 * 4 // 2}

@@ -24,17 +24,11 @@ from contourdiff.sampling.neighbor_guided import (
 from contourdiff.training.inferer import ContourPrepareBatch
 from contourdiff.training.slice_dataset import SliceDataset
 from contourdiff.weights import load_weights
-from helpers import (
-    CONFIGS,
-    GUIDED_NETWORK,
-    as_case,
-    contours,
-    inferer,
-    make_guided_network,
-    make_mr,
-    settings,
-    write_nifti,
-)
+from helpers.inferers import as_case, make_inferer, random_contours
+from helpers.networks import GUIDED_NETWORK, make_guided_network
+from helpers.paths import CONFIGS
+from helpers.runs import tiny_training_settings
+from helpers.volumes import make_mr, write_nifti
 
 GUIDED_CONFIGS = [
     str(CONFIGS / f"{name}.json") for name in ("train", "cpu", "train_neighbor_guided")
@@ -43,7 +37,7 @@ RULES = SelectionRules(candidates=3, max_rounds=2, mean_threshold=120.0, distanc
 
 
 def guided(**given: Any) -> Any:
-    return inferer(NeighborGuided, rules=RULES, **given)
+    return make_inferer(NeighborGuided, rules=RULES, **given)
 
 
 def test_every_slice_is_given_its_neighbors_translation() -> None:
@@ -55,7 +49,7 @@ def test_every_slice_is_given_its_neighbors_translation() -> None:
         seen.append(x[:, 1:].clone())
         return network(x, t)
 
-    volume = contours()
+    volume = random_contours()
     watching.size_divisor = network.size_divisor  # type: ignore[attr-defined]
     (result,) = guided().translate(as_case([volume], ["a"]), watching)
     rows, columns = result.box[1], result.box[2]
@@ -77,7 +71,7 @@ def test_every_slice_is_given_its_neighbors_translation() -> None:
 
 def test_slices_start_from_independent_noise() -> None:
     """The noise that the network is given for adjacent slices is uncorrelated: guidance alone ties slices together."""
-    volume, network = contours(shape=(24, 32, 32)), make_guided_network()
+    volume, network = random_contours(shape=(24, 32, 32)), make_guided_network()
     noise: dict[int, torch.Tensor] = {}
 
     def watching(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -101,7 +95,7 @@ def test_slices_start_from_independent_noise() -> None:
 
 
 def test_single_samples_after_the_best_first_one() -> None:
-    (result,) = guided().translate(as_case([contours()], ["a"]), make_guided_network())
+    (result,) = guided().translate(as_case([random_contours()], ["a"]), make_guided_network())
     for choice in result.choices:
         if choice is not None and choice.neighbor is not None:
             assert (choice.round, choice.candidate, choice.rounds) == (0, 0, 1)
@@ -110,7 +104,7 @@ def test_single_samples_after_the_best_first_one() -> None:
 
 def test_cases_run_side_by_side_and_do_not_depend_on_each_other() -> None:
     names = ["a", "b", "c"]
-    volumes = [contours(number) for number in range(3)]
+    volumes = [random_contours(number) for number in range(3)]
     together = guided().translate(as_case(volumes, names), make_guided_network())
     alone_calls = 0
     for position, name in enumerate(names):
@@ -160,7 +154,7 @@ def test_single_slices_are_refused_before_training(tmp_path: Path) -> None:
     make_mr(tmp_path / "mr")
     with pytest.raises(RuntimeError) as raised:
         monai.bundle.run(
-            **settings(
+            **tiny_training_settings(
                 tmp_path / "mr",
                 tmp_path / "out",
                 config_file=GUIDED_CONFIGS,
@@ -194,6 +188,7 @@ def test_first_condition_has_an_empty_neighbor() -> None:
     assert torch.equal(condition, torch.cat([contour, torch.full_like(contour, EMPTY)]))
 
 
+@pytest.mark.slow
 def test_trained_and_translated_end_to_end_it_flickers_less(
     real_data: Path, tmp_path: Path
 ) -> None:
@@ -227,7 +222,7 @@ def test_trained_and_translated_end_to_end_it_flickers_less(
         "random_high_threshold": [40.0, 40.0],
         "remap_probability": 0.0,
     }
-    common = settings(tmp_path / "mr", tmp_path / "out", network_def=GUIDED_NETWORK)
+    common = tiny_training_settings(tmp_path / "mr", tmp_path / "out", network_def=GUIDED_NETWORK)
     monai.bundle.run(**{**common, **changes})  # type: ignore[arg-type]
     parser = ConfigParser()
     parser.read_config(GUIDED_CONFIGS)

@@ -19,7 +19,8 @@ from contourdiff.sampling.noise import (
     correlation_weights,
 )
 from contourdiff.sampling.selection import SelectionRules
-from helpers import contours, inferer, make_seeded, translate_contours
+from helpers.inferers import make_inferer, random_contours, translate_contours
+from helpers.networks import make_seeded
 
 KEY = CandidateKey(seed=7, case="case_01", slice_index=12, round=0, candidate=3)
 SHAPE = (1, 8, 8)
@@ -233,7 +234,7 @@ def test_noise_of_later_steps_is_each_candidates_own(weights: tuple[float, ...])
 
 def test_correlated_noise_calms_a_volume_and_zero_length_changes_nothing() -> None:
     one = SelectionRules(1, 1)
-    same = contours()[1].expand(7, -1, -1).clone()
+    same = random_contours()[1].expand(7, -1, -1).clone()
     assert torch.equal(translate_contours(same, noise_length_mm=0.0), translate_contours(same))
     changes = {
         length: float(
@@ -250,4 +251,4 @@ def test_correlated_noise_requires_the_distance_of_slices() -> None:
     with pytest.raises(
         ValueError, match="noise_length_mm requires the slices' distance; expected a MetaTensor"
     ):
-        inferer(noise_length_mm=2.0)(contours()[None, None], make_seeded())
+        make_inferer(noise_length_mm=2.0)(random_contours()[None, None], make_seeded())

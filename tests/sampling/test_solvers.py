@@ -238,6 +238,7 @@ def test_dpm_solver_is_of_second_order_and_needs_fewer_steps_than_ddim() -> None
         assert coarse / fine > 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_ddpm_reaches_the_distribution_that_the_network_knows(prediction_type: str) -> None:
     result = ddpm(

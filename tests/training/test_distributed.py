@@ -24,16 +24,20 @@ from torch.utils.data import RandomSampler
 from contourdiff.training import ContourPrepareBatch, SliceDataset
 from contourdiff.training.distributed import RankBatches, SeededItems, join_processes
 from contourdiff.training.loss_curve import read_scalars
-from helpers import CONFIGS, REPOSITORY, SCHEDULER, TINY_NETWORK, settings, write_nifti
+from helpers.inferers import SCHEDULER
+from helpers.networks import TINY_NETWORK
+from helpers.paths import CONFIGS, REPOSITORY
+from helpers.runs import tiny_training_settings
+from helpers.volumes import write_nifti
 
 OVERLAY = str(CONFIGS / "multi_gpu_train.json")
 CPU = "$torch.device('cpu')"
 PLAN = {
     "batch_size": 4,
     "epoch_length": 5,
-    "max_epochs": 4,
+    "max_epochs": 6,
     "val_interval": 2,
-    "picture_interval": 4,
+    "picture_interval": 6,
     "device": CPU,
 }
 
@@ -87,14 +91,6 @@ def run_alone(plan: dict[str, object]) -> None:
     workflow.finalize()
 
 
-def train(processes: int, plan: dict[str, object]) -> None:
-    """Train in this process or in several."""
-    if processes == 1:
-        run_alone(plan)
-    else:
-        torchrun(processes, "monai.bundle", *bundle_arguments(plan))
-
-
 @pytest.fixture(scope="module")
 def mr(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six real slices, two of them held out."""
@@ -109,7 +105,7 @@ def mr(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def plan_of(mr: Path, output_dir: Path, **changes: object) -> dict[str, object]:
-    plan = settings(mr, output_dir, **PLAN, **changes)
+    plan = tiny_training_settings(mr, output_dir, **PLAN, **changes)
     return {**plan, "config_file": [*plan["config_file"], OVERLAY]}  # type: ignore[misc]
 
 
@@ -119,7 +115,8 @@ def trained(mr: Path, alone: None) -> tuple[Path, Path]:
     one, two = mr.parent / "one", mr.parent / "two"
     run_alone(plan_of(mr, one))
     changes = {**plan_of(mr, two), "network_def": json.dumps(TINY_NETWORK)}
-    names = ("image_size_px", "min_object_mm2", "network_def", "warmup_steps", *PLAN)
+    names = ("image_size_px", "min_object_mm2", "filter_classes", "network_def")
+    names += ("warmup_steps", *PLAN)
     pairs = [f"{name}={changes[name]}" for name in names if name != "device"]
     overlays = ["--overlays", "train_single", "cpu", "multi_gpu_train", "--device", "cpu"]
     torchrun(
@@ -139,11 +136,11 @@ def trained(mr: Path, alone: None) -> tuple[Path, Path]:
 
 def assert_same_training(output_dir: Path, other: Path) -> None:
     """Losses of all steps; and weights, but for a few whose gradient is near 0: Adam enlarges its rounding."""
-    for tag, steps in (("train_loss", 20), ("val_loss", 2)):
+    for tag, steps in (("train_loss", 30), ("val_loss", 3)):
         losses, others = (read_scalars(folder, tag)[:, 1:] for folder in (output_dir, other))
         assert len(losses) == steps
         np.testing.assert_allclose(losses, others, rtol=0, atol=1e-5)
-    assert_same_weights(output_dir, other, 4, largest=1e-3)
+    assert_same_weights(output_dir, other, 6, largest=1e-3)
 
 
 def assert_same_weights(output_dir: Path, other: Path, epoch: int, largest: float) -> None:
@@ -171,10 +168,10 @@ def test_several_processes_write_files_once(trained: tuple[Path, Path]) -> None:
     for output_dir in trained:
         names = sorted(path.name for path in output_dir.iterdir() if "tfevents" not in path.name)
         assert names == [
-            "checkpoint_epoch=4.pt",
+            "checkpoint_epoch=6.pt",
             "model.pt",
             "settings.json",
-            "translations_00004.png",
+            "translations_00006.png",
         ]
         assert len(list(output_dir.glob("*tfevents*"))) == 2
     weights = [torch.load(output_dir / "model.pt", weights_only=True) for output_dir in trained]
@@ -182,14 +179,15 @@ def test_several_processes_write_files_once(trained: tuple[Path, Path]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("first", "second"), [(1, 2), (2, 1)])
 def test_a_training_resumes_in_another_number_of_processes(
-    first: int, second: int, trained: tuple[Path, Path], mr: Path
+    trained: tuple[Path, Path], mr: Path
 ) -> None:
-    """Two epochs in one process and two in two, and the other way round."""
-    resumed = mr.parent / f"resumed{first}"
-    train(first, plan_of(mr, resumed, **{"train#trainer#max_epochs": 2}))
-    train(second, plan_of(mr, resumed, resume_from=str(resumed / "checkpoint_epoch=2.pt")))
+    """Two epochs in one process, two in two, and two in one again."""
+    resumed = mr.parent / "resumed"
+    run_alone(plan_of(mr, resumed, **{"train#trainer#max_epochs": 2}))
+    second = {"train#trainer#max_epochs": 4, "resume_from": str(resumed / "checkpoint_epoch=2.pt")}
+    torchrun(2, "monai.bundle", *bundle_arguments(plan_of(mr, resumed, **second)))
+    run_alone(plan_of(mr, resumed, resume_from=str(resumed / "checkpoint_epoch=4.pt")))
     for other in trained:
         assert_same_training(resumed, other)
 

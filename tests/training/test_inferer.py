@@ -8,7 +8,7 @@ import torch
 from monai.networks.schedulers import DDPMScheduler
 
 from contourdiff.training import ContourDiffusionInferer, ContourPrepareBatch
-from helpers import SCHEDULER
+from helpers.inferers import SCHEDULER
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])

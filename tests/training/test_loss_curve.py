@@ -10,7 +10,7 @@ import pytest
 
 from contourdiff.cli import main
 from contourdiff.training.loss_curve import loss_curve
-from helpers import write_events
+from helpers.runs import write_events
 
 
 def test_the_loss_curve_is_drawn_whole(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
-from helpers import CONFIGS, write_nifti
+from helpers.paths import CONFIGS
+from helpers.volumes import write_nifti
 
 TRAIN = str(CONFIGS / "segmentation_train.json")
 LABEL_MAP = str(CONFIGS.parent / "label_maps" / "vertebrae.json")

@@ -19,7 +19,10 @@ from contourdiff.inference import progress
 from contourdiff.networks import ContourUNet
 from contourdiff.training.handlers import TrainingProgress
 from contourdiff.weights import load_weights
-from helpers import CONFIGS, TINY_NETWORK, make_mr, settings
+from helpers.networks import TINY_NETWORK
+from helpers.paths import CONFIGS
+from helpers.runs import tiny_training_settings
+from helpers.volumes import make_mr
 
 
 def tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -40,17 +43,20 @@ def mr(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(mr: Path) -> Path:
     """A training of four epochs, without a stop."""
     output_dir = mr.parent / "whole"
-    monai.bundle.run(**settings(mr, output_dir))  # type: ignore[arg-type]
+    monai.bundle.run(**tiny_training_settings(mr, output_dir))  # type: ignore[arg-type]
     return output_dir
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run_id", ["train", "run"])
 def test_each_name_of_the_training_trains_and_keeps_the_last_checkpoint_alone(
     run_id: str, tmp_path: Path
 ) -> None:
     """``monai.bundle run train`` evaluated the section of that name, trained nothing, and was content."""
     mr, out = make_mr(tmp_path / "mr"), tmp_path / "out"
-    plan = settings(mr, out, max_epochs=2, val_interval=1, picture_interval=9, epoch_length=2)
+    plan = tiny_training_settings(
+        mr, out, max_epochs=2, val_interval=1, picture_interval=9, epoch_length=2
+    )
     monai.bundle.run(run_id=run_id, **plan)  # type: ignore[arg-type]
     assert (out / "model.pt").is_file()
     assert (out / "settings.json").is_file()
@@ -65,7 +71,7 @@ def test_a_resumed_training_equals_an_uninterrupted_one(
     mr: Path, trained: Path, tmp_path: Path
 ) -> None:
     """Stopped for good after epoch 2 of 4, in another workflow from its checkpoint to the end: the same to the bit."""
-    workflow = ConfigWorkflow(workflow_type="train", **settings(mr, tmp_path))  # type: ignore[arg-type]
+    workflow = ConfigWorkflow(workflow_type="train", **tiny_training_settings(mr, tmp_path))  # type: ignore[arg-type]
     workflow.initialize()
     trainer = workflow.parser.get_parsed_content("train#trainer")
     trainer.add_event_handler(Events.EPOCH_COMPLETED(once=2), trainer.terminate)
@@ -73,7 +79,7 @@ def test_a_resumed_training_equals_an_uninterrupted_one(
     assert trainer.state.iteration == 8
     checkpoint = tmp_path / "checkpoint_epoch=2.pt"
     torch.manual_seed(12345)
-    monai.bundle.run(**settings(mr, tmp_path, resume_from=str(checkpoint)))  # type: ignore[arg-type]
+    monai.bundle.run(**tiny_training_settings(mr, tmp_path, resume_from=str(checkpoint)))  # type: ignore[arg-type]
     expected, got = (
         tensors(trained / "checkpoint_epoch=4.pt"),
         tensors(tmp_path / "checkpoint_epoch=4.pt"),
@@ -173,7 +179,9 @@ def test_the_validation_loss_of_a_training_falls(mr: Path, tmp_path: Path) -> No
         "picture_interval": 100,
         "ema_momentum": 0.1,
     }
-    workflow = ConfigWorkflow(workflow_type="train", **settings(mr, tmp_path, **changes))  # type: ignore[arg-type]
+    workflow = ConfigWorkflow(
+        workflow_type="train", **tiny_training_settings(mr, tmp_path, **changes)
+    )  # type: ignore[arg-type]
     workflow.initialize()
     losses: list[float] = []
     evaluator = workflow.parser.get_parsed_content("validate#evaluator")
@@ -196,7 +204,9 @@ def losses_of(dataset_dir: Path, output_dir: Path, **changes: object) -> list[fl
         "picture_interval": 100,
         **changes,
     }
-    workflow = ConfigWorkflow(workflow_type="train", **settings(dataset_dir, output_dir, **plan))  # type: ignore[arg-type]
+    workflow = ConfigWorkflow(
+        workflow_type="train", **tiny_training_settings(dataset_dir, output_dir, **plan)
+    )  # type: ignore[arg-type]
     workflow.initialize()
     losses: list[float] = []
     trainer = workflow.parser.get_parsed_content("train#trainer")
@@ -230,7 +240,7 @@ def test_mixed_precision_trains_on_any_device(mr: Path, tmp_path: Path) -> None:
 
 def test_a_training_refuses_an_unknown_setting(mr: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"'learning_rates'; did you mean '?learning_rate"):
-        monai.bundle.run(**settings(mr, tmp_path, learning_rates=1e-3))  # type: ignore[arg-type]
+        monai.bundle.run(**tiny_training_settings(mr, tmp_path, learning_rates=1e-3))  # type: ignore[arg-type]
 
 
 @pytest.mark.slow
@@ -243,7 +253,7 @@ def test_the_neighbor_guided_overlay_trains(mr: Path, tmp_path: Path) -> None:
         "network_def": {**TINY_NETWORK, "in_channels": 3},
         "datalist": str(tmp_path / "volumes.csv"),
     }
-    plan = settings(mr, tmp_path / "out", max_epochs=2, picture_interval=2, **changes)
+    plan = tiny_training_settings(mr, tmp_path / "out", max_epochs=2, picture_interval=2, **changes)
     plan["config_file"] = [*plan["config_file"], str(CONFIGS / "train_neighbor_guided.json")]  # type: ignore[misc]
     monai.bundle.run(**plan)  # type: ignore[arg-type]
     assert {"model.pt", "translations_00002.png"} <= {

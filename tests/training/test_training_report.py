@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from contourdiff.cli import main
 from contourdiff.training.training_report import write_training_report
-from helpers import write_events
+from helpers.runs import write_events
 
 
 @pytest.fixture

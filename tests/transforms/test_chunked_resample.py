@@ -10,7 +10,7 @@ from monai.data import MetaTensor
 from monai.transforms import Spacing
 
 from contourdiff.transforms.chunked_resample import ChunkedResample, sample_chunked
-from helpers import oblique_affine
+from helpers.volumes import oblique_affine
 
 
 def tilted(spacing_mm: tuple[float, float, float]) -> np.ndarray:

@@ -16,7 +16,7 @@ from contourdiff.transforms.ct_like_contour import (
     second_lines,
     without_short_lines,
 )
-from helpers import DATA
+from helpers.paths import DATA
 
 CONTOUR = {"sigma_px": 1.5, "low_threshold": 20.0, "high_threshold": 40.0}
 

@@ -13,7 +13,7 @@ from skimage.transform import resize
 
 from contourdiff.transforms import InPlaneResampled
 from contourdiff.transforms.in_plane_resample import InPlaneSmooth
-from helpers import oblique_affine
+from helpers.volumes import oblique_affine
 
 VOLUME = np.stack([np.roll(camera()[::8, ::8], 5 * k, axis=0) for k in range(4)])[None].astype(
     np.float32

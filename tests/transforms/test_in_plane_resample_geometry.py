@@ -14,7 +14,7 @@ import torch
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 
-from helpers import assert_same_grid, ball_ct, oblique_affine, write_nifti
+from helpers.volumes import assert_same_grid, ball_ct, oblique_affine, write_nifti
 
 ORIENTATIONS = [
     "".join(letters[number] for letters, number in zip(pairs, flips, strict=True))

@@ -120,21 +120,28 @@ class TranslationOutputs:
     def _check_translated(self, engine: Engine) -> None:
         """Add a warning to an item most of whose slices have no contour; ``ValueError`` if all have none."""
         item = engine.state.output[0]  # type: ignore[index]
-        choices = item["result"].choices
-        skipped = choices.count(None)
-        if 2 * skipped <= len(choices):
-            return
         source = engine.state.batch[0]["image"].meta["filename_or_obj"]  # type: ignore[index]
-        reason = self._reason(Path(source))
-        if skipped == len(choices):
+        warning = self.contour_warning(item["result"], Path(source))
+        if warning is not None:
+            logger.warning("%s: %s", item["name"], warning)
+            item["warnings"] = [*item["warnings"], warning]
+
+    def contour_warning(self, result: VolumeResult, source: Path) -> str | None:
+        """Warning that most slices of the CT ``source`` have no contour, ``None`` if half of them have one.
+
+        Raises:
+            ValueError: if none has a contour.
+        """
+        slices = len(result.choices)
+        skipped = result.choices.count(None)
+        if 2 * skipped <= slices:
+            return None
+        reason = self._reason(source)
+        if skipped == slices:
             raise ValueError(
-                f"expected slices with a contour, got none in {len(choices)} slices: {reason}"
+                f"expected slices with a contour, got none in {slices} slices: {reason}"
             )
-        warning = (
-            f"{skipped} of {len(choices)} slices have no contour and are 0 in the MR: {reason}"
-        )
-        logger.warning("%s: %s", item["name"], warning)
-        item["warnings"] = [*item["warnings"], warning]
+        return f"{skipped} of {slices} slices have no contour and are 0 in the MR: {reason}"
 
     def _reason(self, source: Path) -> str:
         """Why slices have no contour, and which setting to change."""

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from contourdiff_lab.baselines.training import train_baseline
-from helpers import TINY_BASELINE, write_domains
+from helpers.domains import TINY_BASELINE, write_domains
 
 Train = Callable[..., Path]
 

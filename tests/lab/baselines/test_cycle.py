@@ -24,7 +24,7 @@ from contourdiff_lab.baselines.cycle import (
 from contourdiff_lab.baselines.handlers import TrainingBudget
 from contourdiff_lab.baselines.image_pool import ImagePool
 from contourdiff_lab.baselines.unpaired import UnpairedDataset
-from helpers import CT_LEVELS, MR_LEVELS, shapes
+from helpers.domains import CT_LEVELS, MR_LEVELS, random_shapes
 
 ITEM = {
     "ct": torch.full((1, 4, 4), 0.2),
@@ -231,8 +231,8 @@ def test_a_known_change_of_intensity_is_learned_without_pairs() -> None:
         networks[name] = PatchDiscriminator(2, 16, 1, num_layers_d=1, norm=None)  # type: ignore[arg-type]
     for name in GENERATORS:
         networks[name] = small_generator()
-    ct_slices = [shapes(number, CT_LEVELS) for number in range(64)]
-    mr_slices = [shapes(1000 + number, MR_LEVELS) for number in range(64)]
+    ct_slices = [random_shapes(number, CT_LEVELS) for number in range(64)]
+    mr_slices = [random_shapes(1000 + number, MR_LEVELS) for number in range(64)]
     dataset = UnpairedDataset(ct_slices, mr_slices)
     dataset.set_random_state(0)
     sampler = torch.utils.data.RandomSampler(dataset, num_samples=4 * 400)
@@ -247,8 +247,8 @@ def test_a_known_change_of_intensity_is_learned_without_pairs() -> None:
         "train_handlers": [TrainingBudget(optimizers)],
     }
     trainer_of(networks, changes).run()
-    ct = torch.stack([shapes(seed, CT_LEVELS)["image"] for seed in range(500, 516)])
-    mr = torch.stack([shapes(seed, MR_LEVELS)["image"] for seed in range(500, 516)])
+    ct = torch.stack([random_shapes(seed, CT_LEVELS)["image"] for seed in range(500, 516)])
+    mr = torch.stack([random_shapes(seed, MR_LEVELS)["image"] for seed in range(500, 516)])
     assert float((ct - mr).abs().mean()) > 0.2
     with torch.no_grad():
         assert float((networks["ct_to_mr"](ct) - mr).abs().mean()) < 0.08

@@ -29,7 +29,7 @@ from contourdiff_lab.baselines.segmentation import (
     TranslateSlice,
     unit_range,
 )
-from helpers import shapes
+from helpers.domains import random_shapes
 
 Levels = dict[str, list[float]]
 NEGATIVE: Levels = {"ct": [-1.0, -0.2, 0.6], "mr": [1.0, 0.2, -0.6]}
@@ -41,7 +41,9 @@ LOSS = DiceCELoss(to_onehot_y=True, softmax=True)
 
 def images(levels: list[float], first: int, slices: int) -> tuple[Tensor, Tensor]:
     """Images in [-1, 1] and labels of the bones, ``(slices, 1, 32, 32)``."""
-    items = [shapes(first + number, torch.tensor(levels), size=32) for number in range(slices)]
+    items = [
+        random_shapes(first + number, torch.tensor(levels), size=32) for number in range(slices)
+    ]
     image = torch.stack([item["image"] for item in items])
     label = torch.stack([item["label"] for item in items])
     return image + 0.02 * torch.randn(image.shape), (label == 2).float()

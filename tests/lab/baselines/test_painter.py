@@ -14,7 +14,7 @@ from contourdiff.metrics.contour_fidelity import ContourFidelityCheck
 from contourdiff.transforms import Contour
 from contourdiff_lab.baselines.generators import ResnetGenerator
 from contourdiff_lab.baselines.painter import GeneratorPainter
-from helpers import ball_ct
+from helpers.volumes import ball_ct
 
 CONTOUR = Contour(slice_axis=0, sigma_px=1.0, low_threshold=20.0, high_threshold=40.0)
 

@@ -21,7 +21,7 @@ from contourdiff_lab.baselines.segmentation import (
     TranslateSlice,
     segmentation_network,
 )
-from helpers import CONFIGS, LABEL_MAP
+from helpers.paths import CONFIGS, LABEL_MAP
 
 LOSS = DiceCELoss(to_onehot_y=True, softmax=True)
 

@@ -28,7 +28,8 @@ from contourdiff_lab.baselines.training import (
 )
 from contourdiff_lab.commands import main
 from contourdiff_lab.config_files import lab_config, read_lab_config
-from helpers import CONFIGS, LABEL_MAP, assert_same_grid, voxels, write_nifti
+from helpers.paths import CONFIGS, LABEL_MAP
+from helpers.volumes import assert_same_grid, read_voxels, write_nifti
 
 Settings = Callable[[str], dict[str, Any]]
 Train = Callable[..., Path]
@@ -195,7 +196,7 @@ def test_a_generator_with_attention_translates_on_the_grid_of_the_ct(
 ) -> None:
     translate_with_baseline(trained("maskgan"), domains[0], tmp_path, progress=False)
     assert_same_grid(nib.load(tmp_path / "a_mr.nii.gz"), nib.load(domains[0] / "a.nii.gz"))
-    assert np.ptp(voxels(tmp_path / "a_mr.nii.gz")) > 1
+    assert np.ptp(read_voxels(tmp_path / "a_mr.nii.gz")) > 1
     record = json.loads((tmp_path / "a_mr.json").read_text())
     assert record["settings"]["network_def"]["attentions"] == 5
 
@@ -222,6 +223,7 @@ def write_real_ct(real_data: Path, folder: Path, slices: slice) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["maskgan", "synseg", "cycada"])
 def test_a_baseline_trains_on_real_slices(
     method: str, settings: Settings, real_data: Path, tmp_path: Path
@@ -279,8 +281,8 @@ def test_the_command_trains_on_real_slices_and_translates_a_real_ct_on_its_grid(
     mr_image = nib.load(translated / "torso_mr.nii.gz")
     assert_same_grid(mr_image, nib.load(ct / "torso.nii.gz"))
     assert 0 <= np.min(mr_image.dataobj) < np.max(mr_image.dataobj) <= 255
-    label = voxels(translated / "torso_label.nii.gz")
-    np.testing.assert_array_equal(label, voxels(ct / "labels" / "torso.nii.gz"))
+    label = read_voxels(translated / "torso_label.nii.gz")
+    np.testing.assert_array_equal(label, read_voxels(ct / "labels" / "torso.nii.gz"))
     assert (translated / "torso_mr.png").read_bytes().startswith(b"\x89PNG")
     record = json.loads((translated / "torso_mr.json").read_text())
     assert record["weights"]["file"] == "generator.pt"

@@ -14,7 +14,7 @@ from monai.data.utils import set_rnd
 
 from contourdiff.training import SliceDataset
 from contourdiff_lab.baselines.unpaired import UnpairedDataset, ct_cases
-from helpers import make_dataset
+from helpers.volumes import make_dataset
 
 
 def numbered(count: int, first: int) -> list[dict[str, torch.Tensor]]:

@@ -12,7 +12,10 @@ import torch
 from contourdiff.networks import ContourUNet
 from contourdiff_lab.experiment.plan import ExperimentPlan
 from contourdiff_lab.experiment.run import run_experiment
-from helpers import CT_LEVELS, MR_LEVELS, TINY_NETWORK, shapes, write_nifti
+from helpers.domains import CT_LEVELS, MR_LEVELS, random_shapes
+from helpers.networks import TINY_NETWORK
+from helpers.runs import QUICK_SETTINGS
+from helpers.volumes import write_nifti
 
 AFFINE = np.diag([4.0, 2.2, 2.2, 1.0])
 MR_CASES = ("01_t1", "01_t2", "02_t1")
@@ -26,12 +29,13 @@ SEGMENTATION_NETWORK = {
     "channels": [4, 8],
     "strides": [2],
 }
-SLICES = {"image_size_px": [32, 32], "min_object_mm2": 100.0, "max_epochs": 1, "epoch_length": 2}
+SLICES = {"image_size_px": [32, 32], "min_object_mm2": 100.0, "filter_classes": 3}
+SLICES |= {"max_epochs": 1, "epoch_length": 2}
 
 
 def _volume(seed: int, levels: torch.Tensor, count: int) -> tuple[np.ndarray, np.ndarray]:
     """``count`` sagittal slices of a body with two bones: intensities with noise, and classes."""
-    items = [shapes(seed + number, levels, size=32) for number in range(count)]
+    items = [random_shapes(seed + number, levels, size=32) for number in range(count)]
     image = torch.cat([item["image"] for item in items]).numpy()
     label = torch.cat([item["label"] for item in items]).numpy()
     noise = np.random.default_rng(seed).normal(0, 8, image.shape)
@@ -77,6 +81,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> ExperimentPlan:
             "candidates": 2,
             "max_rounds": 1,
             "min_object_mm2": 100.0,
+            **QUICK_SETTINGS,
         },
         segmentation={
             "network_def": SEGMENTATION_NETWORK,

@@ -11,7 +11,7 @@ import numpy as np
 
 from contourdiff.data.training_cases import labelled_cases
 from contourdiff_lab.experiment.anatomy import anatomy_table, draw_translations, translation_folders
-from helpers import ball_ct, write_nifti
+from helpers.volumes import ball_ct, write_nifti
 
 INFERENCE = {"bundle": None, "overlays": (), "settings": {"min_object_mm2": 100.0}}
 AFFINE = np.diag([4.0, 2.2, 2.2, 1.0])

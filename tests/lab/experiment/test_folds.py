@@ -11,7 +11,7 @@ import pytest
 
 from contourdiff.metrics.segmentation import read_scores, score_case, write_scores
 from contourdiff_lab.experiment.folds import merge_folds, patient_folds
-from helpers import write_nifti
+from helpers.volumes import write_nifti
 
 
 @pytest.mark.parametrize("count", [2, 3, 5, 12])

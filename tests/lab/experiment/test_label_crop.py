@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from contourdiff_lab.experiment.label_crop import write_label_crop
-from helpers import write_nifti
+from helpers.volumes import write_nifti
 
 AFFINE = np.array([[0, 0, 2.2, 5], [3.0, 0, 0, -7], [0, -2.2, 0, 11], [0, 0, 0, 1]])
 """Axes A, I, R."""

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from contourdiff_lab.experiment.report import write_report
-from helpers import write_nifti
+from helpers.volumes import write_nifti
 
 AFFINE = np.diag([4.0, 1.0, 1.0, 1.0])
 

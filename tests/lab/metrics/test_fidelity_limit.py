@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -20,7 +21,8 @@ from contourdiff_lab.metrics.fidelity_limit import (
     flag_rates,
     own_and_swapped_scores,
 )
-from helpers import CONFIGS
+from helpers.paths import CONFIGS
+from helpers.volumes import write_nifti
 
 CT = ("torso", "thorax")
 """Real CT of two patients."""
@@ -69,7 +71,7 @@ def test_own_and_swapped_scores_are_those_of_each_pair() -> None:
 
 @pytest.mark.slow
 def test_swapped_slices_are_flagged_and_untouched_ones_pass(
-    real_data: Path, inference_parser: Callable[..., ConfigParser]
+    real_data: Path, inference_parser: Callable[..., ConfigParser], tmp_path: Path
 ) -> None:
     """Slices of two real CT volumes at the limit that ships, against their own contours and the other patient's."""
     parser = inference_parser(bundle_root=str(CONFIGS.parent), device="$torch.device('cpu')")
@@ -77,7 +79,11 @@ def test_swapped_slices_are_flagged_and_untouched_ones_pass(
     check = parser.get_parsed_content("fidelity")
     sampler = Sampler(parser.get_parsed_content("scheduler"), num_inference_steps=8)
     painter = IndependentCandidates(sampler, SelectionRules(candidates=1, max_rounds=1))
-    sources = [four_slices(parser, real_data / "ct" / f"{name}_ct.nii.gz") for name in CT]
+    preprocessing = parser.get_parsed_content("preprocessing")
+    sources = []
+    for name in CT:
+        path = write_four_slices(real_data / "ct" / f"{name}_ct.nii.gz", tmp_path)
+        sources.append(preprocessing({"image": str(path)})["image"])
     results = VolumeInferer(painter, progress=False).translate(sources, network)
     own = []
     swapped = []
@@ -95,14 +101,14 @@ def test_swapped_slices_are_flagged_and_untouched_ones_pass(
     assert flag_rates(own, swapped, best_limit(own, swapped)) == (1.0, 1.0)
 
 
-def four_slices(parser: ConfigParser, path: Path) -> torch.Tensor:
-    """Contours ``(1, H, W, D)`` of a CT, of four of its slices alone."""
-    volume = parser.get_parsed_content("preprocessing")({"image": str(path)})["image"]
-    contours = torch.zeros_like(volume)
-    for share in (0.3, 0.4, 0.5, 0.6):
-        index = int(share * volume.shape[1])
-        contours[:, index] = volume[:, index]
-    return contours
+def write_four_slices(ct: Path, folder: Path) -> Path:
+    """A CT of four sagittal slices of another one, with air between them."""
+    image = nib.as_closest_canonical(nib.load(ct))
+    slices = np.asarray(image.dataobj)
+    volume = np.full((7, *slices.shape[1:]), -1000, np.int16)
+    for number, share in enumerate((0.3, 0.4, 0.5, 0.6)):
+        volume[2 * number] = slices[int(share * len(slices))]
+    return write_nifti(folder / ct.name, volume, image.affine)
 
 
 def filled(contours: torch.Tensor) -> list[int]:

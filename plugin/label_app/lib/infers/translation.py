@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 import threading
@@ -26,6 +27,8 @@ from contourdiff.data.translation_cases import contrast_labels
 from contourdiff.inference.acceleration import release_heap
 from contourdiff.limits import MAX_SEED, check_whole
 from contourdiff.transforms.gray_levels import GrayLevels
+
+logger = logging.getLogger(__name__)
 
 NO_SETTINGS = ("bundle", "overlays", "contrast")
 NIFTI = (".nii.gz", ".nii")
@@ -101,6 +104,7 @@ class TranslationTask(BasicInferTask):
             for step in parser.get_parsed_content("postprocessing").transforms
             if not isinstance(step, SaveImaged)
         ]
+        self._outputs = parser.get_parsed_content("outputs")
         self._dtype = parser["output_dtype"]
         network = parser.get_parsed_content("network").eval()
         config = {"seed": parser.get_parsed_content("seed")}
@@ -151,11 +155,18 @@ class TranslationTask(BasicInferTask):
     def run_inferer(
         self, data: dict[str, Any], convert_to_batch: bool = True, device: str = ""
     ) -> dict[str, Any]:
-        """Gray levels ``pred`` of the contours ``image``, ``(1, H, W, D)`` both."""
+        """Gray levels ``pred`` of the contours ``image``, ``(1, H, W, D)`` both.
+
+        Raises:
+            ValueError: if no slice has a contour.
+        """
         self._inferer.painter.seed = data["seed"]
         (result,) = self._inferer.translate(
             [data["image"].to(self._device)], self.network, class_labels=[self._class_label]
         )
+        warning = self._outputs.contour_warning(result, Path(data["image_path"]))
+        if warning is not None:
+            logger.warning("%s: %s", Path(data["image_path"]).name, warning)
         return {**data, "pred": result.gray_levels.cpu()}
 
     def post_transforms(self, data: Any = None) -> Sequence[Callable]:
