@@ -57,7 +57,7 @@ class WeightCasts(TorchDispatchMode):
 def test_mixed_precision_casts_each_weight_once_a_chain() -> None:
     """In inference mode torch casts them at every step; images are the same to the bit."""
     network = make_attention_network()
-    given = contours()[1:5, None, :20, :16]
+    given = random_contours()[1:5, None, :20, :16]
     counts = {}
     for steps in (1, 4):
         denoiser = Denoiser(network, replace(SAMPLER, num_inference_steps=steps), 4, amp=True)
@@ -90,7 +90,7 @@ def test_a_failed_batch_is_freed_before_the_cache_is_emptied(
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "empty_cache", empty_cache)
-    Denoiser(small_device, SAMPLER, batch_size=4)(contours()[1:5, None], PLACES)  # type: ignore[arg-type]
+    Denoiser(small_device, SAMPLER, batch_size=4)(random_contours()[1:5, None], PLACES)  # type: ignore[arg-type]
     assert alive == [False] * 2 + [False] * 4  # of a batch of 4, then also of 2
 
 
@@ -125,7 +125,7 @@ def test_what_the_first_pass_keeps_is_no_part_of_an_item(monkeypatch: pytest.Mon
     """Of 1000 bytes that are free then, 8 items of 100 take four fifths; it would be 64 if the 600 were an item's."""
     memory = FakeMemory(monkeypatch)
     denoiser = Denoiser(memory.network, SAMPLER)  # type: ignore[arg-type]
-    assert denoiser.fit(contours()[1:2, None]) == denoiser.batch_size == 8
+    assert denoiser.fit(random_contours()[1:2, None]) == denoiser.batch_size == 8
 
 
 @pytest.mark.parametrize("limit", [1, 3])

@@ -94,15 +94,17 @@ def test_a_training_with_workers_resumes_to_the_bit(mr: Path, tmp_path: Path) ->
     """Workers draw from the epoch's seed, too."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     plan = {"num_workers": 2, "val_interval": 1, "picture_interval": 9}
-    monai.bundle.run(**settings(mr, whole, max_epochs=3, **plan))  # type: ignore[arg-type]
-    workflow = ConfigWorkflow(workflow_type="train", **settings(mr, parts, max_epochs=3, **plan))  # type: ignore[arg-type]
+    monai.bundle.run(**tiny_training_settings(mr, whole, max_epochs=3, **plan))  # type: ignore[arg-type]
+    workflow = ConfigWorkflow(
+        workflow_type="train", **tiny_training_settings(mr, parts, max_epochs=3, **plan)
+    )  # type: ignore[arg-type]
     workflow.initialize()
     trainer = workflow.parser.get_parsed_content("train#trainer")
     trainer.add_event_handler(Events.EPOCH_COMPLETED(once=2), trainer.terminate)
     workflow.run()
     torch.manual_seed(12345)
     checkpoint = str(parts / "checkpoint_epoch=2.pt")
-    resumed = settings(mr, parts, max_epochs=3, resume_from=checkpoint, **plan)
+    resumed = tiny_training_settings(mr, parts, max_epochs=3, resume_from=checkpoint, **plan)
     monai.bundle.run(**resumed)  # type: ignore[arg-type]
     expected = tensors(whole / "checkpoint_epoch=3.pt")
     got = tensors(parts / "checkpoint_epoch=3.pt")
