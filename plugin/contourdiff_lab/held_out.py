@@ -18,6 +18,7 @@ from tqdm import tqdm
 from contourdiff.bundle import read_config
 from contourdiff.data.atomic import save_figure, write_csv, write_text
 from contourdiff.data.nifti_names import case_of
+from contourdiff.inference.acceleration import fastest_acceleration
 from contourdiff.inference.execution import Execution
 from contourdiff.metrics.contour_agreement import contour_agreement
 from contourdiff.pictures import image_grid
@@ -34,6 +35,8 @@ COLUMNS = (
     *(f"shuffled_{measure}" for measure in MEASURES),
 )
 
+TEXTURE_CYCLES = 0.2  # a pixel
+
 
 @dataclass(frozen=True)
 class HeldOut:
@@ -49,6 +52,7 @@ class HeldOut:
         seed: seed of the noise.
         device: where the network is.
         num_refinement_steps: steps of the second network of a cascade.
+        acceleration: as of [`contourdiff.inference.acceleration.Accelerator`][].
     """
 
     network: torch.nn.Module
@@ -61,16 +65,26 @@ class HeldOut:
     seed: int = 0
     device: torch.device | str = "cpu"
     num_refinement_steps: int = 4
+    acceleration: str | None = None
 
-    def translations(self, solver: str = "ddim", num_inference_steps: int = 50) -> list[np.ndarray]:
-        """Translate every slice from its own contour: ``(H, W)`` gray levels each."""
+    def translations(
+        self,
+        solver: str = "ddim",
+        num_inference_steps: int = 50,
+        num_refinement_steps: int | None = None,
+    ) -> list[np.ndarray]:
+        """Translate every slice from its own contour: ``(H, W)`` gray levels each.
+
+        Steps of the second network of a cascade are those of the translation unless given.
+        """
         sampler = Sampler(
             self.scheduler,
             solver,
             num_inference_steps,
-            num_refinement_steps=self.num_refinement_steps,
+            num_refinement_steps=num_refinement_steps or self.num_refinement_steps,
         )
-        denoiser = Execution(batch_size=self.batch_size).denoiser(self.network, sampler)
+        execution = Execution(batch_size=self.batch_size, acceleration=self.acceleration)
+        denoiser = execution.denoiser(self.network, sampler)
         noise = CandidateNoise(self.seed)
         count = len(self.dataset)
         images: list[np.ndarray] = []
@@ -128,6 +142,16 @@ def ssim(image: np.ndarray, reference: np.ndarray) -> float:
     batch = torch.as_tensor(image)[None, None]
     reference_batch = torch.as_tensor(reference)[None, None]
     return float(torch.as_tensor(metric(batch, reference_batch)))
+
+
+def texture_db(image: np.ndarray) -> float:
+    """Mean power of the frequencies above 0.2 cycles a pixel of a slice ``(H, W)``, in decibel; noise and texture."""
+    spectrum = np.fft.fft2(image.astype(np.float64), norm="ortho")
+    rows = np.fft.fftfreq(image.shape[0])
+    columns = np.fft.fftfreq(image.shape[1])
+    frequency = np.hypot(rows[:, None], columns)
+    power = np.abs(spectrum[frequency > TEXTURE_CYCLES]) ** 2
+    return float(10 * np.log10(power.mean() + 1e-12))
 
 
 def gray_levels(image: Any) -> np.ndarray:
@@ -307,6 +331,7 @@ def held_out_slices(
         seed=parsed("seed"),
         device=device,
         num_refinement_steps=num_refinement_steps,
+        acceleration=fastest_acceleration(device),
     )
 
 

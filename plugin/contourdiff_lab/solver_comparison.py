@@ -16,11 +16,18 @@ from contourdiff.pictures import image_grid
 from contourdiff.sampling.sampler import SOLVERS
 from contourdiff.tables import markdown_table
 from contourdiff.weights import sha256_of
-from contourdiff_lab.held_out import HeldOut, gray_levels, held_out_agreement, held_out_slices, ssim
+from contourdiff_lab.held_out import (
+    HeldOut,
+    gray_levels,
+    held_out_agreement,
+    held_out_slices,
+    ssim,
+    texture_db,
+)
 
 Rows = Sequence[Mapping[str, Any]]
-COLUMNS = ("solver", "seed", "case", "slice", "own_f1", "own_ssim", "reference_ssim")
-HEADER = ("solver", "network calls", "F1", "SSIM", "SSIM with the reference")
+COLUMNS = ("solver", "seed", "case", "slice", "own_f1", "own_ssim", "texture_db", "reference_ssim")
+HEADER = ("solver", "evaluations", "F1", "SSIM", "texture, dB", "SSIM with the reference")
 
 
 def compare_solvers(
@@ -39,10 +46,11 @@ def compare_solvers(
     """Translate held-out slices with each solver, compare with the slices and with a reference, return the table.
 
     The table of ``steps.md`` lists contour agreement F1 and SSIM with the real slice, mean over slices and seeds ± SD
-    of the seeds' means, and the SSIM with the translation by ``reference`` from the same noise: it stands for the exact
-    solution and is solved for the first seed alone. Solvers are ``name:steps``, such as ``"dpm_solver:20"``; ``seeds``
-    are those of the noise. ``steps.csv`` has a line a solver, seed and slice, ``steps.png`` shows three slices. Other
-    arguments are those of [`contourdiff_lab.held_out.evaluate_bundle`][].
+    of the seeds' means; texture, the power above 0.2 cycles a pixel less that of the real slice, in decibel; and the
+    SSIM with the translation by ``reference`` from the same noise: it stands for the exact solution and is solved for
+    the first seed alone. Solvers are ``name:steps``, such as ``"dpm_solver:20"``, or ``name:steps+steps`` for both
+    networks of a cascade; ``seeds`` are those of the noise. ``steps.csv`` has a line a solver, seed and slice,
+    ``steps.png`` shows three slices. Other arguments are those of [`contourdiff_lab.held_out.evaluate_bundle`][].
 
     Raises ``ValueError`` for an unknown solver, or a setting that the config does not have.
     """
@@ -51,6 +59,7 @@ def compare_solvers(
     first_seed = seeds[0]
     exact = replace(held_out, seed=first_seed).translations(*steps[reference])
     pictures = {reference: exact}
+    real = [gray_levels(item["image"]) for item in held_out.dataset]
     rows: list[dict[str, Any]] = []
     for name, seed in itertools.product(solvers, seeds):
         images = replace(held_out, seed=seed).translations(*steps[name])
@@ -64,6 +73,7 @@ def compare_solvers(
                 "slice": position,
                 "own_f1": agreement[index]["own_f1"],
                 "own_ssim": agreement[index]["own_ssim"],
+                "texture_db": texture_db(images[index]) - texture_db(real[index]),
             }
             if seed == first_seed:
                 row["reference_ssim"] = ssim(images[index], exact[index])
@@ -81,14 +91,18 @@ def compare_solvers(
     return table
 
 
-def _parse_solver(name: str) -> tuple[str, int]:
-    solver, _, steps = name.partition(":")
+def _parse_solver(name: str) -> tuple[str, int, int | None]:
+    """Solver, steps of the first network, and of the second where they are given."""
+    solver, _, counts = name.partition(":")
     deterministic = [solver for solver in SOLVERS if solver != "ddpm"]
-    if solver not in deterministic or not steps.isdigit() or int(steps) < 1:
+    steps = counts.split("+")
+    are_steps = all(count.isdigit() and int(count) > 0 for count in steps)
+    if solver not in deterministic or len(steps) > 2 or not are_steps:
         raise ValueError(
-            f"expected a solver of {deterministic} and its steps, such as dpm_solver:20; got {name!r}"
+            f"expected a solver of {deterministic} and its steps, such as dpm_solver:20 or ddim:4+2; got {name!r}"
         )
-    return solver, int(steps)
+    second = int(steps[1]) if len(steps) == 2 else None
+    return solver, int(steps[0]), second
 
 
 def _table(rows: Rows, solvers: Sequence[str], seeds: Sequence[int]) -> str:
@@ -98,20 +112,21 @@ def _table(rows: Rows, solvers: Sequence[str], seeds: Sequence[int]) -> str:
         solver, steps = name.split(":")
         f1 = _mean_over_seeds(of_solver, "own_f1", seeds)
         own_ssim = _mean_over_seeds(of_solver, "own_ssim", seeds)
+        texture = _mean_over_seeds(of_solver, "texture_db", seeds, digits=1)
         similarities = [row["reference_ssim"] for row in of_solver if "reference_ssim" in row]
-        cells.append([solver, steps, f1, own_ssim, f"{np.mean(similarities):.3f}"])
+        cells.append([solver, steps, f1, own_ssim, texture, f"{np.mean(similarities):.3f}"])
     return markdown_table(HEADER, cells) + "\n"
 
 
-def _mean_over_seeds(rows: Rows, measure: str, seeds: Sequence[int]) -> str:
+def _mean_over_seeds(rows: Rows, measure: str, seeds: Sequence[int], digits: int = 4) -> str:
     """Mean of the means of each seed, and their standard deviation."""
     means = []
     for seed in seeds:
         values = [row[measure] for row in rows if row["seed"] == seed]
         means.append(np.mean(values))
-    text = f"{np.mean(means):.4f}"
+    text = f"{np.mean(means):.{digits}f}"
     if len(means) > 1:
-        text += f" ± {np.std(means, ddof=1):.4f}"
+        text += f" ± {np.std(means, ddof=1):.{digits}f}"
     return text
 
 

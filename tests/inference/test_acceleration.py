@@ -98,6 +98,42 @@ def test_a_network_stays_compiled_for_the_last_shapes_alone() -> None:
     assert kept == sizes[-openvino_network.COMPILED_MODELS :]
 
 
+class Bright(torch.nn.Module):
+    """A network whose code depends on values."""
+
+    def forward(self, x: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        del timesteps
+        return x[:, :1] * (2 if float(x.mean()) > 1 else 3)
+
+
+@needs_openvino
+def test_a_network_that_a_trace_does_not_hold_is_called_as_it_is(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convert = openvino_network._converted
+    dark = [torch.zeros(1, 2, 8, 8), torch.zeros(1, dtype=torch.long)]
+    monkeypatch.setattr(openvino_network, "_converted", lambda network, _: convert(network, dark))
+    forward = Accelerator("openvino")(Bright(), CPU)
+    inputs, timesteps = torch.full((2, 2, 8, 8), 5.0), torch.zeros(2, dtype=torch.long)
+    assert torch.equal(forward(inputs, timesteps), 2 * inputs[:, :1])
+    assert "torch does, which is slower: its result differs by 50 %" in caplog.text
+
+
+@needs_openvino
+def test_a_network_that_openvino_cannot_convert_is_called_as_it_is(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Spectrum(torch.nn.Module):
+        def forward(self, x: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+            return torch.linalg.eigvals(x[:, :1]).abs().unsqueeze(-1) + 0 * timesteps[0]
+
+    inputs, timesteps = torch.eye(8).repeat(1, 2, 1, 1), torch.zeros(1, dtype=torch.long)
+    network = Spectrum()
+    result = Accelerator("openvino")(network, CPU)(inputs, timesteps)
+    assert torch.equal(result, network(inputs, timesteps))
+    assert "OpenVINO does not run this network" in caplog.text
+
+
 @needs_openvino
 def test_openvino_sends_no_event_over_the_network() -> None:
     """Its package ``openvino_telemetry`` would, as soon as it is imported."""

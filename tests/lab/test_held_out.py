@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from scipy.ndimage import binary_fill_holes
+from scipy.ndimage import binary_fill_holes, gaussian_filter
 from torch import nn
 
 from contourdiff.transforms import Contour
@@ -23,6 +23,7 @@ from contourdiff_lab.held_out import (
     evaluate_bundle,
     held_out_agreement,
     summarize,
+    texture_db,
     write_agreement,
 )
 from helpers.networks import TINY_NETWORK
@@ -204,3 +205,10 @@ def test_a_bundle_is_evaluated_from_its_training_config(
 def test_a_misspelled_setting_of_held_out_slices_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="data_dir"):
         evaluate_bundle(TRAIN_CONFIG, "model.pt", str(tmp_path), data_dir="mr")
+
+
+def test_texture_is_what_smoothing_takes_away() -> None:
+    noise = np.random.default_rng(0).normal(128, 10, (96, 80))
+    assert texture_db(noise) == pytest.approx(20, abs=0.3)  # the variance of white noise
+    assert texture_db(2 * noise) == pytest.approx(texture_db(noise) + 20 * np.log10(2))
+    assert texture_db(gaussian_filter(noise, 2)) < texture_db(noise) - 20

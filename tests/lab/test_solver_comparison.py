@@ -57,10 +57,11 @@ def test_solvers_have_a_line_each_and_a_picture(
     assert (tmp_path / "steps.png").stat().st_size > 1000
 
 
-@pytest.mark.parametrize("name", ["euler:10", "ddim", "ddim:0", "ddim:x"])
+@pytest.mark.parametrize("name", ["euler:10", "ddim", "ddim:0", "ddim:x", "ddim:4+0", "ddim:4+2+1"])
 def test_an_unknown_solver_is_refused_before_any_work(name: str, tmp_path: Path) -> None:
     with pytest.raises(
-        SystemExit, match=r"error: expected a solver of .*ddim.*such as dpm_solver:20; got"
+        SystemExit,
+        match=r"error: expected a solver of .*ddim.*such as dpm_solver:20 or ddim:4\+2; got",
     ):
         main(["steps", "nowhere.pt", str(tmp_path / "out"), "--solvers", name])
     assert not (tmp_path / "out").exists()
