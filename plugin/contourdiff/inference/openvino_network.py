@@ -62,7 +62,7 @@ class OpenVinoNetwork:
         try:
             self._model = _converted(self._network, inputs)
             converted = self._infer(first)
-        except (RuntimeError, _openvino().frontend.GeneralFailure) as error:
+        except Exception as error:  # errors of OpenVINO share no class
             return self._refused(str(error).splitlines()[0])
         expected = self._network(*first).float()
         difference = float((converted - expected).abs().mean() / (expected.abs().mean() + 1e-6))
