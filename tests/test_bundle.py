@@ -382,6 +382,7 @@ def test_an_unknown_setting_ends_the_run_and_names_the_nearest(
         ("train", "cpu"),
         ("train", "train_neighbor_guided"),
         ("train", "train_refiner"),
+        ("train", "train_refiner", "train_one_step"),
         ("train", "train_single"),
         ("train", "multi_gpu_train"),
         ("segmentation_train", "multi_gpu_train"),
@@ -390,7 +391,7 @@ def test_an_unknown_setting_ends_the_run_and_names_the_nearest(
     ids="+".join,
 )
 def test_settings_of_the_shipped_configs_are_all_known(
-    names: tuple[str, str], tmp_path: Path
+    names: tuple[str, ...], tmp_path: Path
 ) -> None:
     """An overlay only changes what its config has, and a user's own entry is known if something refers to it."""
     (tmp_path / "own.json").write_text(

@@ -39,6 +39,7 @@ PATHS = (
     "output_dir",
     "ckpt_path",
     "refiner_path",
+    "coarse_path",
     "stats",
     "bids_dir",
     "mr_dir",

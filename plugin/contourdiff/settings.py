@@ -15,7 +15,7 @@ from contourdiff.config_checks import COMMENT
 from contourdiff.tables import markdown_table
 
 SECTIONS = ("// paths", "// settings")
-"""Comments that head the settings of a config; other entries are its components."""
+"""Start of comments that head the settings of a config; other entries are its components."""
 MEANINGS: dict[str, dict[str, str]] = json.loads(
     Path(__file__).with_name("setting_meanings.json").read_text(encoding="utf-8")
 )
@@ -40,9 +40,9 @@ class Setting(NamedTuple):
 
 
 def settings_of(config: str = "inference", bundle: str | Path | None = None) -> list[Setting]:
-    """Settings of ``inference``, ``train`` or ``segmentation_train``, in the order of the config.
+    """Settings of ``inference``, ``train`` or another config of ``MEANINGS``, in the order of the config.
 
-    Raises ``KeyError`` for a setting of the config without a meaning.
+    Those of an overlay are the ones that it adds. Raises ``KeyError`` for a setting of the config without a meaning.
     """
     (path,) = config_files(bundle, base=config)
     meanings = {**MEANINGS["inference"], **MEANINGS[config]}
@@ -51,7 +51,7 @@ def settings_of(config: str = "inference", bundle: str | Path | None = None) -> 
     for name, value in ConfigParser.load_config_file(path).items():
         if name.startswith(COMMENT):
             section = name
-        elif section in SECTIONS and not ConfigComponent.is_instantiable(value):
+        elif section.startswith(SECTIONS) and not ConfigComponent.is_instantiable(value):
             settings.append(Setting(name, _as_text(value), meanings[name]))
     return settings
 

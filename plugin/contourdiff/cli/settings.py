@@ -8,7 +8,7 @@ import sys
 from contourdiff.cli.commands import argument, flag
 from contourdiff.cli.program import PROGRAM
 
-CONFIGS = ("inference", "train", "segmentation_train", "all")
+CONFIGS = ("inference", "train", "train_one_step", "segmentation_train", "all")
 
 
 @PROGRAM.command(
@@ -16,7 +16,7 @@ CONFIGS = ("inference", "train", "segmentation_train", "all")
     "list the settings of a config, with default and meaning",
     argument(
         "config",
-        "inference (default), train, segmentation_train or all",
+        "inference (default), train, train_one_step, segmentation_train or all",
         nargs="?",
         choices=CONFIGS,
         default="inference",

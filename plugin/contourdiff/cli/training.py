@@ -38,6 +38,7 @@ from contourdiff.cli.program import PROGRAM
     examples="""examples:
   contourdiff train mr weights --contrasts 't1=*_t1*' 't2=*_t2*'
   contourdiff train mr weights_refiner --overlays train_refiner
+  contourdiff train mr weights_one_step --overlays train_refiner train_one_step
   contourdiff train mr weights --resume""",
 )
 def _train(

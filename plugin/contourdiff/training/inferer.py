@@ -103,12 +103,7 @@ class ContourPrepareBatch(DiffusionPrepareBatch):
 
     def get_noise(self, images: Tensor) -> Tensor:
         """Gaussian noise of the shape of ``images``."""
-        if self.fixed_seed is None:
-            draw = partial(_noise_like, images)
-            return rows_of_process(draw, len(images))
-        generator = torch.Generator().manual_seed(self.fixed_seed)
-        noise = torch.randn(images.shape, generator=generator, dtype=images.dtype)
-        return noise.to(images.device)
+        return batch_noise(images, self.fixed_seed)
 
     def get_timesteps(self, images: Tensor) -> Tensor:
         """One timestep for each of the ``(B, 1, H, W)`` images: ``(B,)`` long."""
@@ -135,6 +130,16 @@ class ContourPrepareBatch(DiffusionPrepareBatch):
             return noise
         velocity: Tensor = self.scheduler.get_velocity(images, noise, timesteps)
         return velocity
+
+
+def batch_noise(images: Tensor, fixed_seed: int | None = None) -> Tensor:
+    """Gaussian noise of the shape of ``images (B, C, H, W)``; with ``fixed_seed`` the same for every batch."""
+    if fixed_seed is None:
+        draw = partial(_noise_like, images)
+        return rows_of_process(draw, len(images))
+    generator = torch.Generator().manual_seed(fixed_seed)
+    noise = torch.randn(images.shape, generator=generator, dtype=images.dtype)
+    return noise.to(images.device)
 
 
 def _noise_like(images: Tensor, count: int) -> Tensor:
