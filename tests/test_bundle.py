@@ -377,7 +377,7 @@ def test_an_unknown_setting_ends_the_run_and_names_the_nearest(
     [
         *[
             ("inference", name)
-            for name in ("fast", "hip_thigh", "single", "neighbor_guided", "onnx")
+            for name in ("fast", "draft", "hip_thigh", "single", "neighbor_guided", "onnx")
         ],
         ("train", "cpu"),
         ("train", "train_neighbor_guided"),

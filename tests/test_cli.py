@@ -86,6 +86,7 @@ def test_settings_are_parsed_as_the_bundle_command_does(text: str, value: Any) -
         (["--workers", "0"], "expected workers, 1 or more"),
         (["--workers", "2", "--scheduler", "tcp://127.0.0.1:1"], "pass either workers or"),
         (["--anatomy", "knee"], "invalid choice"),
+        (["--draft", "--full"], "expected one of --fast, --draft and --full, got --draft, --full"),
         (["--unknown"], "unrecognized arguments"),
     ],
 )
@@ -121,11 +122,17 @@ def test_a_reader_that_has_enough_ends_the_program_in_silence(command: str) -> N
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("options", "processes", "seconds"),
-    [([], 0, 0.25), ([], 0, 3.0), (["--settings", "num_workers=1"], 1, 1.0), (["--workers", "2"], 2, 1.0)],
-)  # fmt: skip
+    ("options", "processes", "connected", "seconds"),
+    [
+        ([], 0, False, 0.25),
+        ([], 0, False, 3.0),
+        (["--settings", "num_workers=1"], 1, False, 1.0),
+        (["--workers", "2"], 2, False, 0.25),  # they import
+        (["--workers", "2"], 2, True, 1.0),
+    ],
+)
 def test_ctrl_c_prints_one_line_whenever_it_comes(
-    options: list[str], processes: int, seconds: float, tmp_path: Path
+    options: list[str], processes: int, connected: bool, seconds: float, tmp_path: Path
 ) -> None:
     """To the whole process group, as a terminal sends it, some seconds after it has so many worker processes."""
     for name in "ab":
@@ -135,7 +142,7 @@ def test_ctrl_c_prints_one_line_whenever_it_comes(
         [sys.executable, "-c", INTERRUPTED, *command], stderr=subprocess.PIPE, text=True, start_new_session=True
     )  # fmt: skip
     try:
-        wait_for_workers(child.pid, processes, connected="--workers" in options)
+        wait_for_workers(child.pid, processes, connected)
         time.sleep(seconds)
         os.killpg(child.pid, signal.SIGINT)
         _, printed = child.communicate(timeout=60)

@@ -2,8 +2,8 @@
 """The same case, seed and settings give the same MR from version to version.
 
 ``golden/translations.npz`` holds translations of the digital phantom and of 24 slices of a real torso CT, subsampled,
-with the shipped weights. On one machine they are equal to the bit; between processors convolutions and resampling
-round differently, so that a few contour pixels may come or go.
+with the shipped weights and torch's own float32, whatever engine is the default. On one machine they are equal to the
+bit; between processors convolutions and resampling round differently, so that a few contour pixels may come or go.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ COMMON: dict[str, Any] = {
     "device": "$torch.device('cpu')",
     "num_inference_steps": 2,
     "num_refinement_steps": 1,
+    "acceleration": None,
+    "amp": False,
     "preview": None,
 }
 

@@ -30,7 +30,12 @@ from helpers.volumes import OBLIQUE, ball_ct, read_voxels
 PYTHON = Path(
     os.environ.get("CONTOURDIFF_LABEL_PYTHON", REPOSITORY / ".venv-label" / "bin" / "python")
 )
-SETTINGS = {"num_inference_steps": 2, "num_refinement_steps": 1}
+SETTINGS = {
+    "num_inference_steps": 2,
+    "num_refinement_steps": 1,
+    "acceleration": "lean",  # the two environments need not have the same OpenVINO
+    "amp": False,
+}
 WRITTEN = shutil.ignore_patterns("bin", "logs", "model", "__pycache__")
 """What a server writes into its app."""
 SLICER = {"result_extension": ".nrrd", "result_dtype": "uint8"}

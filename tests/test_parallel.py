@@ -116,6 +116,7 @@ def start_command(
         "translate",
         str(dataset_dir),
         str(output_dir),
+        "--full",
         *options,
     ]
     command += [
@@ -192,6 +193,7 @@ def test_a_worker_that_dask_gave_up_is_replaced(monkeypatch: pytest.MonkeyPatch)
     """It has a tenth of a second to start again, and is closed then; with none left Dask would wait for ever."""
     monkeypatch.setattr(parallel, "LOST_WORKER_TIMEOUT", "100ms")
     with parallel._connected(1, None) as client:
+        client.wait_for_workers(1, timeout=60)
         (worker,) = living_workers(psutil.Process())
         worker.kill()
         again: list[Any] = []

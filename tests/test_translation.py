@@ -174,17 +174,49 @@ def test_a_file_is_named_as_asked_and_never_overwritten_unasked(
     assert not (tmp_path / "new.nii.gz").exists()
 
 
-def test_an_anatomy_is_an_overlay_and_lumbar_the_default(
-    ct_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def used_overlays(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Overlays of every run since, which does nothing."""
     overlays: list[list[str]] = []
     monkeypatch.setattr(
         "contourdiff.bundle.run_inference_config",
         lambda **settings: overlays.append(settings["overlays"]),
     )
+    return overlays
+
+
+def test_an_anatomy_is_an_overlay_and_lumbar_the_default(
+    ct_file: Path, tmp_path: Path, used_overlays: list[list[str]]
+) -> None:
     for options in ({}, {"anatomy": "lumbar"}, {"anatomy": "hip_thigh", "fast": True}):
+        options = {"fast": False, **options}
         translate_path(ct_file, tmp_path / "mr", overlays=["single"], **options)
-    assert overlays == [["single"], ["single"], ["hip_thigh", "fast", "single"]]
+    assert used_overlays == [["single"], ["single"], ["hip_thigh", "fast", "single"]]
+
+
+@pytest.mark.parametrize(
+    ("options", "on_a_gpu", "overlays"),
+    [
+        ([], False, ["fast"]),
+        ([], True, []),
+        (["--device", "cpu"], True, ["fast"]),
+        (["--full"], False, []),
+        (["--fast"], True, ["fast"]),
+        (["--draft"], True, ["draft"]),
+    ],
+)
+def test_a_cpu_is_fast_unless_told_otherwise(
+    options: list[str],
+    on_a_gpu: bool,
+    overlays: list[str],
+    ct_file: Path,
+    tmp_path: Path,
+    used_overlays: list[list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: on_a_gpu)
+    main(["translate", str(ct_file), str(tmp_path / "mr"), *options])
+    assert used_overlays == [overlays]
 
 
 def tiny_command(tiny: dict[str, Any]) -> list[str]:

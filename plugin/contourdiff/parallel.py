@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import threading
 import uuid
 from collections.abc import Iterator, Mapping
@@ -128,20 +129,37 @@ def _cluster(workers: int) -> Iterator[Any]:
         "distributed.scheduler.worker-saturation": 1.0,  # no case waits at a worker, to be blamed if that dies
     }
     options: dict[str, Any] = {
-        "n_workers": workers,
+        "n_workers": 0,
         "threads_per_worker": 1,
         "memory_limit": 0,
         "dashboard_address": "127.0.0.1:0",
         "silence_logs": logging.CRITICAL,
     }
-    with dask.config.set(config), LocalCluster(**options) as cluster:
-        # opens workers anew that Dask gave up, because they started slowly or died as they started
-        replace_missing = PeriodicCallback(partial(cluster.scale, workers), 1000)
-        cluster.loop.add_callback(replace_missing.start)
-        try:
-            yield cluster
-        finally:
-            cluster.loop.add_callback(replace_missing.stop)
+    with dask.config.set(config):
+        with _interrupts_blocked():  # in its threads, so also in the workers that these start
+            local_cluster = LocalCluster(**options)
+        with local_cluster as cluster:
+            cluster.scale(workers)
+            # opens workers anew that Dask gave up, because they started slowly or died as they started
+            replace_missing = PeriodicCallback(partial(cluster.scale, workers), 1000)
+            cluster.loop.add_callback(replace_missing.start)
+            try:
+                yield cluster
+            finally:
+                cluster.loop.add_callback(replace_missing.stop)
+
+
+@contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Keep Ctrl-C from this thread for a moment, and from all threads and processes that start in it for ever.
+
+    A terminal sends it to the workers, too. They would print tracebacks, and are ended by this process anyway.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _share_cases(client: Any, arguments: dict[str, Any], parser: ConfigParser) -> list[Row]:

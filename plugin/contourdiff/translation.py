@@ -378,7 +378,7 @@ def _speed(fast: bool | None, draft: bool, device: torch.device | None) -> str |
     if on_gpu:
         return None
     logger.info(
-        "on a CPU: 4 + 2 steps and one candidate a slice; --full or fast=False takes the paper's setting"
+        "on a CPU --fast is the default, 4 + 2 steps and one candidate a slice; --full (fast=False) is the paper's"
     )
     return "fast"
 

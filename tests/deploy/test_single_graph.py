@@ -199,7 +199,8 @@ def product_translation(
     monkeypatch.setattr(NoiseStream, "draw", draw)
     settings = {"num_inference_steps": 1, "num_refinement_steps": 1, "batch_size": 1}
     single = {"candidates": 1, "max_rounds": 1, "progress": False}
-    parser = read_config(config_files(overlays=["fast"]), {"device": CPU, **settings, **single})
+    plain = {"device": CPU, "acceleration": None, "amp": False}
+    parser = read_config(config_files(), {**settings, **single, **plain})
     item = parser.get_parsed_content("preprocessing")({"image": str(ct)})
     inferer = parser.get_parsed_content("inferer")
     (result,) = inferer.translate([item["image"]], parser.get_parsed_content("network"))

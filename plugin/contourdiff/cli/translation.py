@@ -21,11 +21,13 @@ from contourdiff.cli.commands import (
     print_values,
 )
 from contourdiff.cli.program import PROGRAM
+from contourdiff.limits import SettingError
 
 if TYPE_CHECKING:
     from contourdiff.translation import Translation
 
 ANATOMIES = ("lumbar", "hip_thigh")
+SPEEDS = ("fast", "draft", "full")
 
 
 @PROGRAM.command(
@@ -111,9 +113,12 @@ def _translate(source: str, output: str, json: bool, settings: list[str], **opti
 def _speed(options: dict[str, Any]) -> dict[str, Any]:
     """The given options, with ``fast`` for the flags ``--fast`` and ``--full``."""
     arguments = given(options)
+    flags = [f"--{name}" for name in SPEEDS if name in arguments]
+    if len(flags) > 1:
+        raise SettingError(
+            f"expected one of --fast, --draft and --full, got {', '.join(flags)}; pass one"
+        )
     if arguments.pop("full", False):
-        if "fast" in arguments:
-            raise ValueError("expected one of --fast, --draft and --full, got two; pass one")
         arguments["fast"] = False
     return arguments
 
