@@ -52,6 +52,8 @@ BASES = {
 LAB_CONFIGS = Path(lab.__file__).parent / "configs"
 QUICK = ("num_inference_steps", "num_refinement_steps", "candidates", "max_rounds")
 """Settings that are 1 here, so that a command of the pages takes seconds."""
+LARGEST_PAGE = 15_000
+"""Bytes of a page of instructions; changelog and lab pages are records, and may be longer."""
 L4 = 28
 """TotalSegmentator's number of a vertebra."""
 
@@ -198,6 +200,14 @@ def test_a_block_that_is_left_out_is_tested_elsewhere_or_says_why() -> None:
             assert ast.literal_eval(reason)
             for name in re.findall(r"tests/[\w/]+\.py", reason):
                 assert (REPOSITORY / name).is_file(), (page, name)
+
+
+def test_no_page_of_instructions_is_longer_than_a_reader_reads() -> None:
+    pages = [*(REPOSITORY / "docs").glob("*.md")]
+    sizes = {page.name: page.stat().st_size for page in pages if page.name != "CHANGELOG.md"}
+    assert "use.md" in sizes
+    too_long = {name: size for name, size in sizes.items() if size > LARGEST_PAGE}
+    assert not too_long, f"expected at most {LARGEST_PAGE} bytes, got {too_long}; split the page"
 
 
 def test_the_pages_have_examples_that_run() -> None:

@@ -260,9 +260,7 @@ def _shapes(arguments: Mapping[str, Any]) -> State:
 
 def _read_json(path: Path) -> Entries:
     if not path.is_file():
-        raise FileNotFoundError(
-            f"expected {path}, found none; see 'Weights from elsewhere' in docs/train.md"
-        )
+        raise FileNotFoundError(f"expected {path}, found none; see docs/convert.md")
     entries = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(entries, dict):
         raise ValueError(f"expected a JSON object in {path}, got {type(entries).__name__}")
