@@ -118,7 +118,8 @@ def _label_of(image: Path, root: Path) -> Path | None:
     name = re.compile(rf"{entities}(_({LABEL_ENTITIES})-[a-zA-Z0-9]+)*_dseg\.nii(\.gz)?")
     subject = image.parent.parent.relative_to(root)
     labels = []
-    for folder in (image.parent, *sorted(root.glob(f"derivatives/*/{subject}/*"))):
+    folders = sorted(root.glob(f"derivatives/*/{subject}/*"))
+    for folder in (image.parent, *folders):
         for path in sorted(folder.glob("*_dseg.nii*")):
             if name.fullmatch(path.name) and OURS not in path.name:
                 labels.append(path)

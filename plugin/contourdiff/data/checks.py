@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import math
 import tempfile
-from itertools import product
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 
 from contourdiff.data.nifti_names import check_encoding
-from contourdiff.data.volumes import open_volume, physical_memory, scaled_voxels
+from contourdiff.data.volumes import corner_voxels, open_volume, physical_memory, scaled_voxels
 
 GRID_TOLERANCE_MM = 0.01
 GRID_TOLERANCE_VOXELS = 0.01
@@ -159,14 +158,16 @@ def is_same_grid(affine: np.ndarray, other: np.ndarray, shape: tuple[int, ...]) 
 
 
 def _grid_distance_mm(affine: np.ndarray, other: np.ndarray, shape: tuple[int, ...]) -> float:
-    ends = [(0, size - 1) for size in shape]
-    corners = np.array([[*corner, 1] for corner in product(*ends)])
-    return float(np.linalg.norm(corners @ (affine - other).T, axis=1).max())
+    corners = np.insert(corner_voxels(shape), 3, 1, axis=1)  # homogeneous coordinates
+    apart = corners @ (affine - other).T
+    distances = np.linalg.norm(apart, axis=1)
+    return float(distances.max())
 
 
 def _grid_limit_mm(affine: np.ndarray) -> float:
     voxel_mm = np.linalg.norm(affine[:3, :3], axis=0)
-    return max(GRID_TOLERANCE_MM, GRID_TOLERANCE_VOXELS * float(voxel_mm.min()))
+    smallest = float(voxel_mm.min())
+    return max(GRID_TOLERANCE_MM, GRID_TOLERANCE_VOXELS * smallest)
 
 
 def check_output_dir(path: str | Path) -> None:

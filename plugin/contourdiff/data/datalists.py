@@ -20,8 +20,12 @@ def read_split(path: Path, split: str) -> list[str]:
     if path.suffix.lower() == ".csv":
         rows = _read_csv(path, ("file", "split"))
         return [row["file"] for row in rows if row["split"] == split]
-    entries = read_json(path).get(SECTIONS[split], [])
-    return [entry["image"] if isinstance(entry, dict) else entry for entry in entries]
+    lists = read_json(path)
+    files = []
+    for entry in lists.get(SECTIONS[split], []):
+        is_item = isinstance(entry, dict)
+        files.append(entry["image"] if is_item else entry)
+    return files
 
 
 def read_cases(path: Path, section: str) -> Any:

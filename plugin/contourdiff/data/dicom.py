@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -95,13 +96,15 @@ def read_header(path: str | Path, with_preamble: bool = True) -> Dataset | None:
         is_cut = header.SOPClassUID in CT_CLASSES and not _has_size(header)
     except Exception:  # of a parser, on any bytes
         return None
-    return None if is_cut else header
+    if is_cut:
+        return None
+    return header
 
 
 def has_ct_series(folder: str | Path) -> bool:
     """Whether a folder or a subfolder holds CT slices, or what may be such; ``ValueError`` if it is no folder."""
     all_series, unreadable = _content_of(folder)
-    may_be_ct = [series for series in all_series if series.slices and series.modality in ("CT", "")]
+    may_be_ct = _with_slices(all_series, ("CT", ""))
     return bool(unreadable or may_be_ct)
 
 
@@ -122,25 +125,34 @@ def read_ct_series(folder: str | Path, series_uid: str | None = None) -> Any:
     all_series, unreadable = _content_of(folder)
     if unreadable:
         raise _unreadable(folder, unreadable)
-    candidates = [series for series in all_series if series.slices and series.modality == "CT"]
-    listed = "; ".join(map(str, candidates or all_series)) or "no series"
+    candidates = _with_slices(all_series, ("CT",))
+    present = candidates or all_series
     expected = "one CT series"
     if series_uid is not None:
         expected = f"the CT series {series_uid}"
         candidates = [series for series in candidates if series.uid == series_uid]
     if len(candidates) != 1:
-        advice = "pass the UID of one as series_uid" if candidates else "pass another folder or UID"
+        advice = "pass another folder or UID"
+        if candidates:
+            advice = "pass the UID of one as series_uid"
         if not all(series.modality for series in all_series):
             advice += ", or set the tag Modality to CT"
+        listed = "; ".join(str(series) for series in present) or "no series"
         raise ValueError(f"expected {expected} in {folder}, got {listed}; {advice}")
     return _read(candidates[0].slices, str(folder))
+
+
+def _with_slices(all_series: Sequence[Series], modalities: Sequence[str]) -> list[Series]:
+    """The series of some modalities that hold slices."""
+    return [series for series in all_series if series.slices and series.modality in modalities]
 
 
 def _read(slices: dict[str, Dataset], where: str) -> Any:
     planes: list[Plane] = []
     for header in slices.values():
         planes += _planes(header, where)
-    if len(slices) > 1 and len(planes) > len(slices):
+    is_multi_frame = len(planes) > len(slices)
+    if is_multi_frame and len(slices) > 1:
         raise ValueError(
             f"expected one slice a file in {where}, got several multi-frame files; {CONVERT}"
         )
@@ -148,15 +160,19 @@ def _read(slices: dict[str, Dataset], where: str) -> Any:
         _check_planes(planes, where)
         order, distance_mm = _stack(planes, where)
     except ValueError as error:
-        advice = f", or {CONVERT}" if len(planes) > len(slices) else ""
-        raise ValueError(f"{error}{advice}") from error
+        if not is_multi_frame:
+            raise
+        raise ValueError(f"{error}, or {CONVERT}") from error
     image = _rescaled(list(slices), order, where)
     first = planes[order[0]]
     normal = _normal(first)
-    row = first.orientation[:3] / np.linalg.norm(first.orientation[:3])
-    axes = np.stack([row, np.cross(normal, row), normal], axis=1)
+    along_row = first.orientation[:3]
+    row = along_row / np.linalg.norm(along_row)
+    column = np.cross(normal, row)
+    axes = np.stack([row, column, normal], axis=1)
+    rows_mm, columns_mm = first.spacing.tolist()
     image.SetDirection(axes.ravel().tolist())
-    image.SetSpacing([float(first.spacing[1]), float(first.spacing[0]), distance_mm])
+    image.SetSpacing([columns_mm, rows_mm, distance_mm])
     image.SetOrigin(first.position.tolist())
     return image
 
@@ -181,9 +197,16 @@ def _rescaled(files: Sequence[str], order: Sequence[int], where: str) -> Any:
     if len(files) < len(order):
         image = sitk.GetImageFromArray(voxels[np.asarray(order)])
         voxels = sitk.GetArrayViewFromImage(image)
-    whole = all(np.array_equal(plane, np.rint(plane)) for plane in voxels)
-    fits = voxels.min() >= -(2**15) and voxels.max() < 2**15
-    return sitk.Cast(image, sitk.sitkInt16) if whole and fits else image
+    if _fits_int16(voxels):
+        return sitk.Cast(image, sitk.sitkInt16)
+    return image
+
+
+def _fits_int16(voxels: np.ndarray) -> bool:
+    """Whether all voxels are whole numbers within the range of int16."""
+    if voxels.min() < -(2**15) or voxels.max() >= 2**15:
+        return False
+    return all(np.array_equal(plane, np.rint(plane)) for plane in voxels)
 
 
 def _has_voxels(file: str) -> bool:
@@ -196,13 +219,20 @@ def _has_voxels(file: str) -> bool:
 
 def _unreadable(folder: str | Path, files: Sequence[str]) -> ValueError:
     names = [os.path.relpath(file, folder) for file in files]
-    listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    listed = ", ".join(names[:5])
+    if len(names) > 5:
+        listed += ", ..."
     advice = "decompress or copy them again, or remove those that are no slices"
-    if any(WITHOUT_MARK.match(_begin(Path(file))) for file in files):
+    if any(_lacks_preamble(file) for file in files):
         advice = "they lack the preamble and the letters DICM: write them anew, as dcmconv does"
     return ValueError(
         f"expected readable DICOM slices in {folder}, got {len(names)} that cannot be read: {listed}; {advice}"
     )
+
+
+def _lacks_preamble(file: str) -> bool:
+    begin = _begin(Path(file))
+    return WITHOUT_MARK.match(begin) is not None
 
 
 def _planes(header: Dataset, where: str) -> list[Plane]:
@@ -222,7 +252,8 @@ def _planes(header: Dataset, where: str) -> list[Plane]:
         groups = [frame, *shared, header]
         position, orientation, spacing = (_values(name, groups) for name in GEOMETRY)
         planes.append(Plane(position, orientation, spacing, size))
-        slope, intercept = _values("RescaleSlope", groups), _values("RescaleIntercept", groups)
+        slope = _values("RescaleSlope", groups)
+        intercept = _values("RescaleIntercept", groups)
         rescalings.add((*slope, *intercept))
     if len(frames) != count or len(rescalings) > 1:
         got = f"a multi-frame file of {count} frames with {len(frames)} positions and {len(rescalings)} rescalings"
@@ -253,22 +284,34 @@ def _check_planes(planes: Sequence[Plane], where: str) -> None:
                 f"expected position, orientation and spacing in every file of {where}, got a slice without or "
                 "with impossible ones; export them again"
             )
-        has_size = plane.size == first.size and np.allclose(plane.spacing, first.spacing)
-        if not has_size or not np.allclose(plane.orientation, first.orientation, atol=1e-3):
+        if not _is_like(plane, first):
             raise ValueError(
                 f"expected slices of one orientation, size and pixel spacing in {where}, got a mixture; "
                 "move the files of one stack to a folder of their own"
             )
 
 
+def _is_like(plane: Plane, first: Plane) -> bool:
+    """Whether two planes have one size, pixel spacing and orientation."""
+    if plane.size != first.size:
+        return False
+    if not np.allclose(plane.spacing, first.spacing):
+        return False
+    return np.allclose(plane.orientation, first.orientation, atol=1e-3)
+
+
 def _is_placed(plane: Plane) -> bool:
     """Whether position, orientation and spacing have all their numbers, and the axes are perpendicular unit vectors."""
-    if (plane.position.size, plane.orientation.size, plane.spacing.size) != (3, 6, 2):
+    counts = (plane.position.size, plane.orientation.size, plane.spacing.size)
+    if counts != (3, 6, 2):
         return False
-    if not np.isfinite(plane.position).all() or not (plane.spacing > 0).all():
+    if not np.isfinite(plane.position).all():
+        return False
+    if not (plane.spacing > 0).all():
         return False
     axes = plane.orientation.reshape(2, 3)
-    return np.allclose(axes @ axes.T, np.eye(2), atol=0.02)
+    products = axes @ axes.T
+    return np.allclose(products, np.eye(2), atol=0.02)
 
 
 def _normal(plane: Plane) -> np.ndarray:
@@ -280,24 +323,32 @@ def _stack(planes: Sequence[Plane], where: str) -> tuple[list[int], float]:
     """Order of the slices along their normal, and their distance in mm; ``ValueError`` for an irregular stack."""
     normal = _normal(planes[0])
     positions = np.array([plane.position for plane in planes])
-    order = np.argsort(positions @ normal, kind="stable")
+    heights = positions @ normal
+    order = np.argsort(heights, kind="stable")
     positions = positions[order]
     numbers = np.arange(len(planes))
     step, start = np.polyfit(numbers, positions, 1)
     distance = float(step @ normal)
-    beside = np.linalg.norm(positions - start - np.outer(numbers, step), axis=1)
-    limit = max(POSITION_TOLERANCE * distance, min(ROUNDING_MM, distance / 4))
+    offsets = positions - start - np.outer(numbers, step)
+    beside = np.linalg.norm(offsets, axis=1)
+    rounding = min(ROUNDING_MM, distance / 4)
+    limit = max(POSITION_TOLERANCE * distance, rounding)
     if distance <= 0 or beside.max() > limit:
-        steps = np.linalg.norm(np.diff(positions, axis=0), axis=1)
+        gaps = np.diff(positions, axis=0)
+        steps = np.linalg.norm(gaps, axis=1)
         usual = float(np.median(steps))
-        first = int(np.argmax(np.abs(steps - usual)))
+        departures = np.abs(steps - usual)
+        first = int(np.argmax(departures))
         raise ValueError(
             f"expected slices at equal distances in {where}, got {steps[first]:.3f} mm after slice {first + 1} of "
             f"{len(planes)} where others have {usual:.3f} mm (missing or repeated slices); export the series again"
         )
-    drift = float(np.linalg.norm(step - distance * normal))
-    tilt = float(np.degrees(np.arctan2(drift, distance)))
-    if tilt > MAX_TILT_DEGREES and drift * len(planes) > 2 * ROUNDING_MM:
+    sideways = step - distance * normal
+    drift = float(np.linalg.norm(sideways))
+    angle = np.arctan2(drift, distance)
+    tilt = float(np.degrees(angle))
+    whole_drift = drift * len(planes)
+    if tilt > MAX_TILT_DEGREES and whole_drift > 2 * ROUNDING_MM:
         raise ValueError(
             f"expected slices straight above one another in {where}, got a gantry tilt of {tilt:.2f} degrees; "
             "correct it first, as dcm2niix does"
@@ -324,31 +375,42 @@ def _content_of(folder: str | Path) -> tuple[list[Series], list[str]]:
     headers: dict[str, Dataset] = {}
     unreadable: list[str] = []
     for parent, _, names in sorted(os.walk(folder)):
-        files = [Path(parent, name) for name in sorted(names) if not name.startswith(".")]
+        visible = [name for name in sorted(names) if not name.startswith(".")]
+        files = [Path(parent, name) for name in visible]
         dicom = {file for file in files if is_dicom(file)}
         kinds = {_kind(file) for file in dicom}
         for file in files:
-            header = read_header(file) if file in dicom else None
-            if header is not None:
-                headers[str(file)] = header
-            elif file in dicom or (dicom and _is_lost(file, kinds)):
+            if file not in dicom:
+                if dicom and _is_lost(file, kinds):
+                    unreadable.append(str(file))
+                continue
+            header = read_header(file)
+            if header is None:
                 unreadable.append(str(file))
+            else:
+                headers[str(file)] = header
     return list(_series_of(headers)), unreadable
 
 
 def _series_of(headers: dict[str, Dataset]) -> Iterator[Series]:
-    files_of: dict[str, list[str]] = {}
+    files_of: dict[str, list[str]] = defaultdict(list)
     for file, header in headers.items():
-        files_of.setdefault(str(header.get("SeriesInstanceUID", "")), []).append(file)
-    for uid in sorted(files_of):
-        files = files_of[uid]
+        uid = str(header.get("SeriesInstanceUID", ""))
+        files_of[uid].append(file)
+    for uid, files in sorted(files_of.items()):
         first = headers[files[0]]
-        modality = str(first.get("Modality") or "").strip()
+        modality = _text_of(first, "Modality")
         if not modality and first.SOPClassUID in CT_CLASSES:
             modality = "CT"
-        description = str(first.get("SeriesDescription") or "").strip()
+        description = _text_of(first, "SeriesDescription")
         slices = {file: headers[file] for file in files if _is_slice(headers[file])}
         yield Series(uid, description, modality, slices)
+
+
+def _text_of(header: Dataset, name: str) -> str:
+    """Text of a tag without spaces around it; empty if it is absent."""
+    value = header.get(name) or ""
+    return str(value).strip()
 
 
 def _has_size(header: Dataset) -> bool:
@@ -365,13 +427,18 @@ def _is_slice(header: Dataset) -> bool:
 
 def _kind(file: Path) -> str:
     """Suffix of a file or, without a suffix of letters, its name with each number replaced."""
-    return file.suffix.lower() if file.suffix[1:].isalpha() else re.sub(r"\d+", "0", file.name)
+    if file.suffix[1:].isalpha():
+        return file.suffix.lower()
+    return re.sub(r"\d+", "0", file.name)
 
 
 def _is_lost(file: Path, kinds: set[str]) -> bool:
     """Whether a file that is no DICOM may have been a slice: it is named like one, or is empty without a suffix."""
+    if _kind(file) in kinds:
+        return True
+    if file.suffix:
+        return False
     try:
-        is_empty = file.stat().st_size == 0
+        return file.stat().st_size == 0
     except OSError:
-        is_empty = True
-    return _kind(file) in kinds or (is_empty and not file.suffix)
+        return True

@@ -107,10 +107,10 @@ def local_file(source: Source, path: Path) -> Path:
 def input_warnings(dataset_dir: Source, pairs: Sequence[Pair]) -> list[str]:
     """What of the labels of a folder of cases is not used: a line for each file, with the name that was expected."""
     cases = [case_of(image) for image, _ in pairs]
-    used = {Path(label).name for _, label in pairs if label is not None}
+    used = {label.name for label in _labels_of(pairs)}
     warnings = []
-    for name, entry in _labels_in(dataset_dir).items():
-        if name not in used or (not is_url(entry) and not is_label(Path(entry))):
+    for name, label in _labels_in(dataset_dir).items():
+        if name not in used or not _is_usable(label):
             warnings.append(unused_warning(LABELS, name, cases))
     if is_url(dataset_dir):
         return warnings
@@ -126,7 +126,9 @@ def input_warnings(dataset_dir: Source, pairs: Sequence[Pair]) -> list[str]:
 def _listed_inputs(root: Source, datalist: str | Path | Sequence[Any], section: str) -> list[Pair]:
     entries: Any = datalist
     if isinstance(datalist, (str, Path)):
-        path = Path(datalist) if is_url(root) else Path(root) / datalist
+        path = Path(datalist)
+        if not is_url(root):
+            path = Path(root) / path
         entries = read_cases(path, section)
     if not isinstance(entries, (list, tuple)):
         raise ValueError(
@@ -165,7 +167,7 @@ def _folder_inputs(root: Path) -> list[Pair]:
         folders = [path for path in content if path.is_dir() and path.name != LABELS]
         images += [folder for folder in folders if _is_case(folder)]
     pairs = _with_labels(images, _labels_in(root))
-    check_classes(Path(label) for _, label in pairs if label is not None)
+    check_classes(_labels_of(pairs))
     return pairs
 
 
@@ -179,16 +181,25 @@ def _is_case(folder: Path) -> bool:
 
 
 def _with_labels(images: Sequence[Source], labels: Mapping[str, Source]) -> list[Pair]:
-    usable = []
-    for name, label in labels.items():
-        if is_url(label) or is_label(Path(label)):
-            usable.append(name)
-    by_case = match_labels([case_of(image) for image in images], usable).by_case
+    usable = [name for name, label in labels.items() if _is_usable(label)]
+    cases = [case_of(image) for image in images]
+    by_case = match_labels(cases, usable).by_case
     pairs: list[Pair] = []
-    for image in images:
-        file = by_case.get(case_of(image))
-        pairs.append((image, None if file is None else labels[file]))
+    for case, image in zip(cases, images, strict=True):
+        label = None
+        if case in by_case:
+            label = labels[by_case[case]]
+        pairs.append((image, label))
     return pairs
+
+
+def _is_usable(label: Source) -> bool:
+    """Whether what lies among the labels can be one; a remote file is not opened."""
+    return is_url(label) or is_label(Path(label))
+
+
+def _labels_of(pairs: Sequence[Pair]) -> list[Path]:
+    return [Path(label) for _, label in pairs if label is not None]
 
 
 def _labels_in(dataset_dir: Source) -> Mapping[str, Source]:
@@ -217,8 +228,10 @@ def _remote_files(url: str) -> dict[str, str]:
 
     system, root = fsspec.core.url_to_fs(url)
     system.invalidate_cache()  # what was there in an earlier run of this process
-    urls = {}
-    for path in sorted(system.ls(root, detail=False)) if system.isdir(root) else []:
+    urls: dict[str, str] = {}
+    if not system.isdir(root):
+        return urls
+    for path in sorted(system.ls(root, detail=False)):
         name = Path(path).name
         is_itself = path.rstrip("/") == root.rstrip("/")
         if not name.startswith(".") and not is_itself:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -45,22 +46,29 @@ def voxels_and_affine(image: Any, where: str) -> tuple[np.ndarray, np.ndarray]:
     channels = image.GetNumberOfComponentsPerPixel()
     spacing = np.array(image.GetSpacing(), dtype=float)
     dimensions = len(spacing)
-    if isinstance(image, sitk.Image):
-        voxels = sitk.GetArrayViewFromImage(image).T
-    else:
-        import itk
-
-        voxels = itk.array_view_from_image(image).T
-    if dimensions < 3 or channels != 1 or not set(voxels.shape[3:]) <= {1}:
+    voxels = _voxels_of(image)
+    frames = math.prod(voxels.shape[3:])
+    if dimensions < 3 or channels != 1 or frames != 1:
         raise ValueError(
             f"expected a volume of one channel at {where}, got {dimensions} dimensions, {channels} channels; "
             "save one 3-D volume a file"
         )
-    direction = np.array(image.GetDirection(), dtype=float).reshape(dimensions, dimensions)
+    directions = np.array(image.GetDirection(), dtype=float)
+    axes = directions.reshape(dimensions, dimensions)
+    origin = list(image.GetOrigin())
     affine = np.eye(4)
-    affine[:3, :3] = direction[:3, :3] * spacing[:3]
-    affine[:3, 3] = list(image.GetOrigin())[:3]
+    affine[:3, :3] = axes[:3, :3] * spacing[:3]
+    affine[:3, 3] = origin[:3]
     return voxels.reshape(voxels.shape[:3]), TO_LPS @ affine
+
+
+def _voxels_of(image: Any) -> np.ndarray:
+    """View of all voxels, ``(H, W, D, ...)``."""
+    if isinstance(image, sitk.Image):
+        return sitk.GetArrayViewFromImage(image).T
+    import itk
+
+    return itk.array_view_from_image(image).T
 
 
 def write_itk(data: np.ndarray, affine: np.ndarray, path: str | Path) -> None:
@@ -72,7 +80,8 @@ def write_itk(data: np.ndarray, affine: np.ndarray, path: str | Path) -> None:
 
 def simpleitk_of(data: np.ndarray, affine: np.ndarray) -> Any:
     """Voxels ``(H, W, D)`` with a RAS+ affine ``(4, 4)`` as a SimpleITK image."""
-    image = sitk.GetImageFromArray(np.ascontiguousarray(data.transpose()))
+    in_itk_order = np.ascontiguousarray(data.transpose())
+    image = sitk.GetImageFromArray(in_itk_order)
     lps = TO_LPS @ affine
     axes = lps[:3, :3]
     origin = lps[:3, 3]

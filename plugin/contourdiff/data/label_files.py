@@ -6,7 +6,7 @@ from __future__ import annotations
 import difflib
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,23 +79,27 @@ def match_labels(cases: Iterable[str], names: Iterable[str]) -> LabelMatches:
     unused = sorted(names)
     cases = list(cases)
     for case_key, label_key in ((str, case_of), (_key_of_case, _key_of_label)):
-        keys: dict[str, list[str]] = defaultdict(list)
-        for case in cases:
-            if case not in by_case:
-                keys[case_key(case)].append(case)
-        fitting: dict[str, list[str]] = defaultdict(list)
-        for name in unused:
-            fitting[label_key(name)].append(name)
-        for key, with_key in keys.items():
-            labels = fitting.get(key, [])
+        without_label = [case for case in cases if case not in by_case]
+        labels_by_key = _by_key(unused, label_key)
+        for key, same_key in _by_key(without_label, case_key).items():
+            labels = labels_by_key.get(key, [])
+            case = same_key[0]
             if len(labels) > 1:
                 raise ValueError(
-                    f"expected one label for the case {printable(with_key[0])}, got {labels}; remove the others"
+                    f"expected one label for the case {printable(case)}, got {labels}; remove the others"
                 )
-            if labels and len(with_key) == 1:
-                by_case[with_key[0]] = labels[0]
+            if labels and len(same_key) == 1:
+                by_case[case] = labels[0]
         unused = [name for name in unused if name not in by_case.values()]
     return LabelMatches(by_case, unused)
+
+
+def _by_key(names: Iterable[str], key_of: Callable[[str], str]) -> dict[str, list[str]]:
+    by_key: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        key = key_of(name)
+        by_key[key].append(name)
+    return by_key
 
 
 def _key_of_case(case: str) -> str:
@@ -196,23 +200,25 @@ def join_masks(folder: Path, image: Path, path: Path) -> dict[int, str]:
     """
     masks = masks_of(folder)
     values = class_values(masks)
+    names = {value: name for name, value in values.items()}
     joined: np.ndarray | None = None
     for name, file in masks.items():
         check_name(file)
         voxels = check_label(image, file)
         release_voxels([file])
+        inside = voxels != 0
         present = np.unique(voxels)
-        if len(present[present != 0]) > 1:
+        if np.count_nonzero(present) > 1:
             raise ValueError(
                 f"expected a mask of 0 and 1 in {file}, got {len(present)} values; pass a label of several classes "
                 "as one file"
             )
-        inside = voxels != 0
         if joined is None:
-            joined = np.zeros(inside.shape, np.uint8 if max(values.values()) < 256 else np.uint16)
+            smallest_type = np.min_scalar_type(max(names))
+            joined = np.zeros(inside.shape, smallest_type)
         shared = joined[inside]
         if shared.any():
-            other = next(key for key, value in values.items() if value == shared.max())
+            other = names[int(shared.max())]
             raise ValueError(
                 f"expected masks that share no voxel in {folder}, got {np.count_nonzero(shared)} in {name} "
                 f"and {other}; leave one of them out"
@@ -220,13 +226,12 @@ def join_masks(folder: Path, image: Path, path: Path) -> dict[int, str]:
         joined[inside] = values[name]
     if joined is not None:
         save_like(joined, image, path)
-    return {value: name for name, value in sorted(values.items(), key=lambda item: item[1])}
+    return dict(sorted(names.items()))
 
 
 def write_label(label: Path, files: CaseFiles, classes: Mapping[int, str] | None) -> None:
     """Write the label of a translation, voxel for voxel, and beside it the names of its values where they are known."""
     if classes is not None:
-        write_json(
-            files.classes, {"classes": {str(value): name for value, name in classes.items()}}
-        )
+        names = {str(value): name for value, name in classes.items()}
+        write_json(files.classes, {"classes": names})
     save_like(scaled_voxels(label), label, files.label)

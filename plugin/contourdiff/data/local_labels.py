@@ -74,28 +74,15 @@ def _turned(
 
 def _convert_dicom(source: Path, path: Path, ct: Path) -> dict[int, str]:
     """Write the segments of a DICOM SEG, by their numbers, on the grid of the CT; return the names of the segments."""
-    header = read_header(source, with_preamble=False)
-    modality = (
-        "no readable file" if header is None else str(header.get("Modality") or "no modality")
-    )
-    if modality != "SEG":
-        advice = "convert it to NIfTI"
-        if modality == "RTSTRUCT":
-            advice += ", for example with 3D Slicer, or plastimatch convert --output-labelmap"
-        raise ValueError(
-            f"expected a DICOM SEG as label in {source.name}, got {modality}; {advice}"
-        )
+    _check_seg(source)
     voxels, affine, names = _segments_of(source)
     grid = open_volume(ct)
     turned, turned_affine = _turned(voxels, affine, grid.affine)
-    shift = np.rint((np.linalg.inv(grid.affine) @ turned_affine)[:3, 3]).astype(int)
+    to_voxels = np.linalg.inv(grid.affine) @ turned_affine
+    shift = np.rint(to_voxels[:3, 3]).astype(int)
     begin = np.eye(4)
     begin[:3, 3] = -shift
-    on_grid = np.zeros(grid.shape, dtype=voxels.dtype)
-    start, stop = np.maximum(shift, 0), np.minimum(shift + turned.shape, grid.shape)
-    inside = tuple(map(slice, start, np.maximum(start, stop)))
-    part = tuple(map(slice, start - shift, np.maximum(start, stop) - shift))
-    on_grid[inside] = turned[part]
+    on_grid = _shifted(turned, shift, grid.shape)
     is_whole = np.count_nonzero(on_grid) == np.count_nonzero(voxels)
     if not is_whole or not is_same_grid(turned_affine @ begin, grid.affine, turned.shape):
         raise ValueError(
@@ -104,6 +91,32 @@ def _convert_dicom(source: Path, path: Path, ct: Path) -> dict[int, str]:
         )
     save_like(on_grid, ct, path)
     return names
+
+
+def _check_seg(source: Path) -> None:
+    """Raise ``ValueError`` unless a DICOM file is a SEG."""
+    header = read_header(source, with_preamble=False)
+    modality = "no readable file"
+    if header is not None:
+        modality = str(header.get("Modality") or "no modality")
+    if modality == "SEG":
+        return
+    advice = "convert it to NIfTI"
+    if modality == "RTSTRUCT":
+        advice += ", for example with 3D Slicer, or plastimatch convert --output-labelmap"
+    raise ValueError(f"expected a DICOM SEG as label in {source.name}, got {modality}; {advice}")
+
+
+def _shifted(voxels: np.ndarray, shift: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Voxels moved by whole numbers ``(3,)`` to a grid of ``shape``, 0 around them; what lies outside is cut off."""
+    start = np.maximum(shift, 0)
+    end = np.minimum(shift + voxels.shape, shape)
+    stop = np.maximum(start, end)
+    inside = tuple(map(slice, start, stop))
+    part = tuple(map(slice, start - shift, stop - shift))
+    shifted = np.zeros(shape, dtype=voxels.dtype)
+    shifted[inside] = voxels[part]
+    return shifted
 
 
 def _segments_of(source: Path) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:

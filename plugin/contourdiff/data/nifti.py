@@ -47,8 +47,9 @@ def save_like(data: np.ndarray, source: str | Path, path: str | Path) -> None:
     for field in GRID_FIELDS:
         header[field] = image.header[field]
     header.set_data_dtype(data.dtype)
+    written = type(image)(data, image.affine, header)
     with atomic_write(path) as aside:
-        nib.save(type(image)(data, image.affine, header), aside)
+        nib.save(written, aside)
 
 
 class SourceGridReader(NibabelReader):
@@ -64,8 +65,9 @@ class SourceGridReader(NibabelReader):
         return open_volume(self.filenames[0])
 
     def _get_array_data(self, img: nib.Nifti1Image, *args: Any) -> np.ndarray:
-        voxels = scaled_voxels(str(self.filenames[0]))
-        release_voxels([str(self.filenames[0])])  # what follows takes the memory
+        path = str(self.filenames[0])
+        voxels = scaled_voxels(path)
+        release_voxels([path])  # what follows takes the memory
         voxels.flags.writeable = True
         return voxels
 
@@ -78,7 +80,8 @@ class SourceGridWriter(NibabelWriter):
 
     def set_data_array(self, data_array: Any, *args: Any, **options: Any) -> None:
         """Store a volume of one channel; a last axis of one slice stays, unlike in MONAI's writer."""
-        super().set_data_array(data_array, *args, **{**options, "squeeze_end_dims": False})
+        options["squeeze_end_dims"] = False
+        super().set_data_array(data_array, *args, **options)
 
     def set_metadata(
         self, meta_dict: Mapping | None = None, resample: bool = True, **options: Any

@@ -24,9 +24,11 @@ def is_nifti(path: Path) -> bool:
 
 def is_volume(path: Path, suffixes: tuple[str, ...] = VOLUME_SUFFIXES) -> bool:
     """Whether a path is a NIfTI, NRRD or MetaImage file by its name, as [`is_nifti`][]; or a link to no file."""
-    if path.name.startswith(".") or not path.name.lower().endswith(suffixes):
+    name = path.name.lower()
+    if name.startswith(".") or not name.endswith(suffixes):
         return False
-    return path.is_file() or (path.is_symlink() and not path.exists())
+    is_broken_link = path.is_symlink() and not path.exists()
+    return path.is_file() or is_broken_link
 
 
 def case_of(path: str | Path) -> str:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from monai.utils import convert_to_numpy
 from nibabel.affines import apply_affine, from_matvec
 from nibabel.volumeutils import apply_read_scaling
 
-from contourdiff.data.volumes import open_volume, stored_voxels
+from contourdiff.data.volumes import corner_voxels, open_volume, stored_voxels
 
 
 class ResampledPlanes:
@@ -64,25 +63,32 @@ class ResampledPlanes:
         stored = self.voxels[part]
         if not stored.size:
             return np.zeros(np.delete(shape, axis), dtype=np.float32)
-        slope, intercept = self._scaling
-        scaled = np.asarray(apply_read_scaling(stored, slope, intercept))
-        values = torch.as_tensor(scaled.astype(np.float32))
-        if self.window is not None:
-            low, high = self.window
-            values = ((values - low) / (high - low)).clamp(0, 1)
+        values = self._scaled(stored)
         first_voxel = [along.start for along in part]
         part_affine = self.affine @ from_matvec(np.eye(3), first_voxel)
         volume = MetaTensor(values[None], affine=torch.as_tensor(part_affine))
         resample = SpatialResample(mode=mode, padding_mode="zeros")
-        plane = np.asarray(resample(volume, torch.as_tensor(affine), shape)[0])
+        resampled = resample(volume, torch.as_tensor(affine), shape)
+        plane = np.asarray(resampled[0])
         return np.take(plane, 0, axis=axis)
+
+    def _scaled(self, stored: np.ndarray) -> torch.Tensor:
+        """Voxels as the header scales them, float32, from the window to [0, 1] if there is one."""
+        slope, intercept = self._scaling
+        scaled = np.asarray(apply_read_scaling(stored, slope, intercept))
+        values = torch.as_tensor(scaled.astype(np.float32))
+        if self.window is None:
+            return values
+        low, high = self.window
+        shares = (values - low) / (high - low)
+        return shares.clamp(0, 1)
 
     def _part(self, to_voxels: np.ndarray, shape: list[int], axis: int) -> tuple[slice, ...]:
         """Voxels near the plane: cut along the axis most nearly perpendicular to it, whole along the others."""
-        cut_axis = int(np.argmax(np.abs(to_voxels[:3, axis])))
-        ends = [(0, length - 1) for length in shape]
-        corners = np.array(list(product(*ends)))
-        depths = apply_affine(to_voxels, corners)[:, cut_axis]
+        step = np.abs(to_voxels[:3, axis])
+        cut_axis = int(np.argmax(step))
+        corners = apply_affine(to_voxels, corner_voxels(shape))
+        depths = corners[:, cut_axis]
         first = np.floor(depths.min()) - 1
         last = np.ceil(depths.max()) + 1
         size = self.voxels.shape[cut_axis]

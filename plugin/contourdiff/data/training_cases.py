@@ -182,9 +182,15 @@ def _held_out(names: set[str], val_fraction: float, at_least: int = 0) -> set[st
     """The first names in the order of their hashes: ``val_fraction`` of them, and never all."""
     if not names:
         return set()
-    ranked = sorted(names, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
-    count = max(int(len(ranked) * val_fraction), at_least)
-    return set(ranked[: min(count, len(ranked) - 1)])
+    ranked = sorted(names, key=_hash_of)
+    share = int(len(ranked) * val_fraction)
+    count = max(share, at_least)
+    most = len(ranked) - 1
+    return set(ranked[: min(count, most)])
+
+
+def _hash_of(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()
 
 
 def _is_valid(name: str, image: Path, label: Path) -> bool:

@@ -6,10 +6,11 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 
 import nibabel as nib
@@ -59,7 +60,8 @@ def stored_voxels(path: str | Path) -> np.ndarray:
 def scaled_voxels(path: str | Path) -> np.ndarray:
     """Voxels with the scaling of the header, equal to nibabel's; see [`stored_voxels`][]."""
     proxy = open_volume(path).dataobj
-    slope, intercept = np.asanyarray(proxy.slope), np.asanyarray(proxy.inter)
+    slope = np.asanyarray(proxy.slope)
+    intercept = np.asanyarray(proxy.inter)
     return apply_read_scaling(stored_voxels(path), slope, intercept)
 
 
@@ -78,8 +80,9 @@ def release_voxels(paths: Iterable[str | os.PathLike[str] | None]) -> None:
     kept = _kept.get()
     if kept:
         names = {str(path) for path in paths}
-        for state in [state for state in kept if state[0] in names]:
-            del kept[state]
+        for state in list(kept):
+            if state[0] in names:
+                del kept[state]
 
 
 def write_volume(voxels: np.ndarray, affine: np.ndarray, path: str | Path) -> None:
@@ -90,10 +93,9 @@ def write_volume(voxels: np.ndarray, affine: np.ndarray, path: str | Path) -> No
     singular affine, and a shape that NIfTI cannot hold.
     """
     voxels = _storable(voxels)
-    if not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0:
+    axes = affine[:3, :3]
+    if not np.isfinite(affine).all() or np.linalg.det(axes) == 0:
         raise ValueError(f"expected an invertible affine, got {affine.tolist()}; repair it")
-    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    is_sheared = not np.allclose(axes.T @ axes, np.eye(3), atol=1e-4)
     try:
         image = nib.Nifti1Image(voxels, affine, dtype=voxels.dtype)
     except HeaderDataError as error:
@@ -101,9 +103,19 @@ def write_volume(voxels: np.ndarray, affine: np.ndarray, path: str | Path) -> No
             f"expected a volume that NIfTI can hold, got {voxels.shape}: {error}; crop it"
         ) from error
     image.set_sform(affine, 1)
-    image.set_qform(None if is_sheared else affine, int(not is_sheared))
+    if _is_sheared(axes):
+        image.set_qform(None, 0)
+    else:
+        image.set_qform(affine, 1)
     with atomic_write(path) as aside:
         nib.save(image, aside)
+
+
+def _is_sheared(axes: np.ndarray) -> bool:
+    """Whether some of the axes, the columns ``(3, 3)``, are not perpendicular."""
+    directions = axes / np.linalg.norm(axes, axis=0)
+    products = directions.T @ directions
+    return not np.allclose(products, np.eye(3), atol=1e-4)
 
 
 def _storable(voxels: np.ndarray) -> np.ndarray:
@@ -118,6 +130,12 @@ def _storable(voxels: np.ndarray) -> np.ndarray:
             f"expected one number a voxel, got the data type {voxels.dtype}; pass gray levels or label values"
         )
     return voxels
+
+
+def corner_voxels(shape: Sequence[int]) -> np.ndarray:
+    """Indices of the corners of a grid ``(H, W, D)``: ``(8, 3)``."""
+    ends = [(0, size - 1) for size in shape]
+    return np.array(list(product(*ends)))
 
 
 def digest_of(path: str | Path) -> str:

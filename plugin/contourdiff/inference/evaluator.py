@@ -115,7 +115,9 @@ def _packed(batch: list[Any]) -> list[Any]:
 
 def _unpacked(batch: list[Any]) -> list[Any]:
     (item,) = batch
-    return [pickle.loads(item)] if isinstance(item, bytes) else batch
+    if isinstance(item, bytes):
+        return [pickle.loads(item)]
+    return batch
 
 
 class CaseEvaluator(SupervisedEvaluator):
@@ -135,7 +137,8 @@ class CaseEvaluator(SupervisedEvaluator):
     """
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**{**kwargs, "decollate": False})
+        kwargs["decollate"] = False
+        super().__init__(**kwargs)
         self.completed: dict[str, Row] = {}
         self.failures: dict[str, str] = {}
         self.add_event_handler(Events.GET_BATCH_STARTED, _release)

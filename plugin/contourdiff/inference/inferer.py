@@ -266,8 +266,10 @@ class NeighborGuided(Painter):
 
     def paint(self, volumes: Sequence[VolumeState], network: nn.Module) -> Iterator[PaintedSlice]:
         """Paint all volumes of a contrast at once, a slice of each in a batch."""
-        for class_label in dict.fromkeys(volume.class_label for volume in volumes):
-            together = [volume for volume in volumes if volume.class_label == class_label]
+        of_contrast: dict[int | None, list[VolumeState]] = {}
+        for volume in volumes:
+            of_contrast.setdefault(volume.class_label, []).append(volume)
+        for together in of_contrast.values():
             with self.execution.heap(together[0].framed.device):
                 yield from self._paint_together(together, network)
 

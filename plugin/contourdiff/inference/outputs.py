@@ -109,9 +109,10 @@ class TranslationOutputs:
         engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self)
 
     def _check_spread(self, engine: Engine) -> None:
+        if self.maps is None or not self.maps.uncertainty:
+            return
         inferer = getattr(engine, "inferer", None)
-        has_spread = getattr(inferer, "keep_spread", False)
-        if self.maps is not None and self.maps.uncertainty and not has_spread:
+        if not getattr(inferer, "keep_spread", False):
             raise ValueError(
                 f"an uncertainty map requires an inferer with keep_spread=True, got {type(inferer).__name__} without; "
                 "keep the spread, or switch the map off"
@@ -257,15 +258,18 @@ class TranslationOutputs:
         """Invert a map ``(H, W, D)`` as the translation was, codes to the nearest, and write it."""
         preprocessing = self.maps.preprocessing  # type: ignore[union-attr]
         invert = Invertd("map", preprocessing, orig_keys="image", nearest_interp=dtype is np.uint8)
-        inverted = invert({"map": MetaTensor(volume[None].float()), "image": contours})["map"]
+        on_grid = MetaTensor(volume[None].float())
+        inverted = invert({"map": on_grid, "image": contours})["map"]
         voxels = inverted[0].as_subclass(torch.Tensor).numpy()
         save_like(voxels.astype(dtype), contours.meta["filename_or_obj"], path)
 
     def _flicker(self, result: VolumeResult) -> dict[str, float | int | None]:
-        axis = self.slice_axis
-        gray_levels = np.moveaxis(np.asarray(result.gray_levels[0]), axis, 0)
-        contours = np.moveaxis(np.asarray(result.contours), axis, 0)
-        rows, columns = result.box[:axis] + result.box[axis + 1 :]
+        volume = np.asarray(result.gray_levels[0])
+        gray_levels = np.moveaxis(volume, self.slice_axis, 0)
+        contours = np.moveaxis(np.asarray(result.contours), self.slice_axis, 0)
+        in_plane = list(result.box)
+        del in_plane[self.slice_axis]
+        rows, columns = in_plane
         measured = flicker(gray_levels, contours, (rows, columns))
         return flicker_record(measured, result.single_distances, self.reference_flicker)
 
@@ -292,14 +296,17 @@ class TranslationOutputs:
 
 def slice_areas_mm2(source: Path, axcodes: str, slice_axis: int, low: float) -> np.ndarray:
     """Area above ``low`` HU in each slice of a CT in mm2, ``(N,)``, as its slices are stacked after orientation."""
-    image = open_volume(source)
+    affine = open_volume(source).affine
+    stored = nib.io_orientation(affine)
     orientation = nib.orientations.axcodes2ornt(tuple(axcodes))
-    turn = nib.orientations.ornt_transform(nib.io_orientation(image.affine), orientation)
-    axis = int(np.flatnonzero(turn[:, 0] == slice_axis)[0])
-    others = [other for other in range(3) if other != axis]
-    counts = np.count_nonzero(scaled_voxels(source) > low, axis=tuple(others))
-    sizes = np.linalg.norm(image.affine[:3, :3], axis=0)
-    return counts * np.prod(sizes[others])
+    turn = nib.orientations.ornt_transform(stored, orientation)
+    axes = turn[:, 0].astype(int).tolist()
+    in_plane = [0, 1, 2]
+    in_plane.remove(axes.index(slice_axis))
+    is_above = scaled_voxels(source) > low
+    counts = np.count_nonzero(is_above, axis=tuple(in_plane))
+    sizes_mm = np.linalg.norm(affine[:3, :3], axis=0)
+    return counts * np.prod(sizes_mm[in_plane])
 
 
 def _weights_file(path: str | Path) -> dict[str, Any]:
@@ -310,5 +317,7 @@ def _center_mm(image: MetaTensor, axis: int, index: int) -> list[float]:
     """RAS+ coordinates of the middle of a slice, in mm."""
     voxel = [(size - 1) / 2 for size in image.shape[1:]]
     voxel[axis] = index
-    position = np.asarray(image.affine, dtype=np.float64) @ [*voxel, 1.0]
-    return [round(float(coordinate), 3) for coordinate in position[:3]]
+    affine = np.asarray(image.affine, dtype=np.float64)
+    position = affine @ [*voxel, 1.0]
+    x, y, z, _ = position.tolist()
+    return [round(x, 3), round(y, 3), round(z, 3)]

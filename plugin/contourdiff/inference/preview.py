@@ -90,13 +90,14 @@ def filled_slices(label: str | Path, target: MetaTensor, slice_axis: int) -> np.
     target_affine = np.asarray(target.affine, dtype=np.float64)
     from_world = np.linalg.inv(target_affine)
     to_target = from_world @ image.affine
-    label_axis = int(np.argmax(np.abs(to_target[slice_axis, :3])))
+    steps = np.abs(to_target[slice_axis, :3])
+    label_axis = int(np.argmax(steps))
     filled = _filled_along(scaled_voxels(label), label_axis)
     middle = [(size - 1) / 2 for size in image.shape]
     centers = np.tile(middle, (len(filled), 1))
     centers[:, label_axis] = filled
-    positions = apply_affine(to_target, centers)[:, slice_axis]
-    numbers = np.rint(positions).astype(int)
+    positions = apply_affine(to_target, centers)
+    numbers = np.rint(positions[:, slice_axis]).astype(int)
     last = target.shape[1 + slice_axis] - 1
     return np.unique(numbers.clip(0, last))
 

@@ -37,9 +37,11 @@ class RunProgress:
         numbers = [self._numbers.get(name, 0) for name in names]
         number = max(numbers, default=0)
         finished = sum(self._counts[:number]) - slices
-        self._bar.n = max(self._bar.n, finished)
-        self._bar.total = max(self._bar.total, self._bar.n + slices)
-        self._bar.set_description(f"{', '.join(names)} ({number} of {len(self._numbers)})")
+        done = max(self._bar.n, finished)
+        self._bar.n = done
+        self._bar.total = max(self._bar.total, done + slices)
+        listed = ", ".join(names)
+        self._bar.set_description(f"{listed} ({number} of {len(self._numbers)})")
 
     def update(self) -> None:
         """Count a translated slice."""
@@ -74,7 +76,8 @@ def run_progress(slices: Mapping[str, int], show: bool = True) -> Iterator[RunPr
     # without a bar, redirected lines of the log would be printed where nothing else prints, in workers
     lines = logging_redirect_tqdm() if show else nullcontext()
     total = sum(slices.values())
-    with lines, progress_bar(total, "slice", show and bool(slices)) as bar:
+    has_bar = show and bool(slices)
+    with lines, progress_bar(total, "slice", has_bar) as bar:
         yield RunProgress(slices, bar)
         bar.n = bar.total  # of the last case, if it failed
 

@@ -67,8 +67,12 @@ def summary_row(
 
 def kept_rows(names: Iterable[str], output_dir: str | Path) -> list[Row]:
     """Lines of translations that existed before the run, from their records."""
-    records = {name: read_json(CaseFiles(Path(output_dir), name).record) for name in names}
-    return [summary_row(name, "kept", record) for name, record in records.items()]
+    rows = []
+    for name in dict.fromkeys(names):  # each once
+        files = CaseFiles(Path(output_dir), name)
+        record = read_json(files.record)
+        rows.append(summary_row(name, "kept", record))
+    return rows
 
 
 def failed_rows(failures: Mapping[str, str]) -> list[Row]:
@@ -94,7 +98,9 @@ def measures(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _mean_of(key: str, slices: Sequence[Mapping[str, Any]]) -> float | None:
-    return fmean(item[key] for item in slices) if slices else None
+    if not slices:
+        return None
+    return fmean(item[key] for item in slices)
 
 
 def write_summary(
@@ -140,7 +146,8 @@ def write_summary(
         write_table(stats, rows)
     if bids_dir is not None:
         names = [row["case"] for row in rows if row["status"] != "failed"]
-        write_derivatives([CaseFiles(Path(output_dir), name).record for name in names], bids_dir)
+        records = [CaseFiles(Path(output_dir), name).record for name in names]
+        write_derivatives(records, bids_dir)
     if pages is not None:
         pages()
     if failed:

@@ -163,10 +163,11 @@ class VolumeState:
 
 def contour_box(contours: Any, margin_px: int) -> tuple[slice, slice]:
     """Rows and columns of the box around all contours ``(N, H, W)`` with a margin; the whole slice without any."""
-    present = torch.as_tensor(contours != 0).any(dim=0)
-    rows = _span(present.any(dim=1), margin_px)
-    columns = _span(present.any(dim=0), margin_px)
-    return rows, columns
+    is_contour = torch.as_tensor(contours != 0)
+    present = is_contour.any(dim=0)
+    in_row = present.any(dim=1)
+    in_column = present.any(dim=0)
+    return _span(in_row, margin_px), _span(in_column, margin_px)
 
 
 def _span(lines: Tensor, margin_px: int) -> slice:

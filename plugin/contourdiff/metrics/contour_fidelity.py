@@ -97,11 +97,17 @@ def _verdict(codes: np.ndarray, contour: np.ndarray, limit: float) -> SliceFidel
     followed_points = int(np.count_nonzero(codes == FOLLOWED))
     reference_points = lost_points + followed_points
     # a blank translation loses everything, and invents nothing
-    precision = (points - invented_points) / points if points else float(not reference_points)
-    recall = followed_points / reference_points if reference_points else float(not points)
-    invented = 1 - precision if points else 0.0
-    lost = 1 - recall if reference_points else 0.0
-    f1 = 2 * precision * recall / ((precision + recall) or 1)
+    precision = float(not reference_points)
+    invented = lost = 0.0
+    if points:
+        precision = (points - invented_points) / points
+        invented = 1 - precision
+    recall = float(not points)
+    if reference_points:
+        recall = followed_points / reference_points
+        lost = 1 - recall
+    total = precision + recall
+    f1 = 2 * precision * recall / (total or 1)
     return SliceFidelity(invented, lost, f1, f1 < limit)
 
 

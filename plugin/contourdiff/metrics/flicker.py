@@ -81,7 +81,9 @@ def flicker_line(record: dict[str, float | int | None]) -> str:
 
 
 def _mean(values: Sequence[float]) -> float | None:
-    return float(np.mean(values)) if len(values) else None
+    if not values:
+        return None
+    return float(np.mean(values))
 
 
 def _ratio(value: float | None, reference: float | None) -> float | None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,11 +124,11 @@ def summarize_scores(rows: ScoreRows, n_bootstrap: int = 2000, seed: int = 0) ->
     with all its cases and classes; NaN with one patient. A row without ``patient`` is a patient of its own. Raises
     ``ValueError`` if there are no rows, or two of one case and class.
     """
-    keys = [(row["case"], row["class"]) for row in rows]
-    if not keys or len(set(keys)) != len(keys):
-        twice = sorted({key for key in keys if keys.count(key) > 1})
+    counts = Counter((row["case"], row["class"]) for row in rows)
+    twice = sorted(key for key, count in counts.items() if count > 1)
+    if not rows or twice:
         raise ValueError(
-            f"expected a row for each case and class, got {len(keys)} rows, twice: {twice}; rename files"
+            f"expected a row for each case and class, got {len(rows)} rows, twice: {twice}; rename files"
         )
     by_class: dict[str, list[ScoreRow]] = {}
     for row in rows:
@@ -212,7 +213,8 @@ class SegmentationScores:
 
     def _score(self, pred: Any, label: Any) -> list[ScoreRow]:
         meta = getattr(label, "meta", {})
-        if len(pred) != 1 or len(label) != 1 or "filename_or_obj" not in meta:
+        has_one_channel = len(pred) == 1 and len(label) == 1
+        if not has_one_channel or "filename_or_obj" not in meta:
             raise ValueError(
                 "expected pred and label (1, *spatial) and a label that knows its file, got "
                 f"{tuple(pred.shape)}, {tuple(label.shape)} and a label with {sorted(meta)}; "
@@ -338,8 +340,12 @@ def _with_interval(row: ScoreRow, measure: str, digits: int) -> str:
     mean = _number(row[measure], digits)
     low = _number(row[f"{measure}_low"], digits)
     high = _number(row[f"{measure}_high"], digits)
-    return mean if low == "n/a" else f"{mean} [{low}, {high}]"
+    if low == "n/a":
+        return mean
+    return f"{mean} [{low}, {high}]"
 
 
 def _number(value: float, digits: int) -> str:
-    return "n/a" if math.isnan(value) else f"{value:.{digits}f}"
+    if math.isnan(value):
+        return "n/a"
+    return f"{value:.{digits}f}"

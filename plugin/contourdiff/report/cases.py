@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,7 +79,9 @@ class Case:
     def picture(self) -> Path | None:
         """The picture that was drawn of the translation, if there is one."""
         path = CaseFiles(self.folder, self.name).picture
-        return path if path.is_file() else None
+        if not path.is_file():
+            return None
+        return path
 
     def volume(self, kind: str) -> Path | None:
         """The volume ``<name>_<kind>`` of any format, if there is one."""
@@ -223,8 +225,10 @@ def _ct_images(ct_dir: str | Path | None, datalist: Any) -> list[Any]:
 
 def shared_values(cases: Sequence[Case], key: str) -> dict[str, list[tuple[str, int]]]:
     """Of a mapping in all records, such as ``settings``: each name's values as JSON, with their numbers of cases."""
-    counts: dict[str, Counter[str]] = {}
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
     for case in cases:
-        for name, value in (case.record.get(key) or {}).items():
-            counts.setdefault(name, Counter())[json.dumps(value)] += 1
+        values = case.record.get(key) or {}
+        for name, value in values.items():
+            text = json.dumps(value)
+            counts[name][text] += 1
     return {name: counter.most_common() for name, counter in counts.items()}

@@ -181,7 +181,9 @@ def _environment() -> Environment:
 
 def _figure(value: Any, digits: int = 2) -> str:
     """A number for people, a dash where there is none."""
-    return f"{value:,.{digits}f}" if isinstance(value, (int, float)) else "\N{EN DASH}"
+    if not isinstance(value, (int, float)):
+        return "\N{EN DASH}"
+    return f"{value:,.{digits}f}"
 
 
 def real_mr(mr_dir: str | Path) -> list[Path]:

@@ -56,8 +56,9 @@ def distribution(name: str, values: Sequence[float], label: str) -> Distribution
     """Histogram of one number of all cases; at least one value."""
     low = float(min(values))
     high = float(max(values))
+    share_of_range = 0.05 * (high - low)
     largest = max(abs(low), abs(high))
-    margin = max(0.05 * (high - low), 0.001 * largest) or 0.5
+    margin = max(share_of_range, 0.001 * largest) or 0.5
     low -= margin
     high += margin
     figure, axes = _figure(4.2, 1.7)
@@ -148,9 +149,10 @@ def gray_levels(case: Case, real: np.ndarray | None) -> Markup:
 def real_histogram(paths: Sequence[Path], most: int = 20) -> np.ndarray:
     """Mean histogram ``(BINS,)`` in % of at most ``most`` real MR, each scaled to gray levels by its percentiles."""
     count = min(most, len(paths))
-    spread = np.linspace(0, len(paths) - 1, count)
+    last = len(paths) - 1
+    spread = np.linspace(0, last, count).astype(int)
     histograms = []
-    for index in np.unique(spread.astype(int)):
+    for index in np.unique(spread):
         voxels = _voxels(paths[index])
         low, high = np.percentile(voxels, MR_PERCENTILES)
         scale = 255 / max(float(high - low), 1e-6)
@@ -170,9 +172,10 @@ def _histogram(voxels: np.ndarray) -> np.ndarray:
     """Shares in % of the gray levels above 0, which is the background."""
     voxels = voxels.ravel(order="K")  # in the order of the file, without strides
     levels = voxels[voxels > 0] * np.float32(BINS / 255)
-    bins = np.minimum(levels, BINS - 1)
-    counts = np.bincount(bins.astype(np.uint8), minlength=BINS)
-    return 100 * counts / max(counts.sum(), 1)
+    bins = np.minimum(levels, BINS - 1).astype(np.uint8)
+    counts = np.bincount(bins, minlength=BINS)
+    total = max(counts.sum(), 1)
+    return 100 * counts / total
 
 
 def _points(

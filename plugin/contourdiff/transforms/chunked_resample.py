@@ -81,6 +81,13 @@ def _normalized(size: int, align_corners: bool, like: Tensor) -> Tensor:
     return line * (size - 1) / size
 
 
+def _is_volume(img: Tensor) -> bool:
+    """Whether an image is a volume ``(C, H, W, D)`` on a grid, and no transform of it is pending."""
+    if not isinstance(img, MetaTensor) or img.ndim != 4:
+        return False
+    return not img.pending_operations
+
+
 class ChunkedResample(SpatialResample):
     """MONAI's ``SpatialResample`` of a 3-D MetaTensor, computed by [`sample_chunked`][]."""
 
@@ -105,15 +112,15 @@ class ChunkedResample(SpatialResample):
         lazy = self.lazy if lazy is None else lazy
         options = (mode, padding_mode, align_corners, dtype, lazy)
         stock = partial(super().__call__, img, dst_affine, spatial_size, *options)
-        is_volume = isinstance(img, MetaTensor) and img.ndim == 4 and not img.pending_operations
-        has_grid = dst_affine is not None and isinstance(spatial_size, Sequence)
-        if not is_volume or not has_grid or len(spatial_size) != 3:
+        has_shape = isinstance(spatial_size, Sequence) and len(spatial_size) == 3
+        if dst_affine is None or not has_shape or not _is_volume(img):
             return stock()
         if lazy or mode not in ("bilinear", "nearest"):
             return stock()
         image = cast(MetaTensor, img)
         shape = tuple(int(size) for size in spatial_size)
-        check_memory(4 * len(image) * math.prod(shape), f"one that is resampled to {shape}")
+        size = 4 * len(image) * math.prod(shape)
+        check_memory(size, f"one that is resampled to {shape}")
         source_affine = np.asarray(image.affine, dtype=np.float64)
         target_affine = np.asarray(dst_affine, dtype=np.float64)
         affine = np.linalg.solve(source_affine, target_affine)

@@ -26,8 +26,9 @@ def contour_fragments(
     on = np.asarray(contour) != 0
     lines, _ = label(on, EIGHT_NEIGHBORS)
     rows, columns = np.nonzero(on)
-    cell_rows = (rows + offset[0]) // cell_px
-    cell_columns = (columns + offset[1]) // cell_px
+    row_offset, column_offset = offset
+    cell_rows = (rows + row_offset) // cell_px
+    cell_columns = (columns + column_offset) // cell_px
     keys = np.stack([lines[on], cell_rows, cell_columns])
     pieces, numbers = np.unique(keys, axis=1, return_inverse=True)
     fragments = np.zeros(on.shape, dtype=np.int64)
@@ -46,7 +47,8 @@ def random_fragments(
 
 def pixels_of(chosen: np.ndarray, fragments: np.ndarray) -> np.ndarray:
     """Pixels ``(H, W)`` bool of the fragments, numbered from 1 in ``fragments``, that ``chosen (n,)`` bool has."""
-    return np.append(False, chosen)[fragments]
+    by_number = np.append(False, chosen)
+    return by_number[fragments]
 
 
 def ct_like_contour(
@@ -114,7 +116,8 @@ def moved(contour: np.ndarray, random: Generator) -> np.ndarray:
 
 def without_short_lines(contour: np.ndarray, shortest_px: float) -> np.ndarray:
     """Contour ``(H, W)`` bool without connected lines of fewer than ``shortest_px`` pixels."""
-    return remove_small_objects(contour, max_size=ceil(shortest_px) - 1, connectivity=2)
+    longest_removed = ceil(shortest_px) - 1
+    return remove_small_objects(contour, max_size=longest_removed, connectivity=2)
 
 
 def second_lines(
@@ -126,7 +129,8 @@ def second_lines(
     image lies on its rim.
     """
     places = np.nonzero(pixels_of(chosen, fragments))
-    slope = slopes[:, fragments[places] - 1]
+    numbers = fragments[places]
+    slope = slopes[:, numbers - 1]
     steepness = np.hypot(*slope)
     steps = distance_px * slope / np.maximum(steepness, 1e-6)
     rows, columns = np.rint(places + steps).astype(int)

@@ -43,8 +43,8 @@ class OpenCVContour(Transform):
         if min(image.shape) < 3:
             return np.zeros(image.shape, dtype=np.float32)
         cv2 = _opencv()
-        levels = checked_slice(image).round().clip(0, 255)
-        levels = np.ascontiguousarray(levels, dtype=np.uint8)
+        rounded = checked_slice(image).round()
+        levels = np.ascontiguousarray(rounded.clip(0, 255), dtype=np.uint8)
         kernel = (self.kernel_px, self.kernel_px)
         blurred = cv2.GaussianBlur(levels, kernel, 0)
         edges = cv2.Canny(blurred, self.low_threshold, self.high_threshold)
