@@ -25,15 +25,20 @@ BUNDLE = CONFIGS.parent
 
 
 @pytest.mark.parametrize(
-    ("entry", "weights", "network"),
-    [("ckpt_path", "model.pt", "network_def"), ("refiner_path", "refiner.pt", "refiner_def")],
+    ("overlays", "entry", "weights", "network"),
+    [
+        ((), "ckpt_path", "model.pt", "network_def"),
+        ((), "refiner_path", "refiner.pt", "refiner_def"),
+        (("fast",), "refiner_path", "refiner_one_step.pt", "refiner_def"),
+        (("draft",), "refiner_path", "refiner_one_step.pt", "refiner_def"),
+    ],
 )
 def test_weights_are_small_strict_and_named_in_the_model_card(
-    entry: str, weights: str, network: str
+    overlays: tuple[str, ...], entry: str, weights: str, network: str
 ) -> None:
     path = BUNDLE / "models" / weights
     assert path.stat().st_size <= 25e6
-    parser = read_config(config_files(), {})
+    parser = read_config(config_files(overlays=overlays), {})
     assert Path(parser.get_parsed_content(entry)) == path
     loaded = load_weights(parser.get_parsed_content(network), path)
     assert all(torch.isfinite(value).all() for value in loaded.state_dict().values())
@@ -41,7 +46,8 @@ def test_weights_are_small_strict_and_named_in_the_model_card(
 
 
 def test_no_weights_lie_about_without_a_card() -> None:
-    assert {path.name for path in (BUNDLE / "models").iterdir()} == {"model.pt", "refiner.pt"}
+    names = {path.name for path in (BUNDLE / "models").iterdir()}
+    assert names == {"model.pt", "refiner.pt", "refiner_one_step.pt"}
 
 
 def test_shape_of_network_is_that_of_the_metadata() -> None:

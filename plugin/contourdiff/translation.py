@@ -76,9 +76,9 @@ def translate(
         output: file or folder to write to; without it nothing is kept.
         contrast: of the weights, ``"t1"`` or ``"t2"``; several (``"t1,t2"``) return a dictionary.
         anatomy: ``"lumbar"`` or ``"hip_thigh"``, the paper's settings.
-        fast: 4 + 2 steps and a single candidate a slice; ``False``: the paper's 50 steps, and 4 candidates in up to 5
+        fast: 4 + 1 steps and a single candidate a slice; ``False``: the paper's 50 steps, and 4 candidates in up to 5
             rounds. ``None``: fast on a CPU.
-        draft: 1 + 1 steps and a single candidate, for a first look; smoother.
+        draft: 1 + 1 steps and a single candidate, for a first look; grayer.
         device: of torch; ``None`` takes a GPU if there is one.
         seed: of the noise; each seed gives a different MR of the same anatomy.
         case: name of an image in memory; the noise depends on it, as on the name of a file.
@@ -378,7 +378,7 @@ def _speed(fast: bool | None, draft: bool, device: torch.device | None) -> str |
     if on_gpu:
         return None
     logger.info(
-        "on a CPU --fast is the default, 4 + 2 steps and one candidate a slice; --full (fast=False) is the paper's"
+        "on a CPU --fast is the default, 4 + 1 steps and one candidate a slice; --full (fast=False) is the paper's"
     )
     return "fast"
 

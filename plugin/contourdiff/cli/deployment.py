@@ -93,6 +93,8 @@ def _export(
         names = " and ".join(f"--{name}" for name in steps).replace("_", "-")
         raise SettingError(f"expected --single with {names}, got none; add it")
     if single:
+        if not steps:
+            config["overlays"] = ["draft", *overlays]  # the weights for one step
         differences = export_single_graph(output_dir, **steps, **config)
     else:
         differences = export_networks(output_dir, file_format, **config)

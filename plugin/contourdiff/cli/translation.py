@@ -56,8 +56,8 @@ def _example(folder: str, bundle: str | None) -> None:
     ),
     argument("--contrast", "t1, t2, or t1,t2 for both; default: t1"),
     argument("--anatomy", "the paper's settings for it; default: lumbar", choices=ANATOMIES),
-    flag("fast", "4 + 2 steps and one candidate a slice; a CPU takes it unless told otherwise"),
-    flag("draft", "1 + 1 steps and one candidate a slice: a first look, smoother"),
+    flag("fast", "4 + 1 steps and one candidate a slice; a CPU takes it unless told otherwise"),
+    flag("draft", "1 + 1 steps and one candidate a slice: a first look, grayer"),
     flag(
         "full",
         "the paper's setting: 50 + 4 steps, up to 20 candidates; a GPU takes it unless told otherwise",

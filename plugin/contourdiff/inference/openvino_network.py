@@ -145,6 +145,8 @@ def _converted(network: nn.Module, inputs: list[Tensor]) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             traced = torch.jit.trace(network, tuple(examples), check_trace=False)
-    decoder = TorchScriptPythonDecoder(traced, shared_memory=False)  # the model holds no Python object
+    decoder = TorchScriptPythonDecoder(
+        traced, shared_memory=False
+    )  # the model holds no Python object
     frontend = FrontEndManager().load_by_framework("pytorch")
     return frontend.convert(frontend.load(decoder))
