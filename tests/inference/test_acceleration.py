@@ -151,6 +151,20 @@ def test_openvino_sends_no_event_over_the_network() -> None:
     assert in_a_process(code) == ["2.0", "None"]
 
 
+@needs_openvino
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="signal stacks of Linux")
+def test_openvino_leaves_the_thread_its_signal_stack() -> None:
+    """On one of its own, of 20 KB, two signals at once ended the process where the processor has AMX."""
+    code = (
+        "import ctypes; from contourdiff.inference import openvino_network as engine\n"
+        "stack = engine._SignalStack()\n"
+        "def size():\n"
+        "    ctypes.CDLL(None).sigaltstack(None, ctypes.byref(stack)); return stack.size\n"
+        "before = size(); engine.has_bfloat16(); print(before, size())"
+    )
+    assert in_a_process(code) == ["0 0"]
+
+
 def test_without_openvino_torch_is_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(acceleration, "_has_openvino", lambda: False)
     assert fastest_acceleration(CPU) == "lean"

@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import sys
 import warnings
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -88,7 +92,6 @@ class OpenVinoNetwork:
         return self._requests[shapes]
 
     def _compiled(self, inputs: list[Tensor]) -> Any:
-        openvino = _openvino()
         shapes = {position: list(value.shape) for position, value in enumerate(inputs)}
         self._model.reshape(shapes)
         options = {
@@ -98,7 +101,7 @@ class OpenVinoNetwork:
             "ENABLE_CPU_PINNING": False,  # processes that share the cases would meet on one core
             "ENABLE_HYPER_THREADING": True,
         }
-        compiled = openvino.Core().compile_model(self._model, "CPU", options)
+        compiled = _core().compile_model(self._model, "CPU", options)
         return compiled.create_infer_request()
 
 
@@ -118,21 +121,49 @@ class _Positional(nn.Module):
 
 def has_bfloat16() -> bool:
     """Whether the processor multiplies in bfloat16 (avx512_bf16 or amx_bf16)."""
-    capabilities = _openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    return "BF16" in capabilities
+    return "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
-def _openvino() -> Any:
-    """OpenVINO without its telemetry, which would send an event over the network when it is imported."""
+@cache
+def _core() -> Any:
+    """OpenVINO of this process, without its telemetry, which would send an event over the network when it is imported.
+
+    Its CPU plugin gives the thread a signal stack of 20 KB. Where the processor has AMX a signal saves 12 KB of
+    registers, so that a second signal would end the process: the thread keeps the stack that it had.
+    """
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None: not installed
     import openvino
 
-    return openvino
+    with _kept_signal_stack():
+        core = openvino.Core()
+        core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")  # loads the plugin
+    return core
+
+
+class _SignalStack(ctypes.Structure):
+    """``stack_t`` of signal.h, on Linux."""
+
+    _fields_ = (("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+@contextmanager
+def _kept_signal_stack() -> Iterator[None]:
+    """Give the thread its signal stack back at the end. Source: sigaltstack(2)."""
+    if not sys.platform.startswith("linux"):
+        yield
+        return
+    sigaltstack = ctypes.CDLL(None).sigaltstack
+    before = _SignalStack()
+    sigaltstack(None, ctypes.byref(before))
+    try:
+        yield
+    finally:
+        sigaltstack(ctypes.byref(before), None)
 
 
 def _converted(network: nn.Module, inputs: list[Tensor]) -> Any:
     """OpenVINO's model of a network, for inputs of any size; ``openvino.convert_model`` imports the telemetry."""
-    _openvino()
+    _core()
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
