@@ -50,7 +50,7 @@ class OpenVinoNetwork:
         if class_labels is not None:
             inputs.append(class_labels.long())
         if self._model is None:
-            self._model = self._checked_model(inputs)
+            return self._first(inputs)
         if self._model is False:
             return self._network(*inputs)  # type: ignore[no-any-return]
         return self._infer(inputs)
@@ -60,26 +60,27 @@ class OpenVinoNetwork:
         outputs = self._request(inputs).infer(arrays, share_inputs=True, share_outputs=True)
         return torch.from_numpy(outputs[0].copy())
 
-    def _checked_model(self, inputs: list[Tensor]) -> Any:
-        """The converted network; ``False`` if it is not the network."""
-        first = [value[:1] for value in inputs]
+    def _first(self, inputs: list[Tensor]) -> Tensor:
+        """Convert the network, and compare its first result with torch's."""
         try:
             self._model = _converted(self._network, inputs)
-            converted = self._infer(first)
+            outputs = self._infer(inputs)
         except Exception as error:  # errors of OpenVINO share no class
-            return self._refused(str(error).splitlines()[0])
-        expected = self._network(*first).float()
-        difference = float((converted - expected).abs().mean() / (expected.abs().mean() + 1e-6))
+            return self._refused(inputs, str(error).splitlines()[0])
+        expected = self._network(*[value[:1] for value in inputs]).float()
+        distance = (outputs[:1] - expected).abs().mean()
+        difference = float(distance / (expected.abs().mean() + 1e-6))
         if not difference < TOLERANCE:
-            return self._refused(f"its result differs by {100 * difference:.0f} %")
-        self._requests.clear()
-        return self._model
+            return self._refused(inputs, f"its result differs by {100 * difference:.0f} %")
+        return outputs
 
-    def _refused(self, reason: str) -> bool:
+    def _refused(self, inputs: list[Tensor], reason: str) -> Tensor:
         logger.warning(
             "OpenVINO does not run this network, torch does, which is slower: %s", reason
         )
-        return False
+        self._model = False
+        self._requests.clear()
+        return self._network(*inputs)  # type: ignore[no-any-return]
 
     def _request(self, inputs: list[Tensor]) -> Any:
         """A compiled model for inputs of these shapes."""
@@ -180,4 +181,9 @@ def _converted(network: nn.Module, inputs: list[Tensor]) -> Any:
         traced, shared_memory=False
     )  # the model holds no Python object
     frontend = FrontEndManager().load_by_framework("pytorch")
-    return frontend.convert(frontend.load(decoder))
+    try:
+        return frontend.convert(frontend.load(decoder))
+    except RuntimeError as error:
+        if "KeyboardInterrupt" in str(error):  # Ctrl-C came while OpenVINO called Python
+            raise KeyboardInterrupt from error
+        raise
