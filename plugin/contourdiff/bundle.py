@@ -281,11 +281,11 @@ def _json_errors(files: str | Sequence[str]) -> Iterator[None]:
 
 
 def run_example(folder: str | Path, bundle: str | Path | None = None) -> Path:
-    """Make the digital lumbar phantom in ``<folder>/ct`` and translate it, fast, to ``<folder>/mr``."""
+    """Make the digital lumbar phantom in ``<folder>/ct`` and translate it, as a draft, to ``<folder>/mr``."""
     ct = Path(folder) / "ct"
     write_phantom(ct)
     return run_inference_config(
-        ct, Path(folder) / "mr", bundle=bundle, overlays=("fast",), overwrite=True
+        ct, Path(folder) / "mr", bundle=bundle, overlays=("draft",), overwrite=True
     )
 
 
