@@ -115,6 +115,23 @@ def test_openvino_sends_no_event_over_the_network() -> None:
     assert in_a_process(code) == ["2.0", "None"]
 
 
+@needs_openvino
+def test_a_signal_does_no_harm_after_networks_have_come_and_gone() -> None:
+    """A process with several of OpenVINO's cores kept a stack for signals that was unmapped, and ended."""
+    code = (
+        "import os, signal, torch\n"
+        "from contourdiff.inference.openvino_network import OpenVinoNetwork\n"
+        "class Twice(torch.nn.Module):\n"
+        "    def forward(self, x, timesteps): return 2 * x + 0 * timesteps\n"
+        "networks = [OpenVinoNetwork(Twice()) for _ in range(3)]\n"
+        "for network in networks: network(torch.ones(1, 1, 1, 1), torch.zeros(1))\n"
+        "del networks[0], network; networks.clear()\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: print('received'))\n"
+        "os.kill(os.getpid(), signal.SIGUSR1)"
+    )
+    assert in_a_process(code) == ["received"]
+
+
 def test_without_openvino_torch_is_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(acceleration, "_has_openvino", lambda: False)
     assert fastest_acceleration(CPU) == "lean"

@@ -7,6 +7,8 @@ import logging
 import sys
 import warnings
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
 import torch
@@ -55,9 +57,11 @@ class OpenVinoNetwork:
         return self._requests[shapes]
 
     def _compiled(self, inputs: list[Tensor]) -> Any:
-        openvino = _openvino()
         if self._model is None:
-            self._model = _converted(self._network, inputs)
+            with ThreadPoolExecutor(
+                1
+            ) as another_thread:  # Ctrl-C in a callback would be a failed conversion
+                self._model = another_thread.submit(_converted, self._network, inputs).result()
         shapes = {position: list(value.shape) for position, value in enumerate(inputs)}
         self._model.reshape(shapes)
         options = {
@@ -67,7 +71,7 @@ class OpenVinoNetwork:
             "ENABLE_CPU_PINNING": False,  # processes that share the cases would meet on one core
             "ENABLE_HYPER_THREADING": True,
         }
-        compiled = openvino.Core().compile_model(self._model, "CPU", options)
+        compiled = _core().compile_model(self._model, "CPU", options)
         return compiled.create_infer_request()
 
 
@@ -86,8 +90,18 @@ class _Positional(nn.Module):
 
 def has_bfloat16() -> bool:
     """Whether the processor multiplies in bfloat16 (avx512_bf16 or amx_bf16)."""
-    capabilities = _openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    capabilities = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return "BF16" in capabilities
+
+
+@cache
+def _core() -> Any:
+    """The one core of the process, which is never freed.
+
+    Its CPU plugin gives the thread a stack for signals, and unmaps it when the core is freed. Of several cores that are
+    freed in another order, or by another thread, a thread would keep such a stack, and end at the next signal.
+    """
+    return _openvino().Core()
 
 
 def _openvino() -> Any:
