@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from logging.handlers import QueueHandler
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -155,6 +156,7 @@ def _interrupts_blocked() -> Iterator[None]:
 
     A terminal sends it to the workers, too. They would print tracebacks, and are ended by this process anyway.
     """
+    resource_tracker.ensure_running()  # the thread that starts it would unblock Ctrl-C for itself
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
