@@ -48,8 +48,9 @@ def lowest_multiotsu_threshold(image: np.ndarray, classes: int) -> float:
 
     scikit-image tries every combination of thresholds, 2.8 million for 4 classes. Here the best upper ends of 2, 3, ...
     classes are found one after the other, as the variance between classes is a sum over them; the sums are
-    scikit-image's, in float32, with its weight of 1 for the first bin. Raises ``ValueError`` for fewer gray levels than
-    classes.
+    scikit-image's, in float32, with its weight of 1 for the first bin. Where thresholds are equally good but for
+    rounding, it may be another one of them: a few pixels of such a slice change. Raises ``ValueError`` for fewer gray
+    levels than classes.
 
     References:
         Liao, Chen and Chung, "A Fast Algorithm for Multilevel Thresholding", J. Inf. Sci. Eng. 17 (2001).

@@ -143,13 +143,13 @@ OWN_CHECKS: dict[str, tuple[Any, ...]] = {
         {"_target_": "contourdiff.networks.NoNetwork"},
         {**TINY_NETWORK, "patch_sice": 2},
     ),
-    "device": ("$torch.devise('cpu')", "$1/0", "$(", "abacus"),
+    "device": ("$torch.devise('cpu')", "$1/0", "$(", "abacus", "mps"),
     "candidates": ("$undefined",),
 }
 
 
 def test_every_setting_is_tried() -> None:
-    assert set(CHECKS) <= set(INVALID)
+    assert set(CHECKS) <= {*INVALID, *OWN_CHECKS}
     names = list(json.loads((CONFIGS / "inference.json").read_text()))
     start = names.index("// settings") + 1
     section = names[

@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -63,7 +64,9 @@ class OpenVinoNetwork:
     def _first(self, inputs: list[Tensor]) -> Tensor:
         """Convert the network, and compare its first result with torch's."""
         try:
-            self._model = _converted(self._network, inputs)
+            # Ctrl-C is the main thread's: in a callback of OpenVINO it would be a failed conversion
+            with ThreadPoolExecutor(1) as another_thread:
+                self._model = another_thread.submit(_converted, self._network, inputs).result()
             outputs = self._infer(inputs)
         except Exception as error:  # errors of OpenVINO share no class
             return self._refused(inputs, str(error).splitlines()[0])
@@ -181,9 +184,4 @@ def _converted(network: nn.Module, inputs: list[Tensor]) -> Any:
         traced, shared_memory=False
     )  # the model holds no Python object
     frontend = FrontEndManager().load_by_framework("pytorch")
-    try:
-        return frontend.convert(frontend.load(decoder))
-    except RuntimeError as error:
-        if "KeyboardInterrupt" in str(error):  # Ctrl-C came while OpenVINO called Python
-            raise KeyboardInterrupt from error
-        raise
+    return frontend.convert(frontend.load(decoder))
