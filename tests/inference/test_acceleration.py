@@ -152,6 +152,23 @@ def test_openvino_sends_no_event_over_the_network() -> None:
 
 
 @needs_openvino
+def test_a_signal_does_no_harm_after_networks_have_come_and_gone() -> None:
+    """A process with several of OpenVINO's cores kept a stack for signals that was unmapped, and ended."""
+    code = (
+        "import os, signal, torch\n"
+        "from contourdiff.inference.openvino_network import OpenVinoNetwork\n"
+        "class Twice(torch.nn.Module):\n"
+        "    def forward(self, x, timesteps): return 2 * x + 0 * timesteps\n"
+        "networks = [OpenVinoNetwork(Twice()) for _ in range(3)]\n"
+        "for network in networks: network(torch.ones(1, 1, 1, 1), torch.zeros(1))\n"
+        "del networks[0], network; networks.clear()\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: print('received'))\n"
+        "os.kill(os.getpid(), signal.SIGUSR1)"
+    )
+    assert in_a_process(code) == ["received"]
+
+
+@needs_openvino
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="signal stacks of Linux")
 def test_openvino_leaves_the_thread_its_signal_stack() -> None:
     """On one of its own, of 20 KB, two signals at once ended the process where the processor has AMX."""
