@@ -125,7 +125,8 @@ class Checkpoints:
         objects = {"trainer": engine, **self.objects}
         saver = CheckpointSaver(self.output_dir, objects, save_interval=self.interval, n_saved=1)
         saver.attach(engine)
-        engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self._remove_others)
+        saved = Events.EPOCH_COMPLETED(every=self.interval)
+        engine.add_event_handler(saved, self._remove_others)
         if self.resume_from:
             loader = CheckpointLoader(self.resume_from, objects, map_location=self.device)
             loader.attach(engine)
@@ -144,7 +145,11 @@ class Checkpoints:
 def newest_checkpoint(output_dir: str | Path) -> Path | None:
     """The last file that [`Checkpoints`][] wrote to a folder; ``None`` if there is none."""
     checkpoints = Path(output_dir).glob(CHECKPOINTS)
-    return max(checkpoints, key=lambda path: path.stat().st_mtime, default=None)
+    return max(checkpoints, key=_modified, default=None)
+
+
+def _modified(path: Path) -> float:
+    return path.stat().st_mtime
 
 
 @dataclass(eq=False)
@@ -196,11 +201,15 @@ class SamplePictures:
     @idist.one_rank_only()
     def __call__(self, engine: Engine) -> None:
         """Translate and draw; the network's mode and the random state of the training stay the same."""
-        count = min(self.count, len(self.dataset))
-        spread = np.linspace(0, len(self.dataset) - 1, count)
-        positions = spread.round().astype(int).tolist()
+        total = len(self.dataset)
+        count = min(self.count, total)
+        spread = np.linspace(0, total - 1, count)
+        rounded = spread.round().astype(int)
+        positions = rounded.tolist()
         items = [self.dataset[position] for position in positions]
-        conditions = torch.stack([first_condition(item) for item in items]).to(self.device)
+        first_conditions = [first_condition(item) for item in items]
+        conditions = torch.stack(first_conditions)
+        conditions = conditions.to(self.device)
         contrasts = None
         if "contrast" in items[0]:
             contrasts = [int(item.get("contrast", 0)) for item in items]
@@ -209,9 +218,12 @@ class SamplePictures:
         translations = denoise(conditions, places, class_labels=contrasts)
         images = [to_gray_levels(item["image"][0]) for item in items]
         contours = 255 * conditions[:, 0]
-        figure = image_grid(
-            [images, list(contours.cpu()), list(translations.cpu())],
-            [["image"], ["contour"], ["translation"]],
-        )
+        rows = [
+            images,
+            list(contours.cpu()),
+            list(translations.cpu()),
+        ]
+        titles = [["image"], ["contour"], ["translation"]]
+        figure = image_grid(rows, titles)
         path = Path(self.output_dir) / f"translations_{engine.state.epoch:05d}.png"
         save_figure(figure, path, dpi=80)

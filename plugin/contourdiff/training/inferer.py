@@ -98,7 +98,8 @@ class ContourPrepareBatch(DiffusionPrepareBatch):
             labels = torch.as_tensor(batchdata["contrast"])
             images = prepared[0]
             network_arguments = prepared[-1]
-            network_arguments["class_labels"] = labels.to(images.device)
+            labels = labels.to(images.device)
+            network_arguments["class_labels"] = labels
         return prepared
 
     def get_noise(self, images: Tensor) -> Tensor:

@@ -125,7 +125,8 @@ class OneStepPrepareBatch(PrepareBatch):
         contours = contours_of(batchdata).to(images)
         keywords = {}
         if "contrast" in batchdata:
-            keywords["class_labels"] = torch.as_tensor(batchdata["contrast"]).to(images.device)
+            labels = torch.as_tensor(batchdata["contrast"])
+            keywords["class_labels"] = labels.to(images.device)
         folded = pixel_unshuffle(contours, self.factor)
         coarse_seed = None
         if self.fixed_seed is not None:
@@ -133,7 +134,8 @@ class OneStepPrepareBatch(PrepareBatch):
         coarse_noise = batch_noise(folded[:, :1], coarse_seed)
         noise = batch_noise(images, self.fixed_seed)
         coarse = self.coarse(coarse_noise, folded, **keywords)
-        conditions = refiner_conditions(contours, to_gray_levels(coarse), self.factor)
+        gray_levels = to_gray_levels(coarse)
+        conditions = refiner_conditions(contours, gray_levels, self.factor)
         targets = self.teacher(noise, conditions)
         return images, targets, (), {"noise": noise, "condition": conditions}
 
@@ -156,12 +158,16 @@ class OneStepInferer(Inferer):
         self, inputs: Tensor, network: nn.Module, noise: Tensor, condition: Tensor
     ) -> Tensor:
         """Images ``(B, 1, H, W)`` in [-1, 1], float32; ``inputs`` are not looked at, for one step starts from noise."""
-        timesteps = torch.full(noise.shape[:1], self.level.timestep, device=noise.device)
+        device = noise.device
+        count = noise.shape[:1]
+        timesteps = torch.full(count, self.level.timestep, device=device)
         noisy = torch.cat([noise, condition], dim=1)
-        with torch.autocast(noise.device.type, dtype=torch.bfloat16, enabled=self.amp):
+        kind = device.type
+        with torch.autocast(kind, dtype=torch.bfloat16, enabled=self.amp):
             output = network(noisy, timesteps)
+        prediction = output.float()
         prediction_type = str(self.scheduler.prediction_type)
-        return clean_image(output.float(), noise, self.level.alpha_bar, prediction_type)
+        return clean_image(prediction, noise, self.level.alpha_bar, prediction_type)
 
 
 def sharp_loss(images: Tensor, targets: Tensor) -> Tensor:
@@ -211,8 +217,10 @@ class Adversary:
         self.discriminator: nn.Module | None = None
         if self.weight == 0:
             return
-        self.discriminator = self.make_discriminator().to(self.device)
-        self.optimizer = torch.optim.AdamW(self.discriminator.parameters(), betas=(0.5, 0.99))
+        discriminator = self.make_discriminator()
+        self.discriminator = discriminator.to(self.device)
+        parameters = self.discriminator.parameters()
+        self.optimizer = torch.optim.AdamW(parameters, betas=(0.5, 0.99))
         self.loss = PatchAdversarialLoss(criterion="least_squares", no_activation_leastsq=True)
 
     def attach(self, engine: Engine) -> None:
@@ -265,21 +273,26 @@ class Adversary:
         painted = output["pred"].detach()
         on_real = self._judge(discriminator, output["image"], engine.state.batch)
         on_painted = self._judge(discriminator, painted, engine.state.batch)
-        loss = self.loss(on_real, target_is_real=True, for_discriminator=True)
-        loss = loss + self.loss(on_painted, target_is_real=False, for_discriminator=True)
-        rate = engine.optimizer.param_groups[0]["lr"]
-        self.optimizer.param_groups[0]["lr"] = self.relative_rate * rate
+        loss_of_real = self.loss(on_real, target_is_real=True, for_discriminator=True)
+        loss_of_painted = self.loss(on_painted, target_is_real=False, for_discriminator=True)
+        loss = 0.5 * (loss_of_real + loss_of_painted)
+        (settings,) = engine.optimizer.param_groups
+        (own_settings,) = self.optimizer.param_groups
+        own_settings["lr"] = self.relative_rate * settings["lr"]
         self.optimizer.zero_grad()
-        (0.5 * loss).backward()
+        loss.backward()
         self.optimizer.step()
 
     def _judge(
         self, discriminator: nn.Module, images: Tensor, batchdata: Mapping[str, Tensor]
     ) -> Tensor:
-        contours = contours_of(batchdata).to(images)
+        contours = contours_of(batchdata)
+        contours = contours.to(images)
         pairs = torch.cat([images, contours], dim=1)
-        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.amp):
-            judgement = discriminator(pairs)[-1]
+        kind = images.device.type
+        with torch.autocast(kind, dtype=torch.bfloat16, enabled=self.amp):
+            outputs = discriminator(pairs)
+        judgement = outputs[-1]
         return judgement.float()  # type: ignore[no-any-return]
 
 
