@@ -94,7 +94,7 @@ def assert_same(path: Path, denoiser: Denoiser | CascadeDenoiser, contrasts: int
 
 
 def test_one_evaluation_of_each_network_is_the_default(single_file: Path) -> None:
-    denoiser = translator(num_inference_steps=1, num_refinement_steps=1)
+    denoiser = translator(("draft",))
     assert_same(single_file, denoiser, contrasts=2)
 
 
@@ -142,8 +142,8 @@ def test_the_file_says_how_its_contour_is_made(single_file: Path) -> None:
     assert (facts["size_divisor"], facts["factor"]) == (16, 2)
     assert (facts["steps"], facts["refinement_steps"]) == (1, 1)
     assert (facts["contour"], facts["contourdiff"]) == ("Contourd", __version__)
-    for name in ("model", "refiner"):
-        assert facts["weights_sha256"][name] == sha256_of(MODELS / f"{name}.pt")
+    for name, file in (("model", "model.pt"), ("refiner", "refiner_one_step.pt")):
+        assert facts["weights_sha256"][name] == sha256_of(MODELS / file)
 
 
 def run_recipe(ct: Path, single_file: Path, spacing_mm: float) -> dict[str, Any]:
@@ -197,10 +197,9 @@ def product_translation(
         return by_shape[tuple(stream.shape)]
 
     monkeypatch.setattr(NoiseStream, "draw", draw)
-    settings = {"num_inference_steps": 1, "num_refinement_steps": 1, "batch_size": 1}
-    single = {"candidates": 1, "max_rounds": 1, "progress": False}
+    settings = {"batch_size": 1, "progress": False}
     plain = {"device": CPU, "acceleration": None, "amp": False}
-    parser = read_config(config_files(), {**settings, **single, **plain})
+    parser = read_config(config_files(overlays=["draft"]), {**settings, **plain})
     item = parser.get_parsed_content("preprocessing")({"image": str(ct)})
     inferer = parser.get_parsed_content("inferer")
     (result,) = inferer.translate([item["image"]], parser.get_parsed_content("network"))

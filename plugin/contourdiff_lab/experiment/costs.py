@@ -87,7 +87,7 @@ def _translator_costs(folder: Path, row: str, bundle: str | Path | None) -> list
 def _shipped_training(folder: Path, bundle: str | Path | None) -> Record:
     """The training of the bundle's translator, if it is the one that the plan names; nothing is known about another."""
     root = find_bundle(bundle)
-    weights = sorted((root / "models").glob("*.pt"))
+    weights = [root / "models" / name for name in ("model.pt", "refiner.pt")]
     digests = [sha256_of(path) for path in weights]
     if read_json(folder / "plan.json").get("weights") not in digests:
         return {}
