@@ -171,7 +171,7 @@ def test_a_signal_does_no_harm_after_networks_have_come_and_gone() -> None:
 @needs_openvino
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="signal stacks of Linux")
 def test_openvino_leaves_the_thread_its_signal_stack() -> None:
-    """On one of its own, of 20 KB, two signals at once ended the process where the processor has AMX."""
+    """One of its own would be unmapped when the core is freed."""
     code = (
         "import ctypes; from contourdiff.inference import openvino_network as engine\n"
         "stack = engine._SignalStack()\n"
