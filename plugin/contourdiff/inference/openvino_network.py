@@ -132,8 +132,8 @@ def has_bfloat16() -> bool:
 def _core() -> Any:
     """OpenVINO of this process, without its telemetry, which would send an event over the network when it is imported.
 
-    Its CPU plugin gives the thread a signal stack of 20 KB, and unmaps it when the core is freed: with several cores the
-    next signal ended the process. So there is one core, and the thread keeps the stack that it had.
+    Its CPU plugin gives the thread a signal stack of 20 KB, and unmaps it when the core is freed: with several cores
+    the next signal ended the process. So there is one core, and the thread keeps the stack that it had.
     """
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None: not installed
     import openvino
