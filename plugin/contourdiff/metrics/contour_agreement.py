@@ -20,6 +20,12 @@ class ContourAgreement(NamedTuple):
     f1: float
 
 
+def agreement_of(precision: float, recall: float) -> ContourAgreement:
+    """Precision and recall with their harmonic mean, 0 where both are 0."""
+    f1 = 2 * precision * recall / ((precision + recall) or 1)
+    return ContourAgreement(precision, recall, f1)
+
+
 def near(
     contour: np.ndarray, tolerance: float, spacing: Sequence[float] | None = None
 ) -> np.ndarray:
@@ -67,8 +73,7 @@ def contour_agreement(
             )
     precision = _share_near(points, reference_points, tolerance_px, spacing)
     recall = _share_near(reference_points, points, tolerance_px, spacing)
-    f1 = 2 * precision * recall / ((precision + recall) or 1)
-    return ContourAgreement(precision, recall, f1)
+    return agreement_of(precision, recall)
 
 
 def _share_near(

@@ -12,7 +12,7 @@ import torch
 from monai.config import NdarrayOrTensor
 
 from contourdiff.limits import check_number
-from contourdiff.metrics.contour_agreement import near
+from contourdiff.metrics.contour_agreement import agreement_of, near
 
 FOLLOWED, INVENTED, LOST = 1, 2, 3
 """Codes of the fidelity map."""
@@ -106,8 +106,7 @@ def _verdict(codes: np.ndarray, contour: np.ndarray, limit: float) -> SliceFidel
     if reference_points:
         recall = followed_points / reference_points
         lost = 1 - recall
-    total = precision + recall
-    f1 = 2 * precision * recall / (total or 1)
+    f1 = agreement_of(precision, recall).f1
     return SliceFidelity(invented, lost, f1, f1 < limit)
 
 
