@@ -17,6 +17,7 @@ from contourdiff.data.training_cases import labelled_cases
 from contourdiff.pictures import image_grid
 from contourdiff.tables import markdown_table
 from contourdiff.transforms.gray_levels import MR_PERCENTILES
+from contourdiff_lab.experiment.rows import row_of
 from contourdiff_lab.folder_quality import (
     QualityGrid,
     ct_case,
@@ -25,7 +26,9 @@ from contourdiff_lab.folder_quality import (
     write_quality,
 )
 
-MEASURES = ("boundary", "boundary_swapped", "fidelity", "invented", "lost", "flicker")
+COMPARED = ("boundary", "boundary_swapped")
+OF_CONTOURS = ("fidelity", "invented", "lost")
+"""Measures of the contour that was extracted from the CT, which some rows are given as input."""
 HEADER = (
     "row",
     "translations",
@@ -34,14 +37,18 @@ HEADER = (
     "contour fidelity",
     "invented",
     "lost",
+    "follows its own condition",
     "flicker",
 )
 NOTE = """\
 Label boundary: share of the labels' boundaries within a pixel of a contour of the translation; by chance: the same with
-the labels of another slice. Contour fidelity: F1 of the contours of translation and CT, median over slices; invented:
-share of the translation's contours that the CT lacks, lost: the reverse. All rows are measured on one grid, with one
-contour, that of `ours`, so resolution counts. Means over cases and seeds.
+the labels of another slice. These two compare all rows: no generator sees the labels. Contour fidelity: F1 of the
+contours of translation and CT, median over slices; invented: share of the translation's contours that the CT lacks,
+lost: the reverse. A row whose translator is given the contour of the CT is not compared in these three: its F1 says how
+well it follows its own condition. All rows are measured on one grid, with one contour, that of `ours`, so resolution
+counts. Means over cases and seeds.
 """
+NOT_COMPARED = "-"
 SHOWN_CASES = 6
 Record = Mapping[str, Any]
 
@@ -73,8 +80,14 @@ def anatomy_table(
         for path in paths:
             output_dir = folder / row / "quality" / path.name
             cases += _measured_cases(path, folder / "ct", output_dir, inference)
-        means = [_mean_text(cases, measure) for measure in MEASURES]
-        lines.append([row, len(cases), *means])
+        compared = [_mean_text(cases, measure) for measure in COMPARED]
+        of_contours = [_mean_text(cases, measure) for measure in OF_CONTOURS]
+        condition = NOT_COMPARED
+        if row_of(row).sees_contour:
+            condition = of_contours[0]
+            of_contours = [NOT_COMPARED] * len(OF_CONTOURS)
+        flicker = _mean_text(cases, "flicker")
+        lines.append([row, len(cases), *compared, *of_contours, condition, flicker])
     return f"{markdown_table(HEADER, lines)}\n\n{NOTE}"
 
 

@@ -33,8 +33,9 @@ with ours.
 NOTE = """\
 Dice and ASSD: mean over patients, each of whom is a mean over his cases and over all seeds; in brackets the 95 %
 interval of that mean over patients or, with fewer than eight, the value of each patient. SD: standard deviations of the
-Dice between seeds, of the means of the translation seeds, and between training seeds on one translation. A missed structure counts as Dice 0 and as the image's diagonal in ASSD.
-Pictures: reference green, prediction red, of the first network and seeds.
+Dice between seeds, of the means of the translation seeds, and between training seeds on one translation. A missed
+structure counts as Dice 0 and as the image's diagonal in ASSD. Pictures: reference green, prediction red, of the first
+network and seeds.
 """
 HEADER = (
     "row",
