@@ -149,7 +149,7 @@ def patient_means(rows: ScoreRows, measure: str) -> dict[str, float]:
     for row in rows:
         value = row[measure]
         if row["present"] and not math.isnan(value):
-            patient = row.get("patient", row["case"])
+            patient = str(row.get("patient", row["case"]))
             by_patient.setdefault(patient, []).append(value)
     means = {}
     for patient in sorted(by_patient):

@@ -13,14 +13,13 @@ import numpy as np
 from contourdiff.bundle import config_files, read_config
 from contourdiff.data.atomic import read_json, save_figure
 from contourdiff.data.nifti_names import case_name, case_of
-from contourdiff.data.training_cases import labelled_cases
+from contourdiff.data.training_cases import labelled_cases, source_case
 from contourdiff.pictures import image_grid
 from contourdiff.tables import markdown_table
 from contourdiff.transforms.gray_levels import MR_PERCENTILES
 from contourdiff_lab.experiment.rows import row_of
 from contourdiff_lab.folder_quality import (
     QualityGrid,
-    ct_case,
     folder_quality,
     nan_mean,
     write_quality,
@@ -42,8 +41,7 @@ HEADER = (
 )
 NOTE = """\
 Label boundary: share of the labels' boundaries within a pixel of a contour of the translation; by chance: the same with
-the labels of another slice. These two compare all rows: no generator sees the labels. Contour fidelity: F1 of the
-contours of translation and CT, median over slices; invented: share of the translation's contours that the CT lacks,
+the labels of another slice. These two compare all rows. Contour fidelity: F1 of the contours of translation and CT, median over slices; invented: share of the translation's contours that the CT lacks,
 lost: the reverse. A row whose translator is given the contour of the CT is not compared in these three: its F1 says how
 well it follows its own condition. All rows are measured on one grid, with one contour, that of `ours`, so resolution
 counts. Means over cases and seeds.
@@ -156,7 +154,7 @@ def _image_of_each_ct(folder: Path) -> dict[str, str]:
     """The first translation of each CT, by its case."""
     images: dict[str, str] = {}
     for case in labelled_cases(folder):
-        images.setdefault(ct_case(case["image"]), case["image"])
+        images.setdefault(source_case(case["image"]), case["image"])
     return images
 
 

@@ -55,9 +55,9 @@ def read_inputs(plan: ExperimentPlan) -> PlanInputs:
     LabelMap(label_map)
     plan.check()
     baselines = baseline_settings(plan.all_rows, plan.baselines, plan.bundle)
-    ct_cases = labelled_cases(plan.ct_dir)
+    ct_cases = labelled_cases(plan.ct_dir, strict=True)
     for folder in plan.folders.values():
-        labelled_cases(folder)
+        labelled_cases(folder, strict=True)
     config = read_config(config_files(root, plan.overlays), plan.translation)
     contrasts = list(config["contrasts"])
     if OURS_T1_T2 in plan.rows and len(contrasts) < 2:
@@ -79,5 +79,5 @@ def read_inputs(plan: ExperimentPlan) -> PlanInputs:
 
 
 def _patients(plan: ExperimentPlan, pattern: str) -> set[str]:
-    cases = labelled_cases(plan.mr_dir, pattern=pattern)
+    cases = labelled_cases(plan.mr_dir, pattern=pattern, strict=True)
     return {patient_of(case_name(case["image"]), plan.patient_pattern) for case in cases}

@@ -9,6 +9,8 @@ from os.path import realpath
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from contourdiff.data.atomic import read_json, write_json
 from contourdiff.weights import sha256_of
 from contourdiff_lab.experiment.plan import ExperimentPlan
@@ -44,8 +46,15 @@ def plan_entries(plan: ExperimentPlan, inputs: PlanInputs) -> dict[str, Any]:
 def record_plan(path: Path, record: Mapping[str, Any]) -> None:
     """Write ``record`` as JSON, with the names that an older record of the same plan has beyond it.
 
+    Processes that start in one folder at a time wait for each other, so that each sees the record of the one before.
     Raises ``ValueError`` if the older one is of another plan.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        _merge_plan(path, record)
+
+
+def _merge_plan(path: Path, record: Mapping[str, Any]) -> None:
     plan: dict[str, Any] = json.loads(
         json.dumps(record, default=str)
     )  # lists for tuples, text for paths
