@@ -118,7 +118,7 @@ def labelled_cases(
 
     Raises:
         FileNotFoundError: if a folder does not exist.
-        ValueError: for a bad case, if ``strict``; if no case is left to train or test on, or an argument is out of range.
+        ValueError: for a bad case, if ``strict``; if no case is left, or an argument is out of range.
     """
     _check_split(split, ("all", "train", "val"), val_fraction)
     candidates = []

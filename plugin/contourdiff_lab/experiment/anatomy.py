@@ -41,10 +41,11 @@ HEADER = (
 )
 NOTE = """\
 Label boundary: share of the labels' boundaries within a pixel of a contour of the translation; by chance: the same with
-the labels of another slice. These two compare all rows. Contour fidelity: F1 of the contours of translation and CT, median over slices; invented: share of the translation's contours that the CT lacks,
-lost: the reverse. A row whose translator is given the contour of the CT is not compared in these three: its F1 says how
-well it follows its own condition. All rows are measured on one grid, with one contour, that of `ours`, so resolution
-counts. Means over cases and seeds.
+the labels of another slice. These two compare all rows. Contour fidelity: F1 of the contours of translation and CT,
+median over slices; invented: share of the translation's contours that the CT lacks, lost: the reverse. A row whose
+translator is given the contour of the CT is not compared in these three: its F1 says how well it follows its own
+condition. All rows are measured on one grid, with one contour, that of `ours`, so resolution counts. Means over cases
+and seeds.
 """
 NOT_COMPARED = "-"
 SHOWN_CASES = 6
