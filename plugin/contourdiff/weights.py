@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,15 +14,64 @@ from torch import Tensor, nn
 
 from contourdiff.limits import check_device
 
+CONTRASTS_KEY = "class_embedding.weight"
+"""Name of the contrasts' embedding among the weights: a row for each contrast."""
+
 
 def start_weights(
-    network: nn.Module, path: str | Path | None, device: torch.device | str | None = None
+    network: nn.Module,
+    path: str | Path | None,
+    device: torch.device | str | None = None,
+    new_contrasts: Mapping[str, str] | None = None,
 ) -> nn.Module:
-    """The network to train, on ``device``; with the weights of ``path``, if any, see [`load_weights`][]."""
+    """The network to train, on ``device``; with the weights of ``path``, if any.
+
+    Args:
+        network: that of the training.
+        path: of weights to start from; errors are those of [`load_weights`][].
+        device: of the training.
+        new_contrasts: contrasts of ``network`` that the weights lack, each with the one that it begins as; errors are
+            those of [`add_contrasts`][].
+    """
     check_device("device", device)
     if path:
-        load_weights(network, path)
+        state = read_weights(path)
+        if new_contrasts:
+            state = add_contrasts(state, getattr(network, "contrasts", ()), new_contrasts)
+        load_state(network, state, path)
     return network.train().to(device)
+
+
+def add_contrasts(
+    state: Mapping[str, Tensor], contrasts: Sequence[str], new_contrasts: Mapping[str, str]
+) -> dict[str, Tensor]:
+    """Weights for ``contrasts``, from weights of those among them that are not new.
+
+    Args:
+        state: weights of a [`ContourUNet`][contourdiff.networks.ContourUNet] of the other contrasts, in their order.
+        contrasts: of the network to train.
+        new_contrasts: name of a new contrast: the contrast of ``state`` whose embedding it begins with.
+
+    Raises:
+        ValueError: for a name that is not among the contrasts, or weights of another number of contrasts.
+    """
+    known = [name for name in contrasts if name not in new_contrasts]
+    for name, source in new_contrasts.items():
+        if name not in contrasts or source not in known:
+            raise ValueError(
+                f"expected new_contrasts to give a contrast of {list(contrasts)} one of {known} to begin as, "
+                f"got {name}: {source}; correct contrasts or new_contrasts"
+            )
+    embedding = state.get(CONTRASTS_KEY)
+    count = 0 if embedding is None else len(embedding)
+    if embedding is None or count != len(known):
+        raise ValueError(
+            f"expected weights of the {len(known)} contrasts {known}, got weights of {count}; "
+            "correct new_contrasts or initial_weights"
+        )
+    sources = [new_contrasts.get(name, name) for name in contrasts]
+    rows = [known.index(source) for source in sources]
+    return {**state, CONTRASTS_KEY: embedding[rows]}
 
 
 def load_weights(
@@ -30,14 +79,17 @@ def load_weights(
 ) -> nn.Module:
     """Load a state dict of tensors into ``network``, strictly, and return the network in evaluation mode.
 
-    Half precision is cast to the network's. Errors are those of [`read_weights`][], [`check_keys`][] and
-    [`check_finite`][].
+    Half precision is cast to the network's. Errors are those of [`read_weights`][] and [`load_state`][].
     """
-    state = read_weights(path)
+    load_state(network, read_weights(path), path)
+    return network.eval().to(device)
+
+
+def load_state(network: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None:
+    """Load ``state``, read from ``path``, strictly; errors are those of [`check_keys`][] and [`check_finite`][]."""
     check_keys(network.state_dict(), state, path)
     check_finite(state, path)
     network.load_state_dict(state, strict=True)
-    return network.eval().to(device)
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
