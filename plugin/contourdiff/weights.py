@@ -22,6 +22,7 @@ def start_weights(
     network: nn.Module,
     path: str | Path | None,
     device: torch.device | str | None = None,
+    initial_contrasts: Sequence[str] | None = None,
     new_contrasts: Mapping[str, str] | None = None,
 ) -> nn.Module:
     """The network to train, on ``device``; with the weights of ``path``, if any.
@@ -30,47 +31,51 @@ def start_weights(
         network: that of the training.
         path: of weights to start from; errors are those of [`load_weights`][].
         device: of the training.
-        new_contrasts: contrasts of ``network`` that the weights lack, each with the one that it begins as; errors are
-            those of [`add_contrasts`][].
+        initial_contrasts: contrasts of the weights, if not those of ``network``; see [`choose_contrasts`][].
+        new_contrasts: contrasts of ``network`` that the weights lack, each with the one that it begins as.
     """
     check_device("device", device)
     if path:
         state = read_weights(path)
-        if new_contrasts:
-            state = add_contrasts(state, getattr(network, "contrasts", ()), new_contrasts)
+        if initial_contrasts is not None:
+            contrasts = getattr(network, "contrasts", ())
+            state = choose_contrasts(state, initial_contrasts, contrasts, new_contrasts or {})
         load_state(network, state, path)
     return network.train().to(device)
 
 
-def add_contrasts(
-    state: Mapping[str, Tensor], contrasts: Sequence[str], new_contrasts: Mapping[str, str]
+def choose_contrasts(
+    state: Mapping[str, Tensor],
+    initial_contrasts: Sequence[str],
+    contrasts: Sequence[str],
+    new_contrasts: Mapping[str, str],
 ) -> dict[str, Tensor]:
-    """Weights for ``contrasts``, from weights of those among them that are not new.
+    """Weights for ``contrasts`` from those for ``initial_contrasts``: rows of the embedding are chosen.
 
     Args:
-        state: weights of a [`ContourUNet`][contourdiff.networks.ContourUNet] of the other contrasts, in their order.
+        state: weights of a [`ContourUNet`][contourdiff.networks.ContourUNet].
+        initial_contrasts: of ``state``, in their order.
         contrasts: of the network to train.
-        new_contrasts: name of a new contrast: the contrast of ``state`` whose embedding it begins with.
+        new_contrasts: name of a contrast that ``state`` lacks: the one that it begins as.
 
     Raises:
-        ValueError: for a name that is not among the contrasts, or weights of another number of contrasts.
+        ValueError: for a contrast that ``state`` lacks and that begins as none, or another number of contrasts.
     """
-    known = [name for name in contrasts if name not in new_contrasts]
-    for name, source in new_contrasts.items():
-        if name not in contrasts or source not in known:
-            raise ValueError(
-                f"expected new_contrasts to give a contrast of {list(contrasts)} one of {known} to begin as, "
-                f"got {name}: {source}; correct contrasts or new_contrasts"
-            )
     embedding = state.get(CONTRASTS_KEY)
     count = 0 if embedding is None else len(embedding)
-    if embedding is None or count != len(known):
+    if embedding is None or count != len(initial_contrasts):
         raise ValueError(
-            f"expected weights of the {len(known)} contrasts {known}, got weights of {count}; "
-            "correct new_contrasts or initial_weights"
+            f"expected weights of the {len(initial_contrasts)} contrasts {list(initial_contrasts)}, got weights of "
+            f"{count}; correct initial_contrasts or initial_weights"
         )
     sources = [new_contrasts.get(name, name) for name in contrasts]
-    rows = [known.index(source) for source in sources]
+    unknown = sorted(set(sources) - set(initial_contrasts))
+    if unknown:
+        raise ValueError(
+            f"expected contrasts that the weights know, {list(initial_contrasts)}, got {unknown}; "
+            "name in new_contrasts what each begins as"
+        )
+    rows = [list(initial_contrasts).index(source) for source in sources]
     return {**state, CONTRASTS_KEY: embedding[rows]}
 
 
