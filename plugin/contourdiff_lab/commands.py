@@ -26,8 +26,8 @@ from contourdiff.cli.program import Program
 
 LAB = Program("contourdiff-lab", "Compare and investigate translations of CT into MR.")
 
-DEFAULT_ROWS = "without_adaptation unconditional single_candidate ours ours_t1_t2"
-FURTHER_ROWS = "randomized cyclegan synseg cycada maskgan upper_bound"
+DEFAULT_ROWS = "without_adaptation crossdomain ours ours_t1_t2"
+FURTHER_ROWS = "randomized unconditional single_candidate ours_crossdomain cyclegan synseg cycada maskgan upper_bound"
 DEFAULT_SOLVERS = (
     "ddim:50",
     "ddim:15",
@@ -83,7 +83,9 @@ TRANSLATION = several("translation", "settings of inference.json, such as contra
         "MR that 'unconditional' and the baselines learn from: dataset_dir=..., datalist=..., file_pattern=...",
     ),
     several("translation", "settings of inference.json, such as num_inference_steps=15"),
-    several("segmentation", "settings of segmentation_train.json, such as max_epochs=50"),
+    several(
+        "segmentation", "settings of segmentation_train.json, such as max_epochs=40: 2000 steps"
+    ),
     several("unconditional", "settings of train.json for the row 'unconditional'"),
     several("baselines", "settings of cyclegan.json for the baselines, such as minutes=30"),
     BUNDLE,

@@ -4,6 +4,7 @@
 from contourdiff.transforms.background_filter import BackgroundFilter, BackgroundFilterd
 from contourdiff.transforms.cascade_items import CoarseStaged, RefinerStaged
 from contourdiff.transforms.contour import Contour, Contourd
+from contourdiff.transforms.cross_domain import RandCrossDomain, RandCrossDomaind
 from contourdiff.transforms.gray_levels import GrayLevels, GrayLevelsd
 from contourdiff.transforms.in_plane_resample import InPlaneResampled
 from contourdiff.transforms.opencv_contour import OpenCVContour, OpenCVContourd

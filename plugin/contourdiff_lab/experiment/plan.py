@@ -69,7 +69,8 @@ class ExperimentPlan:
         mr_training: ``dataset_dir``, ``datalist`` ... of ``train.json``: the MR of ``unconditional`` and of baselines.
         overlays: overlays of ``inference.json`` for every translation.
         translation: settings of ``inference.json`` for every translation.
-        segmentation: settings of ``segmentation_train.json`` for every network.
+        segmentation: settings of ``segmentation_train.json`` for every network; ``max_epochs`` times
+            ``epoch_length`` are the steps of each.
         unconditional: settings of ``train.json`` for the row ``unconditional``.
         baselines: settings of ``cyclegan.json``, such as ``minutes``, and of overlays, for each that has them.
         bundle: folder of the bundle, if not beside this package.
@@ -135,8 +136,10 @@ class ExperimentPlan:
 
     def training_images(self, cell: Cell) -> Path:
         """Folder of images and labels that the network of a cell is trained on."""
-        if row_of(cell.row).translates:
-            return Path(self.output_dir) / cell.row / f"translations_{cell.translator}"
+        row = row_of(cell.row)
+        if row.translates:
+            owner = row.images_of or cell.row
+            return Path(self.output_dir) / owner / f"translations_{cell.translator}"
         if cell.row == UPPER_BOUND:
             return Path(self.mr_dir)
         return Path(self.folders.get(cell.row, self.labelled_ct))
@@ -162,6 +165,10 @@ class ExperimentPlan:
                 raise ValueError(
                     "expected seeds as translation_seeds and seeds, got a setting seed; pass it there"
                 )
+        if self.segmentation.get("val_fraction"):
+            raise ValueError(
+                "expected the last weights of every row, got a val_fraction, which chooses among weights; leave it out"
+            )
         for name in self.all_rows:
             if row_of(name).mr_training and not self.mr_training.get("dataset_dir"):
                 raise ValueError(

@@ -25,6 +25,8 @@ class PlanInputs:
         ckpt_path: weights of the translator.
         ct_cases: CT with labels.
         contrasts: those of the translator.
+        contrast: the one that is translated to; ``None`` for a translator of one.
+        has_refiner: whether the translator has a second network.
         slice_end: end of the axis along which slices are stacked, such as ``"R"``.
         baselines: settings of each baseline among the rows.
         patients: patients of each test group.
@@ -35,6 +37,8 @@ class PlanInputs:
     ckpt_path: Path
     ct_cases: list[dict[str, str]]
     contrasts: list[str]
+    contrast: str | None
+    has_refiner: bool
     slice_end: str
     baselines: dict[str, dict[str, Any]]
     patients: dict[str, set[str]]
@@ -65,6 +69,8 @@ def read_inputs(plan: ExperimentPlan) -> PlanInputs:
         ckpt_path=Path(plan.ckpt_path or root / "models" / "model.pt"),
         ct_cases=ct_cases,
         contrasts=contrasts,
+        contrast=config["contrast"] or next(iter(contrasts), None),
+        has_refiner=config["refiner_def"] is not None,
         slice_end=str(config["axcodes"][config["slice_axis"]]),
         baselines=baselines,
         patients={name: _patients(plan, pattern) for name, pattern in plan.groups.items()},
