@@ -386,6 +386,8 @@ def test_an_unknown_setting_ends_the_run_and_names_the_nearest(
         ("train", "train_refiner"),
         ("train", "train_refiner", "train_one_step"),
         ("train", "train_single"),
+        ("train", "train_space"),
+        ("train", "train_hip_thigh"),
         ("train", "multi_gpu_train"),
         ("segmentation_train", "multi_gpu_train"),
         ("segmentation_train", "evaluate"),
