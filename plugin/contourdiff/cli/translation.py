@@ -62,6 +62,7 @@ def _example(folder: str, bundle: str | None) -> None:
         "full",
         "the paper's setting: 50 + 4 steps, up to 20 candidates; a GPU takes it unless told otherwise",
     ),
+    flag("outline", "add the outline of the label to the contour, for an MR with an edge there"),
     argument("--weights", "weights for the network of the bundle; default: the bundle's"),
     DEVICE,
     argument(
