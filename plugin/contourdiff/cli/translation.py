@@ -96,7 +96,7 @@ def _translate(source: str, output: str, json: bool, settings: list[str], **opti
 
     silence_itk()
     quiet = logging.getLogger("contourdiff").level > logging.INFO
-    arguments = {"progress": not quiet, **parse_settings(settings), **_speed(options)}
+    arguments = {"progress": not quiet, **parse_settings(settings), **speed_of(options)}
     try:
         results = translate_path(source, output, **arguments)
     except (ValueError, OSError, ImportError) as error:
@@ -111,7 +111,7 @@ def _translate(source: str, output: str, json: bool, settings: list[str], **opti
             sys.stdout.write(f"{result.case}: {result.mr}\n")
 
 
-def _speed(options: dict[str, Any]) -> dict[str, Any]:
+def speed_of(options: dict[str, Any]) -> dict[str, Any]:
     """The given options, with ``fast`` for the flags ``--fast`` and ``--full``."""
     arguments = given(options)
     flags = [f"--{name}" for name in SPEEDS if name in arguments]

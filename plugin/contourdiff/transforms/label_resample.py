@@ -14,7 +14,7 @@ CHUNK_VOXELS = 2**20
 
 
 def label_at(label: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Class at each of some ``points``, ``(3, ...)`` in voxels of ``label (H, W, D)`` -> ``(...)``, values of ``label``.
+    """Values of ``label (H, W, D)`` at ``points``, ``(3, ...)`` in its voxels -> ``(...)``, of the type of ``label``.
 
     Each class is interpolated linearly by itself, as if the label were one-hot, and the largest share wins. Points
     outside take the nearest value.
