@@ -14,7 +14,7 @@ from numpy.random import RandomState
 from scipy.interpolate import BSpline
 
 from contourdiff.limits import SettingError, check_number
-from contourdiff.transforms.label_resample import CHUNK_VOXELS, label_at
+from contourdiff.transforms.label_resample import CHUNK_VOXELS, LabelSampler
 
 KNOT_MM = 48.0
 """Distance of the control points of the elastic deformation."""
@@ -125,7 +125,7 @@ def warped(
     """Image and label of a shape, resampled once with the same points: float32 and the label's values, ``(H, W, D)``.
 
     What lies beyond the volume is its mirror image, in both. The image is interpolated linearly, the label as in
-    [`contourdiff.transforms.label_resample.label_at`][].
+    [`contourdiff.transforms.label_resample.LabelSampler`][].
 
     Args:
         image: ``(1, H, W, D)``.
@@ -136,6 +136,7 @@ def warped(
         spacing_mm: of that grid.
     """
     sample = Resample(mode="bilinear", padding_mode="border", dtype=np.float32)
+    sample_label = LabelSampler(label)
     size = np.reshape(label.shape, (3, 1, 1, 1))
     center = np.reshape(shape, (3, 1, 1, 1)) / 2 - 0.5
     voxel_mm = np.reshape(spacing_mm, (3, 1, 1, 1))
@@ -146,7 +147,7 @@ def warped(
         voxels = source_mm / voxel_mm + center
         points = np.tensordot(to_source[:3, :3], voxels, axes=1) + offset
         points = _mirrored(points, size)
-        warped_label[slab] = label_at(label, points)
+        warped_label[slab] = sample_label(points)
         centered = torch.as_tensor(points - (size - 1) / 2, dtype=torch.float32)
         warped_image[slab] = np.asarray(sample(image, centered))[0]
     return warped_image, warped_label
