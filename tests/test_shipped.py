@@ -24,6 +24,7 @@ from helpers.volumes import read_voxels, write_nifti
 BUNDLE = CONFIGS.parent
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overlays", "entry", "weights", "network"),
     [

@@ -56,6 +56,7 @@ def ct_file(tmp_path: Path) -> Path:
     return write_nifti(tmp_path / "in" / "anna.nii.gz", CT, AFFINE)
 
 
+@pytest.mark.slow
 def test_an_image_comes_back_as_it_was_given(
     ct_file: Path, tiny: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -97,6 +98,7 @@ def test_an_image_comes_back_as_it_was_given(
     np.testing.assert_array_equal(result.numpy()[0], mr)
 
 
+@pytest.mark.slow
 def test_seed_and_name_of_a_ct_decide_its_mr_and_other_images_are_refused(
     ct_file: Path, tiny: dict[str, Any]
 ) -> None:
@@ -148,6 +150,7 @@ def test_two_contrasts_are_a_dictionary(ct_file: Path, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_file_is_named_as_asked_and_never_overwritten_unasked(
     ct_file: Path, tiny: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -246,6 +249,7 @@ def tiny_command(tiny: dict[str, Any]) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_one_command_translates_a_dicom_folder(
     tiny: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -281,6 +285,7 @@ def test_one_command_translates_a_dicom_folder(
     assert (tmp_path / "one_ct.nii.gz").is_file()
 
 
+@pytest.mark.slow
 def test_a_folder_where_one_case_fails_reports_it_and_does_the_others(
     tiny: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -330,6 +335,7 @@ def test_the_standard_output_of_a_program_is_json_alone(
     assert json.loads(done.stdout).keys() == {"error", "results"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verbose", [False, True])
 def test_warnings_of_itk_are_for_verbose_runs(
     verbose: bool, tiny: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
@@ -346,6 +352,7 @@ def test_warnings_of_itk_are_for_verbose_runs(
     assert ("Non uniform sampling" in capfd.readouterr().err) == verbose
 
 
+@pytest.mark.slow
 def test_no_temporary_folder_is_named(
     tiny: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -95,6 +95,7 @@ def pixels(page: Any) -> np.ndarray:
     )
 
 
+@pytest.mark.slow
 def test_cards_of_the_index_sort_and_filter(page: Any, address: str, reported: Path) -> None:
     page.goto(f"{address}/index.html")
     assert shown(page) == NAMES
@@ -134,6 +135,7 @@ def test_a_case_is_marked_in_the_distributions_by_keyboard(page: Any, address: s
     page.wait_for_url("**/report/a.html")
 
 
+@pytest.mark.slow
 def test_the_viewer_shows_all_layers(page: Any, address: str) -> None:
     for name in (HOSTILE_NAME, "a"):
         page.goto(f"{address}/report/{quote(name)}.html")

@@ -88,7 +88,15 @@ def run_alone(plan: dict[str, object]) -> None:
     workflow = ConfigWorkflow(workflow_type="train", **plan)  # type: ignore[arg-type]
     workflow.initialize()
     workflow.run()
+    assert threads_of_gloo()
     workflow.finalize()
+    assert not threads_of_gloo(), "a thread that outlives the interpreter aborts the process"
+
+
+def threads_of_gloo() -> list[str]:
+    """Names of this process's threads that exchange data with other processes."""
+    names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    return [name for name in names if "gloo" in name]
 
 
 @pytest.fixture(scope="module")

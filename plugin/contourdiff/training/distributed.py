@@ -16,6 +16,7 @@ from monai.data.utils import set_rnd
 from monai.engines.utils import IterationEvents
 from numpy.random import SeedSequence
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import BatchSampler, Dataset, Sampler
 
 SeededPosition = tuple[int, int]
@@ -53,6 +54,16 @@ def join_processes(device: torch.device | str) -> None:
     idist.initialize("nccl" if device.type == "cuda" else "gloo")
     if idist.get_rank() > 0:
         logging.disable(logging.INFO)
+
+
+def leave_processes(network: DistributedDataParallel) -> None:
+    """Close the group of processes, and end its threads; ``network`` cannot be trained after that.
+
+    What averages the gradients of ``network`` holds the group, too. All holders are dropped, because a thread of Gloo
+    that outlives the interpreter aborts the process.
+    """
+    idist.finalize()
+    del network.reducer, network.logger, network.process_group
 
 
 def rows_of_process(draw: Callable[[int], Tensor], count: int) -> Tensor:

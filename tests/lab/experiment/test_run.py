@@ -301,6 +301,7 @@ def test_of_a_baseline_that_segments_the_own_network_is_tested(
     assert not list(folder.glob("*_seed1/model.pt"))
 
 
+@pytest.mark.slow
 def test_a_training_that_was_cut_off_ends_as_if_it_had_not(
     plan: ExperimentPlan, tmp_path: Path
 ) -> None:
