@@ -25,9 +25,11 @@ def plan_entries(plan: ExperimentPlan, inputs: PlanInputs) -> dict[str, Any]:
     """All that cells depend on; paths are absolute, as the same relative one is another folder elsewhere."""
     training_dir = realpath(plan.mr_training.get("dataset_dir", "."))
     training = {**plan.mr_training, "dataset_dir": training_dir}
+    reference = None if plan.reference_dir is None else realpath(plan.reference_dir)
     return {
         "ct_dir": realpath(plan.ct_dir),
         "mr_dir": realpath(plan.mr_dir),
+        "reference_dir": reference,
         "weights": sha256_of(inputs.ckpt_path),
         "label_map": read_json(inputs.label_map),
         "overlays": list(plan.overlays),
