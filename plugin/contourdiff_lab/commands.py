@@ -59,6 +59,10 @@ TRANSLATION = several("translation", "settings of inference.json, such as contra
     OUTPUT,
     LABEL_MAP,
     argument(
+        "--reference_dir",
+        "labelled MR of other patients that upper_bound is trained on; default: mr_dir, cross-validated",
+    ),
+    argument(
         "--rows",
         f"ways to compare; default: {DEFAULT_ROWS}; further: {FURTHER_ROWS}",
         nargs="*",

@@ -146,7 +146,7 @@ def score_cell(plan: ExperimentPlan, inputs: PlanInputs, cell: Cell) -> None:
         "architecture": cell.architecture,
         "seed": cell.seed,
     }
-    if cell.row == UPPER_BOUND:
+    if inputs.folds and cell.row == UPPER_BOUND:
         _cross_validate(plan, inputs, cell, settings)
         return
     if row.segments:

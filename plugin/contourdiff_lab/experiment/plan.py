@@ -56,6 +56,7 @@ class ExperimentPlan:
         ct_dir: CT with labels: ``<case>.nii.gz`` and ``labels/<case>.nii.gz``.
         mr_dir: real MR with labels to test on; never trained on.
         output_dir: folder for translations, weights, scores and the table.
+        reference_dir: labelled MR of other patients, to train ``upper_bound`` on; ``None`` cross-validates ``mr_dir``.
         label_map: see [`contourdiff.data.label_map.LabelMap`][]; ``None`` takes the bundle's vertebrae.
         rows: some of [`contourdiff_lab.experiment.rows.TABLE`][]; the default is ``ROWS``.
         folders: further rows, name -> folder of ``<case>_mr.nii.gz`` and ``<case>_label.nii.gz`` by any tool.
@@ -79,6 +80,7 @@ class ExperimentPlan:
     ct_dir: str | Path
     mr_dir: str | Path
     output_dir: str | Path
+    reference_dir: str | Path | None = None
     label_map: str | Path | None = None
     rows: Sequence[str] = ROWS
     folders: Mapping[str, str] = field(default_factory=dict)
@@ -141,7 +143,7 @@ class ExperimentPlan:
             owner = row.images_of or cell.row
             return Path(self.output_dir) / owner / f"translations_{cell.translator}"
         if cell.row == UPPER_BOUND:
-            return Path(self.mr_dir)
+            return Path(self.reference_dir or self.mr_dir)
         return Path(self.folders.get(cell.row, self.labelled_ct))
 
     def baseline_dir(self, cell: Cell) -> Path:

@@ -53,6 +53,7 @@ class Row:
         baseline: whether the translator is a method of [`contourdiff_lab.baselines.training`][].
         segments: whether that method's result is a segmentation network, so that none is trained on its translations.
         mr_training: whether the translator is trained on the plan's ``mr_training``.
+        sees_contour: whether the translator is given the contour of the CT as its condition.
         images_of: row whose translations are used, if not its own.
         differs: what of its training is not as in all other rows, in words.
         overlays: overlays of ``segmentation_train.json``.
@@ -65,6 +66,7 @@ class Row:
     baseline: bool = False
     segments: bool = False
     mr_training: bool = False
+    sees_contour: bool = False
     images_of: str | None = None
     differs: str = ""
     overlays: tuple[str, ...] = ()
@@ -121,17 +123,26 @@ TABLE = {
         differs="its second network takes 4 steps",
         translation={"num_refinement_steps": 4},
     ),
-    SINGLE_CANDIDATE: Row("MR", translates=True, translation={"candidates": 1, "max_rounds": 1}),
-    OURS: Row("MR", translates=True),
+    SINGLE_CANDIDATE: Row(
+        "MR",
+        translates=True,
+        sees_contour=True,
+        translation={"candidates": 1, "max_rounds": 1},
+    ),
+    OURS: Row("MR", translates=True, sees_contour=True),
     OURS_CROSSDOMAIN: Row(
         "MR",
         translates=True,
+        sees_contour=True,
         images_of=OURS,
         differs=AUGMENTATION_IS_THE_METHOD,
         overlays=("segmentation_crossdomain",),
     ),
     OURS_T1_T2: Row(
-        "MR", translates=True, differs="twice as many images, in the same number of steps"
+        "MR",
+        translates=True,
+        sees_contour=True,
+        differs="twice as many images, in the same number of steps",
     ),
     UPPER_BOUND: Row("MR with labels", overlays=("segmentation_any",), segmentation={"side": "mr"}),
 }
