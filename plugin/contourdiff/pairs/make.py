@@ -5,10 +5,15 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from contourdiff.bundle import inference_parser
 from contourdiff.config_checks import check_values, plain_errors
@@ -172,14 +177,16 @@ class _PairRun:
                 failures[item["case"]] = str(error)
                 logger.error("%s: %s", item["case"], error)
         folder.write_settings(self.folder, self.settings, names)
-        total = sum(len(self.missing(item["case"])) for item in items)
-        with progress_bar(total, "shape", bool(run.get("progress", True)), desc="warp: ") as bar:
-            for item in items:
-                try:
-                    self._write_shapes_of(item)
-                except (ValueError, OSError, MemoryError) as error:
-                    failures[item["case"]] = reason_of(error)
-                bar.update(len(self.missing(item["case"])))
+        shown = bool(run.get("progress", True))
+        with (
+            progress_bar(len(items), "case", shown, desc="warp: ") as bar,
+            _mapping(run.get("workers")) as mapping,
+        ):
+            for item, error in zip(items, mapping(self._write_shapes_of, items), strict=True):
+                bar.update()
+                if error is not None:
+                    failures[item["case"]] = error
+                    logger.error("%s: warping failed, %s", item["case"], error)
         return failures
 
     def _classes_of(self, item: Mapping[str, Any]) -> dict[int, str]:
@@ -200,14 +207,19 @@ class _PairRun:
             names = label_map.classes
         return {value: names.get(value, str(value)) for value in values}
 
-    def _write_shapes_of(self, item: Mapping[str, Any]) -> None:
+    def _write_shapes_of(self, item: Mapping[str, Any]) -> str | None:
+        """Write the shapes of a case that lack a pair; why that failed."""
         paths = {}
         for number in self.missing(item["case"]):
             file = f"{folder.shape_name(item['case'], number)}.nii.gz"
             if not (self.work / file).is_file():
                 paths[number] = (self.work / file, self.work / LABELS / file)
-        if paths:
-            self.shapes.write(item["image"], item["label"], paths)
+        try:
+            if paths:
+                self.shapes.write(item["image"], item["label"], paths)
+        except (ValueError, OSError, MemoryError) as error:
+            return reason_of(error)
+        return None
 
     def translate(self, settings: Mapping[str, Any]) -> dict[str, str]:
         """Translate the shapes; why some failed, by name."""
@@ -242,6 +254,24 @@ class _PairRun:
         if not failures:
             shutil.rmtree(self.work, ignore_errors=True)
         logger.info("%d pairs are in %s", len(pairs), self.folder.resolve())
+
+
+@contextmanager
+def _mapping(workers: int | None) -> Iterator[Callable[..., Iterable[Any]]]:
+    """``map``, or that of several processes, which share the cores."""
+    if workers is None or workers == 1:
+        yield map
+        return
+    threads = max(1, torch.get_num_threads() // workers)
+    spawn = get_context("spawn")
+    options: dict[str, Any] = {"initializer": torch.set_num_threads, "initargs": (threads,)}
+    try:
+        with ProcessPoolExecutor(workers, spawn, **options) as pool:
+            yield pool.map
+    except BrokenExecutor as error:
+        raise OSError(
+            "a process that warps CT ended, perhaps for lack of memory; pass fewer workers"
+        ) from error
 
 
 def _check_labels(inputs: Mapping[str, Pair]) -> None:
