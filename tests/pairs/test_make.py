@@ -17,8 +17,10 @@ from monai.data import load_decathlon_datalist
 
 import contourdiff
 from contourdiff.cli import main
+from contourdiff.contours import contour_of, outline_of
 from contourdiff.data.label_map import LabelMap
 from contourdiff.inference.summary import FailedCasesError
+from contourdiff.metrics.contour_agreement import near
 from contourdiff.networks import ContourUNet
 from contourdiff.pairs import make_pairs
 from helpers.networks import TINY_ARGUMENTS, TINY_NETWORK
@@ -279,3 +281,38 @@ def test_several_processes_make_the_same_pairs(
     assert len(written) == 8
     for name, voxels in written.items():
         np.testing.assert_allclose(voxels, whole[name], atol=1, err_msg=name)
+
+
+def boundary_with_an_edge(folder: Path, name: str) -> float:
+    """Share of the outline of the label within 1.1 mm of an edge of the MR, over all slices."""
+    mr, label = (read_voxels(folder / f"{name}_{kind}.nii.gz") for kind in ("mr", "label"))
+    near_edge = []
+    for image, values in zip(mr, label, strict=True):
+        edges = contour_of(image, sigma_px=1.5, low_threshold=20, high_threshold=40)
+        boundary = outline_of(values) > 0
+        near_edge.append(near(edges > 0, 1.1, (1.1, 1.1))[boundary])
+    return float(np.concatenate(near_edge).mean())
+
+
+@pytest.mark.slow
+def test_an_outline_puts_an_edge_where_the_label_ends(real_data: Path, tmp_path: Path) -> None:
+    """Six sagittal slices of a real torso CT of 3 mm, with the shipped weights."""
+    for name, kind in (("a", "ct"), ("labels/a", "vertebrae")):
+        volume = nib.load(real_data / "ct" / f"torso_{kind}.nii.gz").slicer[57:63]
+        path = tmp_path / "ct" / f"{name}.nii.gz"
+        write_nifti(path, np.asarray(volume.dataobj), volume.affine)
+    shares = []
+    for probability in (0.0, 1.0):
+        folder = make_pairs(
+            tmp_path / "ct",
+            tmp_path / f"pairs_{probability}",
+            shapes=1,
+            contrast="t1",
+            outline_probability=probability,
+            device="cpu",
+            progress=False,
+        )
+        shares.append(boundary_with_an_edge(folder, "a_s0_t1"))
+    without, with_outline = shares
+    assert without > 0.4
+    assert with_outline > without + 0.08

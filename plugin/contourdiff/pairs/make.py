@@ -182,11 +182,12 @@ class _PairRun:
             progress_bar(len(items), "case", shown, desc="warp: ") as bar,
             _mapping(run.get("workers")) as mapping,
         ):
-            for item, error in zip(items, mapping(self._write_shapes_of, items), strict=True):
+            reasons = mapping(self._write_shapes_of, items)
+            for item, reason in zip(items, reasons, strict=True):
                 bar.update()
-                if error is not None:
-                    failures[item["case"]] = error
-                    logger.error("%s: warping failed, %s", item["case"], error)
+                if reason is not None:
+                    failures[item["case"]] = reason
+                    logger.error("%s: warping failed, %s", item["case"], reason)
         return failures
 
     def _classes_of(self, item: Mapping[str, Any]) -> dict[int, str]:
