@@ -52,6 +52,22 @@ def test_shapes_are_on_the_grid_of_the_model(written: Written) -> None:
         assert set(np.unique(read_voxels(label_path))) == {0, 30}
 
 
+def test_slices_beyond_the_margin_are_left_out(written: Written, tmp_path: Path) -> None:
+    """The others are where they were."""
+    whole = nib.load(written[1][1])
+    for margin_mm, margin in ((0.0, 0), (3.5, 1), (1000.0, 100)):
+        folder = tmp_path / str(margin)
+        near = write_shapes(folder, Shapes(SAGITTAL, WarpStrength(), margin_mm=margin_mm), (1,))
+        image, label = nib.load(near[1][0]), nib.load(near[1][1])
+        labelled = np.flatnonzero(read_voxels(written[1][1]).any((1, 2)))
+        kept = slice(max(labelled[0] - margin, 0), labelled[-1] + margin + 1)
+        expected = whole.slicer[kept]
+        assert image.shape == label.shape == expected.shape
+        for volume in (image, label):
+            np.testing.assert_allclose(volume.affine, expected.affine, atol=1e-5)
+        np.testing.assert_array_equal(label.dataobj, expected.dataobj)
+
+
 def test_the_first_shape_has_the_contour_of_the_ct_itself(
     written: Written, inference_parser: Callable[..., ConfigParser]
 ) -> None:

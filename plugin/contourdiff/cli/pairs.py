@@ -37,6 +37,11 @@ from contourdiff.cli.translation import ANATOMIES, speed_of
     argument("--rotation-degrees", "largest angle about each axis; default: 8", type=float),
     argument("--scale", "largest change of the size along each axis; default: 0.1", type=float),
     argument("--elastic-mm", "largest shift of a control point, mm; default: 5", type=float),
+    argument(
+        "--margin-mm",
+        "slices that are farther from the label are left out, mm; default: 15",
+        type=float,
+    ),
     argument("--label-map", "JSON file of classes that the labels become; default: none"),
     argument("--anatomy", "the paper's settings for it; default: lumbar", choices=ANATOMIES),
     flag("fast", "4 + 1 steps and one candidate a slice, instead of 1 + 1 steps"),

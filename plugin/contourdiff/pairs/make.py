@@ -52,6 +52,7 @@ def make_pairs(
     rotation_degrees: float = WarpStrength.rotation_degrees,
     scale: float = WarpStrength.scale,
     elastic_mm: float = WarpStrength.elastic_mm,
+    margin_mm: float | None = 15.0,
     label_map: str | Path | None = None,
     fast: bool | None = None,
     **settings: Any,
@@ -74,6 +75,7 @@ def make_pairs(
         rotation_degrees: this and the next two as in [`contourdiff.transforms.warp.WarpStrength`][].
         scale: see there.
         elastic_mm: see there.
+        margin_mm: slices that are farther from the label are left out; ``None`` keeps all.
         label_map: JSON file of classes, as for a segmentation. Labels become its class numbers, and ``label_map.json``
             in ``output_dir`` is the map to train with. ``None`` keeps the values of the labels.
         fast: 4 + 1 steps; ``False``: the paper's setting; ``None``: 1 + 1 steps.
@@ -91,6 +93,8 @@ def make_pairs(
     check_whole("shapes", shapes, 1, MAX_SHAPES)
     check_whole("seed", seed, 0, MAX_SEED)
     check_number("outline_probability", outline_probability, 0, 1)
+    if margin_mm is not None:
+        check_number("margin_mm", margin_mm, 0)
     strength = WarpStrength(rotation_degrees, scale, elastic_mm)
     classes = None if label_map is None else LabelMap(label_map)
     output_dir = Path(output_dir)
@@ -107,7 +111,7 @@ def make_pairs(
     model, contrasts = _network_of(run, output_dir)
     names = contrast_names(contrast) or list(contrasts)
     pairs = _PairRun(
-        shapes=Shapes(model, strength, seed, outline_probability, classes),
+        shapes=Shapes(model, strength, seed, outline_probability, classes, margin_mm),
         count=shapes,
         folder=output_dir,
         targets=_targets(output_dir, names, contrasts),
@@ -147,6 +151,7 @@ class _PairRun:
             "seed": self.shapes.seed,
             **asdict(self.shapes.strength),
             "outline_probability": self.shapes.outline_probability,
+            "margin_mm": self.shapes.margin_mm,
             "classes": None if label_map is None else list(label_map.classes.values()),
         }
 
