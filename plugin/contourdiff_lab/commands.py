@@ -305,7 +305,8 @@ def _held_out_options(
     MR_PATTERN,
     argument(
         "--extractor",
-        "feature extractor for FID and MMD, a local TorchScript file that you trust; default: neither is measured",
+        "feature extractor for FID and MMD: efficientnet_lite0 (ImageNet), or a local TorchScript file that you trust; "
+        "default: neither is measured",
     ),
     flag("foreground_only", "compare bodies only"),
     OVERLAYS,
@@ -316,11 +317,10 @@ def _quality(
     folder: str, output_dir: str, extractor: str | None, settings: list[str], **options: Any
 ) -> None:
     from contourdiff_lab.folder_quality import folder_quality, write_quality
-    from contourdiff_lab.metrics.image_quality import load_extractor
+    from contourdiff_lab.metrics.image_quality import named_extractor
 
     if extractor is not None:
-        options["extractor"] = load_extractor(extractor)
-        options["extractor_name"] = extractor
+        options["extractor"], options["extractor_name"] = named_extractor(extractor)
     quality = folder_quality(folder, **options, settings=parse_settings(settings))
     write_quality(quality, output_dir)
     of_set = quality["set"] or {}

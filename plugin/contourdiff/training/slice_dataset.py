@@ -22,6 +22,8 @@ class SliceDataset(Dataset, Randomizable):
     memory. Each is read once at the start to find its slices with foreground. Raises ``ValueError`` if no slice has
     foreground, or ``neighbors`` is set and a volume has one slice.
 
+    ``index`` has the volume and the position of every item, ``places`` its relative position in the volume, in (0, 1).
+
     Args:
         volumes: dataset of dictionaries with ``keys`` of shape ``(C, H, W, D)``.
         keys: to cut into slices, the first of which defines the foreground; others are left out.
@@ -45,6 +47,7 @@ class SliceDataset(Dataset, Randomizable):
     def __post_init__(self) -> None:
         self.keys = tuple(self.keys)
         self.index: list[tuple[int, int]] = []
+        self.places: list[float] = []
         single_slices = 0
         for number in range(len(self.volumes)):
             volume = self.volumes[number]
@@ -56,6 +59,7 @@ class SliceDataset(Dataset, Randomizable):
             for position, share in enumerate(shares):
                 if share >= self.min_foreground:
                     self.index.append((number, position))
+                    self.places.append((position + 0.5) / len(slices))
         if self.neighbors and single_slices:
             raise ValueError(
                 "neighbor-guided training learns from adjacent slices: expected volumes of 2 slices or more along axis "
