@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batches (image, contour, noise, timestep) and network outputs of the diffusion training."""
+"""Batches (image, contour, noise, timestep) and network outputs of the trainings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from monai.engines import DiffusionPrepareBatch
-from monai.inferers import DiffusionInferer
+from monai.inferers import DiffusionInferer, SimpleInferer
 from monai.networks.schedulers import Scheduler
 from torch import Tensor, nn
 
@@ -51,6 +51,25 @@ class ContourDiffusionInferer(DiffusionInferer):
         kind = inputs.device.type
         with torch.autocast(kind, dtype=torch.bfloat16, enabled=self.amp):
             output = super().__call__(inputs, forward, noise, timesteps, condition, mode="concat")
+        return output.float()
+
+
+@dataclass(eq=False)
+class AutocastInferer(SimpleInferer):
+    """Call a network under autocast in bfloat16, on any device; the ``amp`` of MONAI's engines is CUDA only."""
+
+    bfloat16: bool = False
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def __call__(
+        self, inputs: Tensor, network: nn.Module, *arguments: Any, **options: Any
+    ) -> Tensor:
+        """The network's output for ``inputs (B, C, H, W)``, float32."""
+        kind = inputs.device.type
+        with torch.autocast(kind, dtype=torch.bfloat16, enabled=self.bfloat16):
+            output = super().__call__(inputs, network, *arguments, **options)
         return output.float()
 
 

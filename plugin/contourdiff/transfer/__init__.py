@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From labelled CT and unlabelled MR to a bundle with a segmentation network for MR."""
