@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -64,12 +65,12 @@ class AutocastInferer(SimpleInferer):
         super().__init__()
 
     def __call__(
-        self, inputs: Tensor, network: nn.Module, *arguments: Any, **options: Any
+        self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Tensor:
         """The network's output for ``inputs (B, C, H, W)``, float32."""
         kind = inputs.device.type
         with torch.autocast(kind, dtype=torch.bfloat16, enabled=self.bfloat16):
-            output = super().__call__(inputs, network, *arguments, **options)
+            output: Tensor = super().__call__(inputs, network, *args, **kwargs)
         return output.float()
 
 

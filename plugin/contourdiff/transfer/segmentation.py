@@ -43,8 +43,8 @@ def segment(
         overwrite: segment again what the same weights have segmented.
         settings: of the bundle's ``inference.json``, such as ``largest_component=True``.
 
-    Returns the results, in the order of their names. Raises ``FileNotFoundError`` without a bundle or MR, ``ValueError``
-    for an unknown setting.
+    Returns the results, in the order of their names. Raises ``FileNotFoundError`` without a bundle or MR,
+    ``ValueError`` for an unknown setting.
     """
     root = Path(model)
     weights = Path(settings.get("ckpt_path", root / "models" / "model.pt"))
