@@ -164,22 +164,62 @@ def translate_path(
             translation; others as in [`contourdiff.bundle.run_inference_config`][].
         FailedCasesError: if a case failed, with the results of all.
     """
-    settings = {"dataset_dir": source, **_selection(source, label), **_long_names(settings)}
+    run, pairs = run_settings(
+        source,
+        output,
+        label=label,
+        contrast=contrast,
+        anatomy=anatomy,
+        fast=fast,
+        draft=draft,
+        weights=weights,
+        device=device,
+        overlays=overlays,
+        **settings,
+    )
+    return _translate_run(pairs, Path(output), source, run)
+
+
+def run_settings(
+    source: str | Path,
+    output: str | Path,
+    *,
+    label: str | Path | None = None,
+    contrast: str | Sequence[str] | None = None,
+    anatomy: str | None = None,
+    fast: bool | None = None,
+    draft: bool = False,
+    weights: str | Path | None = None,
+    device: torch.device | str | None = None,
+    overlays: Sequence[str] = (),
+    **settings: Any,
+) -> tuple[dict[str, Any], dict[str, Pair]]:
+    """Settings of ``inference.json`` for arguments of [`translate_path`][], and the image and label of each case.
+
+    None of them is read. The settings contain ``overlays``, and ``bundle``, ``workers`` or ``scheduler`` if passed.
+    """
+    run = {"dataset_dir": source, **_selection(source, label), **_long_names(settings)}
     if contrast is not None:
-        settings["contrast"] = contrast
+        run["contrast"] = contrast
     if weights is not None:
-        settings["ckpt_path"] = Path(weights)
+        run["ckpt_path"] = Path(weights)
     if device is not None:
-        settings["device"] = usable_device(device)
-    speed = _speed(fast, draft, settings.get("device"))
-    settings["overlays"] = _all_overlays(anatomy, speed, overlays)
-    cases = TranslationCases(settings["dataset_dir"], output, settings.get("datalist"))
+        run["device"] = usable_device(device)
+    speed = _speed(fast, draft, run.get("device"))
+    run["overlays"] = _all_overlays(anatomy, speed, overlays)
+    cases = TranslationCases(run["dataset_dir"], output, run.get("datalist"))
     pairs = cases.find()
-    settings["datalist"] = [_absolute_entry(*pair) for pair in pairs.values()]  # found once
-    settings["cases#notes"] = tuple(cases.notes)  # a config does not evaluate what a tuple holds
+    run["datalist"] = [_absolute_entry(*pair) for pair in pairs.values()]  # found once
+    run["cases#notes"] = tuple(cases.notes)  # a config does not evaluate what a tuple holds
+    return run, pairs
+
+
+def _translate_run(
+    pairs: Mapping[str, Pair], output: Path, source: str | Path, settings: dict[str, Any]
+) -> list[Translation]:
+    """Translate the cases of [`run_settings`][] to a folder, or a single one to a file; what was written."""
     if settings.get("stats"):
         _check_table(settings["stats"], source, pairs)
-    output = Path(output)
     for suffix in OUTPUT_SUFFIXES:
         if output.name.lower().endswith(suffix):
             return _translate_to_file(pairs, output, {**settings, "output_ext": suffix})
@@ -357,7 +397,7 @@ def _existing(path: Path) -> Path | None:
     return path if path.is_file() else None
 
 
-def _long_names(settings: dict[str, Any]) -> dict[str, Any]:
+def _long_names(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of ``inference.json`` for their short names; paths are no text, which a config would evaluate."""
     long = {}
     for name, value in settings.items():

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 try:
     from contourdiff.cli import (  # which register their commands
         deployment,
+        pairs,
         report,
         settings,
         training,

@@ -62,6 +62,7 @@ def _example(folder: str, bundle: str | None) -> None:
         "full",
         "the paper's setting: 50 + 4 steps, up to 20 candidates; a GPU takes it unless told otherwise",
     ),
+    flag("outline", "add the outline of the label to the contour, for an MR with an edge there"),
     argument("--weights", "weights for the network of the bundle; default: the bundle's"),
     DEVICE,
     argument(
@@ -95,7 +96,7 @@ def _translate(source: str, output: str, json: bool, settings: list[str], **opti
 
     silence_itk()
     quiet = logging.getLogger("contourdiff").level > logging.INFO
-    arguments = {"progress": not quiet, **parse_settings(settings), **_speed(options)}
+    arguments = {"progress": not quiet, **parse_settings(settings), **speed_of(options)}
     try:
         results = translate_path(source, output, **arguments)
     except (ValueError, OSError, ImportError) as error:
@@ -110,7 +111,7 @@ def _translate(source: str, output: str, json: bool, settings: list[str], **opti
             sys.stdout.write(f"{result.case}: {result.mr}\n")
 
 
-def _speed(options: dict[str, Any]) -> dict[str, Any]:
+def speed_of(options: dict[str, Any]) -> dict[str, Any]:
     """The given options, with ``fast`` for the flags ``--fast`` and ``--full``."""
     arguments = given(options)
     flags = [f"--{name}" for name in SPEEDS if name in arguments]

@@ -31,6 +31,7 @@ from contourdiff.inference.preview import Preview
 from contourdiff.inference.volume_state import VolumeResult
 from contourdiff.metrics.contour_fidelity import ContourFidelityCheck, VolumeFidelity
 from contourdiff.metrics.flicker import flicker, flicker_line, flicker_record
+from contourdiff.transforms.add_outline import CT_CONTOUR
 from contourdiff.weights import sha256_of
 
 logger = logging.getLogger(__name__)
@@ -66,7 +67,8 @@ class TranslationOutputs:
         settings: the run's settings, recorded with the contrast of the translation.
         slice_axis: axis along which slices are stacked after orientation.
         preview: draws the picture; ``None`` draws none.
-        fidelity: check of each translation against its contours, recorded for every slice; ``None`` checks nothing.
+        fidelity: check of each translation against the contours of its CT, without the outline of a label, recorded
+            for every slice; ``None`` checks nothing.
         maps: maps to write; ``None`` writes none.
         reference_flicker: see [`contourdiff.metrics.flicker.flicker_record`][].
         refiner_path: weights file of the second network of a cascade, recorded, too; ``None`` for a single network.
@@ -173,7 +175,7 @@ class TranslationOutputs:
             write_label(label, files, item["classes"])
         if self.preview is not None:
             self.preview.save(files.picture, source, label, contours, item["pred"])
-        fidelity = self._check(result, contours)
+        fidelity = self._check(result, item.get(CT_CONTOUR, contours))
         self._write_maps(result, fidelity, contours, files)
         ct = open_volume(source)
         record = {
@@ -188,7 +190,7 @@ class TranslationOutputs:
             "python": platform.python_version(),
             "packages": self._packages(),
             "weights": self.weights,
-            "settings": self._settings_for(item["contrast"]),
+            "settings": self._settings_for(item),
             "inferer": type(getattr(engine, "inferer", None)).__name__,
             "warnings": item["warnings"],
             "network_calls": result.network_calls,
@@ -218,18 +220,22 @@ class TranslationOutputs:
             packages["openvino"] = version("openvino")
         return packages
 
-    def _settings_for(self, contrast: int | None) -> Mapping[str, Any]:
-        """The settings, with the one contrast of a translation."""
-        if contrast is None:
-            return self.settings
-        return {**self.settings, "contrast": self.settings["contrasts"][contrast]}
+    def _settings_for(self, item: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The settings, with the one contrast of a translation, and whether it has an outline."""
+        settings = {**self.settings, "outline": CT_CONTOUR in item}
+        contrast = item["contrast"]
+        if contrast is not None:
+            settings["contrast"] = settings["contrasts"][contrast]
+        return settings
 
     def _check(self, result: VolumeResult, contours: MetaTensor) -> VolumeFidelity | None:
+        """Compare with the contour of the CT itself, ``contours (1, H, W, D)``, without the outline of a label."""
         if self.fidelity is None:
             return None
         gray_levels = result.gray_levels[0].as_subclass(torch.Tensor)
         spacing_mm = [float(size) for size in contours.pixdim]
-        return self.fidelity(result.contours, gray_levels, spacing_mm, result.box)
+        references = contours[0].as_subclass(torch.Tensor)
+        return self.fidelity(references, gray_levels, spacing_mm, result.box)
 
     def _write_maps(
         self,

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Transforms for MONAI pipelines: background filter, contour, in-plane resampling, label classes."""
 
+from contourdiff.transforms.add_outline import AddOutlined
 from contourdiff.transforms.background_filter import BackgroundFilter, BackgroundFilterd
 from contourdiff.transforms.cascade_items import CoarseStaged, RefinerStaged
 from contourdiff.transforms.contour import Contour, Contourd
