@@ -6,23 +6,31 @@ from __future__ import annotations
 import colorsys
 import json
 import shutil
+import time
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from string import Template
 from typing import Any
 
-from contourdiff.bundle import find_bundle, run_training
+import torch
+
+from contourdiff.bundle import find_bundle, read_config, run_training
+from contourdiff.config_checks import plain_errors
 from contourdiff.data.atomic import atomic_folder, read_json, write_json, write_text
 from contourdiff.data.label_map import LabelMap
 from contourdiff.limits import check_choice
-from contourdiff.training.handlers import newest_checkpoint
+from contourdiff.training.handlers import CHECKPOINTS, newest_checkpoint
+from contourdiff.weights import sha256_of
 
 TEMPLATE = Path(__file__).with_name("template")
 INFERENCE = "configs/inference.json"
 TRAIN = "configs/train.json"
 EVALUATE = "configs/evaluate.json"
 METADATA = "configs/metadata.json"
+FINISHED = "training.json"
+"""Written beside the weights when a training has ended."""
+TIMED_STEPS = 6
 PACKAGES = {"monai_version": "monai", "pytorch_version": "torch", "numpy_version": "numpy"}
 LEVELS = 6
 """Levels of the larger network."""
@@ -52,7 +60,7 @@ def write_model_bundle(
     label_map: Mapping[str, Any],
     *,
     preset: str = "cpu",
-    command: str = "contourdiff transfer CT MR OUT",
+    command: str | None = None,
     bundle: str | Path | None = None,
 ) -> Path:
     """Write a bundle without weights, whole or not at all.
@@ -80,14 +88,18 @@ def write_model_bundle(
         _change(aside / EVALUATE, _values_of(classes))
         size_divisor = read_json(aside / INFERENCE)["size_divisor"]
         _write_metadata(aside / METADATA, names, size_divisor)
-        _write_card(aside / "docs" / "README.md", names, command)
+        _write_card(
+            aside / "docs" / "README.md", names, command or "contourdiff transfer CT MR OUT"
+        )
         write_text(aside / "labels.ctbl", _color_table(names))
         (aside / "models").mkdir()
     return Path(folder)
 
 
 def train_model(folder: str | Path, pairs: str | Path, **settings: Any) -> Path:
-    """Train the network of a bundle on a folder of pairs; an interrupted training goes on to the same weights.
+    """Train the network of a bundle on a folder of pairs, unless that is finished.
+
+    An interrupted training goes on to the same weights, from the last checkpoint.
 
     Args:
         folder: of [`write_model_bundle`][].
@@ -96,13 +108,50 @@ def train_model(folder: str | Path, pairs: str | Path, **settings: Any) -> Path:
 
     Returns the path of the weights. Raises ``ValueError`` for an unknown setting or without pairs.
     """
-    root = Path(folder)
+    models = Path(folder) / "models"
+    finished = models / FINISHED
+    weights = models / "model.pt"
+    if finished.is_file() and weights.is_file():
+        return weights
     settings = {"dataset_dir": Path(pairs), **settings}
-    checkpoint = newest_checkpoint(root / "models")
+    checkpoint = newest_checkpoint(models)
     if checkpoint is not None:
         settings["resume_from"] = str(checkpoint)
-    run_training([str(root / INFERENCE), str(root / TRAIN)], settings)
-    return root / "models" / "model.pt"
+    run_training(_training_configs(folder), settings)
+    write_json(finished, {"sha256": sha256_of(weights)})
+    for path in models.glob(CHECKPOINTS):
+        path.unlink()
+    return weights
+
+
+def steps_in(
+    seconds: float, folder: str | Path, pairs: str | Path, device: torch.device | str
+) -> int:
+    """Number of steps of training that fit into a time, by the time of the first ones; at least one.
+
+    Reading the pairs counts.
+    """
+    start = time.perf_counter()
+    settings = {"dataset_dir": Path(pairs), "device": torch.device(device)}
+    parser = read_config(_training_configs(folder), settings)
+    with plain_errors():
+        network = parser.get_parsed_content("network")
+        loss = parser.get_parsed_content("loss")
+        inferer = parser.get_parsed_content("train#inferer")
+        batches = iter(parser.get_parsed_content("train#dataloader"))
+    read = time.perf_counter() - start
+    for number, batch in zip(range(TIMED_STEPS), batches, strict=False):
+        if number == 1:  # the first one is slower
+            start = time.perf_counter()
+        output = inferer(batch["image"].to(device), network)
+        loss(output, batch["label"].to(device)).backward()
+    seconds_a_step = (time.perf_counter() - start) / (TIMED_STEPS - 1)
+    return max(1, int((seconds - read) / seconds_a_step))
+
+
+def _training_configs(folder: str | Path) -> list[str]:
+    root = Path(folder)
+    return [str(root / INFERENCE), str(root / TRAIN)]
 
 
 def _change(path: Path, changes: Mapping[str, Any]) -> None:
