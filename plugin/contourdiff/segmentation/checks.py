@@ -77,7 +77,7 @@ def field_of_view_warnings(ct: Iterable[Path], mr: Iterable[Path]) -> list[str]:
     for axis, direction in ((1, "from front to back"), (2, "from foot to head")):
         if ct_mm[axis] < SMALLER * mr_mm[axis]:
             warnings.append(
-                f"the CT show {ct_mm[axis]:.0f} mm {direction}, the MR {mr_mm[axis]:.0f} mm (medians): what lies beyond "
+                f"the CT show {ct_mm[axis]:.0f} mm {direction}, the MR {mr_mm[axis]:.0f} mm (medians): what is beyond "
                 "was never seen in training, and may be taken for a class; pass CT of the whole region, or crop the MR"
             )
     return warnings

@@ -42,8 +42,8 @@ SHOWN = 12
 TRANSPARENCY = 0.5
 NOTE = (
     "Agreement is the mean Dice between the result and those for the MR seen smaller, larger, and with clipped gray "
-    "levels. It is no accuracy: where all make the same mistake, they agree. Volumes and parts are compared with those of "
-    "the labels that were trained on; an MR that shows only a part of a structure is out of range without a fault."
+    "levels. It is no accuracy: where all make the same mistake, they agree. Volumes and parts are compared with those "
+    "of the labels that were trained on; an MR that shows only a part of a structure is out of range without a fault."
 )
 
 
