@@ -71,7 +71,11 @@ def _example(folder: str, bundle: str | None) -> None:
         type=int,
     ),
     argument("--series", "UID of one of several CT series; default: the only one", metavar="UID"),
-    argument("--format", "of the volumes in a folder; default: .nii.gz", metavar=".nrrd"),
+    argument(
+        "--format",
+        "of the volumes in a folder; dicom writes MR and label as DICOM beside them; default: .nii.gz",
+        metavar=".nrrd",
+    ),
     argument("--workers", "processes that share the cases; default: 1", type=int, metavar="N"),
     argument(
         "--scheduler", "Dask scheduler of such workers; default: none", metavar="tcp://HOST:PORT"
@@ -87,6 +91,7 @@ def _example(folder: str, bundle: str | None) -> None:
   contourdiff translate ct.nii.gz mr.nii.gz              one file
   contourdiff translate ct mr --contrast t1,t2           a folder, with the labels in ct/labels
   contourdiff translate dicom mr                         a DICOM folder; writes the CT as NIfTI, too
+  contourdiff translate dicom mr --format dicom          and the MR as DICOM
   contourdiff translate ct.nrrd ct_mr.nrrd --label seg.nrrd
   contourdiff translate ct mr --settings distance_threshold=1500 save_fidelity_map=true""",
 )
@@ -131,7 +136,7 @@ def _entry(result: Translation) -> dict[str, Any]:
 
     entry = result._asdict()
     if result.status == "failed":
-        return {**entry, **dict.fromkeys(("mr", "record", "label", "picture"))}
+        return {**entry, **dict.fromkeys(("mr", "record", "label", "picture", "dicom"))}
     record = read_json(result.record)
     return {
         **entry,
