@@ -18,7 +18,8 @@ from monai.transforms import LoadImage, Orientation
 
 from contourdiff.inference import VolumeInferer
 from contourdiff.inference import progress as module
-from contourdiff.inference.progress import run_progress, slice_count
+from contourdiff.inference.progress import run_progress
+from contourdiff.inference.run import slice_count
 from contourdiff.networks import ContourUNet
 from helpers.inferers import as_case, make_inferer, random_contours
 from helpers.networks import TINY_NETWORK, make_seeded

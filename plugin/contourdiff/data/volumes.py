@@ -19,6 +19,7 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.volumeutils import apply_read_scaling
 
 from contourdiff.data.atomic import atomic_write
+from contourdiff.data.memory import physical_memory
 
 MEMORY_SHARE = 1 / 16
 """Share of the machine's memory that kept voxels may take."""
@@ -144,13 +145,6 @@ def digest_of(path: str | Path) -> str:
     digest = hashlib.sha256(open_volume(path).affine.tobytes())
     digest.update(np.ascontiguousarray(scaled_voxels(path).T).data)
     return digest.hexdigest()
-
-
-def physical_memory() -> int:
-    """Bytes of memory of this machine; 0 where that is unknown."""
-    if not hasattr(os, "sysconf"):
-        return 0
-    return max(0, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
 def _state_of(path: str | Path) -> FileState:
