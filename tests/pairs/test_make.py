@@ -257,6 +257,7 @@ def test_a_case_that_gives_no_pair_is_named_and_the_others_are_made(
         ({"outline_probability": 1.5}, "expected outline_probability to be a number from 0 to 1"),
         ({"label_map": "none.json"}, "expected a label map at none.json, found none"),
         ({"weights": "none.pt"}, "expected weights at none.pt"),
+        ({"outline": True}, r"got \['outline'\], which pairs set themselves"),
         ({"spacing": 2}, "expected settings of the config, got 'spacing'"),
         ({"spacing_mm": -1}, "expected spacing_mm to be a number"),
     ],
