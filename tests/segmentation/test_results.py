@@ -92,7 +92,7 @@ def test_small_parts_of_a_result_are_removed_on_request(model: Path, tmp_path: P
 
 
 def test_files_of_a_folder_are_those_of_its_images(tmp_path: Path) -> None:
-    gray, mask = mr_with_bone(0)
+    gray, _ = mr_with_bone(0)
     for name in ("images/b", "images/a_mr", "labels/b"):
         write_nifti(tmp_path / f"{name}.nii.gz", gray, AFFINE)
     assert list(mr_files(tmp_path)) == ["a_mr", "b"]
