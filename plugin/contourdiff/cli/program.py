@@ -229,8 +229,8 @@ PROGRAM = Program(
         "rival": "contourdiff-lab baseline",
     },
     order=(
-        *("example", "translate", "transfer", "segment", "train", "report"),
-        *("info", "settings", "phantom", "curve"),
+*("example", "translate", "pairs", "transfer", "segment"),
+        *("train", "report", "info", "settings", "phantom", "curve"),
         *("export", "export-bundle", "to-nnunet", "convert"),
     ),
 )

@@ -18,8 +18,8 @@ from contourdiff.transforms.label_resample import CHUNK_VOXELS, LabelSampler
 
 KNOT_MM = 48.0
 """Distance of the control points of the elastic deformation."""
-UNFOLDED_SHARE = 0.4
-"""Of that distance: control points that move less along each axis fold nothing (Choi and Lee 2000)."""
+FOLDING_MM = KNOT_MM / 2.5
+"""Control points that move less along each axis fold nothing (Choi and Lee 2000: 1 / 2.48 of their distance)."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class WarpStrength:
         check_number("rotation_degrees", self.rotation_degrees, 0, 180)
         check_number("scale", self.scale, 0, 0.9)
         check_number("elastic_mm", self.elastic_mm, 0)
-        if self.elastic_mm >= UNFOLDED_SHARE * KNOT_MM:
+        if self.elastic_mm >= FOLDING_MM:
             raise SettingError(
-                f"expected elastic_mm below {UNFOLDED_SHARE * KNOT_MM:g}, got {self.elastic_mm:g}, which can fold "
+                f"expected elastic_mm below {FOLDING_MM:g}, got {self.elastic_mm:g}, which can fold "
                 "the anatomy; pass a smaller one"
             )
 
