@@ -229,7 +229,8 @@ PROGRAM = Program(
         "rival": "contourdiff-lab baseline",
     },
     order=(
-        *("example", "translate", "transfer", "segment", "pairs", "train", "report"),
+        *("example", "translate", "train", "report"),
+        *("transfer", "segment", "pairs"),
         *("info", "settings", "phantom", "curve"),
         *("export", "export-bundle", "to-nnunet", "convert"),
     ),
