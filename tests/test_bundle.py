@@ -39,6 +39,7 @@ def translated(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) -> 
     return dataset_dir, run_tiny_inference(dataset_dir, folder / "mr", tiny_weights)
 
 
+@pytest.mark.slow
 def test_grid_and_label_of_a_translation_are_those_of_the_ct(translated: tuple[Path, Path]) -> None:
     dataset_dir, output_dir = translated
     for name in CASE_NAMES:
@@ -123,6 +124,7 @@ def test_a_case_is_the_same_alone_in_reversed_order_and_read_by_workers(
             assert (backward / name).read_bytes() == (output_dir / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_existing_outputs_are_kept_without_overwrite(tiny_weights: Path, tmp_path: Path) -> None:
     dataset_dir = make_dataset(tmp_path / "ct", ("a",))
     output_dir = run_tiny_inference(dataset_dir, tmp_path / "mr", tiny_weights)
@@ -384,6 +386,8 @@ def test_an_unknown_setting_ends_the_run_and_names_the_nearest(
         ("train", "train_refiner"),
         ("train", "train_refiner", "train_one_step"),
         ("train", "train_single"),
+        ("train", "train_space"),
+        ("train", "train_hip_thigh"),
         ("train", "multi_gpu_train"),
         ("segmentation_train", "multi_gpu_train"),
         ("segmentation_train", "evaluate"),
@@ -437,6 +441,7 @@ def test_looking_at_the_bundle_needs_no_data() -> None:
     assert not (CONFIGS.parent / "eval").exists()
 
 
+@pytest.mark.slow
 def test_a_workflow_runs_after_a_look_at_its_parts(tiny_weights: Path, tmp_path: Path) -> None:
     settings = {
         "dataset_dir": str(make_dataset(tmp_path / "ct", ("a", "b"))),
@@ -525,6 +530,7 @@ def test_spacing_and_slice_axis_are_the_whole_geometry(
     np.testing.assert_allclose(contour.pixdim, spacing)
 
 
+@pytest.mark.slow
 def test_the_record_holds_the_settings_section_whole(tiny_weights: Path, tmp_path: Path) -> None:
     """Every setting with the value it had, spacing, network, scheduler and device among them."""
     dataset_dir = make_dataset(tmp_path / "ct", ("a",))
@@ -558,6 +564,7 @@ def test_configs_read_like_a_letter(path: Path) -> None:
         assert max(map(len, text.splitlines())) <= MAX_LINE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["true", "True", "TRUE"])
 def test_monai_bundle_run_takes_flags_in_any_case(
     text: str, tiny_weights: Path, tmp_path: Path
@@ -593,6 +600,7 @@ def test_a_number_sign_that_monai_replaces_is_named(name: str, tmp_path: Path) -
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_bundle_and_weights_in_a_folder_with_a_number_sign_translate(
     tiny_weights: Path, tmp_path: Path
 ) -> None:

@@ -68,6 +68,7 @@ def test_settings_are_parsed_as_the_bundle_command_does(text: str, value: Any) -
         assert parsed == DefaultParseValue(text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
@@ -268,6 +269,7 @@ def test_info_names_versions_and_weights(capsys: pytest.CaptureFixture[str]) -> 
     assert lines["model.pt"] == sha256_of(CONFIGS.parent / "models" / "model.pt")
 
 
+@pytest.mark.slow
 def test_a_training_starts_and_resumes_from_the_command_line(tmp_path: Path) -> None:
     mr, out = str(make_mr(tmp_path / "mr")), str(tmp_path / "out")
     network = ",".join(f"'{name}': {value!r}" for name, value in TINY_NETWORK.items())

@@ -4,10 +4,17 @@
 from importlib import import_module
 
 __version__ = "0.2.0.dev0"
+MODULES = {
+    "translate": "contourdiff.translation",
+    "make_pairs": "contourdiff.pairs",
+    "transfer": "contourdiff.segmentation",
+    "segment": "contourdiff.segmentation",
+}
+"""Where the functions of the package are."""
 
 
 def __getattr__(name: str) -> object:
-    """Import [`contourdiff.translation.translate`][] when it is first asked for: the package imports nothing."""
-    if name == "translate":
-        return import_module("contourdiff.translation").translate
+    """Import what the package offers when it is first asked for: the package imports nothing."""
+    if name in MODULES:
+        return getattr(import_module(MODULES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

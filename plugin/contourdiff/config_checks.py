@@ -56,6 +56,13 @@ def check_contrast(name: str, value: Any) -> None:
         )
 
 
+def check_outline(name: str, value: Any) -> None:
+    """Raise ``SettingError`` unless ``value`` is a flag, or a list of names of cases."""
+    is_list = isinstance(value, (list, tuple))
+    if not is_list or not all(isinstance(case, str) for case in value):
+        check_flag(name, value)
+
+
 def check_reference_flicker(name: str, value: Any) -> None:
     """Raise ``SettingError`` unless ``value`` is a number of 0 or more, or ``None``."""
     if value is not None:
@@ -68,6 +75,7 @@ CHECKS: dict[str, Callable[[str, Any], None]] = {
     "overwrite": check_flag,
     "progress": check_flag,
     "report": check_flag,
+    "save_dicom": check_flag,
     "contrast": check_contrast,
     "axcodes": check_orientation,
     "spacing_mm": partial(check_number, low=0.01, high=100),
@@ -80,6 +88,7 @@ CHECKS: dict[str, Callable[[str, Any], None]] = {
     "contour_sigma_px": partial(check_number, low=0, high=100),
     "contour_low_threshold": partial(check_number, low=0, high=255),
     "contour_high_threshold": partial(check_number, low=0, high=255),
+    "outline": check_outline,
     "refinement_guidance": partial(check_number, low=0, high=100),
     "fidelity_tolerance_mm": partial(check_number, low=0, high=1e6),
     "fidelity_limit": partial(check_number, low=0, high=1),

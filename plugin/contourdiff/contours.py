@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy.ndimage import binary_erosion
+from scipy.ndimage import binary_erosion, generate_binary_structure, minimum_filter
 from skimage.exposure import histogram
 from skimage.feature import canny
 from skimage.morphology import remove_small_holes, remove_small_objects
@@ -141,6 +141,24 @@ def contour_of(
     if min(image.shape) < 3 or np.ptp(image) == 0:
         return np.zeros(image.shape, dtype=np.float32)
     return canny(image, sigma_px, low_threshold, high_threshold).astype(np.float32)
+
+
+def outline_of(label: np.ndarray) -> np.ndarray:
+    """Outline of the classes of one slice: ``(H, W)`` label values -> float32, 1 on the outline and 0 elsewhere.
+
+    It is one pixel wide, also between two classes that touch: a pixel is on it if one of its 4 neighbors has a lower
+    value. The border of the slice is no outline.
+
+    Examples:
+        >>> import numpy as np
+        >>> outline_of(np.array([[0, 0, 0, 0, 0], [1, 1, 1, 2, 2], [1, 1, 1, 2, 2]])).astype(int)
+        array([[0, 0, 0, 0, 0],
+               [1, 1, 1, 1, 1],
+               [0, 0, 0, 1, 0]])
+    """
+    neighbors = generate_binary_structure(2, 1)
+    lowest = minimum_filter(label, footprint=neighbors, mode="nearest")
+    return np.asarray(label > lowest, dtype=np.float32)
 
 
 def check_thresholds(low: float, high: float) -> None:

@@ -50,6 +50,8 @@ class Translation(NamedTuple):
     """Or ``kept``, or ``failed``: then no file was written."""
     seconds: float | None = None
     error: str | None = None
+    dicom: Path | None = None
+    """Folder of MR and label as DICOM."""
 
 
 def translate(
@@ -156,32 +158,74 @@ def translate_path(
         weights: for the network of the bundle.
         device: see there.
         overlays: as ``settings`` in [`contourdiff.bundle.run_inference_config`][].
-        settings: also ``series``, ``format`` and ``bids`` for ``series_uid``, ``output_ext`` and ``bids_dir``, and
-            ``workers`` or ``scheduler``, which share the cases as [`contourdiff.parallel`][] does.
+        settings: also ``series``, ``format`` and ``bids`` for ``series_uid``, ``output_ext`` and ``bids_dir``, where
+            ``format="dicom"`` stands for ``save_dicom``; and ``workers`` or ``scheduler``, which share the cases as
+            [`contourdiff.parallel`][] does.
 
     Raises:
         ValueError: if a file to write is the input or its label, or exists without ``overwrite`` and is not of the same
             translation; others as in [`contourdiff.bundle.run_inference_config`][].
         FailedCasesError: if a case failed, with the results of all.
     """
-    settings = {"dataset_dir": source, **_selection(source, label), **_long_names(settings)}
+    run, pairs = run_settings(
+        source,
+        output,
+        label=label,
+        contrast=contrast,
+        anatomy=anatomy,
+        fast=fast,
+        draft=draft,
+        weights=weights,
+        device=device,
+        overlays=overlays,
+        **settings,
+    )
+    return _translate_run(pairs, Path(output), source, run)
+
+
+def run_settings(
+    source: str | Path,
+    output: str | Path,
+    *,
+    label: str | Path | None = None,
+    contrast: str | Sequence[str] | None = None,
+    anatomy: str | None = None,
+    fast: bool | None = None,
+    draft: bool = False,
+    weights: str | Path | None = None,
+    device: torch.device | str | None = None,
+    overlays: Sequence[str] = (),
+    **settings: Any,
+) -> tuple[dict[str, Any], dict[str, Pair]]:
+    """Settings of ``inference.json`` for arguments of [`translate_path`][], and the image and label of each case.
+
+    None of them is read. The settings contain ``overlays``, and ``bundle``, ``workers`` or ``scheduler`` if passed.
+    """
+    run = {"dataset_dir": source, **_selection(source, label), **_long_names(settings)}
     if contrast is not None:
-        settings["contrast"] = contrast
+        run["contrast"] = contrast
     if weights is not None:
-        settings["ckpt_path"] = Path(weights)
+        run["ckpt_path"] = Path(weights)
     if device is not None:
-        settings["device"] = usable_device(device)
-    speed = _speed(fast, draft, settings.get("device"))
-    settings["overlays"] = _all_overlays(anatomy, speed, overlays)
-    cases = TranslationCases(settings["dataset_dir"], output, settings.get("datalist"))
+        run["device"] = usable_device(device)
+    speed = _speed(fast, draft, run.get("device"))
+    run["overlays"] = _all_overlays(anatomy, speed, overlays)
+    cases = TranslationCases(run["dataset_dir"], output, run.get("datalist"))
     pairs = cases.find()
-    settings["datalist"] = [_absolute_entry(*pair) for pair in pairs.values()]  # found once
-    settings["cases#notes"] = tuple(cases.notes)  # a config does not evaluate what a tuple holds
+    run["datalist"] = [_absolute_entry(*pair) for pair in pairs.values()]  # found once
+    run["cases#notes"] = tuple(cases.notes)  # a config does not evaluate what a tuple holds
+    return run, pairs
+
+
+def _translate_run(
+    pairs: Mapping[str, Pair], output: Path, source: str | Path, settings: dict[str, Any]
+) -> list[Translation]:
+    """Translate the cases of [`run_settings`][] to a folder, or a single one to a file; what was written."""
     if settings.get("stats"):
         _check_table(settings["stats"], source, pairs)
-    output = Path(output)
     for suffix in OUTPUT_SUFFIXES:
         if output.name.lower().endswith(suffix):
+            _check_no_dicom(output, settings)
             return _translate_to_file(pairs, output, {**settings, "output_ext": suffix})
     failure = _run(output, settings)
     rows = _rows_of(output)
@@ -253,6 +297,11 @@ def _check_table(table: str | Path, source: Source, pairs: Mapping[str, Pair]) -
     for pair in pairs.values():
         read += filter(None, pair)
     check_targets([Path(table)], read)
+
+
+def _check_no_dicom(output: Path, settings: Mapping[str, Any]) -> None:
+    if settings.get("save_dicom"):
+        raise SettingError(f"expected a folder to write DICOM to, got the file {output}; pass one")
 
 
 def _translate_to_file(
@@ -350,17 +399,23 @@ def _translation(
     """Files of a translation, and what its row of the run says."""
     label, picture = _existing(files.label), _existing(files.picture)
     outcome = {name: row[name] for name in ("status", "seconds", "error") if name in row}
-    return Translation(case, contrast, files.mr, files.record, label, picture, ct, **outcome)
+    dicom = files.dicom if files.dicom.is_dir() else None
+    return Translation(
+        case, contrast, files.mr, files.record, label, picture, ct, dicom=dicom, **outcome
+    )
 
 
 def _existing(path: Path) -> Path | None:
     return path if path.is_file() else None
 
 
-def _long_names(settings: dict[str, Any]) -> dict[str, Any]:
+def _long_names(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of ``inference.json`` for their short names; paths are no text, which a config would evaluate."""
-    long = {}
+    long: dict[str, Any] = {}
     for name, value in settings.items():
+        if name == "format" and value == "dicom":
+            long["save_dicom"] = True
+            continue
         long_name = LONG_NAMES.get(name, name)
         long[long_name] = Path(value) if long_name in PATHS and value else value
     return long

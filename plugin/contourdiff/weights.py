@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,15 +14,69 @@ from torch import Tensor, nn
 
 from contourdiff.limits import check_device
 
+CONTRASTS_KEY = "class_embedding.weight"
+"""Name of the contrasts' embedding among the weights: a row for each contrast."""
+
 
 def start_weights(
-    network: nn.Module, path: str | Path | None, device: torch.device | str | None = None
+    network: nn.Module,
+    path: str | Path | None,
+    device: torch.device | str | None = None,
+    initial_contrasts: Sequence[str] | None = None,
+    new_contrasts: Mapping[str, str] | None = None,
 ) -> nn.Module:
-    """The network to train, on ``device``; with the weights of ``path``, if any, see [`load_weights`][]."""
+    """The network to train, on ``device``; with the weights of ``path``, if any.
+
+    Args:
+        network: that of the training.
+        path: of weights to start from; errors are those of [`load_weights`][].
+        device: of the training.
+        initial_contrasts: contrasts of the weights, if not those of ``network``; see [`choose_contrasts`][].
+        new_contrasts: contrasts of ``network`` that the weights lack, each with the one that it begins as.
+    """
     check_device("device", device)
     if path:
-        load_weights(network, path)
+        state = read_weights(path)
+        if initial_contrasts is not None:
+            contrasts = getattr(network, "contrasts", ())
+            state = choose_contrasts(state, initial_contrasts, contrasts, new_contrasts or {})
+        load_state(network, state, path)
     return network.train().to(device)
+
+
+def choose_contrasts(
+    state: Mapping[str, Tensor],
+    initial_contrasts: Sequence[str],
+    contrasts: Sequence[str],
+    new_contrasts: Mapping[str, str],
+) -> dict[str, Tensor]:
+    """Weights for ``contrasts`` from those for ``initial_contrasts``: rows of the embedding are chosen.
+
+    Args:
+        state: weights of a [`ContourUNet`][contourdiff.networks.ContourUNet].
+        initial_contrasts: of ``state``, in their order.
+        contrasts: of the network to train.
+        new_contrasts: name of a contrast that ``state`` lacks: the one that it begins as.
+
+    Raises:
+        ValueError: for a contrast that ``state`` lacks and that begins as none, or another number of contrasts.
+    """
+    embedding = state.get(CONTRASTS_KEY)
+    count = 0 if embedding is None else len(embedding)
+    if embedding is None or count != len(initial_contrasts):
+        raise ValueError(
+            f"expected weights of the {len(initial_contrasts)} contrasts {list(initial_contrasts)}, got weights of "
+            f"{count}; correct initial_contrasts or initial_weights"
+        )
+    sources = [new_contrasts.get(name, name) for name in contrasts]
+    unknown = sorted(set(sources) - set(initial_contrasts))
+    if unknown:
+        raise ValueError(
+            f"expected contrasts that the weights know, {list(initial_contrasts)}, got {unknown}; "
+            "name in new_contrasts what each begins as"
+        )
+    rows = [list(initial_contrasts).index(source) for source in sources]
+    return {**state, CONTRASTS_KEY: embedding[rows]}
 
 
 def load_weights(
@@ -30,14 +84,17 @@ def load_weights(
 ) -> nn.Module:
     """Load a state dict of tensors into ``network``, strictly, and return the network in evaluation mode.
 
-    Half precision is cast to the network's. Errors are those of [`read_weights`][], [`check_keys`][] and
-    [`check_finite`][].
+    Half precision is cast to the network's. Errors are those of [`read_weights`][] and [`load_state`][].
     """
-    state = read_weights(path)
+    load_state(network, read_weights(path), path)
+    return network.eval().to(device)
+
+
+def load_state(network: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None:
+    """Load ``state``, read from ``path``, strictly; errors are those of [`check_keys`][] and [`check_finite`][]."""
     check_keys(network.state_dict(), state, path)
     check_finite(state, path)
     network.load_state_dict(state, strict=True)
-    return network.eval().to(device)
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:

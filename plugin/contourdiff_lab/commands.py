@@ -26,8 +26,8 @@ from contourdiff.cli.program import Program
 
 LAB = Program("contourdiff-lab", "Compare and investigate translations of CT into MR.")
 
-DEFAULT_ROWS = "without_adaptation unconditional single_candidate ours ours_t1_t2"
-FURTHER_ROWS = "randomized cyclegan synseg cycada maskgan upper_bound"
+DEFAULT_ROWS = "without_adaptation crossdomain ours ours_t1_t2"
+FURTHER_ROWS = "randomized unconditional single_candidate ours_crossdomain cyclegan synseg cycada maskgan upper_bound"
 DEFAULT_SOLVERS = (
     "ddim:50",
     "ddim:15",
@@ -59,6 +59,10 @@ TRANSLATION = several("translation", "settings of inference.json, such as contra
     OUTPUT,
     LABEL_MAP,
     argument(
+        "--reference_dir",
+        "labelled MR of other patients that upper_bound is trained on; default: mr_dir, cross-validated",
+    ),
+    argument(
         "--rows",
         f"ways to compare; default: {DEFAULT_ROWS}; further: {FURTHER_ROWS}",
         nargs="*",
@@ -83,7 +87,9 @@ TRANSLATION = several("translation", "settings of inference.json, such as contra
         "MR that 'unconditional' and the baselines learn from: dataset_dir=..., datalist=..., file_pattern=...",
     ),
     several("translation", "settings of inference.json, such as num_inference_steps=15"),
-    several("segmentation", "settings of segmentation_train.json, such as max_epochs=50"),
+    several(
+        "segmentation", "settings of segmentation_train.json, such as max_epochs=40: 2000 steps"
+    ),
     several("unconditional", "settings of train.json for the row 'unconditional'"),
     several("baselines", "settings of cyclegan.json for the baselines, such as minutes=30"),
     BUNDLE,
@@ -299,7 +305,8 @@ def _held_out_options(
     MR_PATTERN,
     argument(
         "--extractor",
-        "feature extractor for FID and MMD, a local TorchScript file that you trust; default: neither is measured",
+        "feature extractor for FID and MMD: efficientnet_lite0 (ImageNet), or a local TorchScript file that you trust; "
+        "default: neither is measured",
     ),
     flag("foreground_only", "compare bodies only"),
     OVERLAYS,
@@ -310,11 +317,10 @@ def _quality(
     folder: str, output_dir: str, extractor: str | None, settings: list[str], **options: Any
 ) -> None:
     from contourdiff_lab.folder_quality import folder_quality, write_quality
-    from contourdiff_lab.metrics.image_quality import load_extractor
+    from contourdiff_lab.metrics.image_quality import named_extractor
 
     if extractor is not None:
-        options["extractor"] = load_extractor(extractor)
-        options["extractor_name"] = extractor
+        options["extractor"], options["extractor_name"] = named_extractor(extractor)
     quality = folder_quality(folder, **options, settings=parse_settings(settings))
     write_quality(quality, output_dir)
     of_set = quality["set"] or {}

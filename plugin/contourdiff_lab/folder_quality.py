@@ -23,9 +23,9 @@ from tqdm import tqdm
 
 from contourdiff.bundle import config_files, read_config
 from contourdiff.contours import contour_of
-from contourdiff.data.atomic import read_json, without_nan, write_csv, write_text
-from contourdiff.data.nifti_names import case_name, case_of, nifti_by_case
-from contourdiff.data.training_cases import labelled_cases
+from contourdiff.data.atomic import without_nan, write_csv, write_text
+from contourdiff.data.nifti_names import case_name, nifti_by_case
+from contourdiff.data.training_cases import labelled_cases, source_case
 from contourdiff.inference.volume_state import contour_box
 from contourdiff.metrics.flicker import flicker
 from contourdiff.transforms import InPlaneResampled
@@ -149,7 +149,7 @@ class CtContours:
         without a CT of its name on the same grid. See [`contourdiff.metrics.contour_fidelity.slice_fidelity`][].
         """
         medians = dict.fromkeys(("fidelity", "invented", "lost"), math.nan)
-        ct = self._volumes.get(ct_case(image))
+        ct = self._volumes.get(source_case(image))
         if ct is None:
             return medians
         contours = self._preprocessing({"image": str(ct)})["image"]
@@ -163,14 +163,6 @@ class CtContours:
             if median is not None:
                 medians[name] = median
         return medians
-
-
-def ct_case(image: str | Path) -> str:
-    """Case id of the CT that a translation was made from: of the record beside it, or else its own."""
-    record = Path(str(image).removesuffix(".nii.gz") + ".json")
-    if not record.is_file():
-        return case_name(image)
-    return case_of(read_json(record)["image"])
 
 
 def folder_quality(

@@ -85,6 +85,7 @@ def test_a_url_begins_with_its_scheme() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_single_file_by_its_url(tiny_weights: Path, tmp_path: Path) -> None:
     folder, options = make_dataset(tmp_path / "ct", ("a",)), {**OPTIONS, "weights": tiny_weights}
     (local,) = translate_path(folder / "a.nii.gz", tmp_path / "local.nii.gz", **options)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -201,3 +202,33 @@ def test_labelled_cases_refuse_arguments_out_of_range(
 def test_labelled_cases_refuse_a_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="pass --dataset_dir"):
         labelled_cases(tmp_path / "none")
+
+
+def test_a_ct_in_several_contrasts_is_one_patient_in_every_split(tmp_path: Path) -> None:
+    """Else one contrast of a CT would choose the weights that the other was trained for."""
+    for case in "abcd":
+        for contrast in ("t1", "t2"):
+            name = f"{case}_{contrast}"
+            volume(tmp_path / f"{name}_mr.nii.gz")
+            volume(tmp_path / f"{name}_label.nii.gz")
+            record = tmp_path / f"{name}_mr.json"
+            record.write_text(json.dumps({"image": f"/data/{case}.nii.gz"}))
+    members = {}
+    for part in ("train", "val"):
+        items = labelled_cases(tmp_path, part, val_fraction=0.5)
+        members[part] = [Path(item["image"]).name.removesuffix("_mr.nii.gz") for item in items]
+        assert len(members[part]) == 4
+    held_out = {name[0] for name in members["val"]}
+    assert len(held_out) == 2
+    assert held_out.isdisjoint(name[0] for name in members["train"])
+
+
+def test_a_bad_case_of_a_test_ends_it(tmp_path: Path) -> None:
+    for name in ("good", "broken"):
+        volume(tmp_path / f"{name}.nii.gz", 7)
+        volume(tmp_path / "labels" / f"{name}.nii.gz", 1)
+    (tmp_path / "broken.nii.gz").write_bytes(b"no image")
+    assert len(labelled_cases(tmp_path)) == 1
+    with pytest.raises(ValueError, match=r"to be readable, got \['broken'\], see the errors above"):
+        labelled_cases(tmp_path, strict=True)
+    assert len(labelled_cases(tmp_path, pattern="good", strict=True)) == 1

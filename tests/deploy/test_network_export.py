@@ -77,6 +77,7 @@ def test_onnx_differs_by_rounding(name: str, onnx_dir: Path) -> None:
     assert_same(name, OnnxNetwork(onnx_dir / f"{name}.onnx"), 2e-5)
 
 
+@pytest.mark.slow
 def test_onnx_paints_the_contrast_it_is_built_with(onnx_dir: Path) -> None:
     x, timesteps = torch.randn(2, 5, 32, 24), torch.tensor([3, 700])
     first, second = (OnnxNetwork(onnx_dir / "model.onnx", contrast) for contrast in (None, "t2"))

@@ -51,6 +51,7 @@ def test_an_nnunet_data_set_has_images_labels_and_classes(
         main(["to-nnunet", str(translations), str(target)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

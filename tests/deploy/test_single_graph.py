@@ -93,11 +93,13 @@ def assert_same(path: Path, denoiser: Denoiser | CascadeDenoiser, contrasts: int
         assert np.abs(painted[0] - painted[1]).mean() > 1  # the label is not frozen
 
 
+@pytest.mark.slow
 def test_one_evaluation_of_each_network_is_the_default(single_file: Path) -> None:
     denoiser = translator(("draft",))
     assert_same(single_file, denoiser, contrasts=2)
 
 
+@pytest.mark.slow
 def test_several_steps_and_guidance_are_the_translations(tmp_path: Path) -> None:
     differences = export_single_graph(tmp_path, **SEVERAL)
     assert set(differences) == {tmp_path / FILE_NAME}
@@ -108,6 +110,7 @@ def test_several_steps_and_guidance_are_the_translations(tmp_path: Path) -> None
     assert steps == (4, 2, 1.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("contrasts", [[], ["t1", "pd"]])
 def test_a_single_network_takes_one_noise(contrasts: list[str], tmp_path: Path) -> None:
     settings = small_network(tmp_path, contrasts=contrasts)
@@ -162,6 +165,7 @@ def run_recipe(ct: Path, single_file: Path, spacing_mm: float) -> dict[str, Any]
     return names
 
 
+@pytest.mark.slow
 def test_the_recipe_of_the_page_is_the_products_translation(
     single_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -250,6 +250,7 @@ def test_a_single_frame_of_four_dimensions_is_a_volume(
         np.testing.assert_array_equal(written(image)[0][0], CT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rounded", [0.708, 0.7075, 0.71])
 def test_a_rounded_quaternion_is_normalized(
     rounded: float, tiny_weights: Path, tmp_path: Path

@@ -168,6 +168,7 @@ def refuse(name: str, value: Any) -> None:
         parser.get_parsed_content("inferer")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "value"), [(name, value) for name, values in INVALID.items() for value in values]
 )
@@ -298,6 +299,7 @@ def test_entries_of_a_list_may_lie_anywhere_and_each_bad_one_is_named(tmp_path: 
 # Names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case", ["$open('ran', 'w').close()", "a#1", "@seed", "%x", "x@##y", "-rf", "UP"]
 )
@@ -320,6 +322,7 @@ def test_a_name_is_a_name_and_never_an_expression(
     assert {path.name for path in tmp_path.iterdir()} == {f"{case}{end}", "mr"}
 
 
+@pytest.mark.slow
 def test_a_file_in_upper_case_is_written_as_it_was_asked_for(
     tiny_weights: Path, tmp_path: Path
 ) -> None:
@@ -439,6 +442,7 @@ def test_a_signal_ends_the_run_cleanly_and_a_second_one_too(
 # Faults while it runs
 
 
+@pytest.mark.slow
 def test_a_file_that_vanishes_or_memory_that_ends_fails_its_case_alone(
     tiny_weights: Path,
     tmp_path: Path,

@@ -50,6 +50,7 @@ ENGINES = ["lean", pytest.param("openvino", marks=needs_openvino)]
 CPU = torch.device("cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_acceleration_changes_no_choice(engine: str) -> None:
     assert choices_of(acceleration=engine) == choices_of()
@@ -134,6 +135,7 @@ def test_a_network_that_openvino_cannot_convert_is_called_as_it_is(
     assert "OpenVINO does not run this network" in caplog.text
 
 
+@pytest.mark.slow
 @needs_openvino
 def test_openvino_sends_no_event_over_the_network() -> None:
     """Its package ``openvino_telemetry`` would, as soon as it is imported."""
@@ -151,6 +153,7 @@ def test_openvino_sends_no_event_over_the_network() -> None:
     assert in_a_process(code) == ["2.0", "None"]
 
 
+@pytest.mark.slow
 @needs_openvino
 def test_a_signal_does_no_harm_after_networks_have_come_and_gone() -> None:
     """A process with several of OpenVINO's cores kept a stack for signals that was unmapped, and ended."""
@@ -168,6 +171,7 @@ def test_a_signal_does_no_harm_after_networks_have_come_and_gone() -> None:
     assert in_a_process(code) == ["received"]
 
 
+@pytest.mark.slow
 @needs_openvino
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="signal stacks of Linux")
 def test_openvino_leaves_the_thread_its_signal_stack() -> None:
@@ -208,6 +212,7 @@ def test_on_a_gpu_torch_runs_in_bfloat16() -> None:
     assert bfloat16_pays(gpu, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_volume_is_the_same_alone_and_in_a_batch(engine: str) -> None:
     volumes = [random_contours(number) for number in range(2)]
@@ -217,6 +222,7 @@ def test_a_volume_is_the_same_alone_and_in_a_batch(engine: str) -> None:
         assert torch.equal(alone, torch.as_tensor(together[position, 0]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_new_weights_are_seen_by_the_next_volume(engine: str) -> None:
     """A translation inside a training never runs with the weights that were converted first."""
@@ -241,6 +247,7 @@ def test_a_network_is_converted_anew_for_another_type_or_precision() -> None:
     assert accelerate(network, CPU) is not first
 
 
+@pytest.mark.slow
 @needs_openvino
 def test_a_network_is_converted_once_for_many_volumes(monkeypatch: pytest.MonkeyPatch) -> None:
     converted: list[object] = []
@@ -271,6 +278,7 @@ def in_a_process(code: str) -> list[str]:
     return done.stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_a_retained_heap_changes_no_bit_and_no_setting_of_the_user() -> None:
     code = (
         "import os; import torch; from contourdiff.inference.acceleration import retained_heap\n"
@@ -284,6 +292,7 @@ def test_a_retained_heap_changes_no_bit_and_no_setting_of_the_user() -> None:
     assert in_a_process(code) == [f"{sys.platform.startswith('linux')} False False"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not Path("/proc/self/status").is_file(), reason="the memory of a process is read from /proc"
 )

@@ -319,6 +319,7 @@ def test_nothing_of_a_case_is_left_when_the_next_one_is_read(fails: bool) -> Non
     assert len(engine.failures) == (len(CASE_NAMES) if fails else 0)
 
 
+@pytest.mark.slow
 def test_a_stop_by_the_user_ends_the_run_and_leaves_whole_cases(
     tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -48,6 +48,7 @@ def test_a_volume_without_contours_costs_no_network_call() -> None:
     assert result.choices == [None] * 4
 
 
+@pytest.mark.slow
 def test_same_case_and_seed_alone_in_a_batch_and_reversed() -> None:
     names = ["a", "b", "c"]
     volumes = {name: random_contours(number) for number, name in enumerate(names)}
@@ -134,6 +135,7 @@ def test_calls_are_full_batches_and_no_more_than_needed() -> None:
     assert len(sizes) == 3 * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_slice_axis(axis: int) -> None:
     volume = random_contours()

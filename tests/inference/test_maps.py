@@ -23,6 +23,7 @@ def run(folder: Path, weights: Path, **settings: object) -> Path:
     )
 
 
+@pytest.mark.slow
 def test_an_unconditional_translation_differs_and_is_recorded(
     tiny_weights: Path, tmp_path: Path
 ) -> None:
@@ -37,6 +38,7 @@ def test_an_unconditional_translation_differs_and_is_recorded(
     assert not np.array_equal(*images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axcodes", ["RAS", "LPS", "SAL", "IRP"])
 def test_maps_lie_on_the_grid_of_an_oblique_ct_of_odd_orientation(
     axcodes: str, tiny_weights: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -91,6 +93,7 @@ def test_maps_lie_on_the_grid_of_an_oblique_ct_of_odd_orientation(
     assert np.isfinite(deviation).all()
 
 
+@pytest.mark.slow
 def test_fidelity_codes_stay_codes_on_a_finer_and_a_coarser_grid(
     inference_parser: Callable[..., ConfigParser], tiny_weights: Path, tmp_path: Path
 ) -> None:

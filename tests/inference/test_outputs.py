@@ -21,6 +21,7 @@ from helpers.runs import run_tiny_inference
 from helpers.volumes import CASE_NAMES, OBLIQUE, ball_ct, make_dataset, write_nifti
 
 
+@pytest.mark.slow
 def test_weights_are_hashed_once_for_all_cases(
     tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -126,6 +126,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(VolumeInferer, "translate", translate)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("every_slice", "failing")
 def test_a_failed_case_leaves_the_line(
     tmp_path: Path, tiny_weights: Path, capsys: pytest.CaptureFixture[str]

@@ -63,6 +63,7 @@ def test_a_case_is_checked_once_for_two_contrasts(
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("contrast", ["t1", "t1,t2"])
 def test_weights_are_loaded_once_for_all_contrasts(
     contrast: str, tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
@@ -101,6 +102,7 @@ def test_a_record_keeps_a_case_for_its_contrast(
     assert json.loads((mr / "b_t2_mr.json").read_text())["settings"]["contrast"] == "t2"
 
 
+@pytest.mark.slow
 def test_a_dicom_folder_is_listed_once(
     tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,6 +121,7 @@ def test_a_dicom_folder_is_listed_once(
     assert nib.load(one.mr).shape == nib.load(one.ct).shape == (36, 40, 6)
 
 
+@pytest.mark.slow
 def test_a_case_of_which_nothing_is_translated_fails_and_says_which_setting(
     tiny_weights: Path, tmp_path: Path
 ) -> None:
@@ -139,6 +142,7 @@ def test_a_case_of_which_nothing_is_translated_fails_and_says_which_setting(
     assert read_voxels(mr / "a_mr.nii.gz").any()
 
 
+@pytest.mark.slow
 def test_a_case_most_of_which_is_skipped_says_so_in_log_record_run_and_report(
     tiny_weights: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -24,6 +24,7 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_the_table_has_a_line_for_each_case(tiny_weights: Path, tmp_path: Path) -> None:
     dataset_dir, table = make_dataset(tmp_path / "ct", ("a", "b")), tmp_path / "cohort.csv"
     (dataset_dir / "c.nii.gz").write_bytes(b"no volume")
@@ -53,6 +54,7 @@ def test_the_table_has_a_line_for_each_case(tiny_weights: Path, tmp_path: Path) 
     assert float(rows[0]["fidelity"]) == record["fidelity"]["fidelity_median"]
 
 
+@pytest.mark.slow
 def test_a_csv_and_a_parquet_table_hold_the_same(tiny_weights: Path, tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
     dataset_dir = make_dataset(tmp_path / "ct", ("a",))

@@ -179,6 +179,7 @@ def mr_folder(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_bundle_is_evaluated_from_its_training_config(
     tmp_path: Path, mr_folder: Path, tiny_weights: Path
 ) -> None:

@@ -28,6 +28,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     }
 
 
+@pytest.mark.slow
 def test_solvers_have_a_line_each_and_a_picture(
     settings: dict[str, object], tiny_weights: Path, tmp_path: Path
 ) -> None:

@@ -98,6 +98,7 @@ def rgb(color: str) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", color)[:3]]
 
 
+@pytest.mark.slow
 def test_cards_of_the_index_sort_and_filter(page: Any, address: str, reported: Path) -> None:
     page.goto(f"{address}/index.html")
     assert shown(page) == NAMES
@@ -137,6 +138,7 @@ def test_a_case_is_marked_in_the_distributions_by_keyboard(page: Any, address: s
     page.wait_for_url("**/report/a.html")
 
 
+@pytest.mark.slow
 def test_the_viewer_shows_all_layers(page: Any, address: str) -> None:
     for name in (HOSTILE_NAME, "a"):
         page.goto(f"{address}/report/{quote(name)}.html")

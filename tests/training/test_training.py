@@ -193,6 +193,7 @@ def test_the_validation_loss_of_a_training_falls(mr: Path, tmp_path: Path) -> No
     workflow.run()
     assert len(losses) == 3
     assert losses[-1] < 0.9 * losses[0]
+    assert evaluator.state.best_metric == min(losses)
 
 
 def losses_of(dataset_dir: Path, output_dir: Path, **changes: object) -> list[float]:

@@ -35,6 +35,7 @@ def there_and_back(
     return contour, nib.load(output_dir / path.name.replace(".nii.gz", "_mr.nii.gz"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axcodes", ORIENTATIONS)
 def test_a_volume_of_every_orientation_returns_to_its_grid(
     axcodes: str, inference_parser: Callable[..., ConfigParser], tmp_path: Path

@@ -9,9 +9,11 @@ from collections.abc import Sequence
 try:
     from contourdiff.cli import (  # which register their commands
         deployment,
+        pairs,
         report,
         settings,
         training,
+        transfer,
         translation,
     )
     from contourdiff.cli.program import PROGRAM

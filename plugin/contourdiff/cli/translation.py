@@ -62,6 +62,7 @@ def _example(folder: str, bundle: str | None) -> None:
         "full",
         "the paper's setting: 50 + 4 steps, up to 20 candidates; a GPU takes it unless told otherwise",
     ),
+    flag("outline", "add the outline of the label to the contour, for an MR with an edge there"),
     argument("--weights", "weights for the network of the bundle; default: the bundle's"),
     DEVICE,
     argument(
@@ -70,7 +71,11 @@ def _example(folder: str, bundle: str | None) -> None:
         type=int,
     ),
     argument("--series", "UID of one of several CT series; default: the only one", metavar="UID"),
-    argument("--format", "of the volumes in a folder; default: .nii.gz", metavar=".nrrd"),
+    argument(
+        "--format",
+        "of the volumes in a folder; dicom writes MR and label as DICOM beside them; default: .nii.gz",
+        metavar=".nrrd",
+    ),
     argument("--workers", "processes that share the cases; default: 1", type=int, metavar="N"),
     argument(
         "--scheduler", "Dask scheduler of such workers; default: none", metavar="tcp://HOST:PORT"
@@ -86,6 +91,7 @@ def _example(folder: str, bundle: str | None) -> None:
   contourdiff translate ct.nii.gz mr.nii.gz              one file
   contourdiff translate ct mr --contrast t1,t2           a folder, with the labels in ct/labels
   contourdiff translate dicom mr                         a DICOM folder; writes the CT as NIfTI, too
+  contourdiff translate dicom mr --format dicom          and the MR as DICOM
   contourdiff translate ct.nrrd ct_mr.nrrd --label seg.nrrd
   contourdiff translate ct mr --settings distance_threshold=1500 save_fidelity_map=true""",
 )
@@ -95,7 +101,7 @@ def _translate(source: str, output: str, json: bool, settings: list[str], **opti
 
     silence_itk()
     quiet = logging.getLogger("contourdiff").level > logging.INFO
-    arguments = {"progress": not quiet, **parse_settings(settings), **_speed(options)}
+    arguments = {"progress": not quiet, **parse_settings(settings), **speed_of(options)}
     try:
         results = translate_path(source, output, **arguments)
     except (ValueError, OSError, ImportError) as error:
@@ -110,7 +116,7 @@ def _translate(source: str, output: str, json: bool, settings: list[str], **opti
             sys.stdout.write(f"{result.case}: {result.mr}\n")
 
 
-def _speed(options: dict[str, Any]) -> dict[str, Any]:
+def speed_of(options: dict[str, Any]) -> dict[str, Any]:
     """The given options, with ``fast`` for the flags ``--fast`` and ``--full``."""
     arguments = given(options)
     flags = [f"--{name}" for name in SPEEDS if name in arguments]
@@ -130,7 +136,7 @@ def _entry(result: Translation) -> dict[str, Any]:
 
     entry = result._asdict()
     if result.status == "failed":
-        return {**entry, **dict.fromkeys(("mr", "record", "label", "picture"))}
+        return {**entry, **dict.fromkeys(("mr", "record", "label", "picture", "dicom"))}
     record = read_json(result.record)
     return {
         **entry,

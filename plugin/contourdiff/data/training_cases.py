@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from monai.utils import ensure_tuple
 
+from contourdiff.data.atomic import read_json
 from contourdiff.data.checks import check_label, check_volume
 from contourdiff.data.datalists import read_split
-from contourdiff.data.nifti_names import case_name, is_nifti, nifti_by_case
+from contourdiff.data.nifti_names import case_name, case_of, is_nifti, nifti_by_case
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +92,7 @@ def labelled_cases(
     val_fraction: float = 0.2,
     patient_pattern: str = "(.*)",
     patients: Sequence[str] | None = None,
+    strict: bool = False,
 ) -> list[dict[str, str]]:
     """Images with their labels, ``[{"image": path, "label": path}, ...]``, sorted by name, each checked.
 
@@ -100,8 +102,9 @@ def labelled_cases(
         <case>.nii.gz         labels/<case>.nii.gz       input of a translation
         images/<case>.nii.gz  labels/<case>.nii.gz
 
-    Cases without a label are left out. So are cases that cannot be read or whose label is on another grid; an error is
-    logged for each.
+    Cases without a label are left out. So are cases that cannot be read or whose label is on another grid, and an error
+    is logged for each, unless ``strict``. Translations of one image, in several contrasts, are one patient: that of the
+    first of them by name. The image is that of the record ``<case>_mr.json``.
 
     Args:
         dataset_dir: one folder or several, such as translations of the same CT with different seeds.
@@ -110,33 +113,57 @@ def labelled_cases(
         val_fraction: share of the patients that is held out, rounded down; see [`training_cases`][].
         patient_pattern: regular expression, matched at the start of the case id; its first group is the patient.
         patients: keep the cases of these, before any is held out; ``None`` keeps all.
+        strict: raise for cases that cannot be read or whose label is on another grid, as for a test, whose scores
+            would be of other cases than were asked for.
 
     Raises:
         FileNotFoundError: if a folder does not exist.
-        ValueError: if no case is left to train or test on, or an argument is out of range.
+        ValueError: for a bad case, if ``strict``; if no case is left, or an argument is out of range.
     """
     _check_split(split, ("all", "train", "val"), val_fraction)
     candidates = []
+    patient_of_source: dict[str, str] = {}
     for folder in ensure_tuple(dataset_dir):
         for image, label in _labelled_pairs(Path(folder)):
             name = case_name(image)
             if not fnmatch.fnmatch(name, pattern):
                 continue
-            patient = patient_of(name, patient_pattern)
+            own_patient = patient_of(name, patient_pattern)
+            patient = patient_of_source.setdefault(source_case(image), own_patient)
             if patients is None or patient in patients:
                 candidates.append((patient, name, image, label))
     held_out = _held_out({candidate[0] for candidate in candidates}, val_fraction)
     items = []
+    bad = []
     for patient, name, image, label in candidates:
         in_split = split == "all" or (patient in held_out) == (split == "val")
-        if in_split and _is_valid(name, image, label):
+        if not in_split:
+            continue
+        if not _is_valid(name, image, label):
+            bad.append(name)
+        else:
             items.append({"image": str(image), "label": str(label)})
+    if bad and strict:
+        raise ValueError(
+            f"expected every labelled case of {dataset_dir} to be readable, got {bad}, see the errors above; repair "
+            "them or move them away"
+        )
     if not items and split != "val":
         raise ValueError(
             f"no labelled case of split {split!r} matches {pattern!r} in {dataset_dir}; expected <case>_mr.nii.gz "
             "beside <case>_label.nii.gz, or <case>.nii.gz and labels/<case>.nii.gz"
         )
     return items
+
+
+def source_case(image: str | Path) -> str:
+    """Case id of the image that a translation was made from, of the record beside it; without one, its own."""
+    path = Path(str(image).removesuffix(".nii.gz") + ".json")
+    if path.stem.endswith("_mr") and path.is_file():
+        record = read_json(path)
+        if "image" in record:
+            return case_of(record["image"])
+    return case_name(image)
 
 
 def _labelled_pairs(root: Path) -> list[tuple[Path, Path]]:

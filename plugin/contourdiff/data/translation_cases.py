@@ -18,6 +18,7 @@ from contourdiff.data.case_files import (
     read_record,
 )
 from contourdiff.data.checks import check_case
+from contourdiff.data.dicom_series import DicomSeries, check_replaceable
 from contourdiff.data.inputs import (
     Pair,
     Source,
@@ -67,13 +68,17 @@ class TranslationCases:
             first. The names of several are part of the names of files.
         contrasts: names of the network's contrasts, in its order; none for a network of a single contrast.
         output_ext: of the volumes that are written.
+        outline: whether the outline of its label is added to the contour of each case, or names of the cases that get
+            it; such a case without a label fails.
+        dicom: writes MR and label as DICOM, too; ``None`` for none.
         notes: warnings about the input as a whole, where somebody else has found the cases; [`find`][] adds its own.
 
     Attributes:
         items: translations to compute, case after case, for a MONAI ``Dataset``. Each is a dictionary: ``image``, path
             of the CT; ``label``, path or ``None``; ``case``; ``name``, that its files begin with; ``contrast``,
             position in ``contrasts`` or ``None``; ``source``, name of the file or folder as it was given;
-            ``classes``, names of the label's values where it was joined; ``warnings``, about suspicious input.
+            ``classes``, names of the label's values where it was joined; ``outline``, whether the contour gets that of
+            the label; ``warnings``, about suspicious input; ``dicom``, attributes of its DICOM files, or ``None``.
         failures: why a translation cannot be computed, by name.
         kept: names of translations that already have a record; one without a label gets it, if there is one now.
 
@@ -91,6 +96,8 @@ class TranslationCases:
     contrast: str | Sequence[str] | None = None
     contrasts: Sequence[str] = ()
     output_ext: str = ".nii.gz"
+    outline: bool | Sequence[str] = False
+    dicom: DicomSeries | None = None
     notes: Sequence[str] = ()
     items: list[dict[str, Any]] = field(default_factory=list, init=False)
     failures: dict[str, str] = field(default_factory=dict, init=False)
@@ -155,6 +162,12 @@ class TranslationCases:
             names[f"{case}{suffix}"] = label
         return names
 
+    def is_outlined(self, case: str) -> bool:
+        """Whether the contour of a case gets the outline of its label."""
+        if isinstance(self.outline, bool):
+            return self.outline
+        return case in self.outline
+
     def is_kept(self, name: str, label: Source | None = None) -> bool:
         """Whether a translation exists, with its label if there is one, and is to be kept."""
         record = None if self.overwrite else read_record(self._files(name).record)
@@ -211,6 +224,8 @@ class TranslationCases:
         """Raise ``ValueError`` if files of a translation cannot be written, or its record is that of something else."""
         files = self._files(name)
         check_targets(files.paths(), ())
+        if self.dicom is not None:
+            check_replaceable(files.dicom)
         if files.record.exists() and not self.overwrite and read_record(files.record) is None:
             raise ValueError(
                 f"expected a record of contourdiff at {files.record}, got another file; "
@@ -235,8 +250,16 @@ class TranslationCases:
     def _check_case(self, case: str, image: Source, label: Source | None) -> dict[str, Any]:
         """What the items of a case share; ``ValueError`` or ``OSError`` if it cannot be translated."""
         check_name(Path(image))
+        if label is None and self.is_outlined(case):
+            raise ValueError(
+                "expected a label, whose outline is to be added to the contour, found none; "
+                "pass the label, or translate without --outline"
+            )
         ct = local_nifti(image, converted_ct(self.output_dir, case), self.series_uid)
         warnings = check_case(ct)
+        attributes = None
+        if self.dicom is not None:
+            attributes = self.dicom.attributes(case, image, ct)
         classes = None
         if label is not None:
             if not is_url(label):
@@ -251,7 +274,9 @@ class TranslationCases:
             "case": case,
             "source": Path(image).name,
             "classes": classes,
+            "outline": self.is_outlined(case),
             "warnings": warnings,
+            "dicom": attributes,
         }
 
 

@@ -104,7 +104,7 @@ def write_volume(voxels: np.ndarray, affine: np.ndarray, path: str | Path) -> No
             f"expected a volume that NIfTI can hold, got {voxels.shape}: {error}; crop it"
         ) from error
     image.set_sform(affine, 1)
-    if _is_sheared(axes):
+    if is_sheared(affine):
         image.set_qform(None, 0)
     else:
         image.set_qform(affine, 1)
@@ -112,8 +112,9 @@ def write_volume(voxels: np.ndarray, affine: np.ndarray, path: str | Path) -> No
         nib.save(image, aside)
 
 
-def _is_sheared(axes: np.ndarray) -> bool:
-    """Whether some of the axes, the columns ``(3, 3)``, are not perpendicular."""
+def is_sheared(affine: np.ndarray) -> bool:
+    """Whether some of the axes of an affine ``(4, 4)`` are not perpendicular."""
+    axes = affine[:3, :3]
     directions = axes / np.linalg.norm(axes, axis=0)
     products = directions.T @ directions
     return not np.allclose(products, np.eye(3), atol=1e-4)

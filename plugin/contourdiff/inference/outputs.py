@@ -24,6 +24,7 @@ from monai.utils import convert_to_dst_type
 from contourdiff import __version__
 from contourdiff.data.atomic import write_json
 from contourdiff.data.case_files import CaseFiles
+from contourdiff.data.dicom_series import DicomSeries
 from contourdiff.data.label_files import write_label
 from contourdiff.data.nifti import save_like
 from contourdiff.data.volumes import digest_of, open_volume, scaled_voxels
@@ -31,6 +32,7 @@ from contourdiff.inference.preview import Preview
 from contourdiff.inference.volume_state import VolumeResult
 from contourdiff.metrics.contour_fidelity import ContourFidelityCheck, VolumeFidelity
 from contourdiff.metrics.flicker import flicker, flicker_line, flicker_record
+from contourdiff.transforms.add_outline import CT_CONTOUR
 from contourdiff.weights import sha256_of
 
 logger = logging.getLogger(__name__)
@@ -66,11 +68,13 @@ class TranslationOutputs:
         settings: the run's settings, recorded with the contrast of the translation.
         slice_axis: axis along which slices are stacked after orientation.
         preview: draws the picture; ``None`` draws none.
-        fidelity: check of each translation against its contours, recorded for every slice; ``None`` checks nothing.
+        fidelity: check of each translation against the contours of its CT, without the outline of a label, recorded
+            for every slice; ``None`` checks nothing.
         maps: maps to write; ``None`` writes none.
         reference_flicker: see [`contourdiff.metrics.flicker.flicker_record`][].
         refiner_path: weights file of the second network of a cascade, recorded, too; ``None`` for a single network.
         output_ext: of the volumes, see [`contourdiff.data.nifti.CaseFolderLayout`][].
+        dicom: writes MR and label as DICOM, too; ``None`` for none.
 
     Raises:
         ValueError: for a fidelity map without a check; as the run starts, for an uncertainty map without spread; and
@@ -87,6 +91,7 @@ class TranslationOutputs:
     reference_flicker: float | None = None
     refiner_path: str | Path | None = None
     output_ext: str = ".nii.gz"
+    dicom: DicomSeries | None = None
 
     def __post_init__(self) -> None:
         if self.maps is not None and self.maps.fidelity and self.fidelity is None:
@@ -173,8 +178,9 @@ class TranslationOutputs:
             write_label(label, files, item["classes"])
         if self.preview is not None:
             self.preview.save(files.picture, source, label, contours, item["pred"])
-        fidelity = self._check(result, contours)
+        fidelity = self._check(result, item.get(CT_CONTOUR, contours))
         self._write_maps(result, fidelity, contours, files)
+        uids = self._write_dicom(item, source, label, files)
         ct = open_volume(source)
         record = {
             "case": item["case"],
@@ -182,13 +188,14 @@ class TranslationOutputs:
             "image_sha256": digest_of(source),
             "label": None if label is None else label.name,
             "classes": item["classes"],
+            "dicom": uids,
             "shape": list(ct.shape),
             "spacing_mm": [round(float(size), 6) for size in ct.header.get_zooms()],
             "contourdiff": __version__,
             "python": platform.python_version(),
             "packages": self._packages(),
             "weights": self.weights,
-            "settings": self._settings_for(item["contrast"]),
+            "settings": self._settings_for(item),
             "inferer": type(getattr(engine, "inferer", None)).__name__,
             "warnings": item["warnings"],
             "network_calls": result.network_calls,
@@ -211,6 +218,22 @@ class TranslationOutputs:
         if fidelity is not None and fidelity.suspects:
             logger.warning("%s: %s", files.name, fidelity.warning())
 
+    def _write_dicom(
+        self, item: Mapping[str, Any], source: Path, label: Path | None, files: CaseFiles
+    ) -> dict[str, str] | None:
+        """Write the DICOM files; their UIDs."""
+        if self.dicom is None:
+            return None
+        return self.dicom.write(
+            files.dicom,
+            np.asarray(item["pred"][0]),
+            open_volume(source).affine,
+            item["dicom"],
+            contrast=self._settings_for(item["contrast"]).get("contrast"),
+            label=label,
+            classes=item["classes"],
+        )
+
     def _packages(self) -> dict[str, str]:
         """Versions of what computes the gray levels."""
         packages = {name: version(name) for name in PACKAGES}
@@ -218,18 +241,22 @@ class TranslationOutputs:
             packages["openvino"] = version("openvino")
         return packages
 
-    def _settings_for(self, contrast: int | None) -> Mapping[str, Any]:
-        """The settings, with the one contrast of a translation."""
-        if contrast is None:
-            return self.settings
-        return {**self.settings, "contrast": self.settings["contrasts"][contrast]}
+    def _settings_for(self, item: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The settings, with the one contrast of a translation, and whether it has an outline."""
+        settings = {**self.settings, "outline": CT_CONTOUR in item}
+        contrast = item["contrast"]
+        if contrast is not None:
+            settings["contrast"] = settings["contrasts"][contrast]
+        return settings
 
     def _check(self, result: VolumeResult, contours: MetaTensor) -> VolumeFidelity | None:
+        """Compare with the contour of the CT itself, ``contours (1, H, W, D)``, without the outline of a label."""
         if self.fidelity is None:
             return None
         gray_levels = result.gray_levels[0].as_subclass(torch.Tensor)
         spacing_mm = [float(size) for size in contours.pixdim]
-        return self.fidelity(result.contours, gray_levels, spacing_mm, result.box)
+        references = contours[0].as_subclass(torch.Tensor)
+        return self.fidelity(references, gray_levels, spacing_mm, result.box)
 
     def _write_maps(
         self,

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -12,7 +13,9 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 LINE_INTERVAL_S = 60.0
-"""Time between two lines where standard error is no terminal; every case begins with one, too."""
+"""Time between two lines where standard error is no terminal, unless `INTERVAL` is set; every case begins with one."""
+INTERVAL = "TQDM_MININTERVAL"
+"""Variable of the environment: another time between two lines, in seconds."""
 LINE = "{desc}{n_fmt} of {total_fmt} {unit}s, {elapsed} passed, {remaining} left, {rate_fmt}"
 
 
@@ -45,7 +48,7 @@ class RunProgress:
 
 
 def progress_bar(total: int, unit: str, show: bool = True, **changes: Any) -> tqdm:
-    """Bar of a run on a terminal, elsewhere a line a minute; ``changes`` are arguments of ``tqdm``."""
+    """Bar of a run on a terminal, elsewhere a line a minute, see `INTERVAL`; ``changes`` are arguments of ``tqdm``."""
     options: dict[str, Any] = {
         "desc": "translate: ",
         "total": total,
@@ -57,7 +60,8 @@ def progress_bar(total: int, unit: str, show: bool = True, **changes: Any) -> tq
     if not sys.stderr.isatty():
         options["file"] = _Lines(sys.stderr)
         options["bar_format"] = LINE
-        options["mininterval"] = options["maxinterval"] = LINE_INTERVAL_S
+        interval_s = float(os.environ.get(INTERVAL, LINE_INTERVAL_S))
+        options["mininterval"] = options["maxinterval"] = interval_s
     return tqdm(**{**options, **changes})
 
 

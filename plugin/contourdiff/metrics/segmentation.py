@@ -20,6 +20,7 @@ from monai.metrics import compute_average_surface_distance, compute_dice, comput
 from contourdiff.data.atomic import without_nan, write_csv, write_text
 from contourdiff.data.nifti_names import case_of
 from contourdiff.data.training_cases import patient_of
+from contourdiff.metrics.intervals import MIN_PATIENTS, patient_interval
 from contourdiff.tables import markdown_table
 
 ALL = "all"
@@ -38,7 +39,8 @@ HEADER = (
     "HD95, missed penalized, mm",
 )
 NOTE = (
-    "Means with 95 % bootstrap intervals over patients. Dice counts a missed structure as 0. A penalized distance "
+    "Means over patients, each the mean of his structures; in brackets the 95 % interval over patients, or with fewer "
+    f"than {MIN_PATIENTS} the value of each patient. Dice counts a missed structure as 0. A penalized distance "
     "counts it as the diagonal of the image; a distance of found structures leaves it out."
 )
 
@@ -115,14 +117,15 @@ def _check_pair(
             )
 
 
-def summarize_scores(rows: ScoreRows, n_bootstrap: int = 2000, seed: int = 0) -> list[ScoreRow]:
-    """Means over the cases of [`score_case`][], for each class in order, then for all together (``"all"``).
+def summarize_scores(rows: ScoreRows, seed: int = 0) -> list[ScoreRow]:
+    """Means over the patients of [`score_case`][], for each class in order, then for all together (``"all"``).
 
-    Means are over present structures: ``dice`` counts a missed one as 0, ``*_penalized_mm`` as the image's diagonal;
-    ``assd_mm`` and ``hd95_mm`` leave it out. ``dice_pooled`` divides sums over all cases, invented pixels included.
-    95 % intervals (``*_low``, ``*_high``) are percentiles of means over ``n_bootstrap`` resamples of the patients, each
-    with all its cases and classes; NaN with one patient. A row without ``patient`` is a patient of its own. Raises
-    ``ValueError`` if there are no rows, or two of one case and class.
+    A patient's value is the mean over his present structures, of all his cases: ``dice`` counts a missed one as 0,
+    ``*_penalized_mm`` as the image's diagonal; ``assd_mm`` and ``hd95_mm`` leave it out. ``*_patients`` has the value
+    of each patient, ``*_low`` and ``*_high`` the 95 % interval of [`contourdiff.metrics.intervals.patient_interval`][],
+    whose draws ``seed`` determines, NaN with fewer than eight patients. ``dice_pooled`` divides sums over all cases,
+    invented pixels included. A row without ``patient`` is a patient of its own. Raises ``ValueError`` if there are no
+    rows, or two of one case and class.
     """
     counts = Counter((row["case"], row["class"]) for row in rows)
     twice = sorted(key for key, count in counts.items() if count > 1)
@@ -136,8 +139,45 @@ def summarize_scores(rows: ScoreRows, n_bootstrap: int = 2000, seed: int = 0) ->
     by_class[ALL] = list(rows)
     summaries = []
     for name, members in by_class.items():
-        summaries.append(_summary(name, members, n_bootstrap, seed))
+        summaries.append(_summary(name, members, seed))
     return summaries
+
+
+def patient_means(rows: ScoreRows, measure: str) -> dict[str, float]:
+    """Mean of a measure over the present structures of each patient, who is left out if none has a value."""
+    by_patient: dict[str, list[float]] = {}
+    for row in rows:
+        value = row[measure]
+        if row["present"] and not math.isnan(value):
+            patient = str(row.get("patient", row["case"]))
+            by_patient.setdefault(patient, []).append(value)
+    means = {}
+    for patient in sorted(by_patient):
+        means[patient] = float(np.mean(by_patient[patient]))
+    return means
+
+
+def highest_value(measure: str) -> float:
+    """Largest value that a measure can have: 1 for Dice, none for a distance."""
+    return 1.0 if measure == "dice" else math.inf
+
+
+def mean_text(values: Mapping[str, float], measure: str, digits: int) -> str:
+    """Mean over patients, with its interval or, of few patients, their values: ``0.5 [0.4, 0.6]``, ``0.5 (0.4, 0.6)``.
+
+    ``values`` are those of [`patient_means`][].
+    """
+    numbers = list(values.values())
+    if not numbers:
+        return "n/a"
+    text = _number(float(np.mean(numbers)), digits)
+    if len(numbers) == 1:
+        return text
+    low, high = patient_interval(numbers, highest=highest_value(measure))
+    if not math.isnan(low):
+        return f"{text} [{_number(low, digits)}, {_number(high, digits)}]"
+    shown = ", ".join(_number(number, digits) for number in numbers)
+    return f"{text} ({shown})"
 
 
 def write_scores(
@@ -263,7 +303,7 @@ def _score_structure(
     }
 
 
-def _summary(name: str, rows: ScoreRows, n_bootstrap: int, seed: int) -> ScoreRow:
+def _summary(name: str, rows: ScoreRows, seed: int) -> ScoreRow:
     """One row of [`summarize_scores`][]."""
     present = [row for row in rows if row["present"]]
     missed = _total(rows, "missed")
@@ -280,43 +320,18 @@ def _summary(name: str, rows: ScoreRows, n_bootstrap: int, seed: int) -> ScoreRo
         "dice_pooled": overlap / voxels if voxels else math.nan,
     }
     for measure in MEASURES:
-        by_patient: dict[str, list[float]] = {}
-        for row in present:
-            value = row[measure]
-            patient = row["patient"] if "patient" in row else row["case"]
-            if not math.isnan(value):
-                by_patient.setdefault(patient, []).append(value)
-        patients = list(by_patient.values())
-        mean, low, high = _mean_with_interval(patients, n_bootstrap, seed)
-        summary[measure] = mean
+        means = patient_means(rows, measure)
+        values = list(means.values())
+        low, high = patient_interval(values, highest=highest_value(measure), seed=seed)
+        summary[measure] = float(np.mean(values)) if values else math.nan
         summary[f"{measure}_low"] = low
         summary[f"{measure}_high"] = high
+        summary[f"{measure}_patients"] = means
     return summary
 
 
 def _total(rows: ScoreRows, name: str) -> int:
     return sum(row[name] for row in rows)
-
-
-def _mean_with_interval(
-    patients: Sequence[Sequence[float]], n_bootstrap: int, seed: int
-) -> tuple[float, float, float]:
-    """Mean of the values of all patients, and percentiles 2.5 and 97.5 of such means over resampled patients."""
-    if not patients:
-        return math.nan, math.nan, math.nan
-    sums = np.array([sum(values) for values in patients])
-    counts = np.array([len(values) for values in patients])
-    mean = float(sums.sum() / counts.sum())
-    if len(patients) < 2:
-        return mean, math.nan, math.nan
-    random = np.random.default_rng(seed)
-    size = (n_bootstrap, len(patients))
-    drawn = random.integers(len(patients), size=size)
-    drawn_sums = sums[drawn].sum(axis=1)
-    drawn_counts = counts[drawn].sum(axis=1)
-    means = drawn_sums / drawn_counts
-    low, high = np.percentile(means, [2.5, 97.5])
-    return mean, float(low), float(high)
 
 
 def _markdown(summary: ScoreRows, settings: Settings) -> str:
@@ -325,24 +340,15 @@ def _markdown(summary: ScoreRows, settings: Settings) -> str:
     for row in summary:
         missed = f"missed {row['missed']} of {row['structures']}"
         cells = [row["class"], row["cases"], missed, row["invented"]]
-        cells.append(_with_interval(row, "dice", 3))
+        cells.append(mean_text(row["dice_patients"], "dice", 3))
         cells.append(_number(row["dice_pooled"], 3))
         for measure in MEASURES[1:]:
-            cells.append(_with_interval(row, measure, 2))
+            cells.append(mean_text(row[f"{measure}_patients"], measure, 2))
         rows.append(cells)
     lines = [markdown_table(HEADER, rows), "", NOTE, ""]
     for name, value in settings.items():
         lines.append(f"- {name}: {value}")
     return "\n".join(lines) + "\n"
-
-
-def _with_interval(row: ScoreRow, measure: str, digits: int) -> str:
-    mean = _number(row[measure], digits)
-    low = _number(row[f"{measure}_low"], digits)
-    high = _number(row[f"{measure}_high"], digits)
-    if low == "n/a":
-        return mean
-    return f"{mean} [{low}, {high}]"
 
 
 def _number(value: float, digits: int) -> str:

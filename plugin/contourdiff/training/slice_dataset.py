@@ -22,6 +22,8 @@ class SliceDataset(Dataset, Randomizable):
     memory. Each is read once at the start to find its slices with foreground. Raises ``ValueError`` if no slice has
     foreground, or ``neighbors`` is set and a volume has one slice.
 
+    ``index`` has the volume and the position of every item, ``places`` its relative position in the volume, in (0, 1).
+
     Args:
         volumes: dataset of dictionaries with ``keys`` of shape ``(C, H, W, D)``.
         keys: to cut into slices, the first of which defines the foreground; others are left out.
@@ -45,6 +47,7 @@ class SliceDataset(Dataset, Randomizable):
     def __post_init__(self) -> None:
         self.keys = tuple(self.keys)
         self.index: list[tuple[int, int]] = []
+        self.places: list[float] = []
         single_slices = 0
         for number in range(len(self.volumes)):
             volume = self.volumes[number]
@@ -56,6 +59,7 @@ class SliceDataset(Dataset, Randomizable):
             for position, share in enumerate(shares):
                 if share >= self.min_foreground:
                     self.index.append((number, position))
+                    self.places.append((position + 0.5) / len(slices))
         if self.neighbors and single_slices:
             raise ValueError(
                 "neighbor-guided training learns from adjacent slices: expected volumes of 2 slices or more along axis "
@@ -103,3 +107,16 @@ class SliceDataset(Dataset, Randomizable):
         if isinstance(self.transform, Randomizable):
             self.transform.set_random_state(seed, state)
         return self
+
+
+def slice_weights(dataset: SliceDataset, key: str = "label", empty_weight: float = 1.0) -> Tensor:
+    """How often each slice is to be drawn: 1 with a label (``key``) above 0, ``empty_weight`` without: ``(N,)``."""
+    has_label = []
+    for volume in dataset.volumes:
+        label = torch.as_tensor(volume[key])[0]
+        slices = label.moveaxis(dataset.slice_axis, 0)
+        has_label.append(slices.flatten(1).amax(dim=1) > 0)
+    weights = [
+        1.0 if has_label[number][position] else empty_weight for number, position in dataset.index
+    ]
+    return torch.tensor(weights, dtype=torch.float64)

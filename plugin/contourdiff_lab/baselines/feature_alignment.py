@@ -76,8 +76,8 @@ class FeatureAlignment:
     """Iteration of a ``SupervisedTrainer`` that adapts a segmentation network to real MR without labels.
 
     At first the network learns from the labels of the translated CT alone. Later the discriminator learns to tell the
-    scores of translated CT from those of real MR. While it is right often enough, the network learns from the labels,
-    and learns to score real MR so that it is taken for translated CT.
+    scores of translated CT from those of real MR. While it is right often enough, the network takes two separate steps,
+    as in the paper's code: to score real MR so that it is taken for translated CT, then to learn from the labels.
 
     Args:
         discriminator: of translated and real.
@@ -114,23 +114,30 @@ class FeatureAlignment:
         label = batchdata["ct_label"].to(device)
         real = batchdata["mr"].to(device)
         engine.network.train()
-        scores = self._scores(engine.network, translated)
-        losses = {"segmentation": engine.loss_function(scores, label)}
         output: dict[str, float] = {}
+        losses: dict[str, Tensor] = {}
         if self.budget.share(engine) > self.start:
+            with torch.no_grad():
+                scores = self._scores(engine.network, translated)
             real_scores = self._scores(engine.network, real)
-            output = self._judge(scores.detach(), real_scores.detach())
+            output = self._judge(scores, real_scores.detach())
             if output["accuracy"] <= self.min_accuracy:
                 return output
             losses["adversarial"] = self.weight * self.adversarial_loss(real_scores)
-        loss = torch.stack(list(losses.values())).sum()
-        engine.optimizer.zero_grad()
-        loss.backward()
-        engine.optimizer.step()
-        losses["loss"] = loss
+            self._step(engine, losses["adversarial"])
+        scores = self._scores(engine.network, translated)
+        losses["segmentation"] = engine.loss_function(scores, label)
+        self._step(engine, losses["segmentation"])
+        losses["loss"] = torch.stack(list(losses.values())).sum()
         for name, value in losses.items():
             output[name] = value.item()
         return output
+
+    def _step(self, engine: Any, loss: Tensor) -> None:
+        """One step of the network."""
+        engine.optimizer.zero_grad()
+        loss.backward()
+        engine.optimizer.step()
 
     def discriminator_loss(self, translated: Tensor, real: Tensor) -> Tensor:
         """Binary cross-entropy of the logits ``(B, 1, H, W)`` of translated slices, truth 1, and of real, truth 0."""

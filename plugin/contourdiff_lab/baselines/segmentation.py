@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from monai.transforms import Compose
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
@@ -45,6 +46,23 @@ def segmentation_network(
     return network.to(device)
 
 
+def intensity_augmentation(
+    bundle: str | Path | None, remap_probability: float, intensity_probability: float
+) -> Compose:
+    """The augmentation of gray levels of ``segmentation_train.json``, so that every network is trained with it.
+
+    It changes the ``image`` of a dictionary, ``(1, H, W)`` in [0, 1]. For ``bundle`` see [`segmentation_network`][],
+    for the probabilities the settings of that config.
+    """
+    settings = {
+        "remap_probability": remap_probability,
+        "intensity_probability": intensity_probability,
+    }
+    parser = read_config(config_files(bundle, base="segmentation_train"), settings)
+    augmentation: Compose = parser.get_parsed_content("intensity_augmentation")
+    return augmentation
+
+
 def unit_range(image: Tensor) -> Tensor:
     """Gray levels of a cycle, in [-1, 1], as a segmentation network sees them, in [0, 1]."""
     return (image + 1) / 2
@@ -60,6 +78,8 @@ class SegmentationTerm:
         network: ``(B, 1, H, W)`` in [0, 1] -> scores of the classes ``(B, C, H, W)``.
         loss: of scores and class numbers ``(B, 1, H, W)``.
         weight: of the loss, 1 in the paper.
+        augmentation: changes the gray levels that the network sees, ``{"image": (1, H, W)}`` in [0, 1]; the paper has
+            none. Its draws follow torch's seed. The generator's gradient passes it unchanged (straight-through).
 
     References:
         Huo et al., SynSeg-Net, IEEE Transactions on Medical Imaging 38(4), 2019, eq. (5) to (7).
@@ -68,13 +88,26 @@ class SegmentationTerm:
     network: nn.Module
     loss: Loss
     weight: float = 1.0
+    augmentation: Compose | None = None
 
     def __call__(self, batch: CycleBatch) -> Tensor:
         """Weighted loss of a batch; ``ValueError`` if it has no label of the CT."""
         if batch.ct_label is None:
             raise ValueError("expected ct_label in the batch, got none; train on CT with labels")
-        scores = self.network(unit_range(batch.fake_mr)).float()
+        images = unit_range(batch.fake_mr)
+        if self.augmentation is not None:
+            images = images + self._change(images.detach(), self.augmentation)
+        scores = self.network(images).float()
         return self.weight * self.loss(scores, batch.ct_label)
+
+    def _change(self, images: Tensor, augmentation: Compose) -> Tensor:
+        """What the augmentation adds to each image."""
+        seed = torch.randint(2**31, ())
+        augmentation.set_random_state(int(seed))
+        augmented = []
+        for image in images.cpu():
+            augmented.append(augmentation({"image": image})["image"])
+        return torch.stack(augmented).to(images) - images
 
 
 @dataclass(eq=False)

@@ -65,7 +65,7 @@ class StageSettings:
         save_interval: epochs between checkpoints.
         amp: bfloat16; in the first stage on a GPU alone.
         minutes: wall clock of all stages together; ``None`` for no limit.
-        parts: share of each stage in ``minutes``.
+        parts: share of each stage in ``minutes``; a stage with 0 has no limit but its epochs.
     """
 
     output_dir: str
@@ -84,14 +84,16 @@ class StageSettings:
 def stage_minutes(stage: str, minutes: float | None, parts: Mapping[str, float]) -> float | None:
     """Wall clock of a stage, in proportion to its part of ``parts``; ``None`` without a limit of ``minutes``.
 
+    A stage with the part 0 has no limit.
+
     Raises:
-        ValueError: unless the stage has a part, and all parts are positive.
+        ValueError: unless the stage has a part, no part is negative, and one is positive.
     """
-    if stage not in parts or min(parts.values()) <= 0:
+    if stage not in parts or min(parts.values()) < 0 or sum(parts.values()) == 0:
         raise ValueError(
-            f"expected a positive part of each stage, got {dict(parts)}; change stage_parts"
+            f"expected a part of each stage, 0 or more and not all 0, got {dict(parts)}; change stage_parts"
         )
-    if minutes is None:
+    if minutes is None or parts[stage] == 0:
         return None
     return minutes * parts[stage] / sum(parts.values())
 

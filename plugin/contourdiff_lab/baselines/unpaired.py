@@ -5,7 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from monai.transforms import Randomizable
 from torch import Tensor
@@ -25,18 +27,22 @@ class UnpairedDataset(Dataset, Randomizable):
         ct: dataset of dictionaries with an ``image``, such as [`contourdiff.training.slice_dataset.SliceDataset`][];
             its random transforms are seeded with this dataset.
         mr: the same for MR.
+        by_position: of a random MR volume take the slice whose relative position in it is nearest to that of the CT
+            slice in its own, as MaskGAN does; both datasets are ``SliceDataset`` then. MR of single slices are drawn at
+            random.
 
     Raises:
         ValueError: if ``ct`` or ``mr`` is empty.
     """
 
-    def __init__(self, ct: Slices, mr: Slices) -> None:
+    def __init__(self, ct: Slices, mr: Slices, by_position: bool = False) -> None:
         if len(ct) == 0 or len(mr) == 0:
             raise ValueError(
                 f"expected slices of CT and of MR, got {len(ct)} and {len(mr)}; check both folders"
             )
         self.ct = ct
         self.mr = mr
+        self.by_position = by_position
 
     def __len__(self) -> int:
         """Return the number of CT slices."""
@@ -45,7 +51,19 @@ class UnpairedDataset(Dataset, Randomizable):
     def __getitem__(self, item: int) -> dict[str, Tensor]:
         """CT slice ``item`` and a random MR slice."""
         mr_item = int(self.R.randint(len(self.mr)))
+        if self.by_position:
+            mr_item = self._nearest(item, mr_item)
         return {**_prefixed("ct", self.ct[item]), **_prefixed("mr", self.mr[mr_item])}
+
+    def _nearest(self, ct_item: int, mr_item: int) -> int:
+        """Of the volume of an MR slice, the slice whose relative position is nearest to that of a CT slice."""
+        ct: Any = self.ct
+        mr: Any = self.mr
+        volumes = np.array([volume for volume, _ in mr.index])
+        members = np.flatnonzero(volumes == volumes[mr_item])
+        places = np.array(mr.places)[members]
+        distances = np.abs(places - ct.places[ct_item])
+        return int(members[distances.argmin()])
 
     def set_random_state(self, seed: int | None = None, state: object = None) -> UnpairedDataset:
         """Seed the draws and the random transforms of both datasets."""

@@ -13,19 +13,21 @@ import numpy as np
 from contourdiff.bundle import config_files, read_config
 from contourdiff.data.atomic import read_json, save_figure
 from contourdiff.data.nifti_names import case_name, case_of
-from contourdiff.data.training_cases import labelled_cases
+from contourdiff.data.training_cases import labelled_cases, source_case
 from contourdiff.pictures import image_grid
 from contourdiff.tables import markdown_table
 from contourdiff.transforms.gray_levels import MR_PERCENTILES
+from contourdiff_lab.experiment.rows import row_of
 from contourdiff_lab.folder_quality import (
     QualityGrid,
-    ct_case,
     folder_quality,
     nan_mean,
     write_quality,
 )
 
-MEASURES = ("boundary", "boundary_swapped", "fidelity", "invented", "lost", "flicker")
+COMPARED = ("boundary", "boundary_swapped")
+OF_CONTOURS = ("fidelity", "invented", "lost")
+"""Measures of the contour that was extracted from the CT, which some rows are given as input."""
 HEADER = (
     "row",
     "translations",
@@ -34,14 +36,18 @@ HEADER = (
     "contour fidelity",
     "invented",
     "lost",
+    "follows its own condition",
     "flicker",
 )
 NOTE = """\
 Label boundary: share of the labels' boundaries within a pixel of a contour of the translation; by chance: the same with
-the labels of another slice. Contour fidelity: F1 of the contours of translation and CT, median over slices; invented:
-share of the translation's contours that the CT lacks, lost: the reverse. All rows are measured on one grid, with one
-contour, that of `ours`, so resolution counts. Means over cases and seeds.
+the labels of another slice. These two compare all rows. Contour fidelity: F1 of the contours of translation and CT,
+median over slices; invented: share of the translation's contours that the CT lacks, lost: the reverse. A row whose
+translator is given the contour of the CT is not compared in these three: its F1 says how well it follows its own
+condition. All rows are measured on one grid, with one contour, that of `ours`, so resolution counts. Means over cases
+and seeds.
 """
+NOT_COMPARED = "-"
 SHOWN_CASES = 6
 Record = Mapping[str, Any]
 
@@ -73,8 +79,14 @@ def anatomy_table(
         for path in paths:
             output_dir = folder / row / "quality" / path.name
             cases += _measured_cases(path, folder / "ct", output_dir, inference)
-        means = [_mean_text(cases, measure) for measure in MEASURES]
-        lines.append([row, len(cases), *means])
+        compared = [_mean_text(cases, measure) for measure in COMPARED]
+        of_contours = [_mean_text(cases, measure) for measure in OF_CONTOURS]
+        condition = NOT_COMPARED
+        if row_of(row).sees_contour:
+            condition = of_contours[0]
+            of_contours = [NOT_COMPARED] * len(OF_CONTOURS)
+        flicker = _mean_text(cases, "flicker")
+        lines.append([row, len(cases), *compared, *of_contours, condition, flicker])
     return f"{markdown_table(HEADER, lines)}\n\n{NOTE}"
 
 
@@ -143,7 +155,7 @@ def _image_of_each_ct(folder: Path) -> dict[str, str]:
     """The first translation of each CT, by its case."""
     images: dict[str, str] = {}
     for case in labelled_cases(folder):
-        images.setdefault(ct_case(case["image"]), case["image"])
+        images.setdefault(source_case(case["image"]), case["image"])
     return images
 
 

@@ -8,17 +8,33 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from contourdiff.bundle import run_inference_config, training_overlays
+from contourdiff.bundle import read_config, run_inference_config, training_overlays
 from contourdiff.data.atomic import copy_file, read_json, write_json
 from contourdiff.data.label_map import LabelMap
 from contourdiff.data.nifti_names import case_of
-from contourdiff_lab.baselines.training import train_baseline, translate_with_baseline
+from contourdiff_lab.baselines.training import (
+    BASELINES,
+    train_baseline,
+    translate_with_baseline,
+)
+from contourdiff_lab.config_files import lab_config_files, read_lab_config
 from contourdiff_lab.experiment.folds import merge_folds
 from contourdiff_lab.experiment.label_crop import write_label_crop
 from contourdiff_lab.experiment.plan import Cell, ExperimentPlan
 from contourdiff_lab.experiment.plan_inputs import PlanInputs
-from contourdiff_lab.experiment.rows import OURS_T1_T2, UNCONDITIONAL, UPPER_BOUND, row_of
+from contourdiff_lab.experiment.rows import (
+    OURS_T1_T2,
+    SEGMENTATION_CONFIGS,
+    UNCONDITIONAL,
+    UPPER_BOUND,
+    row_of,
+)
 from contourdiff_lab.experiment.training import run_config, train_once
+
+SUMMED = ("seconds", "steps", "parameters")
+"""What the trainings of two networks of a translator cost together."""
+NO_FILE = "/"
+"""Pattern that matches no file."""
 
 
 def write_labelled_ct(plan: ExperimentPlan, inputs: PlanInputs) -> None:
@@ -46,8 +62,7 @@ def write_translations(plan: ExperimentPlan, inputs: PlanInputs, cell: Cell) -> 
         if cell.row == OURS_T1_T2:
             settings["contrast"] = inputs.contrasts
         if cell.row == UNCONDITIONAL:
-            settings["unconditional"] = True
-            settings["ckpt_path"] = str(_unconditional_weights(plan, inputs))
+            settings.update(_unconditional_weights(plan, inputs))
         run_inference_config(
             plan.labelled_ct, output_dir, bundle=plan.bundle, overlays=plan.overlays, **settings
         )
@@ -62,24 +77,61 @@ def _train_baseline(plan: ExperimentPlan, inputs: PlanInputs, cell: Cell) -> Pat
         "seed": cell.translation_seed,
     }
     if row_of(cell.row).segments:
-        settings["architecture"] = cell.architecture
+        settings = {**_own_segmentation(plan, cell), **settings}
     mr_dir = settings.pop("dataset_dir")
     output_dir = plan.baseline_dir(cell)
     train_baseline(cell.row, plan.labelled_ct, mr_dir, output_dir, bundle=plan.bundle, **settings)
     return output_dir
 
 
-def _unconditional_weights(plan: ExperimentPlan, inputs: PlanInputs) -> Path:
-    """Train the translator on without contours; see ``unconditional.json``."""
-    configs = ["train", *training_overlays(plan.bundle, plan.overlays), "unconditional"]
+def _own_segmentation(plan: ExperimentPlan, cell: Cell) -> dict[str, Any]:
+    """Settings of a baseline's own segmentation network that make it equal to those of the other rows."""
+    configs = lab_config_files(SEGMENTATION_CONFIGS, plan.bundle)
+    config = read_config(configs, plan.segmentation)
+    accepted = read_lab_config(BASELINES[cell.row].configs, {}, plan.bundle).get()
     settings = {
-        "contrasts": dict.fromkeys(inputs.contrasts, "*"),
-        **plan.mr_training,
-        **plan.unconditional,
-        "initial_weights": str(inputs.ckpt_path),
+        "remap_probability": config["remap_probability"],
+        "intensity_probability": config["intensity_probability"],
+        "segmentation_batch_size": config["batch_size"],
+        "segmentation_epoch_length": config["epoch_length"],
+        "task_epochs": config["max_epochs"],
+        "feature_epochs": config["max_epochs"],
+        "stage_parts": {"task": 0, "pixel": 1, "features": 0},
     }
-    folder = Path(plan.output_dir) / UNCONDITIONAL / "weights"
-    return train_once(configs, settings, folder, plan.bundle)
+    known = {name: value for name, value in settings.items() if name in accepted}
+    return {"architecture": cell.architecture, **known}
+
+
+def _unconditional_weights(plan: ExperimentPlan, inputs: PlanInputs) -> dict[str, str]:
+    """Train the translator without contours, from scratch, and return the paths of its weights as settings.
+
+    Both networks of a cascade see empty contour maps, see ``unconditional.json``. Their costs are summed up in
+    ``weights/trained.json``.
+    """
+    root = Path(plan.output_dir) / UNCONDITIONAL
+    overlays = training_overlays(plan.bundle, plan.overlays)
+    settings = {"seed": 0, **plan.mr_training, **plan.unconditional}
+    contrasts = {name: "*" if name == inputs.contrast else NO_FILE for name in inputs.contrasts}
+    folders = {"ckpt_path": root / "networks" / "first"}
+    train_once(
+        ["train", *overlays, "unconditional"],
+        {"contrasts": contrasts, **settings},
+        folders["ckpt_path"],
+        plan.bundle,
+    )
+    if inputs.has_refiner:
+        folders["refiner_path"] = root / "networks" / "second"
+        settings.pop("contrasts", None)
+        train_once(
+            ["train", "train_refiner", "unconditional"],
+            settings,
+            folders["refiner_path"],
+            plan.bundle,
+        )
+    records = [read_json(folder / "trained.json") for folder in folders.values()]
+    sums = {name: sum(record[name] for record in records) for name in SUMMED}
+    write_json(root / "weights" / "trained.json", sums)
+    return {name: str(folder / "model.pt") for name, folder in folders.items()}
 
 
 def score_cell(plan: ExperimentPlan, inputs: PlanInputs, cell: Cell) -> None:
@@ -87,7 +139,6 @@ def score_cell(plan: ExperimentPlan, inputs: PlanInputs, cell: Cell) -> None:
     row = row_of(cell.row)
     folder = Path(plan.output_dir) / cell.folder
     settings = {
-        "val_fraction": 0.0,
         **plan.segmentation,
         **row.segmentation,
         "dataset_dir": str(plan.training_images(cell)),
@@ -95,13 +146,13 @@ def score_cell(plan: ExperimentPlan, inputs: PlanInputs, cell: Cell) -> None:
         "architecture": cell.architecture,
         "seed": cell.seed,
     }
-    if cell.row == UPPER_BOUND:
+    if inputs.folds and cell.row == UPPER_BOUND:
         _cross_validate(plan, inputs, cell, settings)
         return
     if row.segments:
         copy_file(plan.baseline_dir(cell) / "segmentation.pt", folder / "model.pt")
     else:
-        train_once(["segmentation_train", *row.overlays], settings, folder, plan.bundle)
+        train_once([*SEGMENTATION_CONFIGS, *row.overlays], settings, folder, plan.bundle)
     for group in plan.groups:
         _test(plan, settings, folder, group)
 
@@ -110,7 +161,7 @@ def _cross_validate(
     plan: ExperimentPlan, inputs: PlanInputs, cell: Cell, settings: Mapping[str, Any]
 ) -> None:
     """Train on all patients but those of a fold and test on these, fold by fold; then join the tests."""
-    configs = ["segmentation_train", *row_of(UPPER_BOUND).overlays]
+    configs = [*SEGMENTATION_CONFIGS, *row_of(UPPER_BOUND).overlays]
     root = Path(plan.output_dir) / UPPER_BOUND
     everyone = [*chain.from_iterable(inputs.folds)]
     folders = []
@@ -162,7 +213,7 @@ def _test(
         "ckpt_path": str(folder / "model.pt"),
         "test_patients": patients,
     }
-    run_config(["segmentation_train", "evaluate"], {**settings, **test}, plan.bundle)
+    run_config([*SEGMENTATION_CONFIGS, "evaluate"], {**settings, **test}, plan.bundle)
 
 
 def _is_scored(folder: Path) -> bool:

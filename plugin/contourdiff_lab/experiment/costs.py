@@ -26,16 +26,20 @@ HEADER = (
     "parameters, M",
     "evaluations a slice",
     "segmentation: minutes a network",
-    "epochs",
+    "steps",
     "parameters, M",
 )
 NOTE = """\
-Minutes of the translator and of a segmentation network (of all folds together for `upper_bound`) on this computer, mean
-over seeds, `/` between networks. Evaluations: of a network for each translated slice, all candidates and steps. What a
-row learns from is without the CT with labels that its segmentation network needs. The shipped translator's figures are
-those of its model card, on another computer, without the weights that it started from.
+Every segmentation network has the same architecture, grid, augmentation, number of optimizer steps and batch size, and
+its last weights are tested; what differs is listed below. Minutes of the translator and of a segmentation network (of
+all folds together for `upper_bound`) on this computer, mean over seeds, `/` between networks. Evaluations: of a network
+for each translated slice, all candidates and steps. What a row learns from is without the CT with labels that its
+segmentation network needs. The shipped translator's figures are those of its model card, on another computer, without
+the weights that it started from.
 """
 UNKNOWN = "n/a"
+GENERATOR_STAGE = "pixel"
+"""Stage of CyCADA in which the generators learn, and its segmentation network does not."""
 Record = dict[str, Any]
 
 
@@ -65,7 +69,8 @@ def cost_table(folder: Path, rows: Sequence[str], bundle: str | Path | None = No
         lines.append(
             [row, row_of(row).learns_from, *translator, *_segmentation_costs(folder / row)]
         )
-    return f"{markdown_table(HEADER, lines)}\n\n{NOTE}"
+    differences = [f"- `{row}`: {row_of(row).differs}." for row in rows if row_of(row).differs]
+    return "\n".join([markdown_table(HEADER, lines), "", NOTE, *differences, ""])
 
 
 def _translator_costs(folder: Path, row: str, bundle: str | Path | None) -> list[str]:
@@ -101,9 +106,7 @@ def _budget(training: Record) -> str:
     parts = []
     if minutes:
         parts.append(f"{minutes:g} min")
-    elif "epochs" in training:
-        parts.append(f"{training['epochs']} epochs")
-    for name in ("iterations", "images"):
+    for name in ("steps", "iterations", "images"):
         if name in training:
             parts.append(f"{training[name]:,} {name}")
     return ", ".join(parts) or UNKNOWN
@@ -122,12 +125,12 @@ def _evaluations(row: str, record: Record) -> float:
 
 
 def _segmentation_costs(folder: Path) -> list[str]:
-    """Minutes, epochs and parameters of a row's segmentation networks, ``/`` between architectures, the UNet first."""
+    """Minutes, steps and parameters of a row's segmentation networks, ``/`` between architectures, the UNet first."""
     by_architecture: dict[str, list[Path]] = {}
     for path in sorted(folder.glob("*_translation*_seed*")):
         by_architecture.setdefault(Cell.of_folder(path).architecture, []).append(path)
     minutes = []
-    epochs = []
+    steps = []
     parameters = []
     for name in sorted(by_architecture, key=lambda name: (name != "unet", name)):
         cells = by_architecture[name]
@@ -135,11 +138,22 @@ def _segmentation_costs(folder: Path) -> list[str]:
         records = [read_json(path) for path in trainings if path.is_file()]
         counts = _recorded("parameters", records) or [count_parameters(cells[0] / "model.pt")]
         minutes.append(_mean(np.divide(_recorded("seconds", records), 60), 1))
-        epochs.append(_mean(_recorded("epochs", records), 0))
+        steps.append(_mean(_recorded("steps", records), 0))
         parameters.append(_mean(np.divide(counts, 1e6), 2))
     if row_of(folder.name).segments:
-        return ["with the translator", "with the translator", " / ".join(parameters)]
-    return [" / ".join(minutes), " / ".join(epochs), " / ".join(parameters)]
+        return ["with the translator", _own_steps(folder), " / ".join(parameters)]
+    return [" / ".join(minutes), " / ".join(steps), " / ".join(parameters)]
+
+
+def _own_steps(folder: Path) -> str:
+    """Steps of the segmentation network that a baseline trains: of all its stages but that of the generators."""
+    counts = []
+    for path in folder.glob("weights*/trained.json"):
+        record = read_json(path)
+        stages = record.get("stages", {"all": record})
+        of_network = [stage for name, stage in stages.items() if name != GENERATOR_STAGE]
+        counts.append(sum(_recorded("iterations", of_network)))
+    return _mean(counts, 0)
 
 
 def _recorded(name: str, records: Iterable[Record]) -> list[float]:

@@ -56,6 +56,7 @@ class ExperimentPlan:
         ct_dir: CT with labels: ``<case>.nii.gz`` and ``labels/<case>.nii.gz``.
         mr_dir: real MR with labels to test on; never trained on.
         output_dir: folder for translations, weights, scores and the table.
+        reference_dir: labelled MR of other patients, to train ``upper_bound`` on; ``None`` cross-validates ``mr_dir``.
         label_map: see [`contourdiff.data.label_map.LabelMap`][]; ``None`` takes the bundle's vertebrae.
         rows: some of [`contourdiff_lab.experiment.rows.TABLE`][]; the default is ``ROWS``.
         folders: further rows, name -> folder of ``<case>_mr.nii.gz`` and ``<case>_label.nii.gz`` by any tool.
@@ -69,7 +70,8 @@ class ExperimentPlan:
         mr_training: ``dataset_dir``, ``datalist`` ... of ``train.json``: the MR of ``unconditional`` and of baselines.
         overlays: overlays of ``inference.json`` for every translation.
         translation: settings of ``inference.json`` for every translation.
-        segmentation: settings of ``segmentation_train.json`` for every network.
+        segmentation: settings of ``segmentation_train.json`` for every network; ``max_epochs`` times
+            ``epoch_length`` are the steps of each.
         unconditional: settings of ``train.json`` for the row ``unconditional``.
         baselines: settings of ``cyclegan.json``, such as ``minutes``, and of overlays, for each that has them.
         bundle: folder of the bundle, if not beside this package.
@@ -78,6 +80,7 @@ class ExperimentPlan:
     ct_dir: str | Path
     mr_dir: str | Path
     output_dir: str | Path
+    reference_dir: str | Path | None = None
     label_map: str | Path | None = None
     rows: Sequence[str] = ROWS
     folders: Mapping[str, str] = field(default_factory=dict)
@@ -135,10 +138,12 @@ class ExperimentPlan:
 
     def training_images(self, cell: Cell) -> Path:
         """Folder of images and labels that the network of a cell is trained on."""
-        if row_of(cell.row).translates:
-            return Path(self.output_dir) / cell.row / f"translations_{cell.translator}"
+        row = row_of(cell.row)
+        if row.translates:
+            owner = row.images_of or cell.row
+            return Path(self.output_dir) / owner / f"translations_{cell.translator}"
         if cell.row == UPPER_BOUND:
-            return Path(self.mr_dir)
+            return Path(self.reference_dir or self.mr_dir)
         return Path(self.folders.get(cell.row, self.labelled_ct))
 
     def baseline_dir(self, cell: Cell) -> Path:
@@ -162,6 +167,10 @@ class ExperimentPlan:
                 raise ValueError(
                     "expected seeds as translation_seeds and seeds, got a setting seed; pass it there"
                 )
+        if self.segmentation.get("val_fraction"):
+            raise ValueError(
+                "expected the last weights of every row, got a val_fraction, which chooses among weights; leave it out"
+            )
         for name in self.all_rows:
             if row_of(name).mr_training and not self.mr_training.get("dataset_dir"):
                 raise ValueError(

@@ -9,6 +9,8 @@ from os.path import realpath
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from contourdiff.data.atomic import read_json, write_json
 from contourdiff.weights import sha256_of
 from contourdiff_lab.experiment.plan import ExperimentPlan
@@ -23,9 +25,11 @@ def plan_entries(plan: ExperimentPlan, inputs: PlanInputs) -> dict[str, Any]:
     """All that cells depend on; paths are absolute, as the same relative one is another folder elsewhere."""
     training_dir = realpath(plan.mr_training.get("dataset_dir", "."))
     training = {**plan.mr_training, "dataset_dir": training_dir}
+    reference = None if plan.reference_dir is None else realpath(plan.reference_dir)
     return {
         "ct_dir": realpath(plan.ct_dir),
         "mr_dir": realpath(plan.mr_dir),
+        "reference_dir": reference,
         "weights": sha256_of(inputs.ckpt_path),
         "label_map": read_json(inputs.label_map),
         "overlays": list(plan.overlays),
@@ -44,8 +48,15 @@ def plan_entries(plan: ExperimentPlan, inputs: PlanInputs) -> dict[str, Any]:
 def record_plan(path: Path, record: Mapping[str, Any]) -> None:
     """Write ``record`` as JSON, with the names that an older record of the same plan has beyond it.
 
+    Processes that start in one folder at a time wait for each other, so that each sees the record of the one before.
     Raises ``ValueError`` if the older one is of another plan.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        _merge_plan(path, record)
+
+
+def _merge_plan(path: Path, record: Mapping[str, Any]) -> None:
     plan: dict[str, Any] = json.loads(
         json.dumps(record, default=str)
     )  # lists for tuples, text for paths

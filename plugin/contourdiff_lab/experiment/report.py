@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from contourdiff.data.atomic import read_json, save_figure, write_csv, write_text
 from contourdiff.data.nifti_names import case_of
 from contourdiff.data.training_cases import labelled_cases
+from contourdiff.metrics.segmentation import ALL, mean_text, patient_means, read_scores
 from contourdiff.pictures import image_grid
 from contourdiff.report import write_markdown_page
 from contourdiff.tables import markdown_table
@@ -30,16 +31,18 @@ reached a Dice of 0.683 (lumbar spine), 0.633 (SPIDER, lumbar spine) and 0.731 (
 with ours.
 """
 NOTE = """\
-Dice and ASSD: mean over the seeds of translation and training ± standard deviation; in brackets the 95 % bootstrap
-interval over patients for the first seeds. SD: standard deviations of the Dice, of the means of the translation seeds,
-and between training seeds on one translation. A missed structure counts as Dice 0 and as the image's diagonal in ASSD.
-Pictures: reference green, prediction red, of the first network and seeds.
+Dice and ASSD: mean over patients, each of whom is a mean over his cases and over all seeds; in brackets the 95 %
+interval of that mean over patients or, with fewer than eight, the value of each patient. SD: standard deviations of the
+Dice between seeds, of the means of the translation seeds, and between training seeds on one translation. A missed
+structure counts as Dice 0 and as the image's diagonal in ASSD. Pictures: reference green, prediction red, of the first
+network and seeds.
 """
 HEADER = (
     "row",
     "network",
     "class",
     "cells",
+    "patients",
     "Dice",
     "SD, translation",
     "SD, training",
@@ -155,11 +158,14 @@ def _records(folder: Path, groups: Mapping[str, str], first: Sequence[str]) -> l
             scores = path / group / "scores.json"
             if not scores.is_file():
                 continue
+            rows = read_scores(path / group)
             summaries = read_json(scores)["summary"]
             if len(summaries) == 2:
                 summaries = summaries[:1]  # the class, and all classes, which are the same
             for summary in summaries:
-                records.append({"cell": cell, **cell._asdict(), "group": group, **summary})
+                of_class = [row for row in rows if summary["class"] in (row["class"], ALL)]
+                origin = {"cell": cell, "group": group, "rows": of_class}
+                records.append({**cell._asdict(), **origin, **summary})
 
     def place(record: Record) -> tuple[Any, ...]:
         row = record["row"]
@@ -177,7 +183,7 @@ def _records(folder: Path, groups: Mapping[str, str], first: Sequence[str]) -> l
 
 
 def _table(records: Sequence[Record]) -> str:
-    """Means over the cells of each row, network and class."""
+    """Means over the patients of each row, network and class."""
     by_class: dict[tuple[str, ...], list[Record]] = {}
     for record in records:
         key = (record["row"], record["architecture"], record["class"])
@@ -186,13 +192,16 @@ def _table(records: Sequence[Record]) -> str:
     for names, members in by_class.items():
         missed = sum(record["missed"] for record in members)
         structures = sum(record["structures"] for record in members)
+        dice = _patients(members, "dice")
+        distance = _patients(members, "assd_penalized_mm")
         lines.append(
             [
                 *names,
                 len(members),
-                _figure(members, "dice", 3),
+                len(dice),
+                mean_text(dice, "dice", 3),
                 *_spreads(members),
-                _figure(members, "assd_penalized_mm", 1),
+                mean_text(distance, "assd_penalized_mm", 1),
                 f"{missed} of {structures}",
             ]
         )
@@ -203,31 +212,29 @@ def _spreads(members: Sequence[Record]) -> tuple[str, str]:
     """Standard deviation of the Dice between translation seeds, and between training seeds within one of them."""
     by_translation: dict[int, list[float]] = {}
     for record in members:
-        if record["dice"] is not None:
-            by_translation.setdefault(record["translation_seed"], []).append(record["dice"])
-    means = [float(np.mean(values)) for values in by_translation.values()]
+        means = patient_means(record["rows"], "dice")
+        if means:
+            mean = float(np.mean(list(means.values())))
+            by_translation.setdefault(record["translation_seed"], []).append(mean)
+    means_of_translations = [float(np.mean(values)) for values in by_translation.values()]
     variances = []
     for values in by_translation.values():
         if len(values) > 1:
             variances.append(float(np.var(values, ddof=1)))
-    between = f"{np.std(means, ddof=1):.3f}" if len(means) > 1 else UNKNOWN
+    between = UNKNOWN
+    if len(means_of_translations) > 1:
+        between = f"{np.std(means_of_translations, ddof=1):.3f}"
     within = f"{np.mean(variances) ** 0.5:.3f}" if variances else UNKNOWN
     return between, within
 
 
-def _figure(members: Sequence[Record], measure: str, digits: int) -> str:
-    """Mean ± standard deviation of a measure, and its interval of the first cell."""
-    values = [record[measure] for record in members if record[measure] is not None]
-    if not values:
-        return UNKNOWN
-    text = f"{np.mean(values):.{digits}f}"
-    if len(values) > 1:
-        text += f" ± {np.std(values, ddof=1):.{digits}f}"
-    low = members[0][f"{measure}_low"]
-    high = members[0][f"{measure}_high"]
-    if low is not None and high is not None:
-        text += f" [{low:.{digits}f}, {high:.{digits}f}]"
-    return text
+def _patients(members: Sequence[Record], measure: str) -> dict[str, float]:
+    """Value of each patient, a mean over all seeds of translation and training."""
+    by_patient: dict[str, list[float]] = {}
+    for record in members:
+        for patient, value in patient_means(record["rows"], measure).items():
+            by_patient.setdefault(patient, []).append(value)
+    return {patient: float(np.mean(values)) for patient, values in sorted(by_patient.items())}
 
 
 def _draw_predictions(

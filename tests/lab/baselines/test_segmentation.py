@@ -11,6 +11,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 from monai.losses import DiceCELoss
+from monai.transforms import Compose, Lambdad
 from torch import Tensor, nn
 
 from contourdiff.weights import load_weights
@@ -19,6 +20,7 @@ from contourdiff_lab.baselines.segmentation import (
     SegmentationTerm,
     SemanticConsistencyTerm,
     TranslateSlice,
+    intensity_augmentation,
     segmentation_network,
 )
 from helpers.paths import CONFIGS, LABEL_MAP
@@ -73,6 +75,32 @@ def test_the_segmentation_network_sees_gray_levels_from_0_to_1_and_teaches_the_g
     assert fake.grad is not None
     assert (fake.grad * image(4) < 0).all()  # brighter parts, darker background
     assert term.network.slope.grad < 0
+
+
+def test_the_network_sees_the_augmented_slice_and_the_generator_its_gradient() -> None:
+    """Straight-through: the augmentation inverts the slice, and the gradient arrives as if it had not."""
+    invert = Compose([Lambdad("image", lambda image: 1 - image)])
+    fake = image(4).requires_grad_()
+    label = (image(4) > 0).float()
+    term = SegmentationTerm(Threshold(8.0), cross_entropy, augmentation=invert)
+    loss = term(batch_of(fake_mr=fake, ct_label=label))
+    wrong = SegmentationTerm(Threshold(8.0), cross_entropy)
+    assert loss.item() == pytest.approx(
+        wrong(batch_of(fake_mr=-image(4), ct_label=label)).item(), rel=1e-5
+    )
+    loss.backward()
+    assert fake.grad is not None
+    assert (fake.grad * image(4) < 0).all()
+
+
+def test_the_draws_of_the_augmentation_follow_the_seed_of_torch() -> None:
+    augmentation = intensity_augmentation(None, 0.75, 0.5)
+    term = SegmentationTerm(Threshold(8.0), cross_entropy, augmentation=augmentation)
+    losses = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        losses.append(term(batch_of(fake_mr=image(4), ct_label=image(4) > 0)).item())
+    assert losses[0] == losses[1] != losses[2]
 
 
 def test_a_segmentation_term_without_labels_is_refused() -> None:

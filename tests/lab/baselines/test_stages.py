@@ -35,7 +35,9 @@ def test_the_minutes_are_divided_in_proportion() -> None:
     parts = {"task": 1, "pixel": 3, "features": 2}
     assert [stage_minutes(name, 60, parts) for name in parts] == [10, 30, 20]
     assert stage_minutes("task", None, parts) is None
-    for wrong in ({"task": 0, "pixel": 1}, {"task": 1}):
+    unlimited = {"task": 0, "pixel": 1}
+    assert [stage_minutes(name, 60, unlimited) for name in unlimited] == [None, 60]
+    for wrong in ({"task": -1, "pixel": 1}, {"task": 1}, {"pixel": 0}):
         with pytest.raises(ValueError, match="change stage_parts"):
             stage_minutes("pixel", 60, wrong)
 

@@ -82,6 +82,7 @@ def test_the_record_of_maskgan_has_the_settings_of_the_masks(trained: Trained) -
     assert "terms" not in settings
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method", ["cyclegan", "maskgan", "synseg", pytest.param("cycada", marks=pytest.mark.slow)]
 )

@@ -49,6 +49,27 @@ def test_a_seed_repeats_the_draws() -> None:
     assert values(dataset, "ct", 1) == [0, 1, 2, 3]
 
 
+def stack(first: int, count: int) -> dict[str, torch.Tensor]:
+    """A volume whose slice ``i`` has the gray level ``first + i``."""
+    levels = first + torch.arange(count, dtype=torch.float32)
+    return {"image": levels.view(1, count, 1, 1).expand(1, count, 2, 2)}
+
+
+def test_slices_are_paired_by_their_relative_position_if_asked() -> None:
+    """A CT of 4 slices, MR of 8 and of 2: the middle of each meets the middle."""
+    ct = SliceDataset([stack(1, 4)])
+    mr = SliceDataset([stack(10, 8), stack(30, 2)])
+    dataset = UnpairedDataset(ct, mr, by_position=True)
+    dataset.set_random_state(0)
+    met: dict[int, set[float]] = {number: set() for number in range(4)}
+    for _ in range(40):
+        for number in met:
+            met[number].add(float(dataset[number]["mr"].mean()))
+    assert met[0] in ({10, 30}, {11, 30})
+    assert met[3] in ({16, 31}, {17, 31})
+    assert met[1] in ({12, 30}, {13, 30})
+
+
 def test_a_side_without_slices_is_refused() -> None:
     empty = SliceDataset([], allow_empty=True)
     with pytest.raises(ValueError, match="expected slices of CT and of MR, got 2 and 0"):

@@ -73,6 +73,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> ExperimentPlan:
         patient_pattern="([0-9]+)_",
         ckpt_path=root / "translator.pt",
         mr_training={"dataset_dir": str(root / "mr_training")},
+        rows=("without_adaptation", "unconditional", "ours", "ours_crossdomain", "ours_t1_t2"),
         overlays=("single",),
         translation={
             "network_def": translator,
@@ -87,6 +88,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> ExperimentPlan:
             "network_def": SEGMENTATION_NETWORK,
             "image_size_px": [32, 32],
             "max_epochs": 1,
+            "epoch_length": 2,
         },
         unconditional={"network_def": translator, "batch_size": 2, **SLICES},
         baselines={

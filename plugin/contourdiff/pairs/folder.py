@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A folder of pairs: the settings that it was made with, its datalist, and its picture."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from monai.data import MetaTensor
+from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd
+
+from contourdiff import __version__
+from contourdiff.data.atomic import read_json, save_figure, write_json
+from contourdiff.data.case_files import RECORD_ENDING, CaseFiles, read_record
+from contourdiff.data.label_map import LabelMap
+from contourdiff.data.nifti import SourceGridReader
+from contourdiff.data.nifti_names import case_of
+from contourdiff.pairs.shapes import ModelGrid
+from contourdiff.pictures import image_grid
+
+SETTINGS = "pairs.json"
+DATALIST = "datalist.json"
+PICTURE = "pairs.png"
+LABEL_MAP = "label_map.json"
+FOLDS = 5
+"""Of the datalist, for cross-validation."""
+SHOWN_PAIRS = 8
+SHAPE_NAME = re.compile(r"(.+)_s(\d+)")
+
+
+class Pair(NamedTuple):
+    """An MR and its label, and what it was made of."""
+
+    files: CaseFiles
+    patient: str
+    """The case of the CT."""
+    shape: int
+    contrast: str | None
+    outline: bool
+
+
+def shape_name(case: str, number: int) -> str:
+    """Case id of a shape."""
+    return f"{case}_s{number}"
+
+
+def case_and_shape(path: Path) -> tuple[str, int]:
+    """Case of the CT and number of the shape in the name of a file; ``ValueError`` for another name."""
+    match = SHAPE_NAME.fullmatch(case_of(path))
+    if match is None:
+        raise ValueError(f"expected a shape <case>_s<number>.nii.gz, got {path}; remove the file")
+    return match[1], int(match[2])
+
+
+def check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` if a folder has pairs that were made with other ``settings``: they would be mixed."""
+    written = _written(folder).get("settings", settings)
+    for name, value in settings.items():
+        if written.get(name) != value:
+            raise ValueError(
+                f"expected pairs made with {name} {value!r} in {folder}, found some made with {written.get(name)!r}; "
+                "pass another folder, or the same settings"
+            )
+
+
+def write_settings(folder: Path, settings: Mapping[str, Any], classes: Mapping[int, str]) -> None:
+    """Write the settings of the pairs to ``pairs.json``, and the names of the classes to those of earlier runs."""
+    names = dict(_written(folder).get("classes", {}))
+    for value, name in classes.items():
+        names[str(value)] = name
+    content = {"contourdiff": __version__, "settings": dict(settings), "classes": names}
+    write_json(folder / SETTINGS, content)
+
+
+def _written(folder: Path) -> dict[str, Any]:
+    path = folder / SETTINGS
+    return dict(read_json(path)) if path.is_file() else {}
+
+
+def pairs_in(folder: Path) -> list[Pair]:
+    """All pairs of a folder that are complete, by patient, shape and contrast."""
+    pairs = []
+    for path in folder.glob(f"*{RECORD_ENDING}"):
+        record = read_record(path)
+        name = None if record is None else SHAPE_NAME.fullmatch(record["case"])
+        if record is None or name is None:
+            continue
+        files = CaseFiles.of_record(path)
+        if files.mr.is_file() and files.label.is_file():
+            settings = record["settings"]
+            contrast = settings["contrast"] if settings.get("contrasts") else None
+            pairs.append(Pair(files, name[1], int(name[2]), contrast, settings["outline"]))
+    return sorted(pairs, key=lambda pair: (pair.patient, pair.shape, pair.contrast or ""))
+
+
+def write_datalist(folder: Path, pairs: Sequence[Pair]) -> None:
+    """Write ``datalist.json`` in the layout of the Decathlon, which MONAI's ``load_decathlon_datalist`` reads.
+
+    All pairs of a patient have one ``fold``, so that none is validated on a patient that it was trained on.
+    """
+    patients = sorted({pair.patient for pair in pairs})
+    folds = {patient: number % FOLDS for number, patient in enumerate(patients)}
+    training = []
+    for pair in pairs:
+        entry = {
+            "image": pair.files.mr.name,
+            "label": pair.files.label.name,
+            "patient": pair.patient,
+            "shape": pair.shape,
+            "contrast": pair.contrast,
+            "outline": pair.outline,
+            "fold": folds[pair.patient],
+        }
+        training.append(entry)
+    content = {
+        "name": folder.resolve().name,
+        "description": "MR translated from CT, with the labels of the CT, by contourdiff",
+        "modality": {"0": "MR"},
+        "labels": {"0": "background", **_written(folder).get("classes", {})},
+        "numTraining": len(training),
+        "training": training,
+        "test": [],
+    }
+    write_json(folder / DATALIST, content)
+
+
+def write_label_map(folder: Path, label_map: LabelMap) -> None:
+    """Write the map to train with, whose side ``ct`` has the class numbers that the labels of the pairs have."""
+    sides: dict[str, dict[str, list[int]]] = {"ct": {}, "mr": {}}
+    for number, name in label_map.classes.items():
+        sides["ct"][name] = [number]
+        sides["mr"][name] = label_map.values("mr")[number]
+    write_json(folder / LABEL_MAP, {"classes": list(label_map.classes.values()), **sides})
+
+
+def write_picture(folder: Path, pairs: Sequence[Pair], model: ModelGrid) -> None:
+    """Draw some of the pairs, spread over all: the slice with the largest label, without and with its outlines."""
+    shown = np.linspace(0, len(pairs) - 1, min(SHOWN_PAIRS, len(pairs)))
+    chosen = [pairs[round(position)] for position in shown]
+    slices = [_fullest_slice(pair, model) for pair in chosen]
+    images = [image for image, _ in slices]
+    titles = []
+    for pair in chosen:
+        outline = ", outline" if pair.outline else ""
+        titles.append(f"{pair.files.name}{outline}")
+    figure = image_grid([images, images], [titles])
+    for ax, (_, label) in zip(figure.axes[len(slices) :], slices, strict=True):
+        for value in np.unique(label[label > 0]):
+            color = f"C{int(value) % 10}"
+            ax.contour((label == value).T, levels=[0.5], colors=[color], linewidths=0.8)
+    for ax in figure.axes:
+        ax.invert_xaxis()
+    save_figure(figure, folder / PICTURE, dpi=90)
+
+
+def _fullest_slice(pair: Pair, model: ModelGrid) -> tuple[np.ndarray, np.ndarray]:
+    """MR and label ``(H, W)`` of the slice of a pair with the most labelled voxels."""
+    keys = ["mr", "label"]
+    read = Compose(
+        [
+            LoadImaged(keys, image_only=True, reader=SourceGridReader),
+            EnsureChannelFirstd(keys),
+            Orientationd(keys, axcodes=model.axcodes, labels=None),
+        ]
+    )
+    data: dict[str, MetaTensor] = read({"mr": pair.files.mr, "label": pair.files.label})
+    mr, label = (np.moveaxis(np.asarray(data[key][0]), model.slice_axis, 0) for key in keys)
+    fullest = int((label > 0).sum(axis=(1, 2)).argmax())
+    return mr[fullest], label[fullest]

@@ -1,0 +1,316 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Make training pairs: warp each labelled CT, translate its shapes, list the pairs."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from contourdiff.bundle import inference_parser
+from contourdiff.config_checks import check_values, plain_errors
+from contourdiff.data.checks import check_output_dir
+from contourdiff.data.inputs import LABELS, Pair
+from contourdiff.data.label_map import LabelMap
+from contourdiff.data.translation_cases import TranslationCases, contrast_names
+from contourdiff.data.volumes import scaled_voxels
+from contourdiff.inference.evaluator import reason_of
+from contourdiff.inference.progress import progress_bar
+from contourdiff.inference.summary import FailedCasesError
+from contourdiff.limits import MAX_SEED, check_number, check_whole
+from contourdiff.pairs import folder
+from contourdiff.pairs.shapes import ModelGrid, Shapes, class_values
+from contourdiff.transforms.warp import WarpStrength
+from contourdiff.translation import run_settings, translate_path
+
+logger = logging.getLogger(__name__)
+
+WORK = ".shapes"
+"""Folder in that of the pairs, of the shapes that are being translated; it is removed in the end."""
+MAX_SHAPES = 100_000
+OF_INPUTS = ("dataset_dir", "datalist", "series", "series_uid")
+"""Settings of the CT that are not of their shapes."""
+
+
+def make_pairs(
+    source: str | Path,
+    output_dir: str | Path,
+    *,
+    label: str | Path | None = None,
+    shapes: int = 8,
+    contrast: str | Sequence[str] | None = None,
+    seed: int = 0,
+    outline_probability: float = 0.5,
+    rotation_degrees: float = WarpStrength.rotation_degrees,
+    scale: float = WarpStrength.scale,
+    elastic_mm: float = WarpStrength.elastic_mm,
+    margin_mm: float | None = 15.0,
+    label_map: str | Path | None = None,
+    fast: bool | None = None,
+    **settings: Any,
+) -> Path:
+    """Make training pairs for a segmentation network: each labelled CT in many shapes, translated to MR.
+
+    CT and label are warped as one, and the contour is that of the warped CT. The first shape is the anatomy itself.
+    Pairs are on the grid of the model: 1.1 mm in the plane of the slices, and between them the spacing of the CT.
+    Finished pairs are kept, so a call that was interrupted goes on where it stopped.
+
+    Args:
+        source: CT with labels, as for [`contourdiff.translation.translate_path`][].
+        output_dir: folder of ``<case>_s<shape>_<contrast>_mr.nii.gz`` and ``_label.nii.gz``, of ``datalist.json`` for
+            MONAI, and of the picture ``pairs.png``.
+        label: of a single CT.
+        shapes: number of shapes of each CT.
+        contrast: ``"t1"``, ``"t2"`` or several; ``None`` takes all of the network.
+        seed: of warps and noise. The same case and seed give the same pair, alone or in a folder, in any order.
+        outline_probability: share of the shapes whose contour gets the outline of the label.
+        rotation_degrees: this and the next two as in [`contourdiff.transforms.warp.WarpStrength`][].
+        scale: see there.
+        elastic_mm: see there.
+        margin_mm: slices that are farther from the label are left out; ``None`` keeps all.
+        label_map: JSON file of classes, as for a segmentation. Labels become its class numbers, and ``label_map.json``
+            in ``output_dir`` is the map to train with. ``None`` keeps the values of the labels.
+        fast: 4 + 1 steps; ``False``: the paper's setting; ``None``: 1 + 1 steps.
+        settings: others of [`contourdiff.translation.translate_path`][]: ``weights``, ``device``, ``overlays``,
+            ``bundle``, ``workers``, and any of ``inference.json``.
+
+    Returns:
+        ``output_dir``.
+
+    Raises:
+        ValueError: for a CT without a label, or a folder of pairs that were made with other settings; others as there.
+        FailedCasesError: after all others are done, if a case failed: it cannot be read, is no CT, or its label has no
+            class.
+    """
+    check_whole("shapes", shapes, 1, MAX_SHAPES)
+    check_whole("seed", seed, 0, MAX_SEED)
+    check_number("outline_probability", outline_probability, 0, 1)
+    if margin_mm is not None:
+        check_number("margin_mm", margin_mm, 0)
+    strength = WarpStrength(rotation_degrees, scale, elastic_mm)
+    classes = None if label_map is None else LabelMap(label_map)
+    output_dir = Path(output_dir)
+    translation = {
+        "output_dtype": "uint8",
+        **settings,
+        "seed": seed,
+        "fast": fast,
+        "draft": fast is None,
+        "preview": None,  # a single picture shows all
+    }
+    run, inputs = run_settings(source, output_dir, label=label, **translation)
+    _check_labels(inputs)
+    model, contrasts = _network_of(run, output_dir)
+    names = contrast_names(contrast) or list(contrasts)
+    pairs = _PairRun(
+        shapes=Shapes(model, strength, seed, outline_probability, classes, margin_mm),
+        count=shapes,
+        folder=output_dir,
+        targets=_targets(output_dir, names, contrasts),
+    )
+    check_output_dir(output_dir)
+    folder.check_settings(output_dir, pairs.settings)
+    failures = pairs.write_shapes(run, inputs)
+    for name in OF_INPUTS:
+        translation.pop(name, None)
+    failures |= pairs.translate({**translation, "contrast": names or None})
+    pairs.finish(failures)
+    if failures:
+        raise FailedCasesError(_failed(failures, len(inputs)))
+    return output_dir
+
+
+@dataclass(frozen=True)
+class _PairRun:
+    """A run, stage by stage; each one skips what is there."""
+
+    shapes: Shapes
+    count: int
+    """Of the shapes of a CT."""
+    folder: Path
+    targets: TranslationCases
+    """Which knows the names of the pairs."""
+
+    @property
+    def work(self) -> Path:
+        return self.folder / WORK
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the pairs of a folder share."""
+        label_map = self.shapes.label_map
+        return {
+            "seed": self.shapes.seed,
+            **asdict(self.shapes.strength),
+            "outline_probability": self.shapes.outline_probability,
+            "margin_mm": self.shapes.margin_mm,
+            "classes": None if label_map is None else list(label_map.classes.values()),
+        }
+
+    def missing(self, case: str) -> list[int]:
+        """Shapes of a case that lack a pair."""
+        missing = []
+        for number in range(self.count):
+            names = self.targets.names(folder.shape_name(case, number))
+            if not all(self.targets.is_kept(name, LABELS) for name in names):
+                missing.append(number)
+        return missing
+
+    def write_shapes(self, run: Mapping[str, Any], inputs: Mapping[str, Pair]) -> dict[str, str]:
+        """Warp the CT that lack pairs, after all of them were checked; why cases failed, by name."""
+        unfinished = {case: pair for case, pair in inputs.items() if self.missing(case)}
+        cases = TranslationCases(
+            run["dataset_dir"], self.work, run["datalist"], series_uid=run.get("series_uid")
+        )
+        cases.check(unfinished)
+        failures = dict(cases.failures)
+        names: dict[int, str] = {}
+        items = []
+        for item in cases.items:
+            try:
+                names |= self._classes_of(item)
+                items.append(item)
+            except ValueError as error:
+                failures[item["case"]] = str(error)
+                logger.error("%s: %s", item["case"], error)
+        folder.write_settings(self.folder, self.settings, names)
+        shown = bool(run.get("progress", True))
+        with (
+            progress_bar(len(items), "case", shown, desc="warp: ") as bar,
+            _mapping(run.get("workers")) as mapping,
+        ):
+            reasons = mapping(self._write_shapes_of, items)
+            for item, reason in zip(items, reasons, strict=True):
+                bar.update()
+                if reason is not None:
+                    failures[item["case"]] = reason
+                    logger.error("%s: warping failed, %s", item["case"], reason)
+        return failures
+
+    def _classes_of(self, item: Mapping[str, Any]) -> dict[int, str]:
+        """Values of the label of a case, and their names; ``ValueError`` without any, or if the image is no CT."""
+        if item["warnings"]:
+            raise ValueError(f"expected a CT in Hounsfield units: {'; '.join(item['warnings'])}")
+        label_map = self.shapes.label_map
+        values = class_values(self.shapes.classes_of(scaled_voxels(item["label"])))
+        if not values:
+            wanted = "a voxel above 0"
+            if label_map is not None:
+                wanted = f"one of the classes {list(label_map.classes.values())}"
+            raise ValueError(
+                f"expected {wanted} in the label of {item['case']}, found none; pass another label or leave the CT out"
+            )
+        names = item["classes"] or {}
+        if label_map is not None:
+            names = label_map.classes
+        return {value: names.get(value, str(value)) for value in values}
+
+    def _write_shapes_of(self, item: Mapping[str, Any]) -> str | None:
+        """Write the shapes of a case that lack a pair; why that failed."""
+        paths = {}
+        for number in self.missing(item["case"]):
+            file = f"{folder.shape_name(item['case'], number)}.nii.gz"
+            if not (self.work / file).is_file():
+                paths[number] = (self.work / file, self.work / LABELS / file)
+        try:
+            if paths:
+                self.shapes.write(item["image"], item["label"], paths)
+        except (ValueError, OSError, MemoryError) as error:
+            return reason_of(error)
+        return None
+
+    def translate(self, settings: Mapping[str, Any]) -> dict[str, str]:
+        """Translate the shapes; why some failed, by name."""
+        outlined = []
+        for path in sorted(self.work.glob("*.nii.gz")):
+            case, number = folder.case_and_shape(path)
+            if self.shapes.is_outlined(case, number):
+                outlined.append(folder.shape_name(case, number))
+        if not any(self.work.glob("*.nii.gz")):
+            return {}
+        try:
+            translate_path(
+                self.work,
+                self.folder,
+                outline=outlined,
+                case_suffix=self.targets.case_suffix,
+                **settings,
+            )
+        except FailedCasesError as failure:
+            failed = [result for result in failure.results if result.status == "failed"]
+            return {result.case: str(result.error) for result in failed}
+        return {}
+
+    def finish(self, failures: Mapping[str, str]) -> None:
+        """Write datalist, label map and picture of all pairs in the folder, and remove the shapes if all succeeded."""
+        pairs = folder.pairs_in(self.folder)
+        if pairs:
+            folder.write_datalist(self.folder, pairs)
+            folder.write_picture(self.folder, pairs, self.shapes.model)
+        if self.shapes.label_map is not None:
+            folder.write_label_map(self.folder, self.shapes.label_map)
+        if not failures:
+            shutil.rmtree(self.work, ignore_errors=True)
+        logger.info("%d pairs are in %s", len(pairs), self.folder.resolve())
+
+
+@contextmanager
+def _mapping(workers: int | None) -> Iterator[Callable[..., Iterable[Any]]]:
+    """``map``, or that of several processes, which share the cores."""
+    if workers is None or workers == 1:
+        yield map
+        return
+    threads = max(1, torch.get_num_threads() // workers)
+    spawn = get_context("spawn")
+    options: dict[str, Any] = {"initializer": torch.set_num_threads, "initargs": (threads,)}
+    try:
+        with ProcessPoolExecutor(workers, spawn, **options) as pool:
+            yield pool.map
+    except BrokenExecutor as error:
+        raise OSError(
+            "a process that warps CT ended, perhaps for lack of memory; pass fewer workers"
+        ) from error
+
+
+def _check_labels(inputs: Mapping[str, Pair]) -> None:
+    """Raise ``ValueError`` if a CT has no label."""
+    without = [case for case, (_, label) in inputs.items() if label is None]
+    if without:
+        raise ValueError(
+            f"expected a label for each CT, found none for {without}; pass --label, put it into the folder "
+            f"{LABELS} beside the CT, or leave the CT out"
+        )
+
+
+def _network_of(run: Mapping[str, Any], output_dir: Path) -> tuple[ModelGrid, Sequence[str]]:
+    """Grid and contrasts of the network; errors of the config and of the weights are raised here."""
+    settings = dict(run)
+    for name in ("workers", "scheduler"):
+        settings.pop(name, None)
+    parser = inference_parser(output_dir=output_dir, **settings)
+    with plain_errors():
+        parser.get_parsed_content("network")
+        values = {name: parser.get_parsed_content(name) for name in ModelGrid._fields}
+        check_values(values)
+        return ModelGrid(**values), parser.get_parsed_content("contrasts")
+
+
+def _targets(output_dir: Path, names: Sequence[str], contrasts: Sequence[str]) -> TranslationCases:
+    """Translations of shapes, all of whose names end in a contrast, also a single one."""
+    suffix = f"_{names[0]}" if len(names) == 1 else ""
+    return TranslationCases(
+        output_dir, output_dir, contrast=list(names), contrasts=contrasts, case_suffix=suffix
+    )
+
+
+def _failed(failures: Mapping[str, str], cases: int) -> str:
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in failures.items())
+    return f"{len(failures)} failed of {cases} cases: {reasons}"
