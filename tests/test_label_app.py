@@ -168,6 +168,7 @@ def test_every_contrast_is_a_model_without_labels(url: str) -> None:
     assert {name: (model["type"], model["labels"]) for name, model in info["models"].items()} == {
         "contourdiff_t1": ("others", {}),
         "contourdiff_t2": ("others", {}),
+        "contourdiff_t2_space": ("others", {}),
     }
 
 

@@ -76,7 +76,7 @@ def translate(
         label: label of the CT, on its grid, a path or an image; shown in the picture and written beside the MR. A
             path may be a folder of masks, which become one label.
         output: file or folder to write to; without it nothing is kept.
-        contrast: of the weights, ``"t1"`` or ``"t2"``; several (``"t1,t2"``) return a dictionary.
+        contrast: of the weights, ``"t1"``, ``"t2"`` or ``"t2_space"``; several (``"t1,t2"``) return a dictionary.
         anatomy: ``"lumbar"`` or ``"hip_thigh"``, the paper's settings.
         fast: 4 + 1 steps and a single candidate a slice; ``False``: the paper's 50 steps, and 4 candidates in up to 5
             rounds. ``None``: fast on a CPU.

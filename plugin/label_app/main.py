@@ -22,7 +22,7 @@ ENDS = "expected a running server, got a signal that ends it; send the request a
 
 
 class ContourdiffApp(MONAILabelApp):
-    """One model for each contrast of the bundle: ``contourdiff_t1`` and ``contourdiff_t2``.
+    """One model for each contrast of the bundle: ``contourdiff_t1``, ``_t2`` and ``_t2_space``.
 
     Args:
         app_dir: this folder.

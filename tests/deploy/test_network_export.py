@@ -65,7 +65,7 @@ def assert_same(name: str, exported: Callable[..., Tensor], tolerance: float) ->
 @pytest.mark.slow
 def test_torchscript_is_exact(tmp_path: Path) -> None:
     assert set(export_networks(tmp_path, "torchscript").values()) == {0.0}
-    for name, contrasts in (("model", ["t1", "t2"]), ("refiner", [])):
+    for name, contrasts in (("model", ["t1", "t2", "t2_space"]), ("refiner", [])):
         traced, facts, _ = load_net_with_metadata(str(tmp_path / f"{name}.ts"))
         assert (facts["size_divisor"], facts["contrasts"]) == (8, contrasts)
         assert_same(name, traced, 0.0)

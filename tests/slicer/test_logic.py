@@ -83,7 +83,7 @@ def test_choices_are_those_of_the_command(logic: ModuleType) -> None:
     for speed in filter(None, logic.SPEEDS.values()):
         assert f"--{speed} " in text
     for contrast in logic.CONTRASTS.values():
-        assert contrast in re.findall(r"t1,t2|t1|t2", text)
+        assert contrast in re.findall(r"t1,t2|t1|t2_space|t2", text)
 
 
 def test_progress_is_read_as_the_command_prints_it(logic: ModuleType) -> None:

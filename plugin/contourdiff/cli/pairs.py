@@ -27,7 +27,9 @@ from contourdiff.cli.translation import ANATOMIES, speed_of
     argument("output_dir", "folder to write to"),
     argument("--label", "label of a single CT, or a folder of masks; default: SOURCE/labels"),
     argument("--shapes", "shapes of each CT, the first of them unwarped; default: 8", type=int),
-    argument("--contrast", "t1, t2, or t1,t2; default: all contrasts of the network"),
+    argument(
+        "--contrast", "t1, t2 or t2_space, or several: t1,t2; default: all contrasts of the network"
+    ),
     argument("--seed", "seed of warps and noise; default: 0", type=int),
     argument(
         "--outline-probability",

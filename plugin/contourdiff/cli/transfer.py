@@ -37,7 +37,10 @@ from contourdiff.cli.program import PROGRAM
     argument("--steps", "steps of the training; default: those of the preset", type=int),
     argument("--minutes", "minutes of the training, instead of steps; default: none", type=float),
     argument("--shapes", "shapes of each CT, the first of them unwarped; default: 8", type=int),
-    argument("--contrast", "t1, t2, or t1,t2; default: all contrasts of the translator"),
+    argument(
+        "--contrast",
+        "t1, t2 or t2_space, or several: t1,t2; default: all contrasts of the translator",
+    ),
     argument("--seed", "seed of pairs and training; default: 0", type=int),
     argument("--workers", "processes that share the shapes; default: 1", type=int, metavar="N"),
     DEVICE,

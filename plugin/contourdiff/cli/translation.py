@@ -54,7 +54,7 @@ def _example(folder: str, bundle: str | None) -> None:
         "--label",
         "label of a single CT, or a folder of masks; default: in a folder, those in SOURCE/labels",
     ),
-    argument("--contrast", "t1, t2, or t1,t2 for both; default: t1"),
+    argument("--contrast", "t1, t2 or t2_space, or several: t1,t2; default: t1"),
     argument("--anatomy", "the paper's settings for it; default: lumbar", choices=ANATOMIES),
     flag("fast", "4 + 1 steps and one candidate a slice; a CPU takes it unless told otherwise"),
     flag("draft", "1 + 1 steps and one candidate a slice: a first look, grayer"),

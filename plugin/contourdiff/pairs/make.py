@@ -80,7 +80,7 @@ def make_pairs(
             MONAI, and of the picture ``pairs.png``.
         label: of a single CT.
         shapes: number of shapes of each CT.
-        contrast: ``"t1"``, ``"t2"`` or several; ``None`` takes all of the network.
+        contrast: ``"t1"``, ``"t2"``, ``"t2_space"`` or several; ``None`` takes all of the network.
         seed: of warps and noise. The same case and seed give the same pair, alone or in a folder, in any order.
         outline_probability: share of the shapes whose contour gets the outline of the label.
         rotation_degrees: this and the next two as in [`contourdiff.transforms.warp.WarpStrength`][].

@@ -30,7 +30,7 @@ from slicer.ScriptedLoadableModule import (
 POLL_MS = 200
 HELP = """
 A CT volume goes in, a synthetic MR volume on the same grid comes out, so that a segmentation of the CT is one of the
-MR. The weights paint T1- and T2-weighted sagittal lumbar spine. The images are generated: for research, not for
+MR. The weights paint T1, T2 and T2 SPACE of the sagittal lumbar spine. The images are generated: for research, not for
 diagnosis.
 """
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NamedTuple
 
-CONTRASTS = {"T1": "t1", "T2": "t2", "T1 and T2": "t1,t2"}
+CONTRASTS = {"T1": "t1", "T2": "t2", "T2 SPACE": "t2_space", "T1 and T2": "t1,t2"}
 SPEEDS = {
     "Automatic: full on a GPU, fast on a CPU": None,
     "Draft: a first look": "draft",
