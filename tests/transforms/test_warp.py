@@ -84,7 +84,7 @@ def test_the_strongest_warp_folds_nothing() -> None:
     assert controls is not None
     signs = np.sign(np.random.default_rng(0).normal(size=controls.shape))
     for directions in (signs, np.indices(controls.shape[1:]) % 2 * 2 - 1):
-        warp = Warp(np.eye(3), directions * 0.999 * FOLDING_MM)
+        warp = Warp(np.diag([0.1, 1, 1.9]), directions * 0.999 * FOLDING_MM)
         points = np.concatenate([part for _, part in warp.source_mm(shape, spacing_mm)], axis=1)
         steps = np.stack([np.diff(points, axis=axis + 1)[:, :59, :59, :59] for axis in range(3)])
         assert np.linalg.det(steps.transpose(2, 3, 4, 0, 1)).min() > 0
