@@ -229,7 +229,7 @@ PROGRAM = Program(
         "rival": "contourdiff-lab baseline",
     },
     order=(
-*("example", "translate", "pairs", "transfer", "segment"),
+        *("example", "translate", "pairs", "transfer", "segment"),
         *("train", "report", "info", "settings", "phantom", "curve"),
         *("export", "export-bundle", "to-nnunet", "convert"),
     ),
