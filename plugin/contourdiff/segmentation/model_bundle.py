@@ -68,7 +68,7 @@ def write_model_bundle(
     Args:
         folder: new or empty folder; its name is the bundle's.
         label_map: content of a file of [`contourdiff.data.label_map.LabelMap`][].
-        preset: ``"cpu"``, a network of 2 M parameters and slices of 2 mm; ``"gpu"``, one of 8 M and 1.5 mm.
+        preset: ``"cpu"``, a network of 2 M parameters and slices of 2 mm; ``"gpu"``, one of 11 M and 1.5 mm.
         command: for the model card.
         bundle: of the translator, for its license, see [`contourdiff.bundle.find_bundle`][].
 
