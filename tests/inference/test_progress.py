@@ -77,6 +77,20 @@ def test_a_line_counts_slices_and_the_total_never_falls(
     assert [done for _, done, _ in lines] == sorted(done for _, done, _ in lines)
 
 
+@pytest.mark.parametrize(("interval_s", "count"), [("0", 7), ("3600", 2)])
+def test_the_environment_sets_the_time_between_lines(
+    interval_s: str,
+    count: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("TQDM_MININTERVAL", interval_s)
+    with run_progress({"a": 5}) as progress:
+        for _ in range(5):
+            progress.update()
+    assert len(counts(capsys.readouterr().err)) == count
+
+
 @pytest.mark.parametrize("terminal", [True, False])
 def test_control_characters_are_for_terminals(
     terminal: bool, monkeypatch: pytest.MonkeyPatch

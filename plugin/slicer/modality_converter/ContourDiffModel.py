@@ -26,7 +26,7 @@ class ContourDiffModel(BaseModel):
             from .ContourDiffVolume import facts_of
         except ImportError as error:
             raise RuntimeError(
-                f"expected {REQUIREMENT}, got: {error}; in the Python console of Slicer 5.10 or newer: "
+                f"expected {REQUIREMENT}, got: {error}; in the console of a Slicer with Python 3.11 or newer: "
                 f'slicer.util.pip_install("{REQUIREMENT}")'
             ) from error
         try:

@@ -15,6 +15,7 @@ from ContourDiffLib import Requirements, Scene
 from ContourDiffLib.Logic import (
     CONTRASTS,
     SPEEDS,
+    CancelledError,
     Request,
     Result,
     Translation,
@@ -162,8 +163,11 @@ class ContourDiffWidget(ScriptedLoadableModuleWidget):
     def _show_results(self, run: Translation) -> None:
         try:
             results = run.results()
-        except TranslationError as error:
+        except CancelledError as error:
             self.log.appendPlainText(str(error))
+            return
+        except TranslationError as error:
+            slicer.util.errorDisplay(str(error))
             return
         if self.node.GetScene() is None:
             self.log.appendPlainText("the CT was closed, so its MR is not loaded")

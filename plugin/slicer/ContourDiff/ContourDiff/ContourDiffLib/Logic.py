@@ -80,7 +80,11 @@ class Result(NamedTuple):
 
 
 class TranslationError(Exception):
-    """A translation failed, or was cancelled; the text says why."""
+    """A translation failed; the text says why."""
+
+
+class CancelledError(TranslationError):
+    """A translation was cancelled."""
 
 
 def case_name(name: str) -> str:
@@ -164,10 +168,11 @@ class Translation:
         """What was translated, once the process has ended.
 
         Raises:
-            TranslationError: if it failed, or was cancelled.
+            TranslationError: if it failed.
+            CancelledError: if it was cancelled.
         """
         if self._kill_at is not None:
-            raise TranslationError("cancelled")
+            raise CancelledError("cancelled")
         try:
             answer = json.loads("\n".join(self._printed))
         except ValueError:
