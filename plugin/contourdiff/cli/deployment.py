@@ -59,7 +59,10 @@ def _convert(source: str, output: str, **options: Any) -> None:
         "zoo", "write a pull request to the model zoo: less code, its format, model card, unit test"
     ),
     argument("--name", "of the bundle in the zoo; default: contourdiff_ct2mr"),
-    argument("--files_url", "public address of the files above 1 MB, for large_files.yml"),
+    argument(
+        "--files_url",
+        "public address of the files above 1 MB, for large_files.yml; default: one to replace",
+    ),
     BUNDLE,
 )
 def _export_bundle(output_dir: str, bundle: str | None, zoo: bool, **options: Any) -> None:
