@@ -18,6 +18,7 @@ const OPTIONS = {
   crosshairWidthUnit: "mm",
   logLevel: "error",
 };
+const [NEVER, IF_THERE_IS_ROOM] = [0, 2];  // to draw the volume in 3D: two canvases with slices alone lie alike
 const position = (kind) => data.layers.findIndex((layer) => layer.kind === kind);
 
 function load(script) {
@@ -53,8 +54,8 @@ function places() {
   return { first, last, step, number };
 }
 
-async function opened(canvas, layers) {
-  const viewer = new niivue.Niivue(OPTIONS);
+async function opened(canvas, layers, multiplanarShowRender = IF_THERE_IS_ROOM) {
+  const viewer = new niivue.Niivue({ ...OPTIONS, multiplanarShowRender });
   viewer.addColormap("opaque", { R: [0, 255], G: [0, 255], B: [0, 255], A: [255, 255], I: [0, 255] });
   await viewer.attachToCanvas(byId(canvas));
   await viewer.loadVolumes(layers.map((layer) => ({ url: layer.url, name: decodeURIComponent(layer.url.split("/").at(-1)), ...LOOK[layer.kind] })));
@@ -131,9 +132,10 @@ function connectPair(pair) {
   });
   byId("side").addEventListener("change", async () => {
     byId("beside").hidden = !byId("side").checked;
+    pair.viewer.opts.multiplanarShowRender = byId("side").checked ? NEVER : IF_THERE_IS_ROOM;
     if (pair.beside === null && byId("side").checked) {
       const layers = data.layers.filter((layer) => layer.kind === "ct" || layer.kind === "label");
-      pair.beside = await opened("canvas-ct", layers);
+      pair.beside = await opened("canvas-ct", layers, NEVER);
       pair.beside.onLocationChange = (location) => follow(pair.viewer, location.mm);
       follow(pair.beside, pair.viewer.frac2mm(pair.viewer.scene.crosshairPos, 0, true));
       byId("beside").dataset.ready = "true";
