@@ -19,7 +19,11 @@ from contourdiff.cli.program import PROGRAM
     argument(
         "--stats", "table of translate --stats (CSV); default: OUTPUT_DIR/run.json", metavar="FILE"
     ),
-    argument("--label_names", 'JSON file of names by label value, {"28": "L4"}', metavar="FILE"),
+    argument(
+        "--label_names",
+        'JSON file of names by label value, {"28": "L4"}; default: none',
+        metavar="FILE",
+    ),
     flag("serve", "then serve the folder at 127.0.0.1, so that a browser shows the volumes"),
     argument("--port", "for --serve; default: 8010", type=int, default=8010),
     examples="""examples:
