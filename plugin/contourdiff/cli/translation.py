@@ -19,6 +19,7 @@ from contourdiff.cli.commands import (
     given,
     parse_settings,
     print_values,
+    uncollected,
 )
 from contourdiff.cli.program import PROGRAM
 from contourdiff.limits import SettingError
@@ -37,8 +38,9 @@ SPEEDS = ("fast", "draft", "full")
     BUNDLE,
 )
 def _example(folder: str, bundle: str | None) -> None:
-    from contourdiff.bundle import run_example
-    from contourdiff.data.case_files import CaseFiles
+    with uncollected():
+        from contourdiff.bundle import run_example
+        from contourdiff.data.case_files import CaseFiles
 
     files = CaseFiles(run_example(folder, bundle), "phantom")
     ct = Path(folder) / "ct"
@@ -96,8 +98,9 @@ def _example(folder: str, bundle: str | None) -> None:
   contourdiff translate ct mr --settings distance_threshold=1500 save_fidelity_map=true""",
 )
 def _translate(source: str, output: str, json: bool, settings: list[str], **options: Any) -> None:
-    from contourdiff.logs import silence_itk
-    from contourdiff.translation import translate_path
+    with uncollected():
+        from contourdiff.logs import silence_itk
+        from contourdiff.translation import translate_path
 
     silence_itk()
     quiet = logging.getLogger("contourdiff").level > logging.INFO
