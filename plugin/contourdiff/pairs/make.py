@@ -247,7 +247,7 @@ class _PairRun:
         try:
             if paths:
                 self.shapes.write(item["image"], item["label"], paths)
-        except (ValueError, OSError, MemoryError) as error:
+        except Exception as error:  # of a transform, which MONAI wraps
             return reason_of(error)
         return None
 
