@@ -119,7 +119,13 @@ INVALID: dict[str, tuple[Any, ...]] = {
         (-1, float("nan"), "a", None),
     ),
     **dict.fromkeys(
-        ("overwrite", "unconditional", "save_fidelity_map", "save_uncertainty_map"),
+        (
+            "overwrite",
+            "unconditional",
+            "save_fidelity_map",
+            "save_uncertainty_map",
+            "save_dicom",
+        ),
         (1, "yes", None),
     ),
     **dict.fromkeys(("amp", "retain_heap", "progress", "report"), ("no", 0, None)),
