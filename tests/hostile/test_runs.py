@@ -138,6 +138,7 @@ INVALID: dict[str, tuple[Any, ...]] = {
     "axcodes": ("RAX", "RRS", "RA", "ras", 5, None, ["R", "A", "S"]),
     "case_suffix": ("/../../x", "a/b", "a\nb", 5, None),
     "contrast": (5, [1], {"t1": 1}),
+    "outline": (1, "anna", [5], None),
 }
 OWN_CHECKS: dict[str, tuple[Any, ...]] = {
     "solver": ("euler", 5, None),
