@@ -3,17 +3,18 @@
 
 from __future__ import annotations
 
-import os
+import json
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from contourdiff.data.label_map import LabelMap
 from contourdiff.segmentation.model_bundle import train_model
-from contourdiff.segmentation.results import mr_files, score_results, segment
+from contourdiff.segmentation.results import check_config, mr_files, score_results, segment
 from helpers.segmentation import AFFINE, SMALL, mr_with_bone, write_pairs, write_small_bundle
 from helpers.volumes import read_voxels, write_nifti
 
@@ -66,7 +67,7 @@ def test_gray_levels_of_any_scale_are_segmented_alike(model: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_a_result_is_kept_until_the_weights_change(model: Path, tmp_path: Path) -> None:
+def test_a_result_is_kept_until_settings_or_weights_change(model: Path, tmp_path: Path) -> None:
     gray, _ = mr_with_bone(7)
     path = write_nifti(tmp_path / "a.nii.gz", gray, AFFINE)
     (result,) = segment(model, path, tmp_path / "out")
@@ -76,9 +77,14 @@ def test_a_result_is_kept_until_the_weights_change(model: Path, tmp_path: Path) 
     segment(model, path, tmp_path / "out", overwrite=True)
     second = result.stat().st_mtime_ns
     assert second > first
-    os.utime(model / "models" / "model.pt")
-    segment(model, path, tmp_path / "out")
-    assert result.stat().st_mtime_ns > second
+    segment(model, path, tmp_path / "out", lower_percentile=2.0)
+    third = result.stat().st_mtime_ns
+    assert third > second
+    weights = torch.load(model / "models" / "model.pt", weights_only=True)
+    changed = {name: value * 0.9 for name, value in weights.items()}
+    torch.save(changed, tmp_path / "model.pt")
+    segment(model, path, tmp_path / "out", lower_percentile=2.0, ckpt_path=tmp_path / "model.pt")
+    assert result.stat().st_mtime_ns > third
 
 
 @pytest.mark.slow
@@ -104,6 +110,32 @@ def test_files_of_a_folder_are_those_of_its_images(tmp_path: Path) -> None:
 def test_a_folder_that_is_no_bundle_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="expected the bundle of a segmentation network"):
         segment(tmp_path, tmp_path, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("files", "$__import__('os').system('touch hacked')"),
+        ("device", {"_target_": "os.system", "command": "touch hacked"}),
+        ("evaluator", {"_target_": "os.system", "command": "touch hacked"}),
+        ("extra", "$print(1)"),
+        ("slice_axis", "$print(1)"),
+        ("pixdim", ["$print(1)"]),
+    ],
+)
+def test_a_config_that_runs_anything_else_is_refused(
+    name: str, value: object, tmp_path: Path
+) -> None:
+    folder = write_small_bundle(tmp_path / "model")
+    check_config(folder)
+    path = folder / "configs" / "inference.json"
+    config = json.loads(path.read_text())
+    check = {**config, "spacing_mm": 1.7, "batch_size": 3}
+    path.write_text(json.dumps(check))
+    check_config(folder)
+    path.write_text(json.dumps({**config, name: value}))
+    with pytest.raises(ValueError, match=f"expected {name} in .*as contourdiff transfer writes it"):
+        check_config(folder)
 
 
 def test_labels_are_scored_by_the_values_of_their_map(tmp_path: Path) -> None:

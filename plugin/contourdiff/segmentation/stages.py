@@ -124,7 +124,12 @@ def transfer(
     content = pair_classes(pairs)
     if not model.is_dir():
         write_model_bundle(model, content, preset=preset, command=command)
-    record = {"preset": preset, "seed": seed, "classes": content["classes"]}
+    record = {
+        "preset": preset,
+        "seed": seed,
+        "classes": content["classes"],
+        "pairs": len(made),
+    }
     budget = _budget(output / RECORD, record, steps, minutes, model, pairs, chosen_device)
     train_model(model, pairs, seed=seed, device=chosen_device, **budget)
 

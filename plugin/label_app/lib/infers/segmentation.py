@@ -8,35 +8,54 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from monai.transforms import SaveImaged
 from monailabel.interfaces.tasks.infer_v2 import InferType
-from monailabel.tasks.infer.bundle import BundleInferTask
+from monailabel.tasks.infer.basic_infer import BasicInferTask
 
+from contourdiff.bundle import read_config
+from contourdiff.data.atomic import read_json
 from contourdiff.data.checks import check_volume
+from contourdiff.segmentation.model_bundle import INFERENCE, METADATA
+from contourdiff.segmentation.results import check_config
+from contourdiff.weights import load_weights
 
 
-class SegmentationTask(BundleInferTask):
-    """Segment an MR exactly as the bundle does; the classes are the labels of the model.
+class SegmentationTask(BasicInferTask):
+    """Segment an MR exactly as the bundle does; its classes are the labels of the model.
 
-    ``bundle`` is the folder that ``contourdiff transfer`` wrote. Raises ``FileNotFoundError`` if it is none.
+    ``bundle`` is the folder that ``contourdiff transfer`` wrote. Raises ``OSError`` or ``ValueError`` if it is none.
     """
 
     _one_at_a_time = threading.Lock()
     """A transform must not be shared by threads."""
 
     def __init__(self, bundle: str | Path) -> None:
-        weights = Path(bundle) / "models" / "model.pt"
-        if not weights.is_file():
-            raise FileNotFoundError(
-                f"expected the bundle of a segmentation network at {bundle}, found no {weights}; pass its folder"
-            )
-        super().__init__(
-            str(bundle),
-            {},
-            type=InferType.SEGMENTATION,
-            add_post_restore=False,  # the bundle inverts its transforms
-            load_strict=True,
-        )
-        del self._config["model_filename"]  # there is one
+        root = Path(bundle)
+        check_config(root)
+        parser = read_config(str(root / INFERENCE), {})
+        metadata = read_json(root / METADATA)
+        self._version = metadata["version"]
+        self._device = parser.get_parsed_content("device")
+        self._inferer = parser.get_parsed_content("inferer")
+        self._preprocessing = parser.get_parsed_content("preprocessing")
+        self._postprocessing = [
+            step
+            for step in parser.get_parsed_content("postprocessing").transforms
+            if not isinstance(step, SaveImaged)
+        ]
+        network = parser.get_parsed_content("network")
+        load_weights(network, root / "models" / "model.pt", self._device)
+        labels = {}
+        output = metadata["network_data_format"]["outputs"]["pred"]
+        for number, name in output["channel_def"].items():
+            if int(number) > 0:
+                labels[name] = int(number)
+        super().__init__(None, network, InferType.SEGMENTATION, labels, 3, metadata["description"])
+
+    def info(self) -> dict[str, Any]:
+        """What a client sees of the model."""
+        return {**super().info(), "version": self._version}
 
     def __call__(
         self, request: Mapping[str, Any], callbacks: Any = None
@@ -49,11 +68,28 @@ class SegmentationTask(BundleInferTask):
         with self._one_at_a_time:
             return super().__call__(request, callbacks)
 
+    def pre_transforms(self, data: Any = None) -> Sequence[Callable]:
+        """Preprocessing of the bundle."""
+        return [self._preprocessing]
+
     def run_pre_transforms(
         self, data: dict[str, Any], transforms: Sequence[Callable]
     ) -> dict[str, Any]:
         """Transform the image alone: MONAI's ``Spacingd`` takes ``image_path`` for metadata of ``image``."""
         return {**data, **super().run_pre_transforms({"image": data["image"]}, transforms)}
+
+    def run_inferer(
+        self, data: dict[str, Any], convert_to_batch: bool = True, device: str = ""
+    ) -> dict[str, Any]:
+        """Output ``pred`` of the network for ``image``, ``(1, H, W, D)``: a channel for each class."""
+        image = data["image"].as_tensor()[None].to(self._device)
+        with torch.no_grad():
+            output = self._inferer(image, self.network)
+        return {**data, "pred": output[0].cpu()}
+
+    def post_transforms(self, data: Any = None) -> Sequence[Callable]:
+        """Postprocessing of the bundle, without writing."""
+        return self._postprocessing
 
     def run_post_transforms(
         self, data: dict[str, Any], transforms: Sequence[Callable]
