@@ -199,6 +199,9 @@ def test_ct_and_mr_share_one_crosshair(page: Any, address: str) -> None:
     before = page.inner_text("#place")
     page.locator("#canvas-ct").click(position={"x": 60, "y": 60})
     assert page.inner_text("#place") != before  # and leads
+    dark = pixels(page, "#canvas-ct")
+    page.locator("[data-layer='0'] .high").fill("-150")
+    assert pixels(page, "#canvas-ct").sum() > 1.1 * dark.sum()  # its window is set once for both
     page.uncheck("#side")
     assert not page.is_visible("#canvas-ct")
     assert page.locator("#canvas").bounding_box()["width"] > 1.8 * boxes[1]["width"]

@@ -78,7 +78,7 @@ async function start() {
   byId("viewer").hidden = false;
   const viewer = await opened("canvas", data.layers);
   const pair = { viewer, beside: null };
-  connectLayers(viewer);
+  connectLayers(pair);
   showLegend(viewer);
   connectPair(pair);
   if (Object.keys(data.centers).length) connectSlices(pair);
@@ -163,13 +163,17 @@ function linkSlicer() {
   byId("slicer").hidden = byId("slicer-hint").hidden = false;
 }
 
-function connectLayers(viewer) {
+function connectLayers(pair) {
   for (const box of document.querySelectorAll("[data-layer]")) {
     const index = Number(box.dataset.layer);
-    const volume = viewer.volumes[index];
+    const kind = data.layers[index].kind;
+    const volume = pair.viewer.volumes[index];
     const opacity = box.querySelector(".opacity");
     opacity.value = volume.opacity;
-    opacity.addEventListener("input", () => viewer.setOpacity(index, Number(opacity.value)));
+    opacity.addEventListener("input", () => {
+      pair.viewer.setOpacity(index, Number(opacity.value));
+      if (kind === "label" && pair.beside) pair.beside.setOpacity(1, Number(opacity.value));
+    });
     for (const [name, key] of [["low", "cal_min"], ["high", "cal_max"]]) {
       const input = box.querySelector(`.${name}`);
       if (!input) continue;
@@ -177,7 +181,10 @@ function connectLayers(viewer) {
       input.addEventListener("input", () => {
         if (input.value === "") return;
         volume[key] = Number(input.value);
-        viewer.updateGLVolume();
+        pair.viewer.updateGLVolume();
+        if (kind !== "ct" || !pair.beside) return;
+        pair.beside.volumes[0][key] = Number(input.value);
+        pair.beside.updateGLVolume();
       });
     }
   }
