@@ -24,8 +24,11 @@ import SimpleITK
 
 from contourdiff.bundle import run_inference_config
 from contourdiff.phantom import write_phantom
+from contourdiff.segmentation.model_bundle import train_model
+from contourdiff.segmentation.results import segment
 from helpers.paths import REPOSITORY
-from helpers.volumes import OBLIQUE, ball_ct, read_voxels
+from helpers.segmentation import AFFINE, SMALL, mr_with_bone, write_pairs, write_small_bundle
+from helpers.volumes import OBLIQUE, ball_ct, read_voxels, write_nifti
 
 PYTHON = Path(
     os.environ.get("CONTOURDIFF_LABEL_PYTHON", REPOSITORY / ".venv-label" / "bin" / "python")
@@ -168,6 +171,7 @@ def test_every_contrast_is_a_model_without_labels(url: str) -> None:
     assert {name: (model["type"], model["labels"]) for name, model in info["models"].items()} == {
         "contourdiff_t1": ("others", {}),
         "contourdiff_t2": ("others", {}),
+        "contourdiff_t2_space": ("others", {}),
     }
 
 
@@ -339,3 +343,31 @@ def test_a_server_that_does_not_start_says_why_in_one_line(tmp_path: Path) -> No
     reason = "expected filter_classes to be a whole number from 2 to 5, got 9; pass another"
     lines = [line for line in log.read_text().splitlines() if "[ERROR] (main:" in line]
     assert [line.split(" - ", 1)[1] for line in lines] == [f"the server does not start: {reason}"]
+
+
+def test_a_segmentation_network_is_served_with_its_classes_as_its_command_segments(
+    tmp_path: Path,
+) -> None:
+    model = write_small_bundle(tmp_path / "model")
+    train_model(model, write_pairs(tmp_path / "pairs"), steps=30, **SMALL)
+    gray, _ = mr_with_bone(9)
+    mr = write_nifti(tmp_path / "otto.nii.gz", gray, AFFINE)
+    (expected,) = segment(model, mr, tmp_path / "out", device="cpu")
+    server, url, log = start(tmp_path, segmentation=model, **SETTINGS)
+    try:
+        wait_until_it_answers(server, url, log)
+        served = requests.get(f"{url}/info/", timeout=60).json()["models"]["segmentation"]
+        assert (served["type"], served["labels"]) == ("segmentation", {"bone": 1})
+        upload(url, "otto", mr.read_bytes())
+        result = tmp_path / "served.nii.gz"
+        for _ in range(2):
+            answer = infer(url, "segmentation", "otto", device="cpu")
+            assert answer.status_code == 200, answer.text
+            result.write_bytes(answer.content)
+            np.testing.assert_array_equal(read_voxels(result), read_voxels(expected))
+        np.testing.assert_allclose(nib.load(result).affine, AFFINE, atol=1e-4)
+        upload(url, "torn", mr.read_bytes()[:2000])
+        assert infer(url, "segmentation", "torn").status_code == 422
+    finally:
+        server.terminate()
+        server.wait(timeout=60)

@@ -61,18 +61,18 @@ def test_shape_of_network_is_that_of_the_metadata() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("contrast", ["t1", "t2"])
+@pytest.mark.parametrize(("contrast", "overlay", "steps"), [("t1", "draft", 1), ("t2", "fast", 4)])
 def test_translations_follow_their_own_contour_and_not_another_patients(
-    contrast: str, real_data: Path, tmp_path: Path
+    contrast: str, overlay: str, steps: int, real_data: Path, tmp_path: Path
 ) -> None:
+    """With the steps of the overlay."""
     summary = evaluate_bundle(
         str(CONFIGS / "train.json"),
         str(BUNDLE / "models" / "model.pt"),
         str(tmp_path),
-        num_inference_steps=15,
         max_slices=4,
         tolerance_px=1.0,
-        inference=config_files(),
+        inference=config_files(overlays=[overlay]),
         translation={"contrast": contrast},
         dataset_dir=str(real_data / "mr_lumbar"),
         datalist="index.csv",
@@ -80,6 +80,7 @@ def test_translations_follow_their_own_contour_and_not_another_patients(
     )
     assert summary["own_f1"]["mean"] > summary["shuffled_f1"]["mean"] + 0.2
     assert summary["own_ssim"]["mean"] > summary["shuffled_ssim"]["mean"] + 0.1
+    assert f"- num_inference_steps: {steps}\n" in (tmp_path / "agreement.md").read_text()
 
 
 @pytest.mark.slow

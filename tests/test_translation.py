@@ -22,6 +22,7 @@ import contourdiff
 from contourdiff.cli import main
 from contourdiff.inference.outputs import TranslationOutputs
 from contourdiff.inference.summary import FailedCasesError
+from contourdiff.metrics.contour_fidelity import ContourFidelityCheck
 from contourdiff.networks import ContourUNet
 from contourdiff.translation import translate, translate_path
 from helpers.dicom import write_series
@@ -480,3 +481,40 @@ def test_an_anatomy_without_weights_is_an_error(ct_file: Path, tmp_path: Path) -
     with pytest.raises(FileNotFoundError, match=r"expected weights at .*hip_thigh\.pt, found none"):
         translate_path(ct_file, tmp_path / "mr", overlays=["hip_thigh"])
     assert not (tmp_path / "mr").exists()
+
+
+def test_an_outline_changes_what_the_networks_see_and_not_what_fidelity_compares_with(
+    ct_file: Path, tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check = ContourFidelityCheck.__call__
+    compared = []
+
+    def remember(self: ContourFidelityCheck, contours: torch.Tensor, *arguments: Any) -> Any:
+        compared.append(np.array(contours))
+        return check(self, contours, *arguments)
+
+    monkeypatch.setattr(ContourFidelityCheck, "__call__", remember)
+    images = []
+    for outline in (False, True):
+        folder = tmp_path / f"mr_{outline}"
+        (result,) = translate_path(ct_file.parent, folder, outline=outline, **tiny)
+        assert json.loads(result.record.read_text())["settings"]["outline"] is outline
+        images.append(read_voxels(result.mr))
+    np.testing.assert_array_equal(*compared)
+    assert not np.array_equal(*images)
+    (named,) = translate_path(ct_file.parent, tmp_path / "mr_named", outline=["anna"], **tiny)
+    np.testing.assert_array_equal(read_voxels(named.mr), images[1])
+
+
+def test_an_outline_without_a_label_is_an_error_of_the_case(
+    tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    dataset_dir = make_dataset(tmp_path / "ct", ("a", "b"))
+    (dataset_dir / "labels" / "b.nii.gz").unlink()
+    command = ["translate", str(dataset_dir), str(tmp_path / "mr"), "--outline"]
+    message = r"1 of 2 cases failed: b: expected a label, whose outline .* without --outline"
+    with pytest.raises(SystemExit, match=message):
+        main([*command, *tiny_command(tiny)])
+    assert (tmp_path / "mr" / "a_mr.nii.gz").is_file()
+    with pytest.raises(ValueError, match="expected outline to be true or false, got 'yes'"):
+        translate_path(dataset_dir, tmp_path / "other", outline="yes", **tiny)

@@ -10,6 +10,7 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[2]
 BUNDLE = "bundles/contourdiff_ct2mr"
+MODEL = "bundles/contourdiff_vertebrae_mr"
 OUTSIDE = (
     "README.md",
     "SECURITY.md",
@@ -18,6 +19,8 @@ OUTSIDE = (
     "LICENSE",
     f"{BUNDLE}/docs/**/*",
     f"{BUNDLE}/*/*.json",
+    f"{MODEL}/LICENSE",
+    f"{MODEL}/docs/**/*",
     "plugin/contourdiff/**/*.py",
     "plugin/contourdiff_lab/**/*.py",
 )

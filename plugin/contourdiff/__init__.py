@@ -4,7 +4,12 @@
 from importlib import import_module
 
 __version__ = "0.2.0.dev0"
-MODULES = {"translate": "contourdiff.translation", "make_pairs": "contourdiff.pairs"}
+MODULES = {
+    "translate": "contourdiff.translation",
+    "make_pairs": "contourdiff.pairs",
+    "transfer": "contourdiff.segmentation",
+    "segment": "contourdiff.segmentation",
+}
 """Where the functions of the package are."""
 
 

@@ -199,8 +199,13 @@ def train(
 
 def run_training(files: Sequence[str], settings: Mapping[str, Any]) -> None:
     """Run a training config with its overlays; errors are those of its components, and of [`read_config`][]."""
+    run_config("train", files, settings)
+
+
+def run_config(kind: str, files: Sequence[str], settings: Mapping[str, Any]) -> None:
+    """Run a config of any bundle, with its overlays; ``kind`` is MONAI's: ``"train"`` or ``"inference"``."""
     with plain_errors():
-        workflow = _workflow("train", files, settings)
+        workflow = _workflow(kind, files, settings)
         workflow.run()
         workflow.finalize()
 

@@ -75,6 +75,7 @@ CHECKS: dict[str, Callable[[str, Any], None]] = {
     "overwrite": check_flag,
     "progress": check_flag,
     "report": check_flag,
+    "save_dicom": check_flag,
     "contrast": check_contrast,
     "axcodes": check_orientation,
     "spacing_mm": partial(check_number, low=0.01, high=100),

@@ -17,9 +17,10 @@ def image_grid(
     white: float = 255,
     cell_inches: tuple[float, float] = (2.4, 2.4),
 ) -> Figure:
-    """A figure of slices ``(H, W)`` in rows of any length, H to the right and W upward; 0 is black.
+    """A figure of slices ``(H, W)``, or ``(H, W, 3)`` in color, in rows of any length, H to the right and W upward.
 
-    ``titles`` are of the slices, row by row; some may be missing. ``cell_inches`` are width and height of a slice.
+    0 is black; colors are in [0, 1]. ``titles`` are of the slices, row by row; some may be missing. ``cell_inches`` are
+    width and height of a slice.
     """
     columns = max(len(row) for row in rows)
     width, height = cell_inches
@@ -32,7 +33,8 @@ def image_grid(
         for column, image in enumerate(row):
             title = row_titles[column] if column < len(row_titles) else ""
             ax = axes[number, column]
-            ax.imshow(np.asarray(image).T, cmap="gray", origin="lower", vmin=0, vmax=white)
+            upright = np.asarray(image).swapaxes(0, 1)
+            ax.imshow(upright, cmap="gray", origin="lower", vmin=0, vmax=white)
             ax.set_title(title, fontsize=8, loc="left")
     figure.tight_layout(pad=0.3)
     return figure

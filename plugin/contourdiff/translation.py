@@ -50,6 +50,8 @@ class Translation(NamedTuple):
     """Or ``kept``, or ``failed``: then no file was written."""
     seconds: float | None = None
     error: str | None = None
+    dicom: Path | None = None
+    """Folder of MR and label as DICOM."""
 
 
 def translate(
@@ -74,7 +76,7 @@ def translate(
         label: label of the CT, on its grid, a path or an image; shown in the picture and written beside the MR. A
             path may be a folder of masks, which become one label.
         output: file or folder to write to; without it nothing is kept.
-        contrast: of the weights, ``"t1"`` or ``"t2"``; several (``"t1,t2"``) return a dictionary.
+        contrast: of the weights, ``"t1"``, ``"t2"`` or ``"t2_space"``; several (``"t1,t2"``) return a dictionary.
         anatomy: ``"lumbar"`` or ``"hip_thigh"``, the paper's settings.
         fast: 4 + 1 steps and a single candidate a slice; ``False``: the paper's 50 steps, and 4 candidates in up to 5
             rounds. ``None``: fast on a CPU.
@@ -156,8 +158,9 @@ def translate_path(
         weights: for the network of the bundle.
         device: see there.
         overlays: as ``settings`` in [`contourdiff.bundle.run_inference_config`][].
-        settings: also ``series``, ``format`` and ``bids`` for ``series_uid``, ``output_ext`` and ``bids_dir``, and
-            ``workers`` or ``scheduler``, which share the cases as [`contourdiff.parallel`][] does.
+        settings: also ``series``, ``format`` and ``bids`` for ``series_uid``, ``output_ext`` and ``bids_dir``, where
+            ``format="dicom"`` stands for ``save_dicom``; and ``workers`` or ``scheduler``, which share the cases as
+            [`contourdiff.parallel`][] does.
 
     Raises:
         ValueError: if a file to write is the input or its label, or exists without ``overwrite`` and is not of the same
@@ -222,6 +225,7 @@ def _translate_run(
         _check_table(settings["stats"], source, pairs)
     for suffix in OUTPUT_SUFFIXES:
         if output.name.lower().endswith(suffix):
+            _check_no_dicom(output, settings)
             return _translate_to_file(pairs, output, {**settings, "output_ext": suffix})
     failure = _run(output, settings)
     rows = _rows_of(output)
@@ -293,6 +297,11 @@ def _check_table(table: str | Path, source: Source, pairs: Mapping[str, Pair]) -
     for pair in pairs.values():
         read += filter(None, pair)
     check_targets([Path(table)], read)
+
+
+def _check_no_dicom(output: Path, settings: Mapping[str, Any]) -> None:
+    if settings.get("save_dicom"):
+        raise SettingError(f"expected a folder to write DICOM to, got the file {output}; pass one")
 
 
 def _translate_to_file(
@@ -390,7 +399,10 @@ def _translation(
     """Files of a translation, and what its row of the run says."""
     label, picture = _existing(files.label), _existing(files.picture)
     outcome = {name: row[name] for name in ("status", "seconds", "error") if name in row}
-    return Translation(case, contrast, files.mr, files.record, label, picture, ct, **outcome)
+    dicom = files.dicom if files.dicom.is_dir() else None
+    return Translation(
+        case, contrast, files.mr, files.record, label, picture, ct, dicom=dicom, **outcome
+    )
 
 
 def _existing(path: Path) -> Path | None:
@@ -399,8 +411,11 @@ def _existing(path: Path) -> Path | None:
 
 def _long_names(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of ``inference.json`` for their short names; paths are no text, which a config would evaluate."""
-    long = {}
+    long: dict[str, Any] = {}
     for name, value in settings.items():
+        if name == "format" and value == "dicom":
+            long["save_dicom"] = True
+            continue
         long_name = LONG_NAMES.get(name, name)
         long[long_name] = Path(value) if long_name in PATHS and value else value
     return long

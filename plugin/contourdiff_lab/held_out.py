@@ -51,6 +51,7 @@ class HeldOut:
         places: case and slice of each item.
         seed: seed of the noise.
         device: where the network is.
+        num_inference_steps: of the first network.
         num_refinement_steps: steps of the second network of a cascade.
         acceleration: as of [`contourdiff.inference.acceleration.Accelerator`][].
     """
@@ -64,23 +65,24 @@ class HeldOut:
     batch_size: int = 8
     seed: int = 0
     device: torch.device | str = "cpu"
+    num_inference_steps: int = 50
     num_refinement_steps: int = 4
     acceleration: str | None = None
 
     def translations(
         self,
         solver: str = "ddim",
-        num_inference_steps: int = 50,
+        num_inference_steps: int | None = None,
         num_refinement_steps: int | None = None,
     ) -> list[np.ndarray]:
         """Translate every slice from its own contour: ``(H, W)`` gray levels each.
 
-        Steps of the second network of a cascade are those of the translation unless given.
+        Steps are those of the translation unless given.
         """
         sampler = Sampler(
             self.scheduler,
             solver,
-            num_inference_steps,
+            num_inference_steps or self.num_inference_steps,
             num_refinement_steps=num_refinement_steps or self.num_refinement_steps,
         )
         execution = Execution(batch_size=self.batch_size, acceleration=self.acceleration)
@@ -251,7 +253,7 @@ def evaluate_bundle(
     weights: str,
     output_dir: str,
     *,
-    num_inference_steps: int = 50,
+    num_inference_steps: int | None = None,
     tolerance_px: float = 2.0,
     max_slices: int | None = None,
     inference: Sequence[str] | None = None,
@@ -264,7 +266,7 @@ def evaluate_bundle(
         train_config: the training config, or it and its overlays.
         weights: state dict to evaluate.
         output_dir: folder for ``agreement.csv``, ``agreement.md`` and ``agreement.png``.
-        num_inference_steps: DDIM steps.
+        num_inference_steps: DDIM steps; ``None`` takes those of ``inference``, or 50 without it.
         tolerance_px: see [`held_out_agreement`][].
         max_slices: translate this many slices, evenly spread over the dataset; ``None`` takes all.
         inference: ``inference.json`` and its overlays, for a network as it translates, such as a cascade; ``None``
@@ -281,7 +283,7 @@ def evaluate_bundle(
         row["case"] = case
         row["slice"] = position
     basis = {
-        "num_inference_steps": num_inference_steps,
+        "num_inference_steps": num_inference_steps or held_out.num_inference_steps,
         "tolerance_px": tolerance_px,
         "seed": held_out.seed,
         "weights (SHA-256)": sha256_of(weights),
@@ -314,12 +316,13 @@ def held_out_slices(
         places.append((case_of(image), slice_index))
     if inference is None:
         network = load_weights(parsed("network_def"), weights).to(device)
-        num_refinement_steps = HeldOut.num_refinement_steps
+        steps = {}
     else:
         overrides = {**(translation or {}), "ckpt_path": str(weights), "device": device}
         translator = read_config(inference, overrides)
         network = translator.get_parsed_content("network")
-        num_refinement_steps = translator.get_parsed_content("num_refinement_steps")
+        names = ("num_inference_steps", "num_refinement_steps")
+        steps = {name: translator.get_parsed_content(name) for name in names}
     return HeldOut(
         network=network,
         dataset=Subset(slices, positions),  # type: ignore[arg-type]  # a sequence in all but name
@@ -330,7 +333,7 @@ def held_out_slices(
         batch_size=parsed("batch_size"),
         seed=parsed("seed"),
         device=device,
-        num_refinement_steps=num_refinement_steps,
+        **steps,
         acceleration=fastest_acceleration(device),
     )
 

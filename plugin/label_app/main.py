@@ -8,9 +8,11 @@ import os
 from typing import Any
 
 from fastapi import HTTPException
-from lib.infers.translation import TranslationTask, translation_tasks
+from lib.infers.segmentation import SegmentationTask
+from lib.infers.translation import translation_tasks
 from lib.server import UPLOADS, Interrupted, Signals, is_inside
 from monailabel.interfaces.app import MONAILabelApp
+from monailabel.interfaces.tasks.infer_v2 import InferTask
 
 from contourdiff import __version__
 from contourdiff.config_checks import root_cause
@@ -22,12 +24,14 @@ ENDS = "expected a running server, got a signal that ends it; send the request a
 
 
 class ContourdiffApp(MONAILabelApp):
-    """One model for each contrast of the bundle: ``contourdiff_t1`` and ``contourdiff_t2``.
+    """One model for each contrast of the bundle: ``contourdiff_t1``, ``_t2`` and ``_t2_space``.
+
+    With ``segmentation``, the folder of a segmentation network, there is the model ``segmentation``, too.
 
     Args:
         app_dir: this folder.
         studies: folder or DICOMweb server of the images.
-        conf: pairs of ``--conf``, see [`lib.infers.translation.translation_tasks`][].
+        conf: pairs of ``--conf``: ``segmentation``, and those of [`lib.infers.translation.translation_tasks`][].
     """
 
     def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
@@ -35,13 +39,16 @@ class ContourdiffApp(MONAILabelApp):
         super().__init__(app_dir, studies, conf, "contourdiff", "Translate CT to MR", __version__)
         self._signals.listen()
 
-    def init_infers(self) -> dict[str, TranslationTask]:
+    def init_infers(self) -> dict[str, InferTask]:
         """Load every model.
 
         Whether an error is printed, and in how many lines, is the server's; so the reason is logged here.
         """
         try:
-            return translation_tasks(self.conf)
+            tasks: dict[str, InferTask] = {**translation_tasks(self.conf)}
+            if "segmentation" in self.conf:
+                tasks["segmentation"] = SegmentationTask(self.conf["segmentation"])
+            return tasks
         except (ValueError, OSError) as error:
             logger.error("the server does not start: %s", error)
             raise

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from contourdiff.data.bids import bids_inputs
+from contourdiff.data.bids import bids_inputs, write_derivatives
 from helpers.runs import run_tiny_inference
 from helpers.volumes import OBLIQUE, ball_ct, read_voxels, write_nifti
 
@@ -87,6 +87,28 @@ def test_translations_become_a_derivative_dataset(tiny_weights: Path, tmp_path: 
         root, output_dir, tiny_weights, bids_dir=str(bids_dir)
     )  # what was written is no second label of a CT
     assert (bids_dir / "README").read_text() == "mine"
+
+
+def test_each_contrast_has_a_file_of_its_own(tmp_path: Path) -> None:
+    """Although two are T2-weighted."""
+    records = []
+    for level, contrast in enumerate(("t1", "t2", "t2_space")):
+        name = f"sub-01_ct_{contrast}"
+        write_nifti(tmp_path / f"{name}_mr.nii.gz", np.full((4, 4, 4), level, np.uint8), OBLIQUE)
+        record = {
+            "case": "sub-01_ct",
+            "image": "sub-01_ct.nii.gz",
+            "label": None,
+            "settings": {"contrast": contrast},
+        }
+        path = tmp_path / f"{name}_mr.json"
+        path.write_text(json.dumps(record))
+        records.append(path)
+    write_derivatives(records, tmp_path / "bids")
+    anat = tmp_path / "bids" / "sub-01" / "anat"
+    for level, ending in enumerate(("_T1w", "_T2w", "space_T2w")):
+        mr = read_voxels(anat / f"sub-01_desc-contourdiff{ending}.nii.gz")
+        assert np.all(mr == level)
 
 
 def test_cases_without_a_subject_are_refused_before_any_work(

@@ -65,7 +65,7 @@ def assert_same(name: str, exported: Callable[..., Tensor], tolerance: float) ->
 @pytest.mark.slow
 def test_torchscript_is_exact(tmp_path: Path) -> None:
     assert set(export_networks(tmp_path, "torchscript").values()) == {0.0}
-    for name, contrasts in (("model", ["t1", "t2"]), ("refiner", [])):
+    for name, contrasts in (("model", ["t1", "t2", "t2_space"]), ("refiner", [])):
         traced, facts, _ = load_net_with_metadata(str(tmp_path / f"{name}.ts"))
         assert (facts["size_divisor"], facts["contrasts"]) == (8, contrasts)
         assert_same(name, traced, 0.0)
@@ -87,7 +87,9 @@ def test_onnx_paints_the_contrast_it_is_built_with(onnx_dir: Path) -> None:
     assert (second(x, timesteps) - first(x, timesteps)).abs().max() > 0.01
     assert second.size_divisor == 8
     assert second._session.get_session_options().intra_op_num_threads == torch.get_num_threads()
-    with pytest.raises(ValueError, match=r"contrast must be one of \['t1', 't2'\], got 'flair'"):
+    with pytest.raises(
+        ValueError, match=r"contrast must be one of \['t1', 't2', 't2_space'\], got 'flair'"
+    ):
         OnnxNetwork(onnx_dir / "model.onnx", "flair")
 
 

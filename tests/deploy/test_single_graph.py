@@ -141,7 +141,7 @@ def test_the_file_says_how_its_contour_is_made(single_file: Path) -> None:
     parser = read_config(config_files(), {})
     for name in ("spacing_mm", "window_hu", "contour_sigma_px", "contour_low_threshold"):
         assert facts[name] == parser.get_parsed_content(name)
-    assert facts["contrasts"] == ["t1", "t2"]
+    assert facts["contrasts"] == ["t1", "t2", "t2_space"]
     assert (facts["size_divisor"], facts["factor"]) == (16, 2)
     assert (facts["steps"], facts["refinement_steps"]) == (1, 1)
     assert (facts["contour"], facts["contourdiff"]) == ("Contourd", __version__)

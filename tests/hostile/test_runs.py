@@ -119,7 +119,13 @@ INVALID: dict[str, tuple[Any, ...]] = {
         (-1, float("nan"), "a", None),
     ),
     **dict.fromkeys(
-        ("overwrite", "unconditional", "save_fidelity_map", "save_uncertainty_map"),
+        (
+            "overwrite",
+            "unconditional",
+            "save_fidelity_map",
+            "save_uncertainty_map",
+            "save_dicom",
+        ),
         (1, "yes", None),
     ),
     **dict.fromkeys(("amp", "retain_heap", "progress", "report"), ("no", 0, None)),
@@ -132,6 +138,7 @@ INVALID: dict[str, tuple[Any, ...]] = {
     "axcodes": ("RAX", "RRS", "RA", "ras", 5, None, ["R", "A", "S"]),
     "case_suffix": ("/../../x", "a/b", "a\nb", 5, None),
     "contrast": (5, [1], {"t1": 1}),
+    "outline": (1, "anna", [5], None),
 }
 OWN_CHECKS: dict[str, tuple[Any, ...]] = {
     "solver": ("euler", 5, None),

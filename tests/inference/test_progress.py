@@ -18,7 +18,8 @@ from monai.transforms import LoadImage, Orientation
 
 from contourdiff.inference import VolumeInferer
 from contourdiff.inference import progress as module
-from contourdiff.inference.progress import run_progress, slice_count
+from contourdiff.inference.progress import run_progress
+from contourdiff.inference.run import slice_count
 from contourdiff.networks import ContourUNet
 from helpers.inferers import as_case, make_inferer, random_contours
 from helpers.networks import TINY_NETWORK, make_seeded
@@ -74,6 +75,20 @@ def test_a_line_counts_slices_and_the_total_never_falls(
     assert lines[-2:] == [("c (4 of 4)", 100, 100)] * 2
     assert {total for _, _, total in lines} == {100}
     assert [done for _, done, _ in lines] == sorted(done for _, done, _ in lines)
+
+
+@pytest.mark.parametrize(("interval_s", "count"), [("0", 7), ("3600", 2)])
+def test_the_environment_sets_the_time_between_lines(
+    interval_s: str,
+    count: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("TQDM_MININTERVAL", interval_s)
+    with run_progress({"a": 5}) as progress:
+        for _ in range(5):
+            progress.update()
+    assert len(counts(capsys.readouterr().err)) == count
 
 
 @pytest.mark.parametrize("terminal", [True, False])

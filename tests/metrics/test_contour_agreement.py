@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from contourdiff.metrics.contour_agreement import contour_agreement
+from contourdiff.metrics.contour_agreement import LARGEST_DISC_PX, contour_agreement
 
 
 def random_contour(seed: int, share: float = 0.1, shape: tuple[int, int] = (12, 9)) -> np.ndarray:
@@ -117,6 +117,19 @@ def test_with_a_spacing_the_tolerance_is_in_its_unit(spacing: tuple[float, float
         agreement = contour_agreement(contour, reference, 2.0, spacing=spacing)
         assert agreement.precision == pytest.approx(share_within(contour, reference, 2.0, spacing))
         assert agreement.recall == pytest.approx(share_within(reference, contour, 2.0, spacing))
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0), (0.7, 1.9)])
+@pytest.mark.parametrize("radius_px", [LARGEST_DISC_PX - 1.5, LARGEST_DISC_PX, 2 * LARGEST_DISC_PX])
+def test_a_large_tolerance_is_measured_as_a_small_one(
+    radius_px: float, spacing: tuple[float, float]
+) -> None:
+    tolerance = radius_px * min(spacing)
+    contour = random_contour(9, 0.001, (70, 90))
+    reference = random_contour(10, 0.05, (70, 90))
+    recall = contour_agreement(contour, reference, tolerance, spacing=spacing).recall
+    assert 0 < recall < 1
+    assert recall == pytest.approx(share_within(reference, contour, tolerance, spacing))
 
 
 def test_a_spacing_of_one_changes_nothing_and_a_common_factor_cancels() -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import parse_qs, quote, urlsplit
 
 import numpy as np
 import pytest
@@ -88,11 +88,14 @@ def shown(page: Any) -> list[str]:
     ]
 
 
-def pixels(page: Any) -> np.ndarray:
+def pixels(page: Any, canvas: str = "#canvas") -> np.ndarray:
     page.wait_for_timeout(100)
-    return np.asarray(
-        Image.open(io.BytesIO(page.locator("#canvas").screenshot())).convert("RGB"), dtype=int
-    )
+    picture = Image.open(io.BytesIO(page.locator(canvas).screenshot()))
+    return np.asarray(picture.convert("RGB"), dtype=int)
+
+
+def rgb(color: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", color)[:3]]
 
 
 @pytest.mark.slow
@@ -176,6 +179,90 @@ def test_the_crosshair_follows_the_links_and_the_keys(page: Any, address: str) -
     page.keyboard.press("ArrowLeft")
     assert page.inner_text("#place").startswith(f"{int(last.inner_text()) - 1};")
     assert (pixels(page) != pictures[1]).any()
+
+
+def test_ct_and_mr_share_one_crosshair(page: Any, address: str) -> None:
+    page.set_viewport_size({"width": 1400, "height": 700})
+    page.goto(f"{address}/report/a.html")
+    page.wait_for_selector("#beside[data-ready]", timeout=120_000)
+    assert page.is_checked("#side")
+    boxes = [page.locator(canvas).bounding_box() for canvas in ("#canvas-ct", "#canvas")]
+    assert boxes[0]["x"] + boxes[0]["width"] <= boxes[1]["x"]
+    assert boxes[0]["y"] == boxes[1]["y"]
+    assert abs(boxes[0]["width"] - boxes[1]["width"]) < 2
+    first, last = (page.locator(".slices a").nth(place) for place in (0, -1))
+    pictures = []
+    for link in (first, last):
+        link.click()
+        pictures.append(pixels(page, "#canvas-ct"))
+    assert (pictures[0] != pictures[1]).any()  # the CT follows
+    before = page.inner_text("#place")
+    page.locator("#canvas-ct").click(position={"x": 60, "y": 60})
+    assert page.inner_text("#place") != before  # and leads
+    dark = pixels(page, "#canvas-ct")
+    page.locator("[data-layer='0'] .high").fill("-150")
+    assert pixels(page, "#canvas-ct").sum() > 1.1 * dark.sum()  # its window is set once for both
+    page.uncheck("#side")
+    assert not page.is_visible("#canvas-ct")
+    assert page.locator("#canvas").bounding_box()["width"] > 1.8 * boxes[1]["width"]
+
+
+def test_a_key_flips_ct_and_mr_and_values_have_names(page: Any, address: str) -> None:
+    page.goto(f"{address}/report/a.html")
+    page.wait_for_selector("#viewer[data-ready]", timeout=60_000)
+    contour = "contour (none|given and found|invented|lost)"
+    named = rf".* mm: CT -?\d+ HU, MR \d+, (none|label \d+), {contour}, uncertainty .*"
+    assert re.fullmatch(named, page.inner_text("#place"))
+    assert page.inner_text("#legend").strip().startswith("label ")
+    mr = pixels(page)
+    page.keyboard.press("f")
+    assert page.inner_text("#shown") == "shown: CT"
+    assert (abs(pixels(page) - mr).max(axis=-1) > 20).any()
+    page.keyboard.press("f")
+    assert page.inner_text("#shown") == "shown: MR"
+    assert (pixels(page) == mr).all()
+
+
+def test_files_are_downloaded_and_opened_elsewhere(page: Any, address: str) -> None:
+    page.goto(f"{address}/report/a.html")
+    page.wait_for_selector("#viewer[data-ready]", timeout=60_000)
+    names = []
+    for link in page.locator(".downloads a[download]").all():
+        names.append(link.inner_text())
+        url = page.evaluate("(link) => link.href", link.element_handle())
+        assert page.request.get(url).ok
+    assert names == ["CT", "MR", "label", "fidelity map", "uncertainty", "record", "picture"]
+    query = parse_qs(urlsplit(page.get_attribute("#slicer", "href")).query)
+    assert [url.rpartition("/")[2] for url in query["image"]] == ["a.nii.gz", "a_mr.nii.gz"]
+    assert all(page.request.get(url).ok for url in query["image"] + query["segmentation"])
+    recipes = page.locator("pre").all_text_contents()
+    assert "file_load(" in recipes[0]
+    for recipe in recipes:
+        compile(recipe, "recipe", "exec")
+
+
+def test_a_dark_page_is_readable(page: Any, address: str) -> None:
+    page.emulate_media(color_scheme="dark")
+    for path in ("index.html", "report/a.html"):
+        page.goto(f"{address}/{path}")
+        styles = "(name) => getComputedStyle(document.querySelector(name))"
+        ground = rgb(page.evaluate(f"({styles})('body').backgroundColor"))
+        assert max(ground) < 60
+        for name in ("body", "h1", "svg text", "dt"):
+            color = "fill" if name == "svg text" else "color"
+            assert min(rgb(page.evaluate(f"({styles})('{name}').{color}"))) > 120, name
+    page.emulate_media(color_scheme="light")
+    assert min(rgb(page.evaluate(f"({styles})('body').backgroundColor"))) > 200
+
+
+def test_words_are_explained_where_they_stand(page: Any, address: str) -> None:
+    page.goto(f"{address}/report/a.html")
+    explained = page.locator(".term").first
+    text = explained.inner_text()
+    explained.locator("summary").click()
+    assert len(explained.inner_text()) > len(text) + 40
+    page.goto(f"{address}/index.html")
+    assert page.locator(".card abbr").first.get_attribute("title") in page.content()
 
 
 def test_a_file_shows_pictures_and_how_to_serve(page: Any, reported: Path) -> None:

@@ -13,6 +13,7 @@ try:
         report,
         settings,
         training,
+        transfer,
         translation,
     )
     from contourdiff.cli.program import PROGRAM

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from fire.parser import DefaultParseValue
@@ -47,6 +49,18 @@ OVERLAYS = several(
 )
 INFERENCE = several("settings", "settings of inference.json, such as seed=1")
 TRAIN = several("settings", "settings of train.json, such as dataset_dir=mr")
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Import large packages without the garbage collector, which would visit their objects again and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def parse_value(text: str) -> Any:

@@ -52,12 +52,29 @@ def _convert(source: str, output: str, **options: Any) -> None:
 
 
 @PROGRAM.command(
-    "export-bundle", "write a stand-alone bundle, for the model zoo or a zip", OUTPUT, BUNDLE
+    "export-bundle",
+    "write a stand-alone bundle, for a zip or for MONAI's model zoo",
+    OUTPUT,
+    flag(
+        "zoo", "write a pull request to the model zoo: less code, its format, model card, unit test"
+    ),
+    argument("--name", "of the bundle in the zoo; default: contourdiff_ct2mr"),
+    argument(
+        "--files_url",
+        "public address of the files above 1 MB, for large_files.yml; default: one to replace",
+    ),
+    BUNDLE,
 )
-def _export_bundle(output_dir: str, bundle: str | None) -> None:
+def _export_bundle(output_dir: str, bundle: str | None, zoo: bool, **options: Any) -> None:
     from contourdiff.deploy.bundle_export import export_bundle
+    from contourdiff.deploy.zoo_export import export_to_zoo
 
-    sys.stdout.write(f"{export_bundle(output_dir, bundle)}\n")
+    chosen = given(options)
+    if chosen and not zoo:
+        names = " and ".join(f"--{name}" for name in chosen)
+        raise SettingError(f"expected --zoo with {names}, got none; add it")
+    export = export_to_zoo if zoo else export_bundle
+    sys.stdout.write(f"{export(output_dir, bundle, **chosen)}\n")
 
 
 @PROGRAM.command(

@@ -27,7 +27,9 @@ from contourdiff.cli.translation import ANATOMIES, speed_of
     argument("output_dir", "folder to write to"),
     argument("--label", "label of a single CT, or a folder of masks; default: SOURCE/labels"),
     argument("--shapes", "shapes of each CT, the first of them unwarped; default: 8", type=int),
-    argument("--contrast", "t1, t2, or t1,t2; default: all contrasts of the network"),
+    argument(
+        "--contrast", "t1, t2 or t2_space, or several: t1,t2; default: all contrasts of the network"
+    ),
     argument("--seed", "seed of warps and noise; default: 0", type=int),
     argument(
         "--outline-probability",
@@ -37,6 +39,11 @@ from contourdiff.cli.translation import ANATOMIES, speed_of
     argument("--rotation-degrees", "largest angle about each axis; default: 8", type=float),
     argument("--scale", "largest change of the size along each axis; default: 0.1", type=float),
     argument("--elastic-mm", "largest shift of a control point, mm; default: 5", type=float),
+    argument(
+        "--margin-mm",
+        "slices that are farther from the label are left out, mm; default: 15",
+        type=float,
+    ),
     argument("--label-map", "JSON file of classes that the labels become; default: none"),
     argument("--anatomy", "the paper's settings for it; default: lumbar", choices=ANATOMIES),
     flag("fast", "4 + 1 steps and one candidate a slice, instead of 1 + 1 steps"),

@@ -230,6 +230,7 @@ PROGRAM = Program(
     },
     order=(
         *("example", "translate", "train", "report"),
+        *("transfer", "segment", "pairs"),
         *("info", "settings", "phantom", "curve"),
         *("export", "export-bundle", "to-nnunet", "convert"),
     ),

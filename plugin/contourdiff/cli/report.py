@@ -19,6 +19,11 @@ from contourdiff.cli.program import PROGRAM
     argument(
         "--stats", "table of translate --stats (CSV); default: OUTPUT_DIR/run.json", metavar="FILE"
     ),
+    argument(
+        "--label_names",
+        'JSON file of names by label value, {"28": "L4"}; default: none',
+        metavar="FILE",
+    ),
     flag("serve", "then serve the folder at 127.0.0.1, so that a browser shows the volumes"),
     argument("--port", "for --serve; default: 8010", type=int, default=8010),
     examples="""examples:
@@ -32,6 +37,7 @@ def _report(
     ct_dir: str | None,
     mr_dir: str | None,
     stats: str | None,
+    label_names: str | None,
     serve: bool,
     port: int,
 ) -> None:
@@ -45,7 +51,12 @@ def _report(
         path = write_training_report(output_dir)
     else:
         path = write_report(
-            output_dir, ct_dir=ct_dir, mr_dir=mr_dir, stats=stats, command=command_line()
+            output_dir,
+            ct_dir=ct_dir,
+            mr_dir=mr_dir,
+            stats=stats,
+            label_names=label_names,
+            command=command_line(),
         )
     sys.stdout.write(f"{path}\n")
     if serve:

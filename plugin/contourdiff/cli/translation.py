@@ -19,6 +19,7 @@ from contourdiff.cli.commands import (
     given,
     parse_settings,
     print_values,
+    uncollected,
 )
 from contourdiff.cli.program import PROGRAM
 from contourdiff.limits import SettingError
@@ -37,8 +38,9 @@ SPEEDS = ("fast", "draft", "full")
     BUNDLE,
 )
 def _example(folder: str, bundle: str | None) -> None:
-    from contourdiff.bundle import run_example
-    from contourdiff.data.case_files import CaseFiles
+    with uncollected():
+        from contourdiff.bundle import run_example
+        from contourdiff.data.case_files import CaseFiles
 
     files = CaseFiles(run_example(folder, bundle), "phantom")
     ct = Path(folder) / "ct"
@@ -54,7 +56,7 @@ def _example(folder: str, bundle: str | None) -> None:
         "--label",
         "label of a single CT, or a folder of masks; default: in a folder, those in SOURCE/labels",
     ),
-    argument("--contrast", "t1, t2, or t1,t2 for both; default: t1"),
+    argument("--contrast", "t1, t2 or t2_space, or several: t1,t2; default: t1"),
     argument("--anatomy", "the paper's settings for it; default: lumbar", choices=ANATOMIES),
     flag("fast", "4 + 1 steps and one candidate a slice; a CPU takes it unless told otherwise"),
     flag("draft", "1 + 1 steps and one candidate a slice: a first look, grayer"),
@@ -71,7 +73,11 @@ def _example(folder: str, bundle: str | None) -> None:
         type=int,
     ),
     argument("--series", "UID of one of several CT series; default: the only one", metavar="UID"),
-    argument("--format", "of the volumes in a folder; default: .nii.gz", metavar=".nrrd"),
+    argument(
+        "--format",
+        "of the volumes in a folder; dicom writes MR and label as DICOM beside them; default: .nii.gz",
+        metavar=".nrrd",
+    ),
     argument("--workers", "processes that share the cases; default: 1", type=int, metavar="N"),
     argument(
         "--scheduler", "Dask scheduler of such workers; default: none", metavar="tcp://HOST:PORT"
@@ -87,12 +93,14 @@ def _example(folder: str, bundle: str | None) -> None:
   contourdiff translate ct.nii.gz mr.nii.gz              one file
   contourdiff translate ct mr --contrast t1,t2           a folder, with the labels in ct/labels
   contourdiff translate dicom mr                         a DICOM folder; writes the CT as NIfTI, too
+  contourdiff translate dicom mr --format dicom          and the MR as DICOM
   contourdiff translate ct.nrrd ct_mr.nrrd --label seg.nrrd
   contourdiff translate ct mr --settings distance_threshold=1500 save_fidelity_map=true""",
 )
 def _translate(source: str, output: str, json: bool, settings: list[str], **options: Any) -> None:
-    from contourdiff.logs import silence_itk
-    from contourdiff.translation import translate_path
+    with uncollected():
+        from contourdiff.logs import silence_itk
+        from contourdiff.translation import translate_path
 
     silence_itk()
     quiet = logging.getLogger("contourdiff").level > logging.INFO
@@ -131,7 +139,7 @@ def _entry(result: Translation) -> dict[str, Any]:
 
     entry = result._asdict()
     if result.status == "failed":
-        return {**entry, **dict.fromkeys(("mr", "record", "label", "picture"))}
+        return {**entry, **dict.fromkeys(("mr", "record", "label", "picture", "dicom"))}
     record = read_json(result.record)
     return {
         **entry,

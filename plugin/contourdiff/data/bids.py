@@ -20,7 +20,9 @@ README = (
     "These are no acquired MR: each was computed from the CT that its sidecar names, with the weights and settings "
     "there. A dseg is the label of the CT, voxel for voxel."
 )
-SUFFIXES = {"t1": "T1w", "t2": "T2w"}
+SUFFIXES = {"t1": "T1w", "t2": "T2w", "t2_space": "T2w"}
+DESCRIPTIONS = {"t2_space": "_desc-contourdiffspace"}
+"""Entities of contrasts that share a suffix with another."""
 DESCRIPTION = {
     "Name": "MR translated from CT by contourdiff",
     "BIDSVersion": "1.10.0",
@@ -63,7 +65,7 @@ def check_derivatives(cases: Iterable[str], bids_dir: str | Path) -> None:
             f"expected cases sub-<label>_..._ct for a BIDS dataset, got {without_subject[:3]}; leave out --bids"
         )
     for case in cases:
-        check_name_length(Path(f"{case.removesuffix('_ct')}{OURS}_dseg.nii.gz"))
+        check_name_length(Path(f"{case.removesuffix('_ct')}{OURS}space_dseg.nii.gz"))
 
 
 def _is_ours(description: Path) -> bool:
@@ -77,7 +79,8 @@ def write_derivatives(records: Iterable[Path], bids_dir: str | Path) -> None:
     """Link, or else copy, translations to ``bids_dir`` as a BIDS derivative dataset.
 
     ``<case>_mr.nii.gz``, its record and its label become ``sub-*/[ses-*/]anat/<entities>_desc-contourdiff_T1w.nii.gz``
-    (or ``T2w``, by the contrast in the record), and ``<entities>_desc-contourdiff_dseg.nii.gz``, each with its sidecar.
+    and ``<entities>_desc-contourdiff_dseg.nii.gz``, each with its sidecar. The MR ends in ``_T2w`` or,
+    for T2 SPACE, ``space_T2w`` by the contrast in the record.
     ``records`` are the files ``<case>_mr.json`` beside them. A README is written where there is none.
     """
     target = Path(bids_dir)
@@ -87,7 +90,8 @@ def write_derivatives(records: Iterable[Path], bids_dir: str | Path) -> None:
         entities = record["case"].removesuffix("_ct")
         folder = target.joinpath(*re.findall(r"(?:sub|ses)-[a-zA-Z0-9]+", entities), "anat")
         stem = f"{entities}{OURS}"
-        mr = f"{stem}_{SUFFIXES.get(record['settings'].get('contrast'), 'T1w')}"
+        contrast = record["settings"].get("contrast")
+        mr = f"{entities}{DESCRIPTIONS.get(contrast, OURS)}_{SUFFIXES.get(contrast, 'T1w')}"
         for source, name in ((files.mr, mr), (files.label, f"{stem}_dseg")):
             if is_nifti(source):
                 link_file(source, folder / f"{name}{files.extension}")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,8 @@ class CaseFiles:
 
     In a folder of translations they are ``<name>_mr.nii.gz``, ``<name>_mr.json`` (the record), ``<name>_mr.png`` (the
     picture), ``<name>_label.nii.gz``, ``<name>_label.json`` (names of its values, where they are known),
-    ``<name>_fidelity.nii.gz`` and ``<name>_uncertainty.nii.gz``. Those of a single MR are named after its file:
-    ``<name>.nii.gz``, ``<name>.json``, ``<name>.png``, ``<name>_label.nii.gz`` ...
+    ``<name>_fidelity.nii.gz`` and ``<name>_uncertainty.nii.gz``, and the folder ``<name>_dicom``. Those of a single MR
+    are named after its file: ``<name>.nii.gz``, ``<name>.json``, ``<name>.png``, ``<name>_label.nii.gz`` ...
 
     Args:
         folder: folder of the files.
@@ -77,6 +78,11 @@ class CaseFiles:
         return self.volume("uncertainty")
 
     @property
+    def dicom(self) -> Path:
+        """Folder of MR and label as DICOM."""
+        return self.folder / f"{self.name}_dicom"
+
+    @property
     def picture(self) -> Path:
         """Slices of CT, contour and MR, side by side."""
         return self.folder / f"{self.name}{self.mr_ending}.png"
@@ -87,7 +93,7 @@ class CaseFiles:
         return self.folder / f"{self.name}{self.mr_ending}.json"
 
     def paths(self) -> list[Path]:
-        """All files, the record last."""
+        """All files but DICOM, the record last."""
         volumes = [self.mr, self.label, self.fidelity, self.uncertainty]
         return [*volumes, self.classes, self.picture, self.record]
 
@@ -108,6 +114,8 @@ class CaseFiles:
             old.append(self.classes)
         for path in old:
             path.unlink(missing_ok=True)
+        if record.get("dicom"):
+            shutil.rmtree(self.dicom, ignore_errors=True)
 
     def link_to(self, target: CaseFiles) -> None:
         """Link, or else copy, the files that exist to the names of ``target``."""

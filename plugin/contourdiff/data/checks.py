@@ -10,8 +10,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from contourdiff.data.memory import check_memory
 from contourdiff.data.nifti_names import check_encoding
-from contourdiff.data.volumes import corner_voxels, open_volume, physical_memory, scaled_voxels
+from contourdiff.data.volumes import corner_voxels, open_volume, scaled_voxels
 
 GRID_TOLERANCE_MM = 0.01
 GRID_TOLERANCE_VOXELS = 0.01
@@ -64,16 +65,6 @@ def check_volume(path: str | Path) -> np.ndarray:
             f"expected finite voxels in {path.name}, got {count} that are NaN or infinite; replace them"
         )
     return voxels
-
-
-def check_memory(size: int, what: str) -> None:
-    """Raise ``ValueError`` if ``size``, in bytes, exceeds the memory of this machine, where that is known."""
-    memory = physical_memory()
-    if size > memory > 0:
-        got = f"{what}, which takes {size / 1e9:.1f} GB or more of {memory / 1e9:.1f} GB"
-        raise ValueError(
-            f"expected a volume that fits into memory, got {got}; crop it, or check its voxel size"
-        )
 
 
 def _unreadable(path: Path, error: object) -> ValueError:

@@ -122,6 +122,17 @@ def read_ct_series(folder: str | Path, series_uid: str | None = None) -> Any:
     slices are not one regular stack: a tilted gantry, missing slices, slices at one position, of several orientations
     or sizes, or a multi-frame file without a position for each frame.
     """
+    series = _ct_series(folder, series_uid)
+    return _read(series.slices, str(folder))
+
+
+def ct_header(folder: str | Path, series_uid: str | None = None) -> Dataset:
+    """All elements but the pixels of a file of the series that [`read_ct_series`][] reads; errors are as there."""
+    file = next(iter(_ct_series(folder, series_uid).slices))
+    return pydicom.dcmread(file, stop_before_pixels=True, force=True)
+
+
+def _ct_series(folder: str | Path, series_uid: str | None) -> Series:
     all_series, unreadable = _content_of(folder)
     if unreadable:
         raise _unreadable(folder, unreadable)
@@ -139,7 +150,7 @@ def read_ct_series(folder: str | Path, series_uid: str | None = None) -> Any:
             advice += ", or set the tag Modality to CT"
         listed = "; ".join(str(series) for series in present) or "no series"
         raise ValueError(f"expected {expected} in {folder}, got {listed}; {advice}")
-    return _read(candidates[0].slices, str(folder))
+    return candidates[0]
 
 
 def _with_slices(all_series: Sequence[Series], modalities: Sequence[str]) -> list[Series]:

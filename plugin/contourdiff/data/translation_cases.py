@@ -18,6 +18,7 @@ from contourdiff.data.case_files import (
     read_record,
 )
 from contourdiff.data.checks import check_case
+from contourdiff.data.dicom_series import DicomSeries, check_replaceable
 from contourdiff.data.inputs import (
     Pair,
     Source,
@@ -69,6 +70,7 @@ class TranslationCases:
         output_ext: of the volumes that are written.
         outline: whether the outline of its label is added to the contour of each case, or names of the cases that get
             it; such a case without a label fails.
+        dicom: writes MR and label as DICOM, too; ``None`` for none.
         notes: warnings about the input as a whole, where somebody else has found the cases; [`find`][] adds its own.
 
     Attributes:
@@ -76,7 +78,7 @@ class TranslationCases:
             of the CT; ``label``, path or ``None``; ``case``; ``name``, that its files begin with; ``contrast``,
             position in ``contrasts`` or ``None``; ``source``, name of the file or folder as it was given;
             ``classes``, names of the label's values where it was joined; ``outline``, whether the contour gets that of
-            the label; ``warnings``, about suspicious input.
+            the label; ``warnings``, about suspicious input; ``dicom``, attributes of its DICOM files, or ``None``.
         failures: why a translation cannot be computed, by name.
         kept: names of translations that already have a record; one without a label gets it, if there is one now.
 
@@ -95,6 +97,7 @@ class TranslationCases:
     contrasts: Sequence[str] = ()
     output_ext: str = ".nii.gz"
     outline: bool | Sequence[str] = False
+    dicom: DicomSeries | None = None
     notes: Sequence[str] = ()
     items: list[dict[str, Any]] = field(default_factory=list, init=False)
     failures: dict[str, str] = field(default_factory=dict, init=False)
@@ -221,6 +224,8 @@ class TranslationCases:
         """Raise ``ValueError`` if files of a translation cannot be written, or its record is that of something else."""
         files = self._files(name)
         check_targets(files.paths(), ())
+        if self.dicom is not None:
+            check_replaceable(files.dicom)
         if files.record.exists() and not self.overwrite and read_record(files.record) is None:
             raise ValueError(
                 f"expected a record of contourdiff at {files.record}, got another file; "
@@ -252,6 +257,9 @@ class TranslationCases:
             )
         ct = local_nifti(image, converted_ct(self.output_dir, case), self.series_uid)
         warnings = check_case(ct)
+        attributes = None
+        if self.dicom is not None:
+            attributes = self.dicom.attributes(case, image, ct)
         classes = None
         if label is not None:
             if not is_url(label):
@@ -268,6 +276,7 @@ class TranslationCases:
             "classes": classes,
             "outline": self.is_outlined(case),
             "warnings": warnings,
+            "dicom": attributes,
         }
 
 

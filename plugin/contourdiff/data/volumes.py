@@ -19,6 +19,7 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.volumeutils import apply_read_scaling
 
 from contourdiff.data.atomic import atomic_write
+from contourdiff.data.memory import physical_memory
 
 MEMORY_SHARE = 1 / 16
 """Share of the machine's memory that kept voxels may take."""
@@ -103,7 +104,7 @@ def write_volume(voxels: np.ndarray, affine: np.ndarray, path: str | Path) -> No
             f"expected a volume that NIfTI can hold, got {voxels.shape}: {error}; crop it"
         ) from error
     image.set_sform(affine, 1)
-    if _is_sheared(axes):
+    if is_sheared(affine):
         image.set_qform(None, 0)
     else:
         image.set_qform(affine, 1)
@@ -111,8 +112,9 @@ def write_volume(voxels: np.ndarray, affine: np.ndarray, path: str | Path) -> No
         nib.save(image, aside)
 
 
-def _is_sheared(axes: np.ndarray) -> bool:
-    """Whether some of the axes, the columns ``(3, 3)``, are not perpendicular."""
+def is_sheared(affine: np.ndarray) -> bool:
+    """Whether some of the axes of an affine ``(4, 4)`` are not perpendicular."""
+    axes = affine[:3, :3]
     directions = axes / np.linalg.norm(axes, axis=0)
     products = directions.T @ directions
     return not np.allclose(products, np.eye(3), atol=1e-4)
@@ -143,13 +145,6 @@ def digest_of(path: str | Path) -> str:
     digest = hashlib.sha256(open_volume(path).affine.tobytes())
     digest.update(np.ascontiguousarray(scaled_voxels(path).T).data)
     return digest.hexdigest()
-
-
-def physical_memory() -> int:
-    """Bytes of memory of this machine; 0 where that is unknown."""
-    if not hasattr(os, "sysconf"):
-        return 0
-    return max(0, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
 def _state_of(path: str | Path) -> FileState:

@@ -51,10 +51,11 @@ SETTINGS = (
     "contour_low_threshold",
     "contour_high_threshold",
     "margin_px",
+    "noise_length_mm",
     "solver",
     "refinement_guidance",
 )
-"""Settings of ``inference.json`` that the file holds: how a contour is made of a CT slice, and what was exported."""
+"""Settings of ``inference.json`` that the file holds: contour and noise of a CT slice, and what was exported."""
 STEPS = {"num_inference_steps": "steps", "num_refinement_steps": "refinement_steps"}
 """Settings that the export's arguments replace."""
 

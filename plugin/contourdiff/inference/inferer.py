@@ -105,7 +105,7 @@ class VolumeInferer(Inferer):
         inputs: Tensor | Sequence[Tensor],
         network: nn.Module,
         *args: Any,
-        class_labels: Sequence[int | None] | None = None,
+        class_labels: Sequence[int | None] | Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         """Gray levels as the inputs were given: a tensor for a batch, a list for a sequence. See [`translate`][]."""
@@ -121,7 +121,7 @@ class VolumeInferer(Inferer):
         self,
         inputs: Tensor | Sequence[Tensor],
         network: nn.Module,
-        class_labels: Sequence[int | None] | None = None,
+        class_labels: Sequence[int | None] | Tensor | None = None,
         names: Sequence[str] | None = None,
     ) -> list[VolumeResult]:
         """Gray levels and choices of each volume.
@@ -130,7 +130,7 @@ class VolumeInferer(Inferer):
             inputs: contours of 0 and 1, or what the painter's ``contours_of`` takes: a batch ``(B, 1, H, W, D)``, or
                 volumes ``(1, H, W, D)`` that differ in size. A MetaTensor's ``filename_or_obj`` names the case.
             network: called by the painter; its ``size_divisor``, if any, is what a frame is padded to.
-            class_labels: of each volume, see [`contourdiff.inference.volume_state.VolumeState`][].
+            class_labels: of each volume, or ``(B,)``, see [`contourdiff.inference.volume_state.VolumeState`][].
             names: what the progress calls each volume; by default its case.
 
         Raises ``ValueError`` for another shape, or another number of labels or names than volumes.
@@ -148,6 +148,7 @@ class VolumeInferer(Inferer):
         multiple = math.lcm(size_divisor_of(network), self.painter.frame_multiple)
         volumes = []
         for image, class_label in zip(inputs, class_labels, strict=True):
+            label = None if class_label is None else int(class_label)
             volume = VolumeState(
                 self.painter.contours_of(image),
                 case_of_volume(image),
@@ -156,7 +157,7 @@ class VolumeInferer(Inferer):
                 margin_px=self.margin_px,
                 keep_spread=self.keep_spread,
                 image=image,
-                class_label=class_label,
+                class_label=label,
             )
             volumes.append(volume)
         with self._counted(names, volumes) as progress:

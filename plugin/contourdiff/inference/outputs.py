@@ -24,6 +24,7 @@ from monai.utils import convert_to_dst_type
 from contourdiff import __version__
 from contourdiff.data.atomic import write_json
 from contourdiff.data.case_files import CaseFiles
+from contourdiff.data.dicom_series import DicomSeries
 from contourdiff.data.label_files import write_label
 from contourdiff.data.nifti import save_like
 from contourdiff.data.volumes import digest_of, open_volume, scaled_voxels
@@ -73,6 +74,7 @@ class TranslationOutputs:
         reference_flicker: see [`contourdiff.metrics.flicker.flicker_record`][].
         refiner_path: weights file of the second network of a cascade, recorded, too; ``None`` for a single network.
         output_ext: of the volumes, see [`contourdiff.data.nifti.CaseFolderLayout`][].
+        dicom: writes MR and label as DICOM, too; ``None`` for none.
 
     Raises:
         ValueError: for a fidelity map without a check; as the run starts, for an uncertainty map without spread; and
@@ -89,6 +91,7 @@ class TranslationOutputs:
     reference_flicker: float | None = None
     refiner_path: str | Path | None = None
     output_ext: str = ".nii.gz"
+    dicom: DicomSeries | None = None
 
     def __post_init__(self) -> None:
         if self.maps is not None and self.maps.fidelity and self.fidelity is None:
@@ -177,6 +180,7 @@ class TranslationOutputs:
             self.preview.save(files.picture, source, label, contours, item["pred"])
         fidelity = self._check(result, item.get(CT_CONTOUR, contours))
         self._write_maps(result, fidelity, contours, files)
+        uids = self._write_dicom(item, source, label, files)
         ct = open_volume(source)
         record = {
             "case": item["case"],
@@ -184,6 +188,7 @@ class TranslationOutputs:
             "image_sha256": digest_of(source),
             "label": None if label is None else label.name,
             "classes": item["classes"],
+            "dicom": uids,
             "shape": list(ct.shape),
             "spacing_mm": [round(float(size), 6) for size in ct.header.get_zooms()],
             "contourdiff": __version__,
@@ -212,6 +217,22 @@ class TranslationOutputs:
         )
         if fidelity is not None and fidelity.suspects:
             logger.warning("%s: %s", files.name, fidelity.warning())
+
+    def _write_dicom(
+        self, item: Mapping[str, Any], source: Path, label: Path | None, files: CaseFiles
+    ) -> dict[str, str] | None:
+        """Write the DICOM files; their UIDs."""
+        if self.dicom is None:
+            return None
+        return self.dicom.write(
+            files.dicom,
+            np.asarray(item["pred"][0]),
+            open_volume(source).affine,
+            item["dicom"],
+            contrast=self._settings_for(item["contrast"]).get("contrast"),
+            label=label,
+            classes=item["classes"],
+        )
 
     def _packages(self) -> dict[str, str]:
         """Versions of what computes the gray levels."""

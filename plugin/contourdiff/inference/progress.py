@@ -3,20 +3,19 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Any, TextIO
 
-from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from contourdiff.data.volumes import open_volume
-
 LINE_INTERVAL_S = 60.0
-"""Time between two lines where standard error is no terminal; every case begins with one, too."""
+"""Time between two lines where standard error is no terminal, unless `INTERVAL` is set; every case begins with one."""
+INTERVAL = "TQDM_MININTERVAL"
+"""Variable of the environment: another time between two lines, in seconds."""
 LINE = "{desc}{n_fmt} of {total_fmt} {unit}s, {elapsed} passed, {remaining} left, {rate_fmt}"
 
 
@@ -49,7 +48,7 @@ class RunProgress:
 
 
 def progress_bar(total: int, unit: str, show: bool = True, **changes: Any) -> tqdm:
-    """Bar of a run on a terminal, elsewhere a line a minute; ``changes`` are arguments of ``tqdm``."""
+    """Bar of a run on a terminal, elsewhere a line a minute, see `INTERVAL`; ``changes`` are arguments of ``tqdm``."""
     options: dict[str, Any] = {
         "desc": "translate: ",
         "total": total,
@@ -61,7 +60,8 @@ def progress_bar(total: int, unit: str, show: bool = True, **changes: Any) -> tq
     if not sys.stderr.isatty():
         options["file"] = _Lines(sys.stderr)
         options["bar_format"] = LINE
-        options["mininterval"] = options["maxinterval"] = LINE_INTERVAL_S
+        interval_s = float(os.environ.get(INTERVAL, LINE_INTERVAL_S))
+        options["mininterval"] = options["maxinterval"] = interval_s
     return tqdm(**{**options, **changes})
 
 
@@ -80,20 +80,6 @@ def run_progress(slices: Mapping[str, int], show: bool = True) -> Iterator[RunPr
     with lines, progress_bar(total, "slice", has_bar) as bar:
         yield RunProgress(slices, bar)
         bar.n = bar.total  # of the last case, if it failed
-
-
-def slice_count(path: str | Path, axcodes: str, slice_axis: int) -> int:
-    """Slices of a volume along ``slice_axis`` once it is oriented to ``axcodes``, from its header.
-
-    0 if there is no such file any more: its case fails as it is read.
-    """
-    try:
-        image = open_volume(path)
-    except OSError:
-        return 0
-    moves = ornt_transform(io_orientation(image.affine), axcodes2ornt(axcodes))
-    axes = moves[:, 0].astype(int).tolist()
-    return int(image.shape[axes.index(slice_axis)])
 
 
 class _Lines:

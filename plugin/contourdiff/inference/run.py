@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, cast
 
 from monai.bundle import ConfigParser
+from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from contourdiff.config_checks import CHECKS, check_values
 from contourdiff.data.atomic import remove_partial_files
@@ -14,10 +16,10 @@ from contourdiff.data.bids import check_derivatives
 from contourdiff.data.checks import check_output_dir
 from contourdiff.data.inputs import Pair
 from contourdiff.data.translation_cases import TranslationCases
-from contourdiff.data.volumes import keep_voxels
+from contourdiff.data.volumes import keep_voxels, open_volume
 from contourdiff.inference.evaluator import CaseEvaluator
 from contourdiff.inference.inferer import VolumeInferer
-from contourdiff.inference.progress import run_progress, slice_count
+from contourdiff.inference.progress import run_progress
 from contourdiff.inference.summary import Row, check_table, failed_rows, kept_rows, write_summary
 
 A_DAY_S = 86400.0
@@ -97,3 +99,17 @@ def _run_evaluator(evaluator: CaseEvaluator, cases: TranslationCases, axcodes: s
             evaluator.run()
         finally:
             inferer.progress = shown
+
+
+def slice_count(path: str | Path, axcodes: str, slice_axis: int) -> int:
+    """Slices of a volume along ``slice_axis`` once it is oriented to ``axcodes``, from its header.
+
+    0 if there is no such file any more: its case fails as it is read.
+    """
+    try:
+        image = open_volume(path)
+    except OSError:
+        return 0
+    moves = ornt_transform(io_orientation(image.affine), axcodes2ornt(axcodes))
+    axes = moves[:, 0].astype(int).tolist()
+    return int(image.shape[axes.index(slice_axis)])

@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.ndimage import distance_transform_edt
+from scipy.ndimage import binary_dilation, distance_transform_edt
 
 from contourdiff.limits import check_number
+
+LARGEST_DISC_PX = 16
+"""Radius up to which a contour is dilated; beyond, its distance transform is faster."""
 
 
 class ContourAgreement(NamedTuple):
@@ -37,8 +40,20 @@ def near(
     if not contour.any():
         return np.zeros(contour.shape, dtype=bool)
     reach = tolerance if spacing is None else tolerance * (1 + 1e-6)
-    distances = distance_transform_edt(~contour, sampling=spacing)
-    return distances <= reach
+    height, width = (1.0, 1.0) if spacing is None else spacing
+    if reach > LARGEST_DISC_PX * min(height, width):
+        distances = distance_transform_edt(~contour, sampling=spacing)
+        return distances <= reach
+    rows = height * _offsets(reach / height)
+    columns = width * _offsets(reach / width)
+    disc = np.hypot(rows[:, None], columns) <= reach
+    return binary_dilation(contour, disc)
+
+
+def _offsets(reach_px: float) -> np.ndarray:
+    """Whole numbers up to ``reach_px``, of both signs."""
+    last = int(reach_px)
+    return np.arange(-last, last + 1)
 
 
 def contour_agreement(

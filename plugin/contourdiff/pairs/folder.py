@@ -77,22 +77,26 @@ def write_settings(folder: Path, settings: Mapping[str, Any], classes: Mapping[i
 
 def _written(folder: Path) -> dict[str, Any]:
     path = folder / SETTINGS
-    return dict(read_json(path)) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    return dict(read_json(path))
 
 
 def pairs_in(folder: Path) -> list[Pair]:
     """All pairs of a folder that are complete, by patient, shape and contrast."""
     pairs = []
     for path in folder.glob(f"*{RECORD_ENDING}"):
-        record = read_record(path)
-        name = None if record is None else SHAPE_NAME.fullmatch(record["case"])
-        if record is None or name is None:
-            continue
+        record = read_record(path) or {}
+        name = SHAPE_NAME.fullmatch(record.get("case", ""))
         files = CaseFiles.of_record(path)
-        if files.mr.is_file() and files.label.is_file():
-            settings = record["settings"]
-            contrast = settings["contrast"] if settings.get("contrasts") else None
-            pairs.append(Pair(files, name[1], int(name[2]), contrast, settings["outline"]))
+        if name is None or not files.mr.is_file() or not files.label.is_file():
+            continue
+        settings = record["settings"]
+        contrast = None
+        if settings.get("contrasts"):
+            contrast = settings["contrast"]
+        outline = settings.get("outline", False)
+        pairs.append(Pair(files, name[1], int(name[2]), contrast, outline))
     return sorted(pairs, key=lambda pair: (pair.patient, pair.shape, pair.contrast or ""))
 
 
@@ -144,8 +148,10 @@ def write_picture(folder: Path, pairs: Sequence[Pair], model: ModelGrid) -> None
     images = [image for image, _ in slices]
     titles = []
     for pair in chosen:
-        outline = ", outline" if pair.outline else ""
-        titles.append(f"{pair.files.name}{outline}")
+        title = pair.files.name
+        if pair.outline:
+            title += ", outline"
+        titles.append(title)
     figure = image_grid([images, images], [titles])
     for ax, (_, label) in zip(figure.axes[len(slices) :], slices, strict=True):
         for value in np.unique(label[label > 0]):

@@ -5,10 +5,15 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from contourdiff.bundle import inference_parser
 from contourdiff.config_checks import check_values, plain_errors
@@ -20,8 +25,17 @@ from contourdiff.data.volumes import scaled_voxels
 from contourdiff.inference.evaluator import reason_of
 from contourdiff.inference.progress import progress_bar
 from contourdiff.inference.summary import FailedCasesError
-from contourdiff.limits import MAX_SEED, check_number, check_whole
-from contourdiff.pairs import folder
+from contourdiff.limits import MAX_SEED, SettingError, check_number, check_whole
+from contourdiff.pairs.folder import (
+    case_and_shape,
+    check_settings,
+    pairs_in,
+    shape_name,
+    write_datalist,
+    write_label_map,
+    write_picture,
+    write_settings,
+)
 from contourdiff.pairs.shapes import ModelGrid, Shapes, class_values
 from contourdiff.transforms.warp import WarpStrength
 from contourdiff.translation import run_settings, translate_path
@@ -33,6 +47,8 @@ WORK = ".shapes"
 MAX_SHAPES = 100_000
 OF_INPUTS = ("dataset_dir", "datalist", "series", "series_uid")
 """Settings of the CT that are not of their shapes."""
+OWN_SETTINGS = ("outline", "case_suffix", "output_ext", "format", "overwrite")
+"""Settings of a translation that pairs set themselves, or cannot have."""
 
 
 def make_pairs(
@@ -47,6 +63,7 @@ def make_pairs(
     rotation_degrees: float = WarpStrength.rotation_degrees,
     scale: float = WarpStrength.scale,
     elastic_mm: float = WarpStrength.elastic_mm,
+    margin_mm: float | None = 15.0,
     label_map: str | Path | None = None,
     fast: bool | None = None,
     **settings: Any,
@@ -63,12 +80,13 @@ def make_pairs(
             MONAI, and of the picture ``pairs.png``.
         label: of a single CT.
         shapes: number of shapes of each CT.
-        contrast: ``"t1"``, ``"t2"`` or several; ``None`` takes all of the network.
+        contrast: ``"t1"``, ``"t2"``, ``"t2_space"`` or several; ``None`` takes all of the network.
         seed: of warps and noise. The same case and seed give the same pair, alone or in a folder, in any order.
         outline_probability: share of the shapes whose contour gets the outline of the label.
         rotation_degrees: this and the next two as in [`contourdiff.transforms.warp.WarpStrength`][].
         scale: see there.
         elastic_mm: see there.
+        margin_mm: slices that are farther from the label are left out; ``None`` keeps all.
         label_map: JSON file of classes, as for a segmentation. Labels become its class numbers, and ``label_map.json``
             in ``output_dir`` is the map to train with. ``None`` keeps the values of the labels.
         fast: 4 + 1 steps; ``False``: the paper's setting; ``None``: 1 + 1 steps.
@@ -86,8 +104,17 @@ def make_pairs(
     check_whole("shapes", shapes, 1, MAX_SHAPES)
     check_whole("seed", seed, 0, MAX_SEED)
     check_number("outline_probability", outline_probability, 0, 1)
+    if margin_mm is not None:
+        check_number("margin_mm", margin_mm, 0)
     strength = WarpStrength(rotation_degrees, scale, elastic_mm)
-    classes = None if label_map is None else LabelMap(label_map)
+    own = [name for name in OWN_SETTINGS if name in settings]
+    if own:
+        raise SettingError(
+            f"expected settings of a translation, got {own}, which pairs set themselves; leave them out"
+        )
+    classes = None
+    if label_map is not None:
+        classes = LabelMap(label_map)
     output_dir = Path(output_dir)
     translation = {
         "output_dtype": "uint8",
@@ -102,13 +129,13 @@ def make_pairs(
     model, contrasts = _network_of(run, output_dir)
     names = contrast_names(contrast) or list(contrasts)
     pairs = _PairRun(
-        shapes=Shapes(model, strength, seed, outline_probability, classes),
+        shapes=Shapes(model, strength, seed, outline_probability, classes, margin_mm),
         count=shapes,
         folder=output_dir,
         targets=_targets(output_dir, names, contrasts),
     )
     check_output_dir(output_dir)
-    folder.check_settings(output_dir, pairs.settings)
+    check_settings(output_dir, pairs.settings)
     failures = pairs.write_shapes(run, inputs)
     for name in OF_INPUTS:
         translation.pop(name, None)
@@ -137,49 +164,58 @@ class _PairRun:
     @property
     def settings(self) -> dict[str, Any]:
         """What the pairs of a folder share."""
-        label_map = self.shapes.label_map
+        classes = None
+        if self.shapes.label_map is not None:
+            classes = list(self.shapes.label_map.classes.values())
         return {
             "seed": self.shapes.seed,
             **asdict(self.shapes.strength),
             "outline_probability": self.shapes.outline_probability,
-            "classes": None if label_map is None else list(label_map.classes.values()),
+            "margin_mm": self.shapes.margin_mm,
+            "classes": classes,
         }
 
     def missing(self, case: str) -> list[int]:
         """Shapes of a case that lack a pair."""
         missing = []
         for number in range(self.count):
-            names = self.targets.names(folder.shape_name(case, number))
+            names = self.targets.names(shape_name(case, number))
             if not all(self.targets.is_kept(name, LABELS) for name in names):
                 missing.append(number)
         return missing
 
     def write_shapes(self, run: Mapping[str, Any], inputs: Mapping[str, Pair]) -> dict[str, str]:
         """Warp the CT that lack pairs, after all of them were checked; why cases failed, by name."""
-        unfinished = {case: pair for case, pair in inputs.items() if self.missing(case)}
+        unfinished = {}
+        for case, pair in inputs.items():
+            if self.missing(case):
+                unfinished[case] = pair
         cases = TranslationCases(
             run["dataset_dir"], self.work, run["datalist"], series_uid=run.get("series_uid")
         )
         cases.check(unfinished)
         failures = dict(cases.failures)
-        names: dict[int, str] = {}
+        classes: dict[int, str] = {}
         items = []
         for item in cases.items:
             try:
-                names |= self._classes_of(item)
+                classes |= self._classes_of(item)
                 items.append(item)
             except ValueError as error:
                 failures[item["case"]] = str(error)
                 logger.error("%s: %s", item["case"], error)
-        folder.write_settings(self.folder, self.settings, names)
-        total = sum(len(self.missing(item["case"])) for item in items)
-        with progress_bar(total, "shape", bool(run.get("progress", True)), desc="warp: ") as bar:
-            for item in items:
-                try:
-                    self._write_shapes_of(item)
-                except (ValueError, OSError, MemoryError) as error:
-                    failures[item["case"]] = reason_of(error)
-                bar.update(len(self.missing(item["case"])))
+        write_settings(self.folder, self.settings, classes)
+        shown = bool(run.get("progress", True))
+        with (
+            progress_bar(len(items), "case", shown, desc="warp: ") as bar,
+            _mapping(run.get("workers")) as mapping,
+        ):
+            reasons = mapping(self._write_shapes_of, items)
+            for item, reason in zip(items, reasons, strict=True):
+                bar.update()
+                if reason is not None:
+                    failures[item["case"]] = reason
+                    logger.error("%s: warping failed, %s", item["case"], reason)
         return failures
 
     def _classes_of(self, item: Mapping[str, Any]) -> dict[int, str]:
@@ -187,7 +223,8 @@ class _PairRun:
         if item["warnings"]:
             raise ValueError(f"expected a CT in Hounsfield units: {'; '.join(item['warnings'])}")
         label_map = self.shapes.label_map
-        values = class_values(self.shapes.classes_of(scaled_voxels(item["label"])))
+        label = self.shapes.classes_of(scaled_voxels(item["label"]))
+        values = class_values(label)
         if not values:
             wanted = "a voxel above 0"
             if label_map is not None:
@@ -200,24 +237,30 @@ class _PairRun:
             names = label_map.classes
         return {value: names.get(value, str(value)) for value in values}
 
-    def _write_shapes_of(self, item: Mapping[str, Any]) -> None:
+    def _write_shapes_of(self, item: Mapping[str, Any]) -> str | None:
+        """Write the shapes of a case that lack a pair; why that failed."""
         paths = {}
         for number in self.missing(item["case"]):
-            file = f"{folder.shape_name(item['case'], number)}.nii.gz"
+            file = f"{shape_name(item['case'], number)}.nii.gz"
             if not (self.work / file).is_file():
                 paths[number] = (self.work / file, self.work / LABELS / file)
-        if paths:
-            self.shapes.write(item["image"], item["label"], paths)
+        try:
+            if paths:
+                self.shapes.write(item["image"], item["label"], paths)
+        except Exception as error:  # of a transform, which MONAI wraps
+            return reason_of(error)
+        return None
 
     def translate(self, settings: Mapping[str, Any]) -> dict[str, str]:
         """Translate the shapes; why some failed, by name."""
-        outlined = []
-        for path in sorted(self.work.glob("*.nii.gz")):
-            case, number = folder.case_and_shape(path)
-            if self.shapes.is_outlined(case, number):
-                outlined.append(folder.shape_name(case, number))
-        if not any(self.work.glob("*.nii.gz")):
+        files = sorted(self.work.glob("*.nii.gz"))
+        if not files:
             return {}
+        outlined = []
+        for path in files:
+            case, number = case_and_shape(path)
+            if self.shapes.is_outlined(case, number):
+                outlined.append(shape_name(case, number))
         try:
             translate_path(
                 self.work,
@@ -233,15 +276,33 @@ class _PairRun:
 
     def finish(self, failures: Mapping[str, str]) -> None:
         """Write datalist, label map and picture of all pairs in the folder, and remove the shapes if all succeeded."""
-        pairs = folder.pairs_in(self.folder)
+        pairs = pairs_in(self.folder)
         if pairs:
-            folder.write_datalist(self.folder, pairs)
-            folder.write_picture(self.folder, pairs, self.shapes.model)
+            write_datalist(self.folder, pairs)
+            write_picture(self.folder, pairs, self.shapes.model)
         if self.shapes.label_map is not None:
-            folder.write_label_map(self.folder, self.shapes.label_map)
+            write_label_map(self.folder, self.shapes.label_map)
         if not failures:
             shutil.rmtree(self.work, ignore_errors=True)
         logger.info("%d pairs are in %s", len(pairs), self.folder.resolve())
+
+
+@contextmanager
+def _mapping(workers: int | None) -> Iterator[Callable[..., Iterable[Any]]]:
+    """``map``, or that of several processes, which share the cores."""
+    if workers is None or workers == 1:
+        yield map
+        return
+    threads = max(1, torch.get_num_threads() // workers)
+    spawn = get_context("spawn")
+    options: dict[str, Any] = {"initializer": torch.set_num_threads, "initargs": (threads,)}
+    try:
+        with ProcessPoolExecutor(workers, spawn, **options) as pool:
+            yield pool.map
+    except BrokenExecutor as error:
+        raise OSError(
+            "a process that warps CT ended, perhaps for lack of memory; pass fewer workers"
+        ) from error
 
 
 def _check_labels(inputs: Mapping[str, Pair]) -> None:
@@ -269,12 +330,14 @@ def _network_of(run: Mapping[str, Any], output_dir: Path) -> tuple[ModelGrid, Se
 
 def _targets(output_dir: Path, names: Sequence[str], contrasts: Sequence[str]) -> TranslationCases:
     """Translations of shapes, all of whose names end in a contrast, also a single one."""
-    suffix = f"_{names[0]}" if len(names) == 1 else ""
+    suffix = ""
+    if len(names) == 1:
+        suffix = f"_{names[0]}"
     return TranslationCases(
         output_dir, output_dir, contrast=list(names), contrasts=contrasts, case_suffix=suffix
     )
 
 
 def _failed(failures: Mapping[str, str], cases: int) -> str:
-    reasons = "; ".join(f"{name}: {reason}" for name, reason in failures.items())
-    return f"{len(failures)} failed of {cases} cases: {reasons}"
+    reasons = [f"{name}: {reason}" for name, reason in failures.items()]
+    return f"{len(failures)} failed of {cases} cases: {'; '.join(reasons)}"

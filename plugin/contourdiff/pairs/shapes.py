@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -46,6 +46,7 @@ class Shapes:
         seed: of all that is drawn.
         outline_probability: share of the shapes of a case whose contour gets the outline of the label.
         label_map: the classes that label values of the CT become; ``None`` keeps the values.
+        margin_mm: slices that are farther from the label are left out; ``None`` keeps all.
     """
 
     model: ModelGrid
@@ -53,6 +54,7 @@ class Shapes:
     seed: int = 0
     outline_probability: float = 0.5
     label_map: LabelMap | None = None
+    margin_mm: float | None = None
 
     def is_outlined(self, case: str, number: int) -> bool:
         """Whether a shape gets the outline: ``outline_probability`` of any number of first shapes, rounded.
@@ -99,8 +101,24 @@ class Shapes:
             hounsfield, values = warped(smoothed, classes, warp, to_source, shape, spacing_mm)
             whole = np.rint(hounsfield).astype(np.int16)
             whole[whole <= self.model.window_hu[0]] = AIR_HU  # the same gray level, and plainly CT
-            write_volume(values, affine, label_path)
-            write_volume(whole, affine, image_path)
+            kept = self._slices_near(values, spacing_mm)
+            first = affine @ translation_matrix([part.start for part in kept])
+            write_volume(values[kept], first, label_path)
+            write_volume(whole[kept], first, image_path)
+
+    def _slices_near(
+        self, label: np.ndarray, spacing_mm: Sequence[float]
+    ) -> tuple[slice, slice, slice]:
+        """The box of the slices of a label ``(H, W, D)`` that are kept; all of them if the label is empty."""
+        axis = self.model.slice_axis
+        box = [slice(0, size) for size in label.shape]
+        others = tuple(other for other in range(3) if other != axis)
+        labelled = np.flatnonzero((label > 0).any(axis=others))
+        if self.margin_mm is not None and len(labelled):
+            margin = math.floor(self.margin_mm / spacing_mm[axis])
+            start = max(int(labelled[0]) - margin, 0)
+            box[axis] = slice(start, int(labelled[-1]) + margin + 1)
+        return box[0], box[1], box[2]
 
     def _read(self, image: str | Path, label: str | Path) -> tuple[MetaTensor, np.ndarray]:
         """CT ``(1, H, W, D)``, clipped to the window, and label ``(H, W, D)``, as their slices are stacked."""
@@ -116,6 +134,13 @@ class Shapes:
         low, high = self.model.window_hu
         classes = self.classes_of(data["label"][0])
         return data["image"].clamp(low, high), classes.astype(smallest_type(classes))
+
+
+def translation_matrix(voxels: Sequence[int]) -> np.ndarray:
+    """The shift by a number of voxels along each axis, ``(4, 4)``."""
+    matrix = np.eye(4)
+    matrix[:3, 3] = voxels
+    return matrix
 
 
 def smallest_type(values: np.ndarray) -> np.dtype:

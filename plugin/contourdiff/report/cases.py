@@ -83,6 +83,14 @@ class Case:
             return None
         return path
 
+    @property
+    def record_file(self) -> Path | None:
+        """The file of the record, if there is one."""
+        path = CaseFiles(self.folder, self.name).record
+        if self.bids:
+            path = self.folder / f"{self.name}.json"
+        return path if path.is_file() else None
+
     def volume(self, kind: str) -> Path | None:
         """The volume ``<name>_<kind>`` of any format, if there is one."""
         mr_ending = "" if self.bids else "_mr"

@@ -21,7 +21,7 @@ from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 from markupsafe import Markup
 
 from contourdiff import __version__
-from contourdiff.data.atomic import copy_file, link_file, write_text
+from contourdiff.data.atomic import copy_file, link_file, read_json, write_text
 from contourdiff.data.nifti_names import case_of, nifti_by_case
 from contourdiff.inference.summary import read_run
 from contourdiff.report import plots
@@ -32,6 +32,23 @@ VIEWER = "niivue.umd.js"
 VIEWER_VERSION = "0.69.0"
 FOLDER = "report"
 """Folder of the cases' pages and of what they need, in the folder of translations."""
+WORDS = {
+    "contour fidelity": "How well the edges of the MR agree with the contour that it was painted from: the harmonic "
+    "mean of precision and recall within the tolerance, 0 to 1. The contour of another patient gives about 0.3.",
+    "invented": "Share of the edges in the MR that have no contour of the CT near them.",
+    "lost": "Share of the CT's contour that has no edge of the MR near it.",
+    "suspect": "A slice whose contour fidelity is below the limit: look at it before you use it.",
+    "flicker": "Mean squared difference of adjacent slices, in gray levels squared. Small is smooth.",
+    "accepted": "Share of the slices with a candidate near enough to the neighboring slice. The others have the best "
+    "candidate that was drawn.",
+    "mean": "Mean gray level of the slices, 0 to 255.",
+    "distance": "Mean squared difference to the neighboring slice, in gray levels squared.",
+    "rounds": "How often candidates were drawn for the slice.",
+    "choice": "Why this candidate was taken.",
+    "network calls": "Batches of candidates that went through the networks.",
+    "kept": "A translation of an earlier run, which this one left as it is.",
+}
+"""What the words of the pages mean."""
 LABELS = {
     "fidelity": "contour fidelity, median over the slices",
     "flicker": "flicker, gray levels²",
@@ -47,6 +64,7 @@ def write_report(
     datalist: Any = None,
     mr_dir: str | Path | None = None,
     stats: str | Path | None = None,
+    label_names: str | Path | None = None,
     command: str | None = None,
 ) -> Path:
     """Write ``index.html`` into a folder of translations, and a page for each case into its folder ``report``.
@@ -61,6 +79,7 @@ def write_report(
         mr_dir: real MR (NIfTI), or a folder with them in ``images``, whose gray levels are drawn beside.
         stats: table of ``contourdiff translate --stats`` (CSV), for times and failed cases; ``None`` takes those that
             the runs left in ``<output_dir>/run.json``.
+        label_names: JSON file, ``{"28": "L4"}``: names of label values, where no record has them.
         command: what wrote the report, to be shown.
 
     Returns the path of the index. Raises ``FileNotFoundError`` or ``ValueError`` if something is missing.
@@ -70,6 +89,7 @@ def write_report(
     cases = read_cohort(output_dir, rows)
     cts = ct_files(cases, output_dir, ct_dir, datalist)
     real = None if mr_dir is None else plots.real_histogram(real_mr(mr_dir))
+    names = {} if label_names is None else read_label_names(label_names)
     pages.mkdir(exist_ok=True)
     for asset in (VIEWER, "niivue.LICENSE.txt"):
         copy_file(ASSETS / asset, pages / asset)
@@ -81,13 +101,25 @@ def write_report(
         if ct is not None:
             ct = _within(ct, case.name, pages)
         page = template.render(
-            _case_page(case, ct, real, pages),
+            _case_page(case, ct, real, pages, names),
             before=links[number],
             after=links[number + 2],
             folder=shlex.quote(str(output_dir)),
         )
         write_text(pages / f"{case.name}.html", page)
     return write_index(cases, output_dir, command)
+
+
+def read_label_names(path: str | Path) -> dict[str, str]:
+    """Names by label value of a JSON file, or of the entry ``classes`` in it; ``ValueError`` for another content."""
+    content = read_json(path)
+    names = content.get("classes", content) if isinstance(content, dict) else content
+    is_names = isinstance(names, dict) and all(value.isdigit() for value in names)
+    if not is_names or not all(isinstance(name, str) for name in names.values()):
+        raise ValueError(
+            f'expected the name of each label value in {path}, such as {{"28": "L4"}}, got another content; correct it'
+        )
+    return dict(names)
 
 
 def _link(case: Case) -> str:
@@ -171,6 +203,7 @@ def _environment() -> Environment:
     env.globals.update(
         asset=asset,
         digest=digest,
+        words=WORDS,
         version=__version__,
         viewer_version=VIEWER_VERSION,
         written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
@@ -209,15 +242,22 @@ def _within(ct: Path, name: str, pages: Path) -> Path:
     return target
 
 
-def _case_page(case: Case, ct: Path | None, real: Any, pages: Path) -> dict[str, Any]:
+def _case_page(
+    case: Case, ct: Path | None, real: Any, pages: Path, label_names: Mapping[str, str]
+) -> dict[str, Any]:
     centers = {}
     for item in case.record.get("slices", []):
         if "center_mm" in item:
             centers[item["slice"]] = item["center_mm"]
     layers = []
+    files = {}
     for layer in case.layers(ct):
         url = quote(os.path.relpath(layer.path, pages))
         layers.append({"name": layer.name, "kind": layer.kind, "url": url})
+        files[layer.name] = {"url": url, "path": str(layer.path), "kind": layer.kind}
+    for name, path in (("record", case.record_file), ("picture", case.picture)):
+        if path is not None:
+            files[name] = {"url": quote(os.path.relpath(path, pages)), "path": str(path)}
     figures: dict[str, Markup] = {}
     if case.slices:
         figures = {
@@ -232,7 +272,13 @@ def _case_page(case: Case, ct: Path | None, real: Any, pages: Path) -> dict[str,
         "case": case,
         "ct": ct,
         "layers": layers,
-        "viewer": {"layers": layers, "centers": centers, "window": window},
+        "files": files,
+        "viewer": {
+            "layers": layers,
+            "centers": centers,
+            "window": window,
+            "classes": case.record.get("classes") or label_names,
+        },
         "plots": list(figures.items()),
     }
 

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batches (image, contour, noise, timestep) and network outputs of the diffusion training."""
+"""Batches (image, contour, noise, timestep) and network outputs of the trainings."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from monai.engines import DiffusionPrepareBatch
-from monai.inferers import DiffusionInferer
+from monai.inferers import DiffusionInferer, SimpleInferer
 from monai.networks.schedulers import Scheduler
 from torch import Tensor, nn
 
@@ -51,6 +52,25 @@ class ContourDiffusionInferer(DiffusionInferer):
         kind = inputs.device.type
         with torch.autocast(kind, dtype=torch.bfloat16, enabled=self.amp):
             output = super().__call__(inputs, forward, noise, timesteps, condition, mode="concat")
+        return output.float()
+
+
+@dataclass(eq=False)
+class AutocastInferer(SimpleInferer):
+    """Call a network under autocast in bfloat16, on any device; the ``amp`` of MONAI's engines is CUDA only."""
+
+    bfloat16: bool = False
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def __call__(
+        self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """The network's output for ``inputs (B, C, H, W)``, float32."""
+        kind = inputs.device.type
+        with torch.autocast(kind, dtype=torch.bfloat16, enabled=self.bfloat16):
+            output: Tensor = super().__call__(inputs, network, *args, **kwargs)
         return output.float()
 
 

@@ -107,3 +107,16 @@ class SliceDataset(Dataset, Randomizable):
         if isinstance(self.transform, Randomizable):
             self.transform.set_random_state(seed, state)
         return self
+
+
+def slice_weights(dataset: SliceDataset, key: str = "label", empty_weight: float = 1.0) -> Tensor:
+    """How often each slice is to be drawn: 1 with a label (``key``) above 0, ``empty_weight`` without: ``(N,)``."""
+    has_label = []
+    for volume in dataset.volumes:
+        label = torch.as_tensor(volume[key])[0]
+        slices = label.moveaxis(dataset.slice_axis, 0)
+        has_label.append(slices.flatten(1).amax(dim=1) > 0)
+    weights = [
+        1.0 if has_label[number][position] else empty_weight for number, position in dataset.index
+    ]
+    return torch.tensor(weights, dtype=torch.float64)

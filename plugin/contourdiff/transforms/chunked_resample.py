@@ -17,7 +17,7 @@ from monai.utils import TraceKeys, get_equivalent_dtype, get_torch_dtype_from_st
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-from contourdiff.data.checks import check_memory
+from contourdiff.data.memory import check_memory
 
 CHUNK_VOXELS = 2**20
 """Voxels in a chunk: their coordinates take about 60 MB in float64."""

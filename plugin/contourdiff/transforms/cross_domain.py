@@ -42,6 +42,8 @@ FUNCTIONS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = MappingProxyType(
 )
 """Functions of gray levels in [0, 1]; their results are stretched to [0, 1]."""
 
+FLAT = 1e-6
+"""Extent of gray levels below which an image is constant."""
 EDGE_PX = 0.7
 """Standard deviation of the smoothing at the border of a redistributed class, so that no sharp edge is drawn there."""
 
@@ -50,7 +52,7 @@ def stretched(image: np.ndarray) -> np.ndarray:
     """Scale any levels to [0, 1], from smallest to largest; a constant image is clipped."""
     low = image.min()
     extent = image.max() - low
-    if extent < 1e-6:
+    if extent < FLAT:
         return image.clip(0, 1)
     return (image - low) / extent
 
@@ -62,6 +64,8 @@ def inverse(image: np.ndarray, label: np.ndarray, random: RandomState) -> np.nda
 
 def equalization(image: np.ndarray, label: np.ndarray, random: RandomState) -> np.ndarray:
     """Equalize the histogram: every level becomes as frequent as any other."""
+    if image.max() - image.min() < FLAT:
+        return image
     return stretched(equalize_hist(image))
 
 

@@ -18,8 +18,8 @@ from contourdiff.transforms.label_resample import CHUNK_VOXELS, LabelSampler
 
 KNOT_MM = 48.0
 """Distance of the control points of the elastic deformation."""
-UNFOLDED_SHARE = 0.4
-"""Of that distance: control points that move less along each axis fold nothing (Choi and Lee 2000)."""
+FOLDING_MM = KNOT_MM / 2.5
+"""Control points that move less along each axis fold nothing (Choi and Lee 2000: 1 / 2.48 of their distance)."""
 
 
 @dataclass(frozen=True)
@@ -42,22 +42,23 @@ class WarpStrength:
         check_number("rotation_degrees", self.rotation_degrees, 0, 180)
         check_number("scale", self.scale, 0, 0.9)
         check_number("elastic_mm", self.elastic_mm, 0)
-        if self.elastic_mm >= UNFOLDED_SHARE * KNOT_MM:
+        if self.elastic_mm >= FOLDING_MM:
             raise SettingError(
-                f"expected elastic_mm below {UNFOLDED_SHARE * KNOT_MM:g}, got {self.elastic_mm:g}, which can fold "
+                f"expected elastic_mm below {FOLDING_MM:g}, got {self.elastic_mm:g}, which can fold "
                 "the anatomy; pass a smaller one"
             )
 
 
 @dataclass(frozen=True)
 class Warp:
-    """Where each point of a shape comes from: ``matrix @ p + d(p)``, in mm from the center of its grid.
+    """Where each point of a shape comes from: ``matrix @ (p + d(p))``, in mm from the center of its grid.
 
-    ``d`` is a cubic B-spline, ``None`` for none.
+    ``d`` is a cubic B-spline. As neither of the two folds the anatomy, both together do not.
 
     Args:
         matrix: ``(3, 3)``.
-        shifts_mm: of the control points, ``(3, I, J, K)``; they begin one knot before the first voxel.
+        shifts_mm: of the control points, ``(3, I, J, K)``, which begin one knot before the first voxel; ``None`` for
+            none.
 
     References:
         Rueckert et al., "Nonrigid registration using free-form deformations", IEEE TMI 18 (1999);
@@ -79,13 +80,12 @@ class Warp:
         for start in range(0, shape[0], thickness):
             slab = slice(start, start + thickness)
             points = np.stack(np.meshgrid(axes_mm[0][slab], *axes_mm[1:], indexing="ij"))
-            source = np.tensordot(self.matrix, points, axes=1)
             if self.shifts_mm is not None:
                 rows, columns, slices = bases[0][slab], bases[1], bases[2]
-                source += np.einsum(
+                points += np.einsum(
                     "cijk,hi,wj,dk->chwd", self.shifts_mm, rows, columns, slices, optimize=True
                 )
-            yield slab, source
+            yield slab, np.tensordot(self.matrix, points, axes=1)
 
 
 UNWARPED = Warp(np.eye(3))

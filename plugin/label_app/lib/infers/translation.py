@@ -30,7 +30,7 @@ from contourdiff.transforms.gray_levels import GrayLevels
 
 logger = logging.getLogger(__name__)
 
-NO_SETTINGS = ("bundle", "overlays", "contrast")
+NO_SETTINGS = ("bundle", "overlays", "contrast", "segmentation")
 NIFTI = (".nii.gz", ".nii")
 EXTENSIONS = (*NIFTI, ".nrrd")
 PARAMETERS = ("seed", "result_extension", "result_dtype")
