@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands of the lab: table, baseline, gap, agreement, steps, quality."""
+"""Commands of the lab: table, baseline, gap, agreement, steps, quality, paired."""
 
 from __future__ import annotations
 
@@ -325,6 +325,33 @@ def _quality(
     write_quality(quality, output_dir)
     of_set = quality["set"] or {}
     print_values({**quality["mean"], **of_set})
+
+
+@LAB.command(
+    "paired",
+    "register CT and real MR of one person, and compare translations of the CT with the MR",
+    argument("ct", "the CT"),
+    argument(
+        "label", "labels on its grid, whose boundary measures the residual of the registration"
+    ),
+    argument("mr", "real MR of the same person"),
+    OUTPUT,
+    several("translations", "translations of the CT, on its grid", "NAME=FILE"),
+    argument("--others", "folder of single slices of other people, for comparison; default: none"),
+    argument(
+        "--start_mm",
+        "shift of the CT to the left, to the back and to the head from where both centers coincide; default: 0 0 0",
+        nargs=3,
+        type=float,
+        default=[0.0, 0.0, 0.0],
+        metavar=("L", "P", "S"),
+    ),
+)
+def _paired(translations: list[str], **options: Any) -> None:
+    from contourdiff_lab.paired_truth import compare_with_real_mr
+
+    path = compare_with_real_mr(translations=pairs_of(translations), **options)
+    sys.stdout.write(f"{path}\n")
 
 
 def _passed(options: dict[str, Any]) -> dict[str, Any]:
