@@ -19,6 +19,7 @@ from contourdiff.data.checks import check_volume
 from contourdiff.segmentation.model_bundle import INFERENCE, METADATA
 from contourdiff.segmentation.results import check_config
 from contourdiff.weights import load_weights
+from lib.infers.writing import NIFTI, write_result
 
 
 class SegmentationTask(BasicInferTask):
@@ -97,3 +98,11 @@ class SegmentationTask(BasicInferTask):
         """Transform image and result alone."""
         images = {"image": data["image"], "pred": data["pred"]}
         return {**data, **super().run_post_transforms(images, transforms)}
+
+    def writer(
+        self, data: dict[str, Any], extension: str | None = None, dtype: str | None = None
+    ) -> tuple[str, dict]:
+        """Write ``pred``, class numbers in uint8; by default NIfTI with the header of the MR."""
+        extension = extension or data.get("result_extension", NIFTI[0])
+        pred = data["pred"][0].to(torch.uint8)
+        return write_result(data, pred, extension, "uint8", {})

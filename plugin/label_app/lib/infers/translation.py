@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,23 +13,21 @@ from monai.bundle import ConfigParser
 from monai.transforms import SaveImaged
 from monailabel.interfaces.tasks.infer_v2 import InferType
 from monailabel.tasks.infer.basic_infer import BasicInferTask
-from monailabel.transform.writer import Writer
 
 from contourdiff.bundle import config_files, read_config
 from contourdiff.cli.commands import parse_value
 from contourdiff.config_checks import CHECKS, check_values, root_cause
 from contourdiff.data.atomic import read_json
 from contourdiff.data.checks import check_case
-from contourdiff.data.nifti import save_like
 from contourdiff.data.translation_cases import contrast_labels
 from contourdiff.inference.acceleration import release_heap
 from contourdiff.limits import MAX_SEED, check_whole
 from contourdiff.transforms.gray_levels import GrayLevels
+from lib.infers.writing import NIFTI, write_result
 
 logger = logging.getLogger(__name__)
 
 NO_SETTINGS = ("bundle", "overlays", "contrast", "segmentation")
-NIFTI = (".nii.gz", ".nii")
 EXTENSIONS = (*NIFTI, ".nrrd")
 PARAMETERS = ("seed", "result_extension", "result_dtype")
 OF_THE_SERVER = (
@@ -187,24 +183,7 @@ class TranslationTask(BasicInferTask):
         extension = extension or data["result_extension"]
         dtype = dtype or data["result_dtype"]
         pred = GrayLevels(dtype)(data["pred"])[0]
-        record = {"seed": data["seed"]}
-        if extension not in NIFTI:
-            result = {
-                **data,
-                "pred": pred,
-                "result": record,
-                "result_extension": extension,
-                "result_dtype": dtype,
-            }
-            return Writer(label="pred", json="result")(result)
-        handle, path = tempfile.mkstemp(suffix=extension)
-        os.close(handle)
-        try:
-            save_like(pred.numpy(), data["image_path"], path)
-        except OSError:
-            os.unlink(path)
-            raise
-        return path, record
+        return write_result(data, pred, extension, dtype, {"seed": data["seed"]})
 
 
 def _check(request: Mapping[str, Any]) -> None:
