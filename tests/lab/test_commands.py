@@ -12,7 +12,7 @@ import pytest
 from contourdiff import __version__
 from contourdiff_lab.commands import LAB, main
 
-ORDER = ["table", "baseline", "gap", "agreement", "steps", "quality"]
+ORDER = ["table", "baseline", "gap", "agreement", "steps", "quality", "paired"]
 
 
 @pytest.mark.parametrize("name", LAB.commands)
