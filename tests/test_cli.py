@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import os
 import re
@@ -19,7 +20,7 @@ import torch
 from fire.parser import DefaultParseValue
 
 from contourdiff import __version__, cli
-from contourdiff.cli.commands import parse_settings
+from contourdiff.cli.commands import parse_settings, uncollected
 from contourdiff.cli.program import PROGRAM
 from contourdiff.phantom import write_phantom
 from contourdiff.weights import sha256_of
@@ -37,6 +38,19 @@ SHORT = (
     "warmup_steps",
     "val_interval",
 )
+
+
+def test_the_garbage_collector_is_on_again_after_a_failed_import() -> None:
+    enabled = []
+
+    def import_missing() -> None:
+        with uncollected():
+            enabled.append(gc.isenabled())
+            raise ImportError("missing")
+
+    with pytest.raises(ImportError, match="missing"):
+        import_missing()
+    assert [*enabled, gc.isenabled()] == [False, True]
 
 
 @pytest.mark.parametrize(
