@@ -231,7 +231,7 @@ def test_a_command_that_moved_names_the_new_one(
 
 def test_the_help_lists_commands_in_the_order_of_need() -> None:
     names = PROGRAM.ordered_names()
-    assert names[:5] == ["example", "translate", "pairs", "train", "report"]
+    assert names[:4] == ["example", "translate", "train", "report"]
     assert sorted(names) == sorted(PROGRAM.commands)
 
 

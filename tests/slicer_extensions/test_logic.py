@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib import import_module
 from importlib.metadata import requires, version
 from pathlib import Path
 from types import ModuleType
@@ -40,16 +41,12 @@ def library() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def logic(library: Path) -> ModuleType:
-    import ContourDiffLib.Logic
-
-    return ContourDiffLib.Logic
+    return import_module("ContourDiffLib.Logic")
 
 
 @pytest.fixture(scope="module")
 def requirements(library: Path) -> ModuleType:
-    import ContourDiffLib.Requirements
-
-    return ContourDiffLib.Requirements
+    return import_module("ContourDiffLib.Requirements")
 
 
 def run_program(logic: ModuleType, program: str) -> object:

@@ -229,7 +229,7 @@ class TranslationOutputs:
             np.asarray(item["pred"][0]),
             open_volume(source).affine,
             item["dicom"],
-            contrast=self._settings_for(item["contrast"]).get("contrast"),
+            contrast=self._settings_for(item).get("contrast"),
             label=label,
             classes=item["classes"],
         )
