@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import logging
 import signal
+import sys
 import threading
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -33,6 +35,10 @@ from contourdiff.logs import LIBRARIES, silence_itk
 PACKAGE = __name__.partition(".")[0]
 LOST_WORKER_TIMEOUT = "60s"
 """Time that a worker of this machine has to start again after its process died, before it is replaced."""
+LONGEST_START_S = 30.0
+"""Time that a worker has to start before it is ended."""
+NO_LEAKS = "ignore:resource_tracker:UserWarning"
+"""Python's tracker takes the semaphores of a worker that is ended for forgotten ones, and removes them with a line."""
 _worker = threading.local()
 """Components of the run that this thread of a worker works for: they are created once, with the network."""
 
@@ -148,6 +154,17 @@ def _cluster(workers: int) -> Iterator[Any]:
                 yield cluster
             finally:
                 cluster.loop.add_callback(replace_missing.stop)
+                _wait_for_starts(cluster)
+
+
+def _wait_for_starts(cluster: Any) -> None:
+    """Wait until no worker is starting: Dask leaves the process of such a one behind, which then prints tracebacks."""
+    deadline = time.monotonic() + LONGEST_START_S
+    while time.monotonic() < deadline:
+        states = [worker.status.name for worker in list(cluster._created)]
+        if not {"init", "created", "starting"} & set(states):
+            return
+        time.sleep(0.1)
 
 
 @contextmanager
@@ -156,7 +173,11 @@ def _interrupts_blocked() -> Iterator[None]:
 
     A terminal sends it to the workers, too. They would print tracebacks, and are ended by this process anyway.
     """
-    resource_tracker.ensure_running()  # the thread that starts it would unblock Ctrl-C for itself
+    sys.warnoptions.append(NO_LEAKS)  # the tracker takes the options of this process
+    try:
+        resource_tracker.ensure_running()  # the thread that starts it would unblock Ctrl-C for itself
+    finally:
+        sys.warnoptions.remove(NO_LEAKS)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
