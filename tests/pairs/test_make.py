@@ -171,6 +171,7 @@ def test_pairs_of_other_settings_are_not_mixed(made: Path, tiny: dict[str, Any])
         make_pairs(made.with_name("ct"), made, elastic_mm=2, **tiny)
 
 
+@pytest.mark.slow
 def test_every_contrast_has_its_name_also_a_single_one(
     tiny: dict[str, Any], tmp_path: Path
 ) -> None:

