@@ -4,14 +4,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from monai.transforms import SaveImaged
 from monailabel.interfaces.tasks.infer_v2 import InferType
-from monailabel.tasks.infer.basic_infer import BasicInferTask
 
 from contourdiff.bundle import read_config
 from contourdiff.data.atomic import read_json
@@ -19,10 +17,11 @@ from contourdiff.data.checks import check_volume
 from contourdiff.segmentation.model_bundle import INFERENCE, METADATA
 from contourdiff.segmentation.results import check_config
 from contourdiff.weights import load_weights
+from lib.infers.config_task import ConfigTask
 from lib.infers.writing import NIFTI, write_result
 
 
-class SegmentationTask(BasicInferTask):
+class SegmentationTask(ConfigTask):
     """Segment an MR exactly as the bundle does; its classes are the labels of the model.
 
     ``bundle`` is the folder that ``contourdiff transfer`` wrote. Raises ``OSError`` or ``ValueError`` if it is none.
@@ -39,12 +38,7 @@ class SegmentationTask(BasicInferTask):
         self._version = metadata["version"]
         self._device = parser.get_parsed_content("device")
         self._inferer = parser.get_parsed_content("inferer")
-        self._preprocessing = parser.get_parsed_content("preprocessing")
-        self._postprocessing = [
-            step
-            for step in parser.get_parsed_content("postprocessing").transforms
-            if not isinstance(step, SaveImaged)
-        ]
+        self.read_transforms(parser)
         network = parser.get_parsed_content("network")
         load_weights(network, root / "models" / "model.pt", self._device)
         labels = {}
@@ -69,16 +63,6 @@ class SegmentationTask(BasicInferTask):
         with self._one_at_a_time:
             return super().__call__(request, callbacks)
 
-    def pre_transforms(self, data: Any = None) -> Sequence[Callable]:
-        """Preprocessing of the bundle."""
-        return [self._preprocessing]
-
-    def run_pre_transforms(
-        self, data: dict[str, Any], transforms: Sequence[Callable]
-    ) -> dict[str, Any]:
-        """Transform the image alone: MONAI's ``Spacingd`` takes ``image_path`` for metadata of ``image``."""
-        return {**data, **super().run_pre_transforms({"image": data["image"]}, transforms)}
-
     def run_inferer(
         self, data: dict[str, Any], convert_to_batch: bool = True, device: str = ""
     ) -> dict[str, Any]:
@@ -87,17 +71,6 @@ class SegmentationTask(BasicInferTask):
         with torch.no_grad():
             output = self._inferer(image, self.network)
         return {**data, "pred": output[0].cpu()}
-
-    def post_transforms(self, data: Any = None) -> Sequence[Callable]:
-        """Postprocessing of the bundle, without writing."""
-        return self._postprocessing
-
-    def run_post_transforms(
-        self, data: dict[str, Any], transforms: Sequence[Callable]
-    ) -> dict[str, Any]:
-        """Transform image and result alone."""
-        images = {"image": data["image"], "pred": data["pred"]}
-        return {**data, **super().run_post_transforms(images, transforms)}
 
     def writer(
         self, data: dict[str, Any], extension: str | None = None, dtype: str | None = None

@@ -5,14 +5,12 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigParser
-from monai.transforms import SaveImaged
 from monailabel.interfaces.tasks.infer_v2 import InferType
-from monailabel.tasks.infer.basic_infer import BasicInferTask
 
 from contourdiff.bundle import config_files, read_config
 from contourdiff.cli.commands import parse_value
@@ -23,6 +21,7 @@ from contourdiff.data.translation_cases import contrast_labels
 from contourdiff.inference.acceleration import release_heap
 from contourdiff.limits import MAX_SEED, check_whole
 from contourdiff.transforms.gray_levels import GrayLevels
+from lib.infers.config_task import ConfigTask
 from lib.infers.writing import NIFTI, write_result
 
 logger = logging.getLogger(__name__)
@@ -70,7 +69,7 @@ def translation_tasks(conf: Mapping[str, str]) -> dict[str, TranslationTask]:
     return tasks
 
 
-class TranslationTask(BasicInferTask):
+class TranslationTask(ConfigTask):
     """Translate a CT to MR in one contrast, exactly as the bundle does.
 
     The network is loaded once, with strict keys. Everything between reading and writing is the bundle's. Volumes are
@@ -94,12 +93,7 @@ class TranslationTask(BasicInferTask):
         self._class_label = class_label
         self._device = parser.get_parsed_content("device")
         self._inferer = parser.get_parsed_content("inferer")
-        self._preprocessing = parser.get_parsed_content("preprocessing")
-        self._postprocessing = [
-            step
-            for step in parser.get_parsed_content("postprocessing").transforms
-            if not isinstance(step, SaveImaged)
-        ]
+        self.read_transforms(parser)
         self._outputs = parser.get_parsed_content("outputs")
         self._dtype = parser["output_dtype"]
         network = parser.get_parsed_content("network").eval()
@@ -138,16 +132,6 @@ class TranslationTask(BasicInferTask):
             finally:
                 release_heap()
 
-    def pre_transforms(self, data: Any = None) -> Sequence[Callable]:
-        """Preprocessing of the bundle."""
-        return [self._preprocessing]
-
-    def run_pre_transforms(
-        self, data: dict[str, Any], transforms: Sequence[Callable]
-    ) -> dict[str, Any]:
-        """Transform the image alone: MONAI's ``Spacingd`` takes ``image_path`` for metadata of ``image``."""
-        return {**data, **super().run_pre_transforms({"image": data["image"]}, transforms)}
-
     def run_inferer(
         self, data: dict[str, Any], convert_to_batch: bool = True, device: str = ""
     ) -> dict[str, Any]:
@@ -164,17 +148,6 @@ class TranslationTask(BasicInferTask):
         if warning is not None:
             logger.warning("%s: %s", Path(data["image_path"]).name, warning)
         return {**data, "pred": result.gray_levels.cpu()}
-
-    def post_transforms(self, data: Any = None) -> Sequence[Callable]:
-        """Postprocessing of the bundle, without writing."""
-        return self._postprocessing
-
-    def run_post_transforms(
-        self, data: dict[str, Any], transforms: Sequence[Callable]
-    ) -> dict[str, Any]:
-        """Transform image and result alone."""
-        images = {"image": data["image"], "pred": data["pred"]}
-        return {**data, **super().run_post_transforms(images, transforms)}
 
     def writer(
         self, data: dict[str, Any], extension: str | None = None, dtype: str | None = None
