@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+from monai.bundle import verify_metadata, verify_net_in_out
 
-from contourdiff.segmentation.model_bundle import INFERENCE, write_model_bundle
+from contourdiff.segmentation.model_bundle import INFERENCE, METADATA, write_model_bundle
+from helpers.paths import REPOSITORY
 from helpers.volumes import oblique_affine, write_nifti
 
 CLASSES = {"classes": ["bone"], "ct": {"bone": ["27-31"]}, "mr": {"bone": [2]}}
@@ -46,3 +50,14 @@ def write_small_bundle(folder: Path, classes: dict[str, Any] = CLASSES) -> Path:
     assert small != text
     config.write_text(small)
     return folder
+
+
+def verify_with_monai(bundle: Path, tmp_path: Path) -> None:
+    """MONAI's checks of network and metadata; the second one is skipped where its schema is absent."""
+    options = {"meta_file": str(bundle / METADATA), "config_file": str(bundle / INFERENCE)}
+    verify_net_in_out("network_def", device="cpu", **options, n=5)
+    schema = REPOSITORY.parent / "shared" / "schemas" / "meta_schema_20240725.json"
+    if not schema.is_file():
+        pytest.skip("the metadata schema is not beside the repository")
+    shutil.copy(schema, tmp_path / "schema.json")
+    verify_metadata(meta_file=options["meta_file"], filepath=str(tmp_path / "schema.json"))

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigParser, verify_metadata, verify_net_in_out
+from monai.bundle import ConfigParser
 
 from contourdiff.bundle import run_training
 from contourdiff.data.label_map import LabelMap
@@ -26,18 +25,17 @@ from contourdiff.segmentation.model_bundle import (
     train_model,
     write_model_bundle,
 )
-from helpers.paths import REPOSITORY
 from helpers.segmentation import (
     AFFINE,
     CLASSES,
     SMALL,
     mr_with_bone,
+    verify_with_monai,
     write_pairs,
     write_small_bundle,
 )
 from helpers.volumes import write_nifti
 
-SCHEMA = REPOSITORY.parent / "shared" / "schemas" / "meta_schema_20240725.json"
 TWO = {
     "classes": ["disc space", "vertebra"],
     "ct": {"disc space": [3], "vertebra": ["27-50"]},
@@ -82,12 +80,7 @@ def test_a_bundle_names_its_classes_wherever_they_are_read(tmp_path: Path) -> No
 @pytest.mark.parametrize("preset", PRESETS)
 def test_metadata_and_network_of_a_preset_are_valid_for_monai(preset: str, tmp_path: Path) -> None:
     folder = write_model_bundle(tmp_path / "model", TWO, preset=preset)
-    options = {"meta_file": str(folder / METADATA), "config_file": str(folder / INFERENCE)}
-    verify_net_in_out("network_def", device="cpu", **options, n=5)
-    if not SCHEMA.is_file():
-        pytest.skip("the metadata schema is not beside the repository")
-    shutil.copy(SCHEMA, tmp_path / "schema.json")
-    verify_metadata(meta_file=options["meta_file"], filepath=str(tmp_path / "schema.json"))
+    verify_with_monai(folder, tmp_path)
 
 
 def test_slices_of_training_are_as_large_as_the_network_divides(tmp_path: Path) -> None:

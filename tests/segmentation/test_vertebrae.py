@@ -3,34 +3,27 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
-from monai.bundle import verify_metadata, verify_net_in_out
 
 from contourdiff.data.atomic import read_json
 from contourdiff.data.label_map import LabelMap
 from contourdiff.segmentation import segment
-from contourdiff.segmentation.model_bundle import INFERENCE, METADATA
+from contourdiff.segmentation.model_bundle import METADATA
 from contourdiff.segmentation.results import score_results
 from contourdiff.weights import sha256_of
 from helpers.paths import REPOSITORY
+from helpers.segmentation import verify_with_monai
 
 BUNDLE = REPOSITORY / "bundles" / "contourdiff_vertebrae_mr"
 WEIGHTS = BUNDLE / "models" / "model.pt"
-SCHEMA = REPOSITORY.parent / "shared" / "schemas" / "meta_schema_20240725.json"
 
 
 def test_metadata_and_network_are_valid_for_monai(tmp_path: Path) -> None:
-    options = {"meta_file": str(BUNDLE / METADATA), "config_file": str(BUNDLE / INFERENCE)}
-    verify_net_in_out("network_def", device="cpu", **options, n=5)
-    if not SCHEMA.is_file():
-        pytest.skip("the metadata schema is not beside the repository")
-    shutil.copy(SCHEMA, tmp_path / "schema.json")
-    verify_metadata(meta_file=options["meta_file"], filepath=str(tmp_path / "schema.json"))
+    verify_with_monai(BUNDLE, tmp_path)
 
 
 def test_the_card_names_the_weights_and_repeats_the_measures() -> None:
