@@ -32,6 +32,7 @@ BUNDLE = CONFIGS.parent
         ((), "refiner_path", "refiner.pt", "refiner_def"),
         (("fast",), "refiner_path", "refiner_one_step.pt", "refiner_def"),
         (("draft",), "refiner_path", "refiner_one_step.pt", "refiner_def"),
+        (("hip_thigh",), "ckpt_path", "hip_thigh.pt", "network_def"),
     ],
 )
 def test_weights_are_small_strict_and_named_in_the_model_card(
@@ -48,7 +49,7 @@ def test_weights_are_small_strict_and_named_in_the_model_card(
 
 def test_no_weights_lie_about_without_a_card() -> None:
     names = {path.name for path in (BUNDLE / "models").iterdir()}
-    assert names == {"model.pt", "refiner.pt", "refiner_one_step.pt"}
+    assert names == {"hip_thigh.pt", "model.pt", "refiner.pt", "refiner_one_step.pt"}
 
 
 def test_shape_of_network_is_that_of_the_metadata() -> None:
@@ -106,6 +107,29 @@ def test_real_ct_keeps_grid_and_labels_and_looks_like_t1(real_data: Path, tmp_pa
     assert air < 25
     assert fat > air + 40
     assert vertebrae > air + 40
+
+
+@pytest.mark.slow
+def test_real_hips_keep_their_grid_and_look_like_t1(real_data: Path, tmp_path: Path) -> None:
+    """Four axial slices of a real CT: fat is brighter than muscle, air is black, edges are where the CT has them."""
+    source = nib.load(real_data / "ct" / "hip_torso_ct.nii.gz")
+    ct = np.asarray(source.dataobj)[:, :, 4:8]
+    affine = source.affine.copy()
+    affine[:3, 3] += 4 * affine[:3, 2]
+    write_nifti(tmp_path / "ct" / "hip.nii.gz", ct, affine)
+    output_dir = run_inference_config(
+        tmp_path / "ct", tmp_path / "mr", overlays=("hip_thigh", "draft"), logging_file=False
+    )
+    mr = nib.load(output_dir / "hip_mr.nii.gz")
+    np.testing.assert_array_equal(mr.affine, nib.load(tmp_path / "ct" / "hip.nii.gz").affine)
+    gray = np.asarray(mr.dataobj)
+    fat = gray[(ct > -130) & (ct < -70)].mean()
+    muscle = gray[(ct > 30) & (ct < 80)].mean()
+    assert gray[ct < -900].mean() < 25
+    assert fat > muscle + 40
+    fidelity = json.loads((output_dir / "hip_mr.json").read_text())["fidelity"]
+    assert fidelity["fidelity_median"] > 0.75
+    assert fidelity["suspects"] == []
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,7 @@ from contourdiff.networks import ContourUNet
 from contourdiff.translation import translate, translate_path
 from helpers.dicom import write_series
 from helpers.networks import TINY_NETWORK
+from helpers.paths import CONFIGS
 from helpers.runs import QUICK_SETTINGS, run_tiny_inference
 from helpers.volumes import ball_ct, make_dataset, oblique_affine, read_voxels, write_nifti
 
@@ -476,10 +478,11 @@ def test_masks_become_the_label_of_a_single_ct(
 
 def test_an_anatomy_without_weights_is_an_error(ct_file: Path, tmp_path: Path) -> None:
     """Hips were painted as spines."""
-    with pytest.raises(FileNotFoundError, match=r"expected weights at .*hip_thigh\.pt, found none"):
-        translate_path(ct_file, tmp_path / "mr", anatomy="hip_thigh")
-    with pytest.raises(FileNotFoundError, match=r"expected weights at .*hip_thigh\.pt, found none"):
-        translate_path(ct_file, tmp_path / "mr", overlays=["hip_thigh"])
+    bundle = tmp_path / "bundle"
+    shutil.copytree(CONFIGS, bundle / "configs")
+    for options in ({"anatomy": "hip_thigh"}, {"overlays": ["hip_thigh"]}):
+        with pytest.raises(FileNotFoundError, match=r"weights at .*hip_thigh\.pt, found none"):
+            translate_path(ct_file, tmp_path / "mr", bundle=bundle, **options)
     assert not (tmp_path / "mr").exists()
 
 

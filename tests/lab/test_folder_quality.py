@@ -103,7 +103,7 @@ def test_hip_and_thigh_are_measured_across_axial_slices(tmp_path: Path) -> None:
     write_nifti(tmp_path / "a_mr.nii.gz", image.astype(np.float32), affine)
     write_nifti(tmp_path / "a_label.nii.gz", label, affine)
     quality = folder_quality(tmp_path, overlays=["hip_thigh"])
-    assert (quality["grid"]["slice_axis"], quality["grid"]["spacing_mm"]) == (2, 0.8)
+    assert (quality["grid"]["slice_axis"], quality["grid"]["spacing_mm"]) == (2, 1.1)
     assert quality["cases"][0]["pairs"] == 5
     assert quality["cases"][0]["flicker"] > 300  # every second slice is brighter by 40
     assert quality["cases"][0]["labelled_slices"] == 6
