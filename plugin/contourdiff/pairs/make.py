@@ -50,7 +50,7 @@ OF_INPUTS = ("dataset_dir", "datalist", "series", "series_uid")
 OWN_SETTINGS = ("outline", "case_suffix", "output_ext", "format", "overwrite")
 """Settings of a translation that pairs set themselves, or cannot have."""
 MR_NOISE = 3.0
-"""Standard deviation of the noise of real lumbar MR at 1.1 mm, gray levels: medians are 2.1 (T1), 3.2 (T2), 3.7 (SPACE)."""
+"""Standard deviation of the noise of real lumbar MR at 1.1 mm, gray levels; docs/pairs.md has the measurement."""
 
 
 def make_pairs(
@@ -74,7 +74,8 @@ def make_pairs(
 
     CT and label are warped as one, and the contour is that of the warped CT. The first shape is the anatomy itself.
     Pairs are on the grid of the model: 1.1 mm in the plane of the slices, and between them the spacing of the CT.
-    Their MR has the noise of real MR, unless ``noise_gray_levels`` says otherwise. Finished pairs are kept, so a call that was interrupted goes on where it stopped.
+    Their MR has the noise of real MR, unless ``noise_gray_levels`` says otherwise. Finished pairs are kept, so a call
+    that was interrupted goes on where it stopped.
 
     Args:
         source: CT with labels, as for [`contourdiff.translation.translate_path`][].

@@ -12,5 +12,5 @@ from contourdiff.transforms.opencv_contour import OpenCVContour, OpenCVContourd
 from contourdiff.transforms.rand_contour import RandContour, RandContourd
 from contourdiff.transforms.rand_remap import RandRemap, RandRemapd
 from contourdiff.transforms.remap_labels import RemapLabels, RemapLabelsd
-from contourdiff.transforms.rician_noise import RicianNoise, RicianNoised
+from contourdiff.transforms.rician_noise import RicianNoised
 from contourdiff.transforms.slicewise import Slicewise, Slicewised
