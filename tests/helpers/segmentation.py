@@ -41,9 +41,11 @@ def write_pairs(folder: Path, cases: int = 3) -> Path:
     return folder
 
 
-def write_small_bundle(folder: Path, classes: dict[str, Any] = CLASSES) -> Path:
+def write_small_bundle(
+    folder: Path, classes: dict[str, Any] = CLASSES, slice_axis: int = 0
+) -> Path:
     """A bundle with a network of few channels."""
-    write_model_bundle(folder, classes)
+    write_model_bundle(folder, classes, slice_axis=slice_axis)
     config = folder / INFERENCE
     text = config.read_text()
     small = text.replace("[16, 32, 64, 128, 256]", "[4, 4, 8, 8, 8]")

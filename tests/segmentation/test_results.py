@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -54,6 +55,21 @@ def test_the_orientation_of_a_file_does_not_change_its_segmentation(
     assert 0.05 < (first == 1).mean() < 0.6
     for name, other in segmentations.items():
         assert (other != first).mean() < 0.002, name  # resampled from another corner
+
+
+@pytest.mark.slow
+def test_axial_slices_are_segmented_as_sagittal_ones(model: Path, tmp_path: Path) -> None:
+    gray, _ = mr_with_bone(5)
+    write_nifti(tmp_path / "mr" / "sagittal.nii.gz", gray, np.diag([4.0, 2.0, 2.0, 1.0]))
+    (sagittal,) = segment(model, tmp_path / "mr", tmp_path / "out")
+    bundle = write_small_bundle(tmp_path / "axial", slice_axis=2)
+    shutil.copy(model / "models" / "model.pt", bundle / "models" / "model.pt")
+    affine = np.diag([2.0, 2.0, 4.0, 1.0])
+    write_nifti(tmp_path / "mr_axial" / "axial.nii.gz", np.moveaxis(gray, 0, 2), affine)
+    (axial,) = segment(bundle, tmp_path / "mr_axial", tmp_path / "out_axial")
+    expected = np.moveaxis(read_voxels(sagittal), 0, 2)
+    assert expected.any()
+    np.testing.assert_array_equal(read_voxels(axial), expected)
 
 
 @pytest.mark.slow

@@ -11,8 +11,10 @@ import pytest
 
 import contourdiff
 from contourdiff import cli
+from contourdiff.data.atomic import read_json
 from contourdiff.limits import SettingError
 from contourdiff.phantom import lumbar_phantom, oblique_affine, write_phantom
+from contourdiff.segmentation.model_bundle import INFERENCE
 from contourdiff.segmentation.stages import transfer
 from helpers.volumes import read_voxels, write_nifti
 
@@ -81,6 +83,25 @@ def test_the_same_command_again_computes_nothing_anew(done: Path, ct: Path) -> N
     before = {path: path.stat().st_mtime_ns for path in kept}
     transfer(ct, done / "mr", out, classes=CLASSES, shapes=1, contrast="t1", device="cpu")
     assert {path: path.stat().st_mtime_ns for path in kept} == before
+
+
+@pytest.mark.slow
+def test_a_transfer_of_hips_segments_axial_slices(ct: Path, tmp_path: Path) -> None:
+    mr = write_mr(tmp_path / "mr")
+    model = transfer(
+        *(ct, mr, tmp_path / "out"),
+        anatomy="hip_thigh",
+        classes=CLASSES,
+        shapes=1,
+        steps=1,
+        min_object_mm2=100.0,
+        device="cpu",
+    )
+    config = read_json(model / INFERENCE)
+    assert (config["slice_axis"], config["pixdim"][2]) == (2, -1)
+    assert "Slices are axial" in (model / "docs" / "README.md").read_text()
+    (result,) = (tmp_path / "out" / "report" / "segmentations").glob("*_seg.nii.gz")
+    assert read_voxels(result).shape == SHAPE
 
 
 @pytest.mark.slow

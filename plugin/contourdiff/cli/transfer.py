@@ -20,6 +20,7 @@ from contourdiff.cli.commands import (
     several,
 )
 from contourdiff.cli.program import PROGRAM
+from contourdiff.cli.translation import ANATOMIES
 
 
 @PROGRAM.command(
@@ -41,6 +42,7 @@ from contourdiff.cli.program import PROGRAM
         "--contrast",
         "t1, t2 or t2_space, or several: t1,t2; default: all contrasts of the translator",
     ),
+    argument("--anatomy", "translator of the pairs; default: lumbar", choices=ANATOMIES),
     argument("--seed", "seed of pairs and training; default: 0", type=int),
     argument("--workers", "processes that share the shapes; default: 1", type=int, metavar="N"),
     DEVICE,

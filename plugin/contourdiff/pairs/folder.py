@@ -40,6 +40,8 @@ class Pair(NamedTuple):
     shape: int
     contrast: str | None
     outline: bool
+    slice_axis: int
+    """Of the slices that were translated, in RAS."""
 
 
 def shape_name(case: str, number: int) -> str:
@@ -96,7 +98,8 @@ def pairs_in(folder: Path) -> list[Pair]:
         if settings.get("contrasts"):
             contrast = settings["contrast"]
         outline = settings.get("outline", False)
-        pairs.append(Pair(files, name[1], int(name[2]), contrast, outline))
+        pair = Pair(files, name[1], int(name[2]), contrast, outline, settings["slice_axis"])
+        pairs.append(pair)
     return sorted(pairs, key=lambda pair: (pair.patient, pair.shape, pair.contrast or ""))
 
 

@@ -16,6 +16,7 @@ from contourdiff.data.volumes import open_volume, release_voxels
 CONTRASTS = ("t1", "t2", "pd", "flair", "stir", "dixon", "dwi")
 CONTRAST = re.compile(rf"(?<![a-z0-9])({'|'.join(CONTRASTS)})(?![0-9])", re.IGNORECASE)
 """A contrast in the name of a file, such as ``anna_T2w``."""
+DIRECTIONS = ("from left to right", "from front to back", "from foot to head")
 SMALLER = 0.5
 """Share of the field of view of the MR below which that of the CT is called small."""
 
@@ -69,13 +70,15 @@ def contrasts_in(names: Iterable[str]) -> list[str]:
     return sorted(contrasts)
 
 
-def field_of_view_warnings(ct: Iterable[Path], mr: Iterable[Path]) -> list[str]:
-    """Warn where CT show much less of the body than MR do, from front to back or from foot to head."""
+def field_of_view_warnings(
+    ct: Iterable[Path], mr: Iterable[Path], slice_axis: int = 0
+) -> list[str]:
+    """Warn where slices of CT show much less of the body than those of MR do; ``slice_axis`` is that in RAS."""
     warnings = []
     ct_mm = _extents_mm(ct)
     mr_mm = _extents_mm(mr)
-    for axis, direction in ((1, "from front to back"), (2, "from foot to head")):
-        if ct_mm[axis] < SMALLER * mr_mm[axis]:
+    for axis, direction in enumerate(DIRECTIONS):
+        if axis != slice_axis and ct_mm[axis] < SMALLER * mr_mm[axis]:
             warnings.append(
                 f"the CT show {ct_mm[axis]:.0f} mm {direction}, the MR {mr_mm[axis]:.0f} mm (medians): what is beyond "
                 "was never seen in training, and may be taken for a class; pass CT of the whole region, or crop the MR"

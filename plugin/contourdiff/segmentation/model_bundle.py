@@ -32,6 +32,10 @@ FINISHED = "training.json"
 """Written beside the weights when a training has ended."""
 TIMED_STEPS = 6
 PACKAGES = {"monai_version": "monai", "pytorch_version": "torch", "numpy_version": "numpy"}
+SLICES = ("sagittal", "coronal", "axial")
+"""By their axis in RAS."""
+OF_EACH_AXIS = ("smoothing", "half_pixdim", "pixdim", "divisors")
+"""Entries of the template's inference.json with a value between the slices, and one within them."""
 LEVELS = 6
 """Levels of the larger network."""
 
@@ -60,6 +64,7 @@ def write_model_bundle(
     label_map: Mapping[str, Any],
     *,
     preset: str = "cpu",
+    slice_axis: int = 0,
     command: str | None = None,
     bundle: str | Path | None = None,
 ) -> Path:
@@ -69,6 +74,7 @@ def write_model_bundle(
         folder: new or empty folder; its name is the bundle's.
         label_map: content of a file of [`contourdiff.data.label_map.LabelMap`][].
         preset: ``"cpu"``, a network of 2 M parameters and slices of 2 mm; ``"gpu"``, one of 11 M and 1.5 mm.
+        slice_axis: axis of the slices in RAS: 0 sagittal, 1 coronal, 2 axial.
         command: for the model card.
         bundle: of the translator, for its license, see [`contourdiff.bundle.find_bundle`][].
 
@@ -85,12 +91,16 @@ def write_model_bundle(
         for config, changes in PRESETS[preset].items():
             _change(aside / config, changes)
         _change(aside / INFERENCE, {"channels_out": len(names) + 1})
+        _set_slice_axis(aside / INFERENCE, slice_axis)
         _change(aside / EVALUATE, _values_of(classes))
         size_divisor = read_json(aside / INFERENCE)["size_divisor"]
         _write_metadata(aside / METADATA, names, size_divisor)
-        _write_card(
-            aside / "docs" / "README.md", names, command or "contourdiff transfer CT MR OUT"
-        )
+        card = {
+            "classes": _listed(names),
+            "command": command or "contourdiff transfer CT MR OUT",
+            "slices": SLICES[slice_axis],
+        }
+        _fill_in(aside / "docs" / "README.md", card)
         write_text(aside / "labels.ctbl", _color_table(names))
         (aside / "models").mkdir()
     return Path(folder)
@@ -170,6 +180,18 @@ def _change(path: Path, changes: Mapping[str, Any]) -> None:
     write_text(path, text)
 
 
+def _set_slice_axis(path: Path, slice_axis: int) -> None:
+    """Let a config whose slices are sagittal have others."""
+    config = read_json(path)
+    changes: dict[str, Any] = {"slice_axis": slice_axis}
+    for name in OF_EACH_AXIS:
+        between, within, _ = config[name]
+        values = [within] * 3
+        values[slice_axis] = between
+        changes[name] = values
+    _change(path, changes)
+
+
 def _replaced(text: str, name: str, old: Any, new: Any) -> str:
     """Text of a config in which ``"name": old`` is ``"name": new``."""
     entry = f'"{name}": {json.dumps(old)}'
@@ -206,10 +228,9 @@ def _write_metadata(path: Path, names: Mapping[int, str], size_divisor: int) -> 
     write_text(path, json.dumps(metadata, indent=4) + "\n")
 
 
-def _write_card(path: Path, names: Mapping[int, str], command: str) -> None:
+def _fill_in(path: Path, values: Mapping[str, str]) -> None:
     template = Template(path.read_text(encoding="utf-8"))
-    text = template.substitute(classes=_listed(names), command=command)
-    write_text(path, text)
+    write_text(path, template.substitute(values))
 
 
 def _listed(names: Mapping[int, str]) -> str:

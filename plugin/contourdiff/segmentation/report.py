@@ -113,7 +113,9 @@ def write_transfer_report(
         cases.append(case_quality(result, others, label_map.classes, ranges))
     cases.sort(key=lambda case: case.urgency)
     write_csv(folder / "cases.csv", without_nan([_row(case) for case in cases]))
-    _write_picture(folder / "cases.png", cases, mr_files(mr), folder / "segmentations")
+    slice_axis = read_json(Path(model) / INFERENCE)["slice_axis"]
+    segmented = folder / "segmentations"
+    _write_picture(folder / "cases.png", cases, mr_files(mr), segmented, slice_axis)
     scores = _scores(folder, mr, results, label_map)
     write_text(folder / "report.md", _text(cases, warnings, scores))
     return folder / "report.md"
@@ -247,7 +249,7 @@ def _text(cases: Sequence[CaseQuality], warnings: Sequence[str], scores: str | N
     lines += ["## What to look at first", "", markdown_table(("MR", "agreement", "remarks"), rows)]
     lines += ["", NOTE, "", "![slices](cases.png)", ""]
     lines += [
-        "*The sagittal slice with the most classes of each MR, without and with the result.*",
+        "*The slice of each MR with the largest result, without and with it.*",
         "",
     ]
     if scores is not None:
@@ -256,7 +258,11 @@ def _text(cases: Sequence[CaseQuality], warnings: Sequence[str], scores: str | N
 
 
 def _write_picture(
-    path: Path, cases: Sequence[CaseQuality], images: Mapping[str, Path], segmented: Path
+    path: Path,
+    cases: Sequence[CaseQuality],
+    images: Mapping[str, Path],
+    segmented: Path,
+    slice_axis: int,
 ) -> None:
     """Draw the first cases, each with its result below."""
     shown = cases[:SHOWN]
@@ -264,20 +270,21 @@ def _write_picture(
     below = []
     for case in shown:
         result = segmented / f"{case.case}{ENDING}"
-        gray, colored = _fullest_slice(images[case.case], result)
+        gray, colored = _fullest_slice(images[case.case], result, slice_axis)
         above.append(gray)
         below.append(colored)
     titles = [[case.case for case in shown]]
     save_figure(image_grid([above, below], titles, white=1), path, dpi=90)
 
 
-def _fullest_slice(image: Path, result: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The sagittal slice with the largest result, in gray and with the classes in color: ``(A, S)``, ``(A, S, 3)``."""
+def _fullest_slice(image: Path, result: Path, slice_axis: int) -> tuple[np.ndarray, np.ndarray]:
+    """The slice with the largest result, in gray and with the classes in color: ``(H, W)``, ``(H, W, 3)``."""
     mr = nib.load(image)
     voxels = nib.as_closest_canonical(mr).get_fdata(dtype=np.float32)
     shaped = np.asarray(nib.load(result).dataobj).reshape(mr.shape)
     classes = nib.as_closest_canonical(nib.Nifti1Image(shaped, mr.affine)).dataobj
-    classes = np.asarray(classes)
+    classes = np.moveaxis(np.asarray(classes), slice_axis, 0)
+    voxels = np.moveaxis(voxels, slice_axis, 0)
     areas = (classes > 0).sum(axis=(1, 2))
     position = int(areas.argmax()) if areas.any() else len(areas) // 2
     low, high = np.percentile(voxels, [1, 99])

@@ -116,14 +116,17 @@ def transfer(
         **settings,
     )
     made = folder.pairs_in(pairs)
-    too_small = field_of_view_warnings([pair.files.mr for pair in made], images.values())
+    slice_axis = made[0].slice_axis
+    too_small = field_of_view_warnings(
+        [pair.files.mr for pair in made], images.values(), slice_axis
+    )
     _log(too_small)
 
     logger.info("2 of 4: training, in %s", output / MODEL)
     model = output / MODEL
     content = pair_classes(pairs)
     if not model.is_dir():
-        write_model_bundle(model, content, preset=preset, command=command)
+        write_model_bundle(model, content, preset=preset, slice_axis=slice_axis, command=command)
     record = {
         "preset": preset,
         "seed": seed,
