@@ -212,7 +212,7 @@ def node_of(path: Path) -> Volume:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("contrast", ["t1", "t2"])
+@pytest.mark.parametrize("contrast", ["t1", "t2_space"])
 def test_the_volume_is_that_of_the_translator_from_the_same_noise(
     contrast: str,
     ct: Path,
@@ -292,7 +292,8 @@ def test_the_installation_keeps_the_other_models_and_can_be_repeated(
 ) -> None:
     assert run_installer(module, graph).returncode == 0
     models = json.loads((module / "Resources" / "Models" / "metadata.json").read_text())
-    assert list(models) == ["other", "contourdiff_ct2mr_t1", "contourdiff_ct2mr_t2"]
+    keys = [f"contourdiff_ct2mr_{contrast}" for contrast in ("t1", "t2", "t2_space")]
+    assert list(models) == ["other", *keys]
     for key in list(models)[1:]:
         copied = module / "Resources" / "Models" / f"{key}.onnx"
         assert copied.read_bytes() == graph.read_bytes()

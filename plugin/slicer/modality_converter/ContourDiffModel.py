@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CT to synthetic MR for SlicerModalityConverter, a class for both contrasts."""
+"""CT to synthetic MR for SlicerModalityConverter, a class for all contrasts."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from ModalityConverterLib.ModelBase import BaseModel, register_model
 from ModalityConverterLib.Utils.modelLoadUtils import import_onnx_model
 
 KEY = "contourdiff_ct2mr"
-"""Both models are called this, with the contrast behind it."""
+"""The models are called this, with the contrast behind it."""
 REQUIREMENT = "scikit-image>=0.26"
 
 
 @register_model(f"{KEY}_t1")
 @register_model(f"{KEY}_t2")
+@register_model(f"{KEY}_t2_space")
 class ContourDiffModel(BaseModel):
     """Translate a CT by the file ``<key>.onnx``, which ``contourdiff export --single`` writes."""
 
@@ -63,7 +64,7 @@ class ContourDiffModel(BaseModel):
                 raise ValueError(
                     f"expected a mask on the grid of the CT, {voxels.shape}, got {mask.shape}; resample it"
                 )
-        contrast = self.modelKey.rpartition("_")[2]
+        contrast = self.modelKey.removeprefix(f"{KEY}_")
         mr = translate_volume(voxels, affine, self.model, contrast, _show_progress)
         if mask is not None:
             mr[mask == 0] = 0
