@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from contourdiff.phantom import write_phantom
-from helpers.paths import REPOSITORY
+from helpers.paths import REPOSITORY, program
 
 CONTAINERFILE = REPOSITORY / "Containerfile"
+HADOLINT = program("hadolint")
 APPTAINER = REPOSITORY / "apptainer.def"
 BUILT = re.compile(r"-c constraints\.txt \"\.\[(.*?)\]\"")
 
@@ -79,6 +80,6 @@ def test_a_translation_needs_no_network(tmp_path: Path) -> None:
     assert (tmp_path / "mr" / "phantom_mr.nii.gz").is_file()
 
 
-@pytest.mark.skipif(shutil.which("hadolint") is None, reason="hadolint is not installed")
+@pytest.mark.skipif(HADOLINT is None, reason="hadolint is not installed")
 def test_hadolint_has_no_advice() -> None:
-    subprocess.run(["hadolint", CONTAINERFILE], check=True)
+    subprocess.run([HADOLINT, CONTAINERFILE], check=True)

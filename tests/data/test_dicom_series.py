@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +21,14 @@ from contourdiff.limits import SettingError
 from contourdiff.translation import translate_path
 from helpers.dicom import write_series
 from helpers.networks import TINY_NETWORK
+from helpers.paths import program
 from helpers.runs import QUICK_SETTINGS
 from helpers.volumes import ball_ct, oblique_affine, read_voxels
 
 pytest.importorskip("highdicom", reason="DICOM is written with highdicom")
 
-DCM2NIIX = shutil.which("dcm2niix", path=f"{Path(sys.executable).parent}:/usr/bin:/usr/local/bin")
-DCIODVFY = shutil.which("dciodvfy")
+DCM2NIIX = program("dcm2niix")
+DCIODVFY = program("dciodvfy")
 OBLIQUE_AXES = (0.96, 0.28, 0.0, -0.2688, 0.9216, 0.28)
 TWO_NAMES = "Müller^Anna"
 STUDY = {

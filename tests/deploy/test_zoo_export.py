@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from importlib.metadata import packages_distributions
@@ -18,7 +19,7 @@ import pytest
 import yaml
 
 from contourdiff import cli
-from contourdiff.bundle import run_inference_config
+from contourdiff.bundle import BUNDLE_NAME, find_bundle, run_inference_config
 from contourdiff.deploy.zoo_export import export_to_zoo
 from contourdiff.phantom import write_phantom
 from contourdiff.weights import read_weights, sha256_of
@@ -63,7 +64,12 @@ QUICK = {"num_inference_steps": 2, "num_refinement_steps": 1, "candidates": 1, "
 
 @pytest.fixture(scope="module")
 def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export_to_zoo(tmp_path_factory.mktemp("zoo") / "clone", name=NAME, files_url=URL)
+    """What is exported of the bundle when it has weights of another anatomy, too."""
+    bundle = tmp_path_factory.mktemp("bundle") / BUNDLE_NAME
+    shutil.copytree(find_bundle(), bundle, ignore=shutil.ignore_patterns("eval"))
+    (bundle / "models" / "hip_thigh.pt").write_bytes(b"of another anatomy")
+    target = tmp_path_factory.mktemp("zoo") / "clone"
+    return export_to_zoo(target, bundle, name=NAME, files_url=URL)
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +185,16 @@ def test_both_cards_have_the_sections_of_the_zoo_and_no_dead_link(folder: Path) 
             assert (folder / config).is_file(), config
 
 
+@pytest.mark.parametrize(("row", "measure"), [("F1", "contour_f1_within_1px"), ("SSIM", "ssim")])
+def test_the_card_reports_the_figures_of_the_metadata(folder: Path, row: str, measure: str) -> None:
+    metrics = json.loads((folder / "configs" / "metadata.json").read_text())["eval_metrics"]
+    card = (folder / "README.md").read_text()
+    (line,) = re.findall(rf"^\| {row}\b.*$", card, re.MULTILINE)
+    figures = [float(figure) for figure in re.findall(r"\| ([\d.]+) ±", line)]
+    contrasts = ("t1", "t2", "t2_space")
+    assert figures == [metrics[f"{measure}_held_out_{contrast}"] for contrast in contrasts]
+
+
 def test_the_card_at_the_root_has_the_front_matter_of_hugging_face(folder: Path) -> None:
     _, front_matter, _ = (folder / "README.md").read_text().split("---\n", 2)
     facts = yaml.safe_load(front_matter)
@@ -224,6 +240,13 @@ def test_configs_are_laid_as_the_zoo_lays_them(folder: Path) -> None:
 def test_a_name_that_is_no_module_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected name to be letters"):
         export_to_zoo(tmp_path / "out", name=name)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_bundle_of_a_segmentation_is_refused(tmp_path: Path) -> None:
+    bundle = REPOSITORY / "bundles" / "contourdiff_vertebrae_mr"
+    with pytest.raises(FileNotFoundError, match=r"files of a translator .*configs/fast\.json"):
+        export_to_zoo(tmp_path / "out", bundle)
     assert not (tmp_path / "out").exists()
 
 

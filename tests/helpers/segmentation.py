@@ -57,7 +57,7 @@ def write_small_bundle(
 def verify_with_monai(bundle: Path, tmp_path: Path) -> None:
     """MONAI's checks of network and metadata; the second one is skipped where its schema is absent."""
     options = {"meta_file": str(bundle / METADATA), "config_file": str(bundle / INFERENCE)}
-    verify_net_in_out("network_def", device="cpu", **options, n=5)
+    verify_net_in_out("network_def", device="cpu", **options)
     schema = REPOSITORY.parent / "shared" / "schemas" / "meta_schema_20240725.json"
     if not schema.is_file():
         pytest.skip("the metadata schema is not beside the repository")

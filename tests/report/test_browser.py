@@ -213,8 +213,8 @@ def test_ct_and_mr_share_one_crosshair(page: Any, address: str) -> None:
 def test_a_key_flips_ct_and_mr_and_values_have_names(page: Any, address: str) -> None:
     page.goto(f"{address}/report/a.html")
     page.wait_for_selector("#viewer[data-ready]", timeout=60_000)
-    contour = "contour (none|given and found|invented|lost)"
-    named = rf".* mm: CT -?\d+ HU, MR \d+, (none|label \d+), {contour}, uncertainty .*"
+    contour = "(no contour|contour (given and found|invented|lost))"
+    named = rf".* mm: CT -?\d+ HU, MR \d+, (no label|label \d+), {contour}, uncertainty .*"
     assert re.fullmatch(named, page.inner_text("#place"))
     assert page.inner_text("#legend").strip().startswith("label ")
     mr = pixels(page)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -147,6 +148,17 @@ def test_the_viewer_is_the_released_one(reported: Path) -> None:
     licence = (reported / "report" / "niivue.LICENSE.txt").read_text()
     assert f"NiiVue {VIEWER_VERSION}" in licence
     assert "BSD 2-Clause License" in licence
+
+
+def test_the_methods_describe_how_the_mr_were_painted(reported: Path) -> None:
+    """Contour, networks and selection, with the settings of the run; nothing of the code."""
+    text = " ".join(Page(reported / "index.html").text.split())
+    settings = json.loads((reported / "a_mr.json").read_text())["settings"]
+    low, high = settings["window_hu"]
+    assert f"Each CT was windowed to {low:.0f} to {high:.0f} HU" in text
+    assert f"with {settings['num_inference_steps']} steps of DDIM [5]" in text
+    assert "the one nearest to the translation of the neighboring slice was taken" in text
+    assert "VolumeInferer" not in text
 
 
 @pytest.mark.slow

@@ -101,6 +101,8 @@ def test_results_are_the_files_of_the_answer(logic: ModuleType) -> None:
     assert (result.mr, result.label) == (Path("/t/a_mr.nii.gz"), None)
     assert result.fidelity is None
     assert result.warnings == ("suspicious",)
+    other = RESULT.replace('"contrast": null', '"contrast": "t2_space"')
+    assert run_program(logic, f"print('''{other}''')").results()[0].name == "T2 SPACE"
 
 
 @pytest.mark.parametrize(

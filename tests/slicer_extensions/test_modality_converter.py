@@ -212,8 +212,9 @@ def node_of(path: Path) -> Volume:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("contrast", ["t1", "t2"])
+@pytest.mark.parametrize(("key", "contrast"), [("t1", "t1"), ("space", "t2_space")])
 def test_the_volume_is_that_of_the_translator_from_the_same_noise(
+    key: str,
     contrast: str,
     ct: Path,
     slicer: ModuleType,
@@ -228,7 +229,7 @@ def test_the_volume_is_that_of_the_translator_from_the_same_noise(
     monkeypatch.setattr(NoiseStream, "draw", no_noise)
     options = {"acceleration": None, "amp": False, "draft": True, "device": "cpu"}
     (expected,) = translate_path(ct, tmp_path, contrast=contrast, progress=False, **options)
-    model = load(f"contourdiff_ct2mr_{contrast}")
+    model = load(f"contourdiff_ct2mr_{key}")
     volume = sys.modules["ModalityConverterLib.ModelsImpl.ContourDiffVolume"]
     monkeypatch.setattr(
         volume, "correlated_noise", lambda rng, shape, deviation: np.zeros(shape, np.float32)
@@ -258,6 +259,15 @@ def test_a_mask_keeps_what_lies_in_it(ct: Path, slicer: ModuleType) -> None:
     assert part.voxels.any()
     with pytest.raises(ValueError, match="expected a mask on the grid of the CT"):
         model.runInference(source, part, inputMask=Volume(mask[1:], source.affine))
+
+
+@pytest.mark.slow
+def test_voxels_without_a_place_are_refused(ct: Path, slicer: ModuleType) -> None:
+    """As newer versions of the extension pass them to a process of its own."""
+    model = load("contourdiff_ct2mr_t2")
+    volume = SimpleNamespace(array=node_of(ct).voxels)
+    with pytest.raises(RuntimeError, match="expected a volume with spacing and orientation"):
+        model.runInference(volume, Volume())
 
 
 def test_a_volume_without_a_body_is_refused(slicer: ModuleType) -> None:
@@ -292,7 +302,8 @@ def test_the_installation_keeps_the_other_models_and_can_be_repeated(
 ) -> None:
     assert run_installer(module, graph).returncode == 0
     models = json.loads((module / "Resources" / "Models" / "metadata.json").read_text())
-    assert list(models) == ["other", "contourdiff_ct2mr_t1", "contourdiff_ct2mr_t2"]
+    keys = [f"contourdiff_ct2mr_{contrast}" for contrast in ("t1", "t2", "space")]
+    assert list(models) == ["other", *keys]
     for key in list(models)[1:]:
         copied = module / "Resources" / "Models" / f"{key}.onnx"
         assert copied.read_bytes() == graph.read_bytes()

@@ -278,7 +278,9 @@ def _common(attributes: Mapping[str, str], contrast: str | None) -> Dataset:
     """What all images of a series share."""
     now = datetime.now()
     today, time = now.strftime("%Y%m%d"), now.strftime("%H%M%S")
-    name = "Synthetic MR" if contrast is None else f"Synthetic MR {contrast.upper()}"
+    name = (
+        "Synthetic MR" if contrast is None else f"Synthetic MR {contrast.upper().replace('_', ' ')}"
+    )
     values: dict[str, Any] = {
         **dict.fromkeys(EMPTY, ""),
         "SpecificCharacterSet": "ISO_IR 192",

@@ -31,10 +31,12 @@ OVERLAYS = ("fast", "cpu", "train_refiner", "multi_gpu_train")
 KEPT = ("_desc_", "imports", "bundle_root", "dataset_dir", "train", "validate", "initialize", "run")
 """Entries of a config that nothing has to refer to."""
 DOCUMENTS = ("LICENSE", "docs/data_license.txt", "configs/logging.conf")
-PICTURES = ("torso_ct_mr.png", "agreement.png", "loss.png")
+PICTURES = ("docs/images/torso_ct_mr.png", "docs/images/agreement.png", "docs/images/loss.png")
 LARGE_BYTES = 10**6
 """The zoo's hook refuses larger files, and its continuous integration downloads those of ``large_files.yml``."""
 NO_ADDRESS = "https://example.org/upload-the-large-files-and-export-again-with--files-url"
+WEIGHTS = re.compile(r"\bmodels/\w+\.pt\b")
+"""Those of other anatomies have configs of their own, and stay out."""
 MODULE = re.compile(r"\bcontourdiff(?=\.\w)|(?<=from )contourdiff(?= import)")
 DOTTED = re.compile(r"\bcontourdiff(?:\.\w+)+")
 READER = {"reader": "contourdiff.data.nifti.SourceGridReader"}
@@ -77,17 +79,16 @@ def export_to_zoo(
         raise ImportError("the zoo's format requires ruff: pip install 'contourdiff[zoo]'")
     import_safetensors()
     root = find_bundle(bundle).resolve()
+    _check_translator(root)
     with atomic_folder(Path(output_dir).resolve()) as aside:
         folder = aside / "models" / name
-        for document in DOCUMENTS:
-            _copy(root / document, folder / document)
-        for picture in PICTURES:
-            _copy(root / "docs" / "images" / picture, folder / "docs" / "images" / picture)
+        for file in (*DOCUMENTS, *PICTURES):
+            _copy(root / file, folder / file)
         texts = _write_configs(root / "configs", folder / "configs")
         _write_code(texts, folder / "scripts")
-        for weights in sorted((root / "models").glob("*.pt")):
-            _copy(weights, folder / "models" / weights.name)
-            _write_safetensors(weights, folder / "models")
+        for weights in sorted(set(WEIGHTS.findall("".join(texts)))):
+            _copy(root / weights, folder / weights)
+            _write_safetensors(folder / weights)
         _write_cards(folder, name)
         _write_large_files(folder, files_url or NO_ADDRESS)
         test = aside / "ci" / "unit_tests" / f"test_{name}.py"
@@ -98,6 +99,17 @@ def export_to_zoo(
             "large_files.yml has no addresses that exist; upload its files, and pass --files_url"
         )
     return Path(output_dir)
+
+
+def _check_translator(root: Path) -> None:
+    """Raise ``FileNotFoundError`` for the bundle of another task, such as a segmentation."""
+    configs = [f"configs/{name}.json" for name in (*CONFIGS, *OVERLAYS)]
+    missing = [name for name in (*DOCUMENTS, *PICTURES, *configs) if not (root / name).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"expected the files of a translator in {root}, found no {', '.join(missing)}; add them, "
+            "or copy a bundle that runs with MONAI alone as it is"
+        )
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -231,9 +243,10 @@ def _write_code(texts: list[str], target: Path) -> None:
         (folder / "__init__.py").write_text("# SPDX-License-Identifier: Apache-2.0\n", "utf-8")
 
 
-def _write_safetensors(weights: Path, folder: Path) -> None:
-    path = folder / weights.with_suffix(".safetensors").name
-    import_safetensors().torch.save_file(read_weights(weights), path, {"format": "pt"})
+def _write_safetensors(weights: Path) -> None:
+    """Write the same tensors beside a file of weights."""
+    tensors = import_safetensors().torch.save(read_weights(weights), {"format": "pt"})
+    weights.with_suffix(".safetensors").write_bytes(tensors)
 
 
 def _write_cards(folder: Path, name: str) -> None:

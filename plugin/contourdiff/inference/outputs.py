@@ -182,6 +182,7 @@ class TranslationOutputs:
         self._write_maps(result, fidelity, contours, files)
         uids = self._write_dicom(item, source, label, files)
         ct = open_volume(source)
+        inferer = getattr(engine, "inferer", None)
         record = {
             "case": item["case"],
             "image": item["source"],
@@ -196,7 +197,8 @@ class TranslationOutputs:
             "packages": self._packages(),
             "weights": self.weights,
             "settings": self._settings_for(item),
-            "inferer": type(getattr(engine, "inferer", None)).__name__,
+            "inferer": type(inferer).__name__,
+            "painter": type(getattr(inferer, "painter", inferer)).__name__,
             "warnings": item["warnings"],
             "network_calls": result.network_calls,
             "batch_size": result.batch_size,

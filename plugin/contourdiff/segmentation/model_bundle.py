@@ -220,7 +220,7 @@ def _write_metadata(path: Path, names: Mapping[int, str], size_divisor: int) -> 
     metadata["pred_classes"] = f"class numbers: {_listed(names)}"
     formats = metadata["network_data_format"]
     for side in (formats["inputs"]["image"], formats["outputs"]["pred"]):
-        side["spatial_shape"] = [f"{size_divisor}*n"] * 2
+        side["spatial_shape"] = [f"{size_divisor}*(n+1)"] * 2
     output = formats["outputs"]["pred"]
     output["num_channels"] = len(names) + 1
     for number, name in names.items():

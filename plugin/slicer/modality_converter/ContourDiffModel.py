@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CT to synthetic MR for SlicerModalityConverter, a class for both contrasts."""
+"""CT to synthetic MR for SlicerModalityConverter, a class for all contrasts."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from ModalityConverterLib.ModelBase import BaseModel, register_model
 from ModalityConverterLib.Utils.modelLoadUtils import import_onnx_model
 
 KEY = "contourdiff_ct2mr"
-"""Both models are called this, with the contrast behind it."""
+"""The models are called this, with a name of `CONTRASTS` behind it."""
+CONTRASTS = {"t1": "t1", "t2": "t2", "space": "t2_space"}
+"""No name begins with another one, because the extension looks for files that begin with it."""
 REQUIREMENT = "scikit-image>=0.26"
 
 
 @register_model(f"{KEY}_t1")
 @register_model(f"{KEY}_t2")
+@register_model(f"{KEY}_space")
 class ContourDiffModel(BaseModel):
     """Translate a CT by the file ``<key>.onnx``, which ``contourdiff export --single`` writes."""
 
@@ -48,10 +51,16 @@ class ContourDiffModel(BaseModel):
         """Set ``outputVolume`` to the MR on the grid of ``inputVolume``, 0 outside ``inputMask``; its voxels.
 
         Volumes are scalar volume nodes, the input in Hounsfield units. ``showAllFiles`` has no effect: there are no
-        others. Raises ``ValueError`` for a mask on another grid, and as ``translate_volume``.
+        others. Raises ``ValueError`` for a mask on another grid, and as ``translate_volume``;
+        ``RuntimeError`` for a volume without a place.
         """
         from .ContourDiffVolume import translate_volume
 
+        if not hasattr(inputVolume, "GetIJKToRASMatrix"):
+            raise RuntimeError(
+                "expected a volume with spacing and orientation, got its voxels alone, as newer versions of "
+                "SlicerModalityConverter pass them; use its version e67d217, or the module ContourDiff"
+            )
         matrix = vtk.vtkMatrix4x4()
         inputVolume.GetIJKToRASMatrix(matrix)
         affine = slicer.util.arrayFromVTKMatrix(matrix)
@@ -63,7 +72,7 @@ class ContourDiffModel(BaseModel):
                 raise ValueError(
                     f"expected a mask on the grid of the CT, {voxels.shape}, got {mask.shape}; resample it"
                 )
-        contrast = self.modelKey.rpartition("_")[2]
+        contrast = CONTRASTS[self.modelKey.removeprefix(f"{KEY}_")]
         mr = translate_volume(voxels, affine, self.model, contrast, _show_progress)
         if mask is not None:
             mr[mask == 0] = 0

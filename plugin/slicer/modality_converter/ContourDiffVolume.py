@@ -56,7 +56,7 @@ def translate_volume(
         voxels: Hounsfield units, ``(H, W, D)``.
         affine: from voxels to RAS+ in mm, ``(4, 4)``.
         session: of onnxruntime, with the file of ``contourdiff export --single``.
-        contrast: ``t1`` or ``t2``.
+        contrast: ``t1``, ``t2`` or ``t2_space``.
         report: called after each slice.
         seed: of the noise.
 

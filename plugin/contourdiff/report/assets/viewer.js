@@ -10,7 +10,7 @@ const LOOK = {
   fidelity: { colormap: "opaque", opacity: 0 },
   uncertainty: { colormap: "hot", opacity: 0 },
 };
-const FIDELITY = ["none", "given and found", "invented", "lost"];
+const FIDELITY = ["no contour", "contour given and found", "contour invented", "contour lost"];
 const OPTIONS = {
   dragAndDropEnabled: false,
   show3Dcrosshair: true,
@@ -89,7 +89,7 @@ async function start() {
 }
 
 function className(value) {
-  return value === 0 ? "none" : (data.classes[value] ?? `label ${value}`);
+  return value === 0 ? "no label" : (data.classes[value] ?? `label ${value}`);
 }
 
 function showLegend(viewer) {
@@ -110,7 +110,7 @@ function described(values) {
     ct: (value) => `CT ${Math.round(value)} HU`,
     mr: (value) => `MR ${Math.round(value)}`,
     label: (value) => className(value),
-    fidelity: (value) => `contour ${FIDELITY[value]}`,
+    fidelity: (value) => FIDELITY[value],
     uncertainty: (value) => `uncertainty ${Math.round(value * 100) / 100}`,
   };
   return values.map((item, index) => texts[data.layers[index].kind](item.value)).join(", ");

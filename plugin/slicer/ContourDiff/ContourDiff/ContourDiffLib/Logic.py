@@ -188,7 +188,7 @@ class Translation:
         label = entry["label"]
         fidelity = mr.with_name(mr.name.replace("_mr.", "_fidelity."))
         return Result(
-            (entry["contrast"] or self._contrast).upper(),
+            (entry["contrast"] or self._contrast).upper().replace("_", " "),
             mr,
             None if label is None else Path(label),
             fidelity if fidelity.is_file() else None,
