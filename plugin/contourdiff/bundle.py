@@ -87,13 +87,6 @@ def config_files(
     return [str(file) for file in files]
 
 
-def training_overlays(bundle: str | Path | None, overlays: Sequence[str]) -> list[str]:
-    """Overlays of ``train.json`` for what overlays of ``inference.json`` translate with: ``train_<name>`` for each."""
-    configs = find_bundle(bundle) / "configs"
-    names = [f"train_{name}" for name in overlays]
-    return [name for name in names if (configs / f"{name}.json").is_file()]
-
-
 def read_config(files: str | Sequence[str], settings: Mapping[str, Any]) -> ConfigParser:
     """Parser of a config with its overlays and with other settings; ``"network_def#channels"`` is inside an entry.
 

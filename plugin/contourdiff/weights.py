@@ -153,11 +153,6 @@ def check_finite(state: Mapping[str, Tensor], path: str | Path) -> None:
         )
 
 
-def count_parameters(path: str | Path) -> int:
-    """Number of values in a file of weights; errors are those of [`read_weights`][]."""
-    return sum(value.numel() for value in read_weights(path).values())
-
-
 def sha256_of(path: str | Path) -> str:
     """SHA-256 of a file in hexadecimal, as recorded of the weights beside every translation."""
     with Path(path).open("rb") as file:

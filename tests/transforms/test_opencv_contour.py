@@ -12,9 +12,9 @@ import torch
 from monai.data import MetaTensor
 
 from contourdiff.contours import contour_of
-from contourdiff.metrics.contour_agreement import contour_agreement
 from contourdiff.phantom import lumbar_phantom
 from contourdiff.transforms import OpenCVContour, OpenCVContourd
+from contourdiff_lab.metrics.contour_agreement import contour_agreement
 
 
 @pytest.fixture
