@@ -76,5 +76,5 @@ def test_impossible_settings_of_the_opencv_contour_are_refused(
 
 def test_missing_opencv_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cv2", None)
-    with pytest.raises(ImportError, match=r"requires OpenCV: pip install 'contourdiff\[opencv\]'"):
+    with pytest.raises(ImportError, match=r"requires OpenCV; pip install 'contourdiff\[opencv\]'"):
         OpenCVContour()

@@ -233,7 +233,7 @@ def _write_code(texts: list[str], target: Path) -> None:
 
 def _write_safetensors(weights: Path, folder: Path) -> None:
     path = folder / weights.with_suffix(".safetensors").name
-    import_safetensors().torch.save_file(read_weights(weights), path, {"format": "pt"})
+    import_safetensors().save_file(read_weights(weights), path, {"format": "pt"})
 
 
 def _write_cards(folder: Path, name: str) -> None:
