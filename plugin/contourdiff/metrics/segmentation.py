@@ -72,7 +72,8 @@ def score_case(
         raise ValueError(
             "expected classes such as {1: 'femur'}, got none; name what is to be scored"
         )
-    if len({*classes.values(), ALL}) != len(classes) + 1:
+    names = {*classes.values(), ALL}
+    if len(names) != len(classes) + 1:
         raise ValueError(
             f"expected a name for each class, none twice nor {ALL!r}, got {dict(classes)}; rename"
         )
@@ -97,7 +98,8 @@ def _check_pair(
             f"{case}: expected prediction and label of one shape, got {pred.shape} and {label.shape}; "
             "bring the prediction back to the label's grid (Invertd)"
         )
-    if len(spacing_mm) != label.ndim or not all(0 < size < math.inf for size in spacing_mm):
+    are_positive = all(0 < size < math.inf for size in spacing_mm)
+    if len(spacing_mm) != label.ndim or not are_positive:
         sizes = [float(size) for size in spacing_mm]
         raise ValueError(
             f"{case}: expected {label.ndim} positive spacings in mm, one for each axis, got {sizes} "
