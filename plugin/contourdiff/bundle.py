@@ -87,13 +87,6 @@ def config_files(
     return [str(file) for file in files]
 
 
-def training_overlays(bundle: str | Path | None, overlays: Sequence[str]) -> list[str]:
-    """Overlays of ``train.json`` for what overlays of ``inference.json`` translate with: ``train_<name>`` for each."""
-    configs = find_bundle(bundle) / "configs"
-    names = [f"train_{name}" for name in overlays]
-    return [name for name in names if (configs / f"{name}.json").is_file()]
-
-
 def read_config(files: str | Sequence[str], settings: Mapping[str, Any]) -> ConfigParser:
     """Parser of a config with its overlays and with other settings; ``"network_def#channels"`` is inside an entry.
 
@@ -193,17 +186,15 @@ def train(
                 f"expected a checkpoint in {output_dir}, found none; start without --resume"
             )
         settings["resume_from"] = str(checkpoint)
-    run_training(files, settings)
+    run_config("train", files, settings)
     return Path(output_dir) / "model.pt"
 
 
-def run_training(files: Sequence[str], settings: Mapping[str, Any]) -> None:
-    """Run a training config with its overlays; errors are those of its components, and of [`read_config`][]."""
-    run_config("train", files, settings)
-
-
 def run_config(kind: str, files: Sequence[str], settings: Mapping[str, Any]) -> None:
-    """Run a config of any bundle, with its overlays; ``kind`` is MONAI's: ``"train"`` or ``"inference"``."""
+    """Run a config of any bundle, with its overlays; ``kind`` is MONAI's: ``"train"`` or ``"inference"``.
+
+    Errors are those of its components, and of [`read_config`][].
+    """
     with plain_errors():
         workflow = _workflow(kind, files, settings)
         workflow.run()

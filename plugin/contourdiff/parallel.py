@@ -25,6 +25,7 @@ from contourdiff.config_checks import plain_errors
 from contourdiff.data.atomic import OWNER, remove_partial_files
 from contourdiff.data.inputs import Pair, Source, is_url
 from contourdiff.data.nifti_names import printable
+from contourdiff.extras import import_extra
 from contourdiff.inference.evaluator import reason_of
 from contourdiff.inference.progress import progress_bar
 from contourdiff.inference.run import prepared_cases, run_inference, translate_cases
@@ -104,19 +105,14 @@ def run_inference_config(
 @contextmanager
 def _connected(workers: int | None, scheduler: str | None) -> Iterator[Any]:
     """Client of a scheduler, or of one with its workers on this machine."""
-    try:
-        from distributed import Client
-    except ImportError as error:
-        raise ImportError(
-            "several workers require Dask: pip install 'contourdiff[scale]'"
-        ) from error
+    distributed = import_extra("distributed", "several workers require Dask", "scale")
     if logging.getLogger(PACKAGE).getEffectiveLevel() > logging.DEBUG:
         logging.getLogger("distributed").setLevel(logging.ERROR)  # Dask sets it as it is imported
     if workers is None:
-        with Client(scheduler) as client:
+        with distributed.Client(scheduler) as client:
             yield client
     else:
-        with _cluster(workers) as cluster, Client(cluster) as client:
+        with _cluster(workers) as cluster, distributed.Client(cluster) as client:
             yield client
 
 
@@ -191,11 +187,14 @@ def _share_cases(client: Any, arguments: dict[str, Any], parser: ConfigParser) -
     kept: list[str] = []
     tasks: dict[str, Pair] = {}
     names: dict[str, list[str]] = {}
-    for case, pair in pairs.items():
-        names[case] = [name for name in cases.names(case) if not cases.is_kept(name, pair[1])]
-        kept += [name for name in cases.names(case) if name not in names[case]]
+    for case, (image, label) in pairs.items():
+        names[case] = []
+        for name in cases.names(case):
+            is_kept = cases.is_kept(name, label)
+            group = kept if is_kept else names[case]
+            group.append(name)
         if names[case]:
-            tasks[case] = pair
+            tasks[case] = (image, label)
     total = sum(map(len, names.values()))
     level = logging.getLogger(PACKAGE).getEffectiveLevel()
     run = _Run(f"run-{uuid.uuid4().hex[:8]}", {**arguments, "progress": False}, level)

@@ -6,18 +6,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 from nibabel.affines import from_matvec
 from nibabel.eulerangles import euler2mat
 
-from contourdiff.data.atomic import atomic_write
+from contourdiff.data.volumes import write_volume
 
 LABELS = {"L5": 27, "L4": 28, "L3": 29, "L2": 30, "L1": 31}
 """Class numbers of TotalSegmentator, from the lowest lumbar vertebra up."""
 
 SHAPE = (48, 112, 128)
 SPACING_MM = (4.0, 2.2, 2.2)
+CENTER_MM = (8.0, -30.0, -110.0)
 
 FAT_HU = -100
 MUSCLE_HU = 50
@@ -53,7 +53,8 @@ def lumbar_phantom(
         phantom.paint_vertebra(level)
     phantom.paint_canal()
     volume = phantom.volume + rng.normal(0.0, 12.0, shape)
-    return np.clip(np.rint(volume), -1024, 3071).astype(np.int16), phantom.label
+    hounsfield = np.rint(volume).clip(-1024, 3071)
+    return hounsfield.astype(np.int16), phantom.label
 
 
 def write_phantom(
@@ -71,25 +72,18 @@ def write_phantom(
     volume, label = lumbar_phantom(shape, spacing_mm, seed)
     affine = oblique_affine(shape, spacing_mm)
     path = Path(dataset_dir) / f"{case}.nii.gz"
-    _save(volume, affine, path)
-    _save(label, affine, path.parent / "labels" / path.name)
+    write_volume(volume, affine, path)
+    write_volume(label, affine, path.parent / "labels" / path.name)
     return path
 
 
 def oblique_affine(shape: Sequence[int], spacing_mm: Sequence[float]) -> np.ndarray:
     """``(4, 4)`` RAS+ affine in mm: turned by 12 degrees about x and 7 about z, its center off the origin."""
-    axes = euler2mat(x=np.deg2rad(12.0), z=np.deg2rad(7.0)) @ np.diag(spacing_mm)
+    rotation = euler2mat(x=np.deg2rad(12.0), z=np.deg2rad(7.0))
+    axes = rotation @ np.diag(spacing_mm)
     center = (np.asarray(shape) - 1) / 2
-    return from_matvec(axes, np.array([8.0, -30.0, -110.0]) - axes @ center)
-
-
-def _save(array: np.ndarray, affine: np.ndarray, path: Path) -> None:
-    image = nib.Nifti1Image(array, affine)
-    image.set_qform(affine, code=1)
-    image.set_sform(affine, code=1)
-    image.header.set_xyzt_units("mm")
-    with atomic_write(path) as aside:
-        nib.save(image, aside)
+    origin = CENTER_MM - axes @ center
+    return from_matvec(axes, origin)
 
 
 class _Phantom:
@@ -119,10 +113,13 @@ class _Phantom:
     def paint_soft_tissue(self, rng: np.random.Generator) -> None:
         """Skin fat, muscle wall and paraspinal muscle; in the cavity fat, psoas, liver, aorta and bowel."""
         position = (self.x, self.y, self.z)
-        cavity = self._body(inset_mm=24.0) & ((self.front > 8.0) | (self.side > 62.0))
+        before_spine = self.front > 8.0
+        beside_spine = self.side > 62.0
+        cavity = self._body(inset_mm=24.0) & (before_spine | beside_spine)
         psoas = _in_ellipsoid((self.side, self.front), (38, 3), (17, 19))
         liver = _in_ellipsoid(position, (45, 165, 255), (52, 62, 62))
-        aorta = _in_ellipsoid((self.x, self.front), (-6, 29), (9.5, 9.5)) & (self.z > 85)
+        aorta = _in_ellipsoid((self.x, self.front), (-6, 29), (9.5, 9.5))
+        aorta = aorta & (self.z > 85)
         self.volume[self._body(inset_mm=0.0)] = FAT_HU
         self.volume[self._body(inset_mm=14.0)] = MUSCLE_HU
         self.volume[cavity] = FAT_HU
@@ -130,7 +127,9 @@ class _Phantom:
         self.volume[cavity & liver] = 65
         self.volume[cavity & aorta] = MUSCLE_HU
         for height in np.linspace(20, 205, 14):
-            center = rng.uniform((-52, 162, height - 8), (52, 195, height + 8))
+            lowest = (-52, 162, height - 8)
+            highest = (52, 195, height + 8)
+            center = rng.uniform(lowest, highest)
             half_axes = rng.uniform(13, 22, size=3)
             loop = cavity & _in_ellipsoid(position, center, half_axes)
             self.volume[loop] = 35
@@ -156,13 +155,19 @@ class _Phantom:
     def paint_vertebra(self, level: int) -> None:
         """Pedicles, transverse processes, lamina and spinous process; before them the body, which has a waist."""
         front, up, radius = self._at_level(level)
-        pedicles = _in_box((self.side, front, up), (8, 16), (-30, -10), (-1, 11))
-        transverse = _in_box((self.side, front, up), (12, 40), (-28, -20), (-1, 9))
+        position = (self.side, front, up)
+        pedicles = _in_box(position, (8, 16), (-30, -10), (-1, 11))
+        transverse = _in_box(position, (12, 40), (-28, -20), (-1, 9))
         lowered = up - 0.25 * (front + 33)
-        spinous = _in_box((self.side, front, lowered), (-5, 5), (-57, -33), (-12, 4))
-        lamina = self._behind_spine(17, 12) & (front < -22) & (np.abs(up + 2) < 9)
+        position = (self.side, front, lowered)
+        spinous = _in_box(position, (-5, 5), (-57, -33), (-12, 4))
+        lamina = self._behind_spine(17, 12)
+        lamina = lamina & (front < -22)
+        lamina = lamina & (np.abs(up + 2) < 9)
         arch = pedicles | transverse | spinous | lamina
-        waist = 1 - 0.08 * np.clip(1 - (up / BODY_HALF_HEIGHT_MM) ** 2, 0, 1)
+        height = up / BODY_HALF_HEIGHT_MM
+        from_end = np.clip(1 - height**2, 0, 1)
+        waist = 1 - 0.08 * from_end
         from_rim = (1 - radius / waist) * BODY_HALF_DEPTH_MM
         below_surface = np.minimum(from_rim, BODY_HALF_HEIGHT_MM - np.abs(up))
         self.volume[arch] = 420
@@ -182,16 +187,19 @@ class _Phantom:
 
     def _body(self, inset_mm: float) -> np.ndarray:
         """Body shrunk by ``inset_mm``: an ellipse in each axial slice, flattened, with a hollow lower back."""
-        back = 26.0 + 9.0 * np.exp(-(((self.z - 135) / 60) ** 2))
-        belly = 0.92 * self.depth - 5.0 * ((self.z - 130) / 130) ** 2
+        back = 26.0 + 9.0 * _bell(self.z, 135, 60)
+        belly_z = (self.z - 130) / 130
+        belly = 0.92 * self.depth - 5.0 * belly_z**2
         half_width = 0.46 * self.width - inset_mm
         half_depth = np.maximum((belly - back) / 2 - inset_mm, 1e-3)
         y = self.y - (belly + back) / 2
-        return (half_width > 0) & (_radius(self.x / half_width, y / half_depth, 2.4) < 1)
+        radius = _radius(self.x / half_width, y / half_depth, 2.4)
+        return (half_width > 0) & (radius < 1)
 
     def _behind_spine(self, half_width: float, half_depth: float) -> np.ndarray:
         """Inside of a tube of elliptic section, above the sacrum's end."""
-        tube = _in_ellipsoid((self.x, self.front), (0, -27), (half_width, half_depth))
+        position = (self.x, self.front)
+        tube = _in_ellipsoid(position, (0, -27), (half_width, half_depth))
         return tube & (self.z > 28.0)
 
     def _at_level(self, level: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -228,7 +236,13 @@ def _in_box(position: Iterable[np.ndarray], *ranges: tuple[float, float]) -> np.
 
 def _spine_y(z: np.ndarray | float) -> np.ndarray:
     """Lordotic line through the centers of the vertebral bodies: distance from the back in mm, at height ``z``."""
-    return 100.0 + 22.0 * np.exp(-(((np.asarray(z) - 135.0) / 70.0) ** 2))
+    return 100.0 + 22.0 * _bell(np.asarray(z), 135.0, 70.0)
+
+
+def _bell(z: np.ndarray, center: float, width: float) -> np.ndarray:
+    """Bell curve of height 1."""
+    distance = (z - center) / width
+    return np.exp(-(distance**2))
 
 
 def _radius(x: np.ndarray, y: np.ndarray, exponent: float) -> np.ndarray:

@@ -6,8 +6,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
+
+MAX_OUTLINES = 64
+"""Label values that are drawn in a slice; each takes a pass over it."""
 
 
 def image_grid(
@@ -38,3 +42,13 @@ def image_grid(
             ax.set_title(title, fontsize=8, loc="left")
     figure.tight_layout(pad=0.3)
     return figure
+
+
+def draw_outlines(axes: Sequence[Axes], labels: Sequence[np.ndarray]) -> None:
+    """Draw the outline of each label ``(H, W)`` onto its slice, a color for each value."""
+    for ax, label in zip(axes, labels, strict=True):
+        values = np.unique(label[label > 0])
+        for value in values[:MAX_OUTLINES]:
+            color = f"C{int(value) % 10}"
+            inside = value == label.T
+            ax.contour(inside, levels=[0.5], colors=[color], linewidths=0.8)

@@ -6,12 +6,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from contourdiff.extras import import_extra
 from contourdiff.limits import check_device
 
 CONTRASTS_KEY = "class_embedding.weight"
@@ -110,7 +110,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         )
     try:
         if path.suffix == ".safetensors":
-            state: Any = import_safetensors().torch.load_file(path)
+            state: Any = import_safetensors().load_file(path)
         else:
             state = torch.load(path, "cpu", weights_only=True)
     except (ImportError, MemoryError):
@@ -153,23 +153,12 @@ def check_finite(state: Mapping[str, Tensor], path: str | Path) -> None:
         )
 
 
-def count_parameters(path: str | Path) -> int:
-    """Number of values in a file of weights; errors are those of [`read_weights`][]."""
-    return sum(value.numel() for value in read_weights(path).values())
-
-
 def sha256_of(path: str | Path) -> str:
     """SHA-256 of a file in hexadecimal, as recorded of the weights beside every translation."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def import_safetensors() -> ModuleType:
-    """``safetensors``; ``ImportError`` that names what to install if it is missing."""
-    try:
-        import safetensors.torch
-    except ImportError as error:
-        raise ImportError(
-            "*.safetensors requires safetensors: pip install 'contourdiff[convert]'"
-        ) from error
-    return safetensors
+def import_safetensors() -> Any:
+    """``safetensors.torch``; ``ImportError`` that names what to install if it is missing."""
+    return import_extra("safetensors.torch", "*.safetensors requires safetensors", "convert")

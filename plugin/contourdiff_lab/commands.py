@@ -283,7 +283,8 @@ def _held_out_options(
     bundle: str | None, overlays: list[str], translation: list[str]
 ) -> tuple[list[str], dict[str, Any]]:
     """Files of the training config, and how the held-out slices are translated."""
-    from contourdiff.bundle import config_files, training_overlays
+    from contourdiff.bundle import config_files
+    from contourdiff_lab.config_files import training_overlays
 
     training = config_files(bundle, training_overlays(bundle, overlays), base="train")
     inference = config_files(bundle, overlays)

@@ -38,3 +38,10 @@ def read_lab_config(
     """
     root = str(find_bundle(bundle).resolve())
     return read_config(lab_config_files(names, bundle), {"bundle_root": root, **settings})
+
+
+def training_overlays(bundle: str | Path | None, overlays: Sequence[str]) -> list[str]:
+    """Overlays of ``train.json`` for what overlays of ``inference.json`` translate with: ``train_<name>`` for each."""
+    configs = find_bundle(bundle) / "configs"
+    names = [f"train_{name}" for name in overlays]
+    return [name for name in names if (configs / f"{name}.json").is_file()]

@@ -20,7 +20,6 @@ from contourdiff.data.atomic import save_figure, write_csv, write_text
 from contourdiff.data.nifti_names import case_of
 from contourdiff.inference.acceleration import fastest_acceleration
 from contourdiff.inference.execution import Execution
-from contourdiff.metrics.contour_agreement import contour_agreement
 from contourdiff.pictures import image_grid
 from contourdiff.sampling import Sampler
 from contourdiff.sampling.intensity import to_gray_levels
@@ -28,6 +27,7 @@ from contourdiff.sampling.neighbor_guided import first_condition
 from contourdiff.sampling.noise import CandidateNoise, CandidatePlace
 from contourdiff.tables import markdown_table
 from contourdiff.weights import load_weights, sha256_of
+from contourdiff_lab.metrics.contour_agreement import contour_agreement
 
 MEASURES = ("precision", "recall", "f1", "ssim")
 COLUMNS = (
@@ -116,7 +116,7 @@ def held_out_agreement(
     Precision, recall and f1 compare the translation's contour with the given one, SSIM its gray levels with the real
     slice. The control is the ``partner``: the item at the same relative position in the next group. Each item has a
     row: ``index``, ``partner`` and the ``COLUMNS``. Translations are ``(H, W)`` gray levels in [0, 255]; for the
-    tolerance see [`contourdiff.metrics.contour_agreement.contour_agreement`][].
+    tolerance see [`contourdiff_lab.metrics.contour_agreement.contour_agreement`][].
 
     Raises ``ValueError`` if there are fewer than two groups, or not one group for each item.
     """

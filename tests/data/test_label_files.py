@@ -22,19 +22,17 @@ COMPOSED, DECOMPOSED = "h\u00fcfte", "hu\u0308fte"
 def test_labels_are_matched_by_what_is_unambiguous() -> None:
     cases = ["a_0000", "b", COMPOSED, "d", "e"]
     names = ["a.nii.gz", "b.seg.nrrd", f"{DECOMPOSED}.nii.gz", "d.mha", "d.seg.nrrd", "E.nii", "x"]
-    by_case, unused = match_labels(cases, names)
-    assert by_case == {
+    assert match_labels(cases, names) == {
         "a_0000": "a.nii.gz",
         "b": "b.seg.nrrd",
         COMPOSED: f"{DECOMPOSED}.nii.gz",
         "d": "d.mha",
     }
-    assert unused == ["E.nii", "d.seg.nrrd", "x"]
-    assert match_labels(["a", "a_0000"], ["a.nii.gz"]).by_case == {"a": "a.nii.gz"}
-    assert match_labels([COMPOSED, DECOMPOSED], [f"{DECOMPOSED}.nii"]).by_case == {
+    assert match_labels(["a", "a_0000"], ["a.nii.gz"]) == {"a": "a.nii.gz"}
+    assert match_labels([COMPOSED, DECOMPOSED], [f"{DECOMPOSED}.nii"]) == {
         DECOMPOSED: f"{DECOMPOSED}.nii"
     }
-    assert match_labels(["a", "a_0000"], ["a.seg.nrrd"]).unused == ["a.seg.nrrd"]
+    assert match_labels(["a", "a_0000"], ["a.seg.nrrd"]) == {}
     for names in (["a.nii", "a.nii.gz"], ["a.seg.nii", "a.seg.nrrd"]):
         with pytest.raises(ValueError, match=r"expected one label for the case a, got .*; remove"):
             match_labels(["a"], names)

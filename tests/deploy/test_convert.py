@@ -435,13 +435,13 @@ def test_weights_inside_a_bundle_are_named_relative_to_it(
 
 
 def test_missing_safetensors_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setitem(sys.modules, "safetensors", None)
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     for run in (
         lambda: convert_checkpoint(tmp_path, tmp_path / "new.safetensors"),
         lambda: load_weights(torch.nn.Linear(1, 1), write_json(tmp_path / "a.safetensors", {})),
     ):
         with pytest.raises(
-            ImportError, match=r"requires safetensors: pip install 'contourdiff\[convert\]'"
+            ImportError, match=r"requires safetensors; pip install 'contourdiff\[convert\]'"
         ):
             run()
 

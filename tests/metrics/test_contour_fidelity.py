@@ -7,17 +7,24 @@ import numpy as np
 import pytest
 import torch
 
-from contourdiff.metrics.contour_agreement import contour_agreement
 from contourdiff.metrics.contour_fidelity import (
     ContourFidelityCheck,
+    SliceFidelity,
     fidelity_codes,
     slice_fidelity,
 )
 from contourdiff.transforms import Contour
+from contourdiff_lab.metrics.contour_agreement import contour_agreement
 
 
 def random_contour(seed: int, share: float = 0.1) -> np.ndarray:
     return np.random.default_rng(seed).random((30, 24)) < share
+
+
+def verdict_of(
+    found: np.ndarray, given: np.ndarray, tolerance_mm: float, limit: float
+) -> SliceFidelity:
+    return slice_fidelity(fidelity_codes(found, given, tolerance_mm), found, limit)
 
 
 def boxes(offset: int = 0) -> torch.Tensor:
@@ -40,7 +47,7 @@ def test_fidelity_codes_count_to_the_shares(
 ) -> None:
     found, given = random_contour(1), random_contour(2)
     codes = fidelity_codes(found, given, tolerance_mm, spacing_mm)
-    verdict = slice_fidelity(found, given, tolerance_mm, 0.5, spacing_mm)
+    verdict = slice_fidelity(codes, found, 0.5)
     assert codes.dtype == np.uint8
     np.testing.assert_array_equal((codes == 1) | (codes == 3), given)
     assert (codes == 2).sum() / found.sum() == pytest.approx(verdict.invented)
@@ -51,15 +58,15 @@ def test_fidelity_codes_count_to_the_shares(
 
 def test_swapping_the_contours_swaps_invented_and_lost() -> None:
     found, given = random_contour(1), random_contour(2)
-    one, other = (slice_fidelity(*pair, 1.0, 0.5) for pair in ((found, given), (given, found)))
+    one, other = (verdict_of(*pair, 1.0, 0.5) for pair in ((found, given), (given, found)))
     assert (one.invented, one.lost) == (other.lost, other.invented)
 
 
 def test_a_blank_translation_loses_all_and_invents_nothing() -> None:
     blank, given = np.zeros((30, 24)), random_contour(2)
-    assert slice_fidelity(blank, given, 1.0, 0.5) == (0.0, 1.0, 0.0, True)
-    assert slice_fidelity(given, blank, 1.0, 0.5) == (1.0, 0.0, 0.0, True)
-    assert slice_fidelity(blank, blank, 1.0, 0.5) == (0.0, 0.0, 1.0, False)
+    assert verdict_of(blank, given, 1.0, 0.5) == (0.0, 1.0, 0.0, True)
+    assert verdict_of(given, blank, 1.0, 0.5) == (1.0, 0.0, 0.0, True)
+    assert verdict_of(blank, blank, 1.0, 0.5) == (0.0, 0.0, 1.0, False)
     np.testing.assert_array_equal(fidelity_codes(blank, given, 1.0), given * 3)
     np.testing.assert_array_equal(fidelity_codes(given, blank, 1.0), given * 2)
 

@@ -20,7 +20,7 @@ from contourdiff.cli import main
 from contourdiff.contours import contour_of, outline_of
 from contourdiff.data.label_map import LabelMap
 from contourdiff.inference.summary import FailedCasesError
-from contourdiff.metrics.contour_agreement import near
+from contourdiff.metrics.contour_fidelity import near
 from contourdiff.networks import ContourUNet
 from contourdiff.pairs import make_pairs
 from helpers.networks import TINY_ARGUMENTS, TINY_NETWORK

@@ -14,7 +14,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
-from contourdiff.bundle import run_training
+from contourdiff.bundle import run_config
 from contourdiff.data.label_map import LabelMap
 from contourdiff.segmentation.model_bundle import (
     INFERENCE,
@@ -110,7 +110,7 @@ def test_a_training_that_was_interrupted_ends_with_the_same_bytes(
     folder = write_small_bundle(tmp_path / "model")
     settings = {"steps": 40, "checkpoint_steps": 20, **SMALL}
     configs = [str(folder / INFERENCE), str(folder / TRAIN)]
-    run_training(configs, {"dataset_dir": pairs, "max_epochs": 1, **settings})
+    run_config("train", configs, {"dataset_dir": pairs, "max_epochs": 1, **settings})
     half = torch.load(folder / "models" / "model.pt", weights_only=True)
     train_model(folder, pairs, **settings)
     whole = torch.load(trained / "models" / "model.pt", weights_only=True)

@@ -12,9 +12,9 @@ import torch
 from monai.data import MetaTensor
 
 from contourdiff.contours import contour_of
-from contourdiff.metrics.contour_agreement import contour_agreement
 from contourdiff.phantom import lumbar_phantom
 from contourdiff.transforms import OpenCVContour, OpenCVContourd
+from contourdiff_lab.metrics.contour_agreement import contour_agreement
 
 
 @pytest.fixture
@@ -76,5 +76,5 @@ def test_impossible_settings_of_the_opencv_contour_are_refused(
 
 def test_missing_opencv_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cv2", None)
-    with pytest.raises(ImportError, match=r"requires OpenCV: pip install 'contourdiff\[opencv\]'"):
+    with pytest.raises(ImportError, match=r"requires OpenCV; pip install 'contourdiff\[opencv\]'"):
         OpenCVContour()

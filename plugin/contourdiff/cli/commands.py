@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 from fire.parser import DefaultParseValue
 
 from contourdiff.limits import SettingError
+from contourdiff.logs import silence_itk
 
 Argument = tuple[str, dict[str, Any]]
 
@@ -48,6 +50,28 @@ OVERLAYS = several(
     "overlays", "overlays of inference.json, such as fast, or paths of others", "NAME"
 )
 INFERENCE = several("settings", "settings of inference.json, such as seed=1")
+CONFIG = (OVERLAYS, INFERENCE, BUNDLE)
+"""How any command that translates changes ``inference.json``."""
+CT_OR_FOLDER = "CT file, folder of CT, DICOM or BIDS, datalist (CSV, JSON), or a URL"
+TRANSLATOR = (
+    argument(
+        "--scheduler", "Dask scheduler of such workers; default: none", metavar="tcp://HOST:PORT"
+    ),
+    argument("--series", "UID of one of several CT series; default: the only one", metavar="UID"),
+    argument(
+        "--anatomy",
+        "the paper's settings for it; default: lumbar",
+        choices=("lumbar", "hip_thigh"),
+    ),
+    argument("--weights", "weights for the network of the bundle; default: the bundle's"),
+    DEVICE,
+)
+"""What ``translate`` and ``pairs`` share, behind ``--workers``."""
+SHAPES = (
+    argument("--shapes", "shapes of each CT, the first of them unwarped; default: 8", type=int),
+    argument("--workers", "processes that share the shapes; default: 1", type=int, metavar="N"),
+)
+"""What ``pairs`` and ``transfer`` share."""
 TRAIN = several("settings", "settings of train.json, such as dataset_dir=mr")
 
 
@@ -96,6 +120,12 @@ def given(options: Mapping[str, Any]) -> dict[str, Any]:
         if value is not None and value is not False and value != []:
             present[name] = value
     return present
+
+
+def is_quiet() -> bool:
+    """Whether a run is to show warnings and errors alone; ITK is silenced as the command line asks for."""
+    silence_itk()
+    return logging.getLogger("contourdiff").level > logging.INFO
 
 
 def print_values(values: Mapping[str, Any]) -> None:

@@ -8,9 +8,8 @@ from typing import Any
 
 from contourdiff.cli.commands import (
     BUNDLE,
-    INFERENCE,
+    CONFIG,
     OUTPUT,
-    OVERLAYS,
     argument,
     flag,
     given,
@@ -90,9 +89,7 @@ def _export_bundle(output_dir: str, bundle: str | None, zoo: bool, **options: An
     flag("single", "write one ONNX file that takes a contour and noise, and gives the MR"),
     argument("--steps", "evaluations of the first network in it; default: 1", type=int),
     argument("--refinement-steps", "evaluations of the second network; default: 1", type=int),
-    OVERLAYS,
-    INFERENCE,
-    BUNDLE,
+    *CONFIG,
 )
 def _export(
     output_dir: str, settings: list[str], overlays: list[str], bundle: str | None, **options: Any

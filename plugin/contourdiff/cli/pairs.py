@@ -3,30 +3,31 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from typing import Any
 
 from contourdiff.cli.commands import (
-    BUNDLE,
-    DEVICE,
-    INFERENCE,
-    OVERLAYS,
+    CONFIG,
+    CT_OR_FOLDER,
+    SHAPES,
+    TRANSLATOR,
     argument,
     flag,
+    is_quiet,
     parse_settings,
 )
 from contourdiff.cli.program import PROGRAM
-from contourdiff.cli.translation import ANATOMIES, speed_of
+from contourdiff.cli.translation import speed_of
 
 
 @PROGRAM.command(
     "pairs",
     "make training pairs for a segmentation network from labelled CT",
-    argument("source", "CT file, folder of CT, DICOM or BIDS, datalist (CSV, JSON), or a URL"),
+    argument("source", CT_OR_FOLDER),
     argument("output_dir", "folder to write to"),
     argument("--label", "label of a single CT, or a folder of masks; default: SOURCE/labels"),
-    argument("--shapes", "shapes of each CT, the first of them unwarped; default: 8", type=int),
+    *SHAPES,
+    *TRANSLATOR,
     argument(
         "--contrast", "t1, t2 or t2_space, or several: t1,t2; default: all contrasts of the network"
     ),
@@ -45,30 +46,18 @@ from contourdiff.cli.translation import ANATOMIES, speed_of
         type=float,
     ),
     argument("--label-map", "JSON file of classes that the labels become; default: none"),
-    argument("--anatomy", "the paper's settings for it; default: lumbar", choices=ANATOMIES),
     flag("fast", "4 + 1 steps and one candidate a slice, instead of 1 + 1 steps"),
     flag("full", "the paper's setting, instead of 1 + 1 steps"),
-    argument("--weights", "weights for the network of the bundle; default: the bundle's"),
-    DEVICE,
-    argument("--series", "UID of one of several CT series; default: the only one", metavar="UID"),
-    argument("--workers", "processes that share the shapes; default: 1", type=int, metavar="N"),
-    argument(
-        "--scheduler", "Dask scheduler of such workers; default: none", metavar="tcp://HOST:PORT"
-    ),
-    OVERLAYS,
-    INFERENCE,
-    BUNDLE,
+    *CONFIG,
     examples="""examples:
   contourdiff pairs ct pairs                             a folder, with the labels in ct/labels
   contourdiff pairs ct.nii.gz pairs --label seg.nii.gz --shapes 16 --contrast t2
   contourdiff to-nnunet pairs Dataset001_Spine""",
 )
 def _pairs(source: str, output_dir: str, settings: list[str], **options: Any) -> None:
-    from contourdiff.logs import silence_itk
     from contourdiff.pairs import make_pairs
 
-    silence_itk()
-    quiet = logging.getLogger("contourdiff").level > logging.INFO
+    quiet = is_quiet()
     arguments = {"progress": not quiet, **parse_settings(settings), **speed_of(options)}
     folder = make_pairs(source, output_dir, **arguments)
     if not quiet:

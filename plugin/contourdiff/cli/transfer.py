@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import logging
 import shlex
 import sys
 from pathlib import Path
@@ -11,10 +10,13 @@ from typing import Any
 
 from contourdiff.cli.commands import (
     BUNDLE,
+    CT_OR_FOLDER,
     DEVICE,
+    SHAPES,
     argument,
     flag,
     given,
+    is_quiet,
     pairs_of,
     parse_settings,
     several,
@@ -26,7 +28,7 @@ from contourdiff.cli.translation import ANATOMIES
 @PROGRAM.command(
     "transfer",
     "make a segmentation network for MR from labelled CT and unlabelled MR",
-    argument("ct", "CT file, folder of CT, DICOM or BIDS, datalist (CSV, JSON), or a URL"),
+    argument("ct", CT_OR_FOLDER),
     argument("mr", "MR (NIfTI) or folder of such; labels in MR/labels are used to score alone"),
     argument("output_dir", "folder of pairs, model and report"),
     argument("--label", "label of a single CT, or a folder of masks; default: CT/labels"),
@@ -37,14 +39,13 @@ from contourdiff.cli.translation import ANATOMIES
     ),
     argument("--steps", "steps of the training; default: those of the preset", type=int),
     argument("--minutes", "minutes of the training, instead of steps; default: none", type=float),
-    argument("--shapes", "shapes of each CT, the first of them unwarped; default: 8", type=int),
+    *SHAPES,
     argument(
         "--contrast",
         "t1, t2 or t2_space, or several: t1,t2; default: all contrasts of the translator",
     ),
     argument("--anatomy", "translator of the pairs; default: lumbar", choices=ANATOMIES),
     argument("--seed", "seed of pairs and training; default: 0", type=int),
-    argument("--workers", "processes that share the shapes; default: 1", type=int, metavar="N"),
     DEVICE,
     several("settings", "other settings of the pairs, such as elastic_mm=3"),
     BUNDLE,
@@ -61,12 +62,9 @@ def _transfer(
     settings: list[str],
     **options: Any,
 ) -> None:
-    from contourdiff.logs import silence_itk
     from contourdiff.segmentation import transfer
 
-    silence_itk()
-    quiet = logging.getLogger("contourdiff").level > logging.INFO
-    arguments = {"progress": not quiet, **parse_settings(settings), **given(options)}
+    arguments = {"progress": not is_quiet(), **parse_settings(settings), **given(options)}
     command = shlex.join(["contourdiff", *sys.argv[1:]])
     model = transfer(ct, mr, output_dir, classes=pairs_of(classes), command=command, **arguments)
     sys.stdout.write(f"{model}\n")

@@ -4,19 +4,19 @@
 from __future__ import annotations
 
 import json
-import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from contourdiff.cli.commands import (
     BUNDLE,
-    DEVICE,
-    INFERENCE,
-    OVERLAYS,
+    CONFIG,
+    CT_OR_FOLDER,
+    TRANSLATOR,
     argument,
     flag,
     given,
+    is_quiet,
     parse_settings,
     print_values,
     uncollected,
@@ -27,7 +27,6 @@ from contourdiff.limits import SettingError
 if TYPE_CHECKING:
     from contourdiff.translation import Translation
 
-ANATOMIES = ("lumbar", "hip_thigh")
 SPEEDS = ("fast", "draft", "full")
 
 
@@ -50,14 +49,13 @@ def _example(folder: str, bundle: str | None) -> None:
 @PROGRAM.command(
     "translate",
     "translate CT to MR",
-    argument("source", "CT file, folder of CT, DICOM or BIDS, datalist (CSV, JSON), or a URL"),
+    argument("source", CT_OR_FOLDER),
     argument("output", "folder to write to, or the file of a single MR"),
     argument(
         "--label",
         "label of a single CT, or a folder of masks; default: in a folder, those in SOURCE/labels",
     ),
     argument("--contrast", "t1, t2 or t2_space, or several: t1,t2; default: t1"),
-    argument("--anatomy", "the paper's settings for it; default: lumbar", choices=ANATOMIES),
     flag("fast", "4 + 1 steps and one candidate a slice; a CPU takes it unless told otherwise"),
     flag("draft", "1 + 1 steps and one candidate a slice: a first look, grayer"),
     flag(
@@ -65,30 +63,23 @@ def _example(folder: str, bundle: str | None) -> None:
         "the paper's setting: 50 + 4 steps, up to 20 candidates; a GPU takes it unless told otherwise",
     ),
     flag("outline", "add the outline of the label to the contour, for an MR with an edge there"),
-    argument("--weights", "weights for the network of the bundle; default: the bundle's"),
-    DEVICE,
     argument(
         "--seed",
         "seed of the noise; each seed gives a different MR of the same anatomy; default: 0",
         type=int,
     ),
-    argument("--series", "UID of one of several CT series; default: the only one", metavar="UID"),
     argument(
         "--format",
         "of the volumes in a folder; dicom writes MR and label as DICOM beside them; default: .nii.gz",
         metavar=".nrrd",
     ),
     argument("--workers", "processes that share the cases; default: 1", type=int, metavar="N"),
-    argument(
-        "--scheduler", "Dask scheduler of such workers; default: none", metavar="tcp://HOST:PORT"
-    ),
+    *TRANSLATOR,
     argument("--bids", "BIDS derivative dataset to write, too; default: none", metavar="FOLDER"),
     argument("--stats", "table of the cases (.csv, .parquet); default: none", metavar="FILE"),
     flag("overwrite", "translate again what is there"),
     flag("json", "print the results as JSON"),
-    OVERLAYS,
-    INFERENCE,
-    BUNDLE,
+    *CONFIG,
     examples="""examples:
   contourdiff translate ct.nii.gz mr.nii.gz              one file
   contourdiff translate ct mr --contrast t1,t2           a folder, with the labels in ct/labels
@@ -99,11 +90,9 @@ def _example(folder: str, bundle: str | None) -> None:
 )
 def _translate(source: str, output: str, json: bool, settings: list[str], **options: Any) -> None:
     with uncollected():
-        from contourdiff.logs import silence_itk
         from contourdiff.translation import translate_path
 
-    silence_itk()
-    quiet = logging.getLogger("contourdiff").level > logging.INFO
+    quiet = is_quiet()
     arguments = {"progress": not quiet, **parse_settings(settings), **speed_of(options)}
     try:
         results = translate_path(source, output, **arguments)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from nibabel.affines import apply_affine, voxel_sizes
 
 from contourdiff.data.memory import check_memory
 from contourdiff.data.nifti_names import check_encoding
@@ -76,7 +77,7 @@ def _unreadable(path: Path, error: object) -> ValueError:
 
 def _check_affine(path: Path, image: nib.Nifti1Image) -> None:
     affine = image.affine
-    voxel_mm = np.linalg.norm(affine[:3, :3], axis=0)
+    voxel_mm = voxel_sizes(affine)
     finite = np.isfinite(affine).all()
     volume = abs(np.linalg.det(affine[:3, :3])) if finite else 0.0
     if not finite or not voxel_mm.all() or volume < 1e-6 * np.prod(voxel_mm):
@@ -149,14 +150,13 @@ def is_same_grid(affine: np.ndarray, other: np.ndarray, shape: tuple[int, ...]) 
 
 
 def _grid_distance_mm(affine: np.ndarray, other: np.ndarray, shape: tuple[int, ...]) -> float:
-    corners = np.insert(corner_voxels(shape), 3, 1, axis=1)  # homogeneous coordinates
-    apart = corners @ (affine - other).T
+    apart = apply_affine(affine - other, corner_voxels(shape))
     distances = np.linalg.norm(apart, axis=1)
     return float(distances.max())
 
 
 def _grid_limit_mm(affine: np.ndarray) -> float:
-    voxel_mm = np.linalg.norm(affine[:3, :3], axis=0)
+    voxel_mm = voxel_sizes(affine)
     smallest = float(voxel_mm.min())
     return max(GRID_TOLERANCE_MM, GRID_TOLERANCE_VOXELS * smallest)
 

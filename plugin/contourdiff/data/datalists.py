@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 SECTIONS = {"train": "training", "val": "validation"}
+TO_TRANSLATE = "testing"
+"""List of the cases to translate."""
 
 
 def read_split(path: Path, split: str) -> list[str]:
@@ -28,8 +30,8 @@ def read_split(path: Path, split: str) -> list[str]:
     return files
 
 
-def read_cases(path: Path, section: str) -> Any:
-    """Entries ``{"image": ..., "label": ...}`` of a CSV file with these columns, or of a list in a JSON datalist.
+def read_cases(path: Path) -> Any:
+    """Entries ``{"image": ..., "label": ...}`` of a CSV file with these columns, or of ``testing`` in a JSON datalist.
 
     The column ``label`` may be absent, or empty for a case. Raises ``FileNotFoundError`` without a file, ``ValueError``
     if it cannot be read, or without the column ``image`` or the list.
@@ -37,11 +39,11 @@ def read_cases(path: Path, section: str) -> Any:
     if path.suffix.lower() == ".csv":
         return _read_csv(path, ("image",))
     lists = read_json(path)
-    if section not in lists:
+    if TO_TRANSLATE not in lists:
         raise ValueError(
-            f"expected the list {section!r} in {path}, got {sorted(lists)}; name the list so"
+            f"expected the list {TO_TRANSLATE!r} in {path}, got {sorted(lists)}; name the list so"
         )
-    return lists[section]
+    return lists[TO_TRANSLATE]
 
 
 def read_json(path: Path) -> dict:

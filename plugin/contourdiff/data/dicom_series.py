@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from nibabel.affines import voxel_sizes
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from pydicom.valuerep import format_number_as_ds
@@ -20,6 +21,7 @@ from contourdiff.data.atomic import atomic_folder
 from contourdiff.data.dicom import ct_header
 from contourdiff.data.itk_files import TO_LPS
 from contourdiff.data.volumes import digest_of, is_sheared, open_volume, scaled_voxels
+from contourdiff.extras import import_extra
 from contourdiff.limits import SettingError
 
 MR_IMAGE = "1.2.840.10008.5.1.4.1.1.4"
@@ -80,12 +82,7 @@ class DicomSeries:
             raise SettingError(
                 f"expected dicom_identity to be one of {list(IDENTITIES)}, got {self.identity!r}; pass another"
             )
-        try:
-            import highdicom  # noqa: F401  # and with it pydicom 3
-        except ImportError as error:
-            raise ImportError(
-                "DICOM is written with highdicom; pip install 'contourdiff[dicom]'"
-            ) from error
+        import_extra("highdicom", "DICOM is written with highdicom", "dicom")  # and pydicom 3
 
     def attributes(self, case: str, source: str | Path, ct: Path) -> dict[str, str]:
         """Attributes of patient, study and place that the files of a case have, read before it is translated.
@@ -192,7 +189,7 @@ def mr_slices(voxels: np.ndarray, affine: np.ndarray, common: Dataset) -> Iterab
         common: what all of them share.
     """
     lps = TO_LPS @ affine
-    spacing = np.linalg.norm(lps[:3, :3], axis=0)
+    spacing = voxel_sizes(lps)
     directions = lps[:3, :3] / spacing
     columns, rows, depth = voxels.shape
     for number, plane in enumerate(plane_order(affine, depth), start=1):

@@ -48,9 +48,7 @@ def is_url(source: Any) -> bool:
 
 
 def find_inputs(
-    dataset_dir: Source,
-    datalist: str | Path | Sequence[Any] | None = None,
-    section: str = "testing",
+    dataset_dir: Source, datalist: str | Path | Sequence[Any] | None = None
 ) -> list[Pair]:
     """Image and label of every case, as in [`contourdiff.data.translation_cases.TranslationCases`][].
 
@@ -63,7 +61,7 @@ def find_inputs(
             f"expected a folder of CT volumes at {dataset_dir}, found none; pass --dataset_dir"
         )
     if datalist:
-        return _listed_inputs(dataset_dir, datalist, section)
+        return _listed_inputs(dataset_dir, datalist)
     if is_url(dataset_dir):
         return _remote_inputs(str(dataset_dir).rstrip("/"))
     root = Path(dataset_dir)
@@ -123,13 +121,13 @@ def input_warnings(dataset_dir: Source, pairs: Sequence[Pair]) -> list[str]:
     return warnings
 
 
-def _listed_inputs(root: Source, datalist: str | Path | Sequence[Any], section: str) -> list[Pair]:
+def _listed_inputs(root: Source, datalist: str | Path | Sequence[Any]) -> list[Pair]:
     entries: Any = datalist
     if isinstance(datalist, (str, Path)):
         path = Path(datalist)
         if not is_url(root):
             path = Path(root) / path
-        entries = read_cases(path, section)
+        entries = read_cases(path)
     if not isinstance(entries, (list, tuple)):
         raise ValueError(
             f"expected a list of cases, got {type(entries).__name__}; list one entry a case"
@@ -183,7 +181,7 @@ def _is_case(folder: Path) -> bool:
 def _with_labels(images: Sequence[Source], labels: Mapping[str, Source]) -> list[Pair]:
     usable = [name for name, label in labels.items() if _is_usable(label)]
     cases = [case_of(image) for image in images]
-    by_case = match_labels(cases, usable).by_case
+    by_case = match_labels(cases, usable)
     pairs: list[Pair] = []
     for case, image in zip(cases, images, strict=True):
         label = None

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
+from nibabel.affines import from_matvec
 
 from contourdiff.data.atomic import atomic_write
 from contourdiff.data.dicom import read_ct_series
@@ -56,9 +57,7 @@ def voxels_and_affine(image: Any, where: str) -> tuple[np.ndarray, np.ndarray]:
     directions = np.array(image.GetDirection(), dtype=float)
     axes = directions.reshape(dimensions, dimensions)
     origin = list(image.GetOrigin())
-    affine = np.eye(4)
-    affine[:3, :3] = axes[:3, :3] * spacing[:3]
-    affine[:3, 3] = origin[:3]
+    affine = from_matvec(axes[:3, :3] * spacing[:3], origin[:3])
     return voxels.reshape(voxels.shape[:3]), TO_LPS @ affine
 
 

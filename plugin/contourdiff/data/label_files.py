@@ -8,7 +8,6 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -55,15 +54,8 @@ TOTAL = {name: value for value, name in enumerate(PARTS.split(), start=1)}
 """Classes of TotalSegmentator 2, task ``total``, with the values of its own multi-label files."""
 
 
-class LabelMatches(NamedTuple):
-    """Names of label files by case, and those that belong to none."""
-
-    by_case: dict[str, str]
-    unused: list[str]
-
-
-def match_labels(cases: Iterable[str], names: Iterable[str]) -> LabelMatches:
-    """Find the label of each case by its name, as [`case_of`][contourdiff.data.nifti_names.case_of] reads it.
+def match_labels(cases: Iterable[str], names: Iterable[str]) -> dict[str, str]:
+    """Names of label files by case, as [`case_of`][contourdiff.data.nifti_names.case_of] reads it.
 
     The same name comes first; then ``a.seg.nrrd`` or ``a`` for ``a_0000``, and another Unicode form of the same text.
     Where such a name fits several cases it belongs to none.
@@ -73,7 +65,7 @@ def match_labels(cases: Iterable[str], names: Iterable[str]) -> LabelMatches:
 
     Examples:
         >>> match_labels(["a_0000", "b"], ["a.nii.gz", "b.seg.nrrd", "B.nii.gz"])
-        LabelMatches(by_case={'a_0000': 'a.nii.gz', 'b': 'b.seg.nrrd'}, unused=['B.nii.gz'])
+        {'b': 'b.seg.nrrd', 'a_0000': 'a.nii.gz'}
     """
     by_case: dict[str, str] = {}
     unused = sorted(names)
@@ -91,7 +83,7 @@ def match_labels(cases: Iterable[str], names: Iterable[str]) -> LabelMatches:
             if labels and len(same_key) == 1:
                 by_case[case] = labels[0]
         unused = [name for name in unused if name not in by_case.values()]
-    return LabelMatches(by_case, unused)
+    return by_case
 
 
 def _by_key(names: Iterable[str], key_of: Callable[[str], str]) -> dict[str, list[str]]:

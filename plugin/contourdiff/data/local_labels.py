@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from nibabel.affines import from_matvec
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
 from contourdiff.data.checks import check_grid, check_volume, is_same_grid
@@ -80,8 +81,7 @@ def _convert_dicom(source: Path, path: Path, ct: Path) -> dict[int, str]:
     turned, turned_affine = _turned(voxels, affine, grid.affine)
     to_voxels = np.linalg.inv(grid.affine) @ turned_affine
     shift = np.rint(to_voxels[:3, 3]).astype(int)
-    begin = np.eye(4)
-    begin[:3, 3] = -shift
+    begin = from_matvec(np.eye(3), -shift)
     on_grid = _shifted(turned, shift, grid.shape)
     is_whole = np.count_nonzero(on_grid) == np.count_nonzero(voxels)
     if not is_whole or not is_same_grid(turned_affine @ begin, grid.affine, turned.shape):

@@ -177,7 +177,8 @@ def _labelled_pairs(root: Path) -> list[tuple[Path, Path]]:
     else:
         images = _files_ending_in("_mr", root)
         labels = _files_ending_in("_label", root)
-    return [(images[case], labels[case]) for case in sorted(images.keys() & labels.keys())]
+    cases = sorted(images.keys() & labels.keys())
+    return [(images[case], labels[case]) for case in cases]
 
 
 def _files_ending_in(ending: str, root: Path) -> dict[str, Path]:

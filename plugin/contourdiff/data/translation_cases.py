@@ -58,9 +58,8 @@ class TranslationCases:
         dataset_dir: one of: a folder of volumes; a folder with a subfolder per DICOM series; a DICOM folder; a BIDS
             dataset; the URL of a folder for fsspec (``s3://bucket/ct``). Paths in the datalist are relative to it.
         output_dir: folder of the translations; those with a record there are kept, not computed again.
-        datalist: CSV file, or JSON file in the Decathlon form, relative to ``dataset_dir``, or the list of entries;
-            ``None`` takes the folder's files.
-        section: list of the datalist to use.
+        datalist: CSV file, or JSON file in the Decathlon form with the list ``testing``, relative to ``dataset_dir``,
+            or the list of entries; ``None`` takes the folder's files.
         overwrite: translate kept cases again.
         case_suffix: behind the case id in the names of files, where a case has a single translation.
         series_uid: SeriesInstanceUID to read where a DICOM folder holds several CT series.
@@ -89,7 +88,6 @@ class TranslationCases:
     dataset_dir: str | Path
     output_dir: str | Path
     datalist: str | Path | Sequence[Any] | None = None
-    section: str = "testing"
     overwrite: bool = False
     case_suffix: str = ""
     series_uid: str | None = None
@@ -115,7 +113,7 @@ class TranslationCases:
             ValueError: if there is no case, two cases have the same id, or the folder is that of the output, or an
                 output would replace an input.
         """
-        pairs = find_inputs(self.dataset_dir, self.datalist, self.section)
+        pairs = find_inputs(self.dataset_dir, self.datalist)
         if not pairs:
             kinds = f"({', '.join(VOLUME_SUFFIXES)}) or CT in DICOM in {self.dataset_dir}"
             raise ValueError(f"expected volumes {kinds}, found none; pass another --dataset_dir")

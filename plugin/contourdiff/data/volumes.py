@@ -15,6 +15,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from nibabel.spatialimages import HeaderDataError
 from nibabel.volumeutils import apply_read_scaling
 
@@ -103,6 +104,7 @@ def write_volume(voxels: np.ndarray, affine: np.ndarray, path: str | Path) -> No
         raise ValueError(
             f"expected a volume that NIfTI can hold, got {voxels.shape}: {error}; crop it"
         ) from error
+    image.header.set_xyzt_units("mm")
     image.set_sform(affine, 1)
     if is_sheared(affine):
         image.set_qform(None, 0)
@@ -132,6 +134,13 @@ def _storable(voxels: np.ndarray) -> np.ndarray:
             f"expected one number a voxel, got the data type {voxels.dtype}; pass gray levels or label values"
         )
     return voxels
+
+
+def stored_axis(affine: np.ndarray, axcodes: str, axis: int) -> int:
+    """Axis of a volume with ``affine (4, 4)`` that is ``axis`` once it is oriented to ``axcodes``."""
+    moves = ornt_transform(io_orientation(affine), axcodes2ornt(axcodes))
+    axes: list[int] = moves[:, 0].astype(int).tolist()
+    return axes.index(axis)
 
 
 def corner_voxels(shape: Sequence[int]) -> np.ndarray:

@@ -291,7 +291,7 @@ def _path_in_config(output: Path) -> str:
 def _write_weights(state: State, path: Path) -> None:
     with atomic_write(path) as aside:
         if path.suffix == ".safetensors":
-            content = import_safetensors().torch.save(state)
+            content = import_safetensors().save(state)
             aside.write_bytes(content)  # save_file allows only the owner to read
         else:
             torch.save(state, aside)

@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +20,7 @@ from contourdiff.bundle import config_files, read_config
 from contourdiff.config_checks import plain_errors
 from contourdiff.data.atomic import atomic_write
 from contourdiff.deploy.onnx_network import OnnxNetwork
+from contourdiff.extras import import_extra
 from contourdiff.limits import check_choice
 from contourdiff.networks import CascadeUNet, ContourUNet
 
@@ -153,39 +153,44 @@ def _write_torchscript(network: ContourUNet, path: Path) -> None:
 
 
 def _write_onnx(network: ContourUNet, path: Path) -> None:
-    import_onnx()
     inputs = _inputs(network, TRACED_SIZE, 500)
     image_axes = {0: "batch", 2: "height", 3: "width"}
     axes = {"x": image_axes, "timesteps": {0: "batch"}, "pred": image_axes}
     if network.contrasts:
         axes["class_labels"] = {0: "batch"}
+    names = ("x", "timesteps", "class_labels")[: len(inputs)]
+    write_onnx(_positional(network), inputs, names, "pred", axes, path, _facts(network))
+
+
+def import_onnx() -> Any:
+    """``onnx``; ``ImportError`` that names what to install if it is missing."""
+    return import_extra("onnx", "ONNX files are written with onnx", "onnx")
+
+
+def write_onnx(
+    network: nn.Module,
+    inputs: tuple[Tensor, ...],
+    input_names: Sequence[str],
+    output_name: str,
+    axes: Mapping[str, Mapping[int, str]],
+    path: Path,
+    facts: Mapping[str, Any],
+) -> None:
+    """Trace a network with ``inputs`` and write it, with ``facts`` as JSON in its metadata properties.
+
+    ``axes`` are those of inputs and output that are free, with their names.
+    """
+    onnx = import_onnx()
     model = convert_to_onnx(
-        _positional(network),
+        network,
         inputs,
-        input_names=("x", "timesteps", "class_labels")[: len(inputs)],
-        output_names=("pred",),
+        input_names=list(input_names),
+        output_names=[output_name],
         opset_version=OPSET,
         dynamic_axes=axes,
         filename=str(path),
         dynamo=False,  # needs no onnxscript
     )
-    save_onnx(model, path, _facts(network))
-
-
-def import_onnx() -> ModuleType:
-    """``onnx``; ``ImportError`` that names what to install if it is missing."""
-    try:
-        import onnx
-    except ImportError as error:
-        raise ImportError(
-            "ONNX files are written with onnx; pip install 'contourdiff[onnx]'"
-        ) from error
-    return onnx
-
-
-def save_onnx(model: Any, path: Path, facts: Mapping[str, Any]) -> None:
-    """Write a model, with ``facts`` as JSON in its metadata properties."""
-    onnx = import_onnx()
     properties = {name: json.dumps(value) for name, value in facts.items()}
     onnx.helper.set_model_props(model, properties)
     onnx.save(model, str(path))

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from contourdiff.extras import import_extra
 from contourdiff.networks import contrast_label
 
 
@@ -65,12 +66,7 @@ class OnnxNetwork(nn.Module):
 
 def onnx_session(path: Path) -> Any:
     """Session of onnxruntime on the CPU, with as many threads as torch has; errors are those of [`OnnxNetwork`][]."""
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise ImportError(
-            "ONNX files are run by onnxruntime; pip install 'contourdiff[onnx]'"
-        ) from error
+    onnxruntime = import_extra("onnxruntime", "ONNX files are run by onnxruntime", "onnx")
     if not path.is_file():
         raise FileNotFoundError(
             f"expected an ONNX file at {path}, found none; write it by contourdiff export"

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from monai.bundle import ConfigParser
-from monai.networks import convert_to_onnx
 from torch import Tensor, nn
 from torch.nn.functional import pixel_unshuffle
 
@@ -20,13 +19,12 @@ from contourdiff.config_checks import plain_errors
 from contourdiff.data.atomic import atomic_write
 from contourdiff.data.checks import check_output_dir
 from contourdiff.deploy.network_export import (
-    OPSET,
     SIZES,
     TRACED_SIZE,
     check_difference,
     contour_networks,
     import_onnx,
-    save_onnx,
+    write_onnx,
 )
 from contourdiff.deploy.onnx_network import onnx_session
 from contourdiff.inference.denoiser import refiner_conditions
@@ -248,17 +246,8 @@ def _write(module: ContourToMR, path: Path, facts: dict[str, Any]) -> None:
         axes["noise"] = {0: "batch", 2: "small_height", 3: "small_width"}
     if "class_labels" in axes:
         axes["class_labels"] = {0: "batch"}
-    model = convert_to_onnx(
-        module,
-        _inputs(module, TRACED_SIZE, facts),
-        input_names=module.input_names,
-        output_names=["mr"],
-        opset_version=OPSET,
-        dynamic_axes=axes,
-        filename=str(path),
-        dynamo=False,  # needs no onnxscript
-    )
-    save_onnx(model, path, facts)
+    inputs = _inputs(module, TRACED_SIZE, facts)
+    write_onnx(module, inputs, module.input_names, "mr", axes, path, facts)
 
 
 def _largest_difference(module: ContourToMR, path: Path, facts: dict[str, Any]) -> float:

@@ -245,8 +245,8 @@ def _write_code(texts: list[str], target: Path) -> None:
 
 def _write_safetensors(weights: Path) -> None:
     """Write the same tensors beside a file of weights."""
-    tensors = import_safetensors().torch.save(read_weights(weights), {"format": "pt"})
-    weights.with_suffix(".safetensors").write_bytes(tensors)
+    path = weights.with_suffix(".safetensors")
+    import_safetensors().save_file(read_weights(weights), path, {"format": "pt"})
 
 
 def _write_cards(folder: Path, name: str) -> None:

@@ -12,7 +12,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
@@ -20,6 +19,7 @@ from monai.data import MetaTensor
 from monai.engines.utils import IterationEvents
 from monai.transforms import Compose, Invertd
 from monai.utils import convert_to_dst_type
+from nibabel.affines import apply_affine, voxel_sizes
 
 from contourdiff import __version__
 from contourdiff.data.atomic import write_json
@@ -27,7 +27,7 @@ from contourdiff.data.case_files import CaseFiles
 from contourdiff.data.dicom_series import DicomSeries
 from contourdiff.data.label_files import write_label
 from contourdiff.data.nifti import save_like
-from contourdiff.data.volumes import digest_of, open_volume, scaled_voxels
+from contourdiff.data.volumes import digest_of, open_volume, scaled_voxels, stored_axis
 from contourdiff.inference.preview import Preview
 from contourdiff.inference.volume_state import VolumeResult
 from contourdiff.metrics.contour_fidelity import ContourFidelityCheck, VolumeFidelity
@@ -326,15 +326,11 @@ class TranslationOutputs:
 def slice_areas_mm2(source: Path, axcodes: str, slice_axis: int, low: float) -> np.ndarray:
     """Area above ``low`` HU in each slice of a CT in mm2, ``(N,)``, as its slices are stacked after orientation."""
     affine = open_volume(source).affine
-    stored = nib.io_orientation(affine)
-    orientation = nib.orientations.axcodes2ornt(tuple(axcodes))
-    turn = nib.orientations.ornt_transform(stored, orientation)
-    axes = turn[:, 0].astype(int).tolist()
     in_plane = [0, 1, 2]
-    in_plane.remove(axes.index(slice_axis))
+    in_plane.remove(stored_axis(affine, axcodes, slice_axis))
     is_above = scaled_voxels(source) > low
     counts = np.count_nonzero(is_above, axis=tuple(in_plane))
-    sizes_mm = np.linalg.norm(affine[:3, :3], axis=0)
+    sizes_mm = voxel_sizes(affine)
     return counts * np.prod(sizes_mm[in_plane])
 
 
@@ -347,6 +343,5 @@ def _center_mm(image: MetaTensor, axis: int, index: int) -> list[float]:
     voxel = [(size - 1) / 2 for size in image.shape[1:]]
     voxel[axis] = index
     affine = np.asarray(image.affine, dtype=np.float64)
-    position = affine @ [*voxel, 1.0]
-    x, y, z, _ = position.tolist()
-    return [round(x, 3), round(y, 3), round(z, 3)]
+    position = apply_affine(affine, voxel)
+    return [round(millimeters, 3) for millimeters in position.tolist()]

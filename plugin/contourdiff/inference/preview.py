@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +14,7 @@ from nibabel.affines import apply_affine
 from contourdiff.data.atomic import save_figure
 from contourdiff.data.planes import ResampledPlanes
 from contourdiff.data.volumes import open_volume, scaled_voxels
-from contourdiff.pictures import image_grid
-
-MAX_OUTLINES = 64
-"""Label values that are drawn in a slice; each takes a pass over it."""
+from contourdiff.pictures import draw_outlines, image_grid
 
 
 @dataclass(frozen=True)
@@ -63,7 +59,8 @@ class Preview:
         figure = _titled_grid(rows)
         if label is not None:
             outlined = planes(ResampledPlanes(label), "nearest")
-            _draw_outlines(figure, outlined)
+            last_row = figure.axes[-len(outlined) :]
+            draw_outlines(last_row, outlined)
         figure.tight_layout(pad=0.3)
         save_figure(figure, path, dpi=90, facecolor="black")
 
@@ -118,14 +115,3 @@ def _titled_grid(rows: dict[str, list[np.ndarray]]) -> Figure:
         ax.set_title(title, fontsize=9, color="white", loc="left")
         ax.invert_xaxis()
     return figure
-
-
-def _draw_outlines(figure: Figure, labels: Sequence[np.ndarray]) -> None:
-    """Draw the outlines of labels onto the last row of slices."""
-    last_row = figure.axes[-len(labels) :]
-    for ax, label in zip(last_row, labels, strict=True):
-        values = np.unique(label[label > 0])
-        for value in values[:MAX_OUTLINES]:
-            color = f"C{int(value) % 10}"
-            outlined = value == label.T
-            ax.contour(outlined, levels=[0.5], colors=[color], linewidths=0.8)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, cast
 
 from monai.bundle import ConfigParser
-from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from contourdiff.config_checks import CHECKS, check_values
 from contourdiff.data.atomic import remove_partial_files
@@ -16,7 +15,7 @@ from contourdiff.data.bids import check_derivatives
 from contourdiff.data.checks import check_output_dir
 from contourdiff.data.inputs import Pair
 from contourdiff.data.translation_cases import TranslationCases
-from contourdiff.data.volumes import keep_voxels, open_volume
+from contourdiff.data.volumes import keep_voxels, open_volume, stored_axis
 from contourdiff.inference.evaluator import CaseEvaluator
 from contourdiff.inference.inferer import VolumeInferer
 from contourdiff.inference.progress import run_progress
@@ -110,6 +109,4 @@ def slice_count(path: str | Path, axcodes: str, slice_axis: int) -> int:
         image = open_volume(path)
     except OSError:
         return 0
-    moves = ornt_transform(io_orientation(image.affine), axcodes2ornt(axcodes))
-    axes = moves[:, 0].astype(int).tolist()
-    return int(image.shape[axes.index(slice_axis)])
+    return int(image.shape[stored_axis(image.affine, axcodes, slice_axis)])

@@ -10,12 +10,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from monai.config import NdarrayOrTensor
+from scipy.ndimage import binary_dilation, distance_transform_edt
 
 from contourdiff.limits import check_number
-from contourdiff.metrics.contour_agreement import agreement_of, near
 
 FOLLOWED, INVENTED, LOST = 1, 2, 3
 """Codes of the fidelity map."""
+LARGEST_DISC_PX = 16
+"""Radius up to which a contour is dilated; beyond, its distance transform is faster."""
 
 
 class SliceFidelity(NamedTuple):
@@ -72,25 +74,12 @@ class VolumeFidelity:
         return f"{share} (slices {names}): look at them"
 
 
-def slice_fidelity(
-    contour: np.ndarray,
-    reference: np.ndarray,
-    tolerance_mm: float,
-    limit: float,
-    spacing_mm: Sequence[float] = (1.0, 1.0),
-) -> SliceFidelity:
-    """Compare the contour of a translation with the ``reference`` that it was made from, ``(H, W)`` each.
+def slice_fidelity(codes: np.ndarray, contour: np.ndarray, limit: float) -> SliceFidelity:
+    """The shares of a translated slice from its [`fidelity_codes`][] and its ``contour``, ``(H, W)`` each.
 
-    ``invented`` is the share of ``contour`` without a pixel of ``reference`` within ``tolerance_mm``, ``lost`` the
-    reverse, ``fidelity`` their boundary F1, as [`contourdiff.metrics.contour_agreement.contour_agreement`][]. A slice
-    below ``limit`` is ``suspect``. ``spacing_mm`` is the size of a pixel along H and W.
+    ``invented`` is the share of ``contour`` without a pixel of the reference nearby, ``lost`` the reverse, ``fidelity``
+    their boundary F1: the harmonic mean of precision and recall. A slice below ``limit`` is ``suspect``.
     """
-    codes = fidelity_codes(contour, reference, tolerance_mm, spacing_mm)
-    return _verdict(codes, contour, limit)
-
-
-def _verdict(codes: np.ndarray, contour: np.ndarray, limit: float) -> SliceFidelity:
-    """The shares of a slice from its [`fidelity_codes`][]."""
     points = int(np.count_nonzero(contour))
     invented_points = int(np.count_nonzero(codes == INVENTED))
     lost_points = int(np.count_nonzero(codes == LOST))
@@ -106,8 +95,33 @@ def _verdict(codes: np.ndarray, contour: np.ndarray, limit: float) -> SliceFidel
     if reference_points:
         recall = followed_points / reference_points
         lost = 1 - recall
-    f1 = agreement_of(precision, recall).f1
+    f1 = 2 * precision * recall / ((precision + recall) or 1)
     return SliceFidelity(invented, lost, f1, f1 < limit)
+
+
+def near(contour: np.ndarray, tolerance_mm: float, spacing_mm: Sequence[float]) -> np.ndarray:
+    """Pixels at most ``tolerance_mm`` from a contour: bool ``(H, W)`` -> the same; none where there is no contour.
+
+    ``spacing_mm`` is the size of a pixel along H and W. The tolerance grows by one millionth, for a header holds
+    float32.
+    """
+    if not contour.any():
+        return np.zeros(contour.shape, dtype=bool)
+    reach = tolerance_mm * (1 + 1e-6)
+    height, width = spacing_mm
+    if reach > LARGEST_DISC_PX * min(height, width):
+        distances = distance_transform_edt(~contour, sampling=spacing_mm)
+        return distances <= reach
+    rows = height * _offsets(reach / height)
+    columns = width * _offsets(reach / width)
+    disc = np.hypot(rows[:, None], columns) <= reach
+    return binary_dilation(contour, disc)
+
+
+def _offsets(reach_px: float) -> np.ndarray:
+    """Whole numbers up to ``reach_px``, of both signs."""
+    last = int(reach_px)
+    return np.arange(-last, last + 1)
 
 
 def fidelity_codes(
@@ -116,10 +130,11 @@ def fidelity_codes(
     tolerance_mm: float,
     spacing_mm: Sequence[float] = (1.0, 1.0),
 ) -> np.ndarray:
-    """Where the contours of [`slice_fidelity`][], ``(H, W)``, agree and differ: uint8 ``(H, W)``.
+    """Where the ``contour`` of a translation and the ``reference`` that it was made from differ: uint8 ``(H, W)``.
 
     1 is a pixel of ``reference`` with one of ``contour`` within ``tolerance_mm``, 2 (invented) a pixel of ``contour``
-    with none of ``reference``, 3 (lost) a pixel of ``reference`` with none of ``contour``, 0 all else.
+    with none of ``reference``, 3 (lost) a pixel of ``reference`` with none of ``contour``, 0 all else. Both are
+    ``(H, W)``, nonzero on the contour; ``spacing_mm`` is the size of a pixel along H and W.
     """
     points = np.asarray(contour) != 0
     reference_points = np.asarray(reference) != 0
@@ -135,7 +150,8 @@ class ContourFidelityCheck:
     """Compare a translated volume with the contours that it was made from, slice by slice.
 
     ``contour`` maps gray levels ``(1, H, W, D)`` in [0, 255] to a contour of that shape, with the given one's settings.
-    For tolerance, 0 or more, and limit, 0 to 1, see [`slice_fidelity`][]; ``ValueError`` for others.
+    For tolerance, 0 or more, see [`fidelity_codes`][], for the limit, 0 to 1, [`slice_fidelity`][]; ``ValueError`` for
+    others.
     """
 
     contour: Callable[[NdarrayOrTensor], NdarrayOrTensor]
@@ -175,6 +191,6 @@ class ContourFidelityCheck:
         for index in np.flatnonzero(references.any(axis=(1, 2))):
             contour = translated[index]
             slice_codes = fidelity_codes(contour, references[index], self.tolerance_mm, in_plane)
-            verdicts[index] = _verdict(slice_codes, contour, self.limit)
+            verdicts[index] = slice_fidelity(slice_codes, contour, self.limit)
             code_slices[index] = slice_codes
         return VolumeFidelity(verdicts, codes)

@@ -26,7 +26,8 @@ def flicker(gray_levels: np.ndarray, contours: np.ndarray, box: tuple[slice, sli
     """
     images = np.asarray(gray_levels, dtype=np.float64)
     edges = np.asarray(contours) != 0
-    if images.ndim != 3 or images.shape != edges.shape or not np.isfinite(images).all():
+    has_shape = images.ndim == 3 and images.shape == edges.shape
+    if not has_shape or not np.isfinite(images).all():
         shapes = f"{images.shape} and {edges.shape}"
         raise ValueError(
             f"expected finite gray levels and contours (N, H, W) of one shape, got {shapes}; slices first"

@@ -41,9 +41,10 @@ def patient_interval(
         return float(mean), float(mean)
     random = np.random.default_rng(seed)
     drawn = data[random.integers(count, size=(resamples, count))]
+    means = drawn.mean(axis=1)
     errors = drawn.std(axis=1, ddof=1) / math.sqrt(count)
     spread = errors > 1e-9 * error  # resamples of a single patient have none
-    deviations = (drawn.mean(axis=1)[spread] - mean) / errors[spread]
+    deviations = (means[spread] - mean) / errors[spread]
     below, above = np.percentile(deviations, [2.5, 97.5])
     low = max(mean - above * error, 0.0)
     high = min(mean - below * error, highest)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections import Counter
@@ -24,7 +23,6 @@ from contourdiff.metrics.intervals import MIN_PATIENTS, patient_interval
 from contourdiff.tables import markdown_table
 
 ALL = "all"
-TEXTS = ("case", "class", "patient")
 MEASURES = ("dice", "assd_mm", "assd_penalized_mm", "hd95_mm", "hd95_penalized_mm")
 HEADER = (
     "class",
@@ -74,7 +72,8 @@ def score_case(
         raise ValueError(
             "expected classes such as {1: 'femur'}, got none; name what is to be scored"
         )
-    if len({*classes.values(), ALL}) != len(classes) + 1:
+    names = {*classes.values(), ALL}
+    if len(names) != len(classes) + 1:
         raise ValueError(
             f"expected a name for each class, none twice nor {ALL!r}, got {dict(classes)}; rename"
         )
@@ -99,7 +98,8 @@ def _check_pair(
             f"{case}: expected prediction and label of one shape, got {pred.shape} and {label.shape}; "
             "bring the prediction back to the label's grid (Invertd)"
         )
-    if len(spacing_mm) != label.ndim or not all(0 < size < math.inf for size in spacing_mm):
+    are_positive = all(0 < size < math.inf for size in spacing_mm)
+    if len(spacing_mm) != label.ndim or not are_positive:
         sizes = [float(size) for size in spacing_mm]
         raise ValueError(
             f"{case}: expected {label.ndim} positive spacings in mm, one for each axis, got {sizes} "
@@ -196,20 +196,6 @@ def write_scores(
     text = json.dumps(content, indent=2, allow_nan=False, default=str)
     write_text(folder / "scores.json", text + "\n")
     return summary
-
-
-def read_scores(folder: str | Path) -> list[ScoreRow]:
-    """Rows of all cases from the ``scores.csv`` that [`write_scores`][] wrote to a folder; an empty cell is NaN."""
-    rows = []
-    path = Path(folder) / "scores.csv"
-    with path.open(newline="", encoding="utf-8") as file:
-        for cells in csv.DictReader(file):
-            row: ScoreRow = {}
-            for name, text in cells.items():
-                is_text = name in TEXTS
-                row[name] = text if is_text else json.loads(text.lower() or "NaN")
-            rows.append(row)
-    return rows
 
 
 @dataclass(eq=False)

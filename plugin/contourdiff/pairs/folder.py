@@ -9,17 +9,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from monai.data import MetaTensor
-from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd
 
 from contourdiff import __version__
 from contourdiff.data.atomic import read_json, save_figure, write_json
 from contourdiff.data.case_files import RECORD_ENDING, CaseFiles, read_record
 from contourdiff.data.label_map import LabelMap
-from contourdiff.data.nifti import SourceGridReader
 from contourdiff.data.nifti_names import case_of
-from contourdiff.pairs.shapes import ModelGrid
-from contourdiff.pictures import image_grid
+from contourdiff.pairs.shapes import ModelGrid, read_oriented
+from contourdiff.pictures import draw_outlines, image_grid
 
 SETTINGS = "pairs.json"
 DATALIST = "datalist.json"
@@ -91,7 +88,8 @@ def pairs_in(folder: Path) -> list[Pair]:
         record = read_record(path) or {}
         name = SHAPE_NAME.fullmatch(record.get("case", ""))
         files = CaseFiles.of_record(path)
-        if name is None or not files.mr.is_file() or not files.label.is_file():
+        is_complete = files.mr.is_file() and files.label.is_file()
+        if name is None or not is_complete:
             continue
         settings = record["settings"]
         contrast = None
@@ -100,7 +98,11 @@ def pairs_in(folder: Path) -> list[Pair]:
         outline = settings.get("outline", False)
         pair = Pair(files, name[1], int(name[2]), contrast, outline, settings["slice_axis"])
         pairs.append(pair)
-    return sorted(pairs, key=lambda pair: (pair.patient, pair.shape, pair.contrast or ""))
+    return sorted(pairs, key=_order)
+
+
+def _order(pair: Pair) -> tuple[str, int, str]:
+    return pair.patient, pair.shape, pair.contrast or ""
 
 
 def write_datalist(folder: Path, pairs: Sequence[Pair]) -> None:
@@ -140,15 +142,18 @@ def write_label_map(folder: Path, label_map: LabelMap) -> None:
     for number, name in label_map.classes.items():
         sides["ct"][name] = [number]
         sides["mr"][name] = label_map.values("mr")[number]
-    write_json(folder / LABEL_MAP, {"classes": list(label_map.classes.values()), **sides})
+    names = list(label_map.classes.values())
+    write_json(folder / LABEL_MAP, {"classes": names, **sides})
 
 
 def write_picture(folder: Path, pairs: Sequence[Pair], model: ModelGrid) -> None:
     """Draw some of the pairs, spread over all: the slice with the largest label, without and with its outlines."""
-    shown = np.linspace(0, len(pairs) - 1, min(SHOWN_PAIRS, len(pairs)))
+    count = min(SHOWN_PAIRS, len(pairs))
+    shown = np.linspace(0, len(pairs) - 1, count)
     chosen = [pairs[round(position)] for position in shown]
     slices = [_fullest_slice(pair, model) for pair in chosen]
     images = [image for image, _ in slices]
+    labels = [label for _, label in slices]
     titles = []
     for pair in chosen:
         title = pair.files.name
@@ -156,10 +161,8 @@ def write_picture(folder: Path, pairs: Sequence[Pair], model: ModelGrid) -> None
             title += ", outline"
         titles.append(title)
     figure = image_grid([images, images], [titles])
-    for ax, (_, label) in zip(figure.axes[len(slices) :], slices, strict=True):
-        for value in np.unique(label[label > 0]):
-            color = f"C{int(value) % 10}"
-            ax.contour((label == value).T, levels=[0.5], colors=[color], linewidths=0.8)
+    last_row = figure.axes[len(labels) :]
+    draw_outlines(last_row, labels)
     for ax in figure.axes:
         ax.invert_xaxis()
     save_figure(figure, folder / PICTURE, dpi=90)
@@ -167,15 +170,11 @@ def write_picture(folder: Path, pairs: Sequence[Pair], model: ModelGrid) -> None
 
 def _fullest_slice(pair: Pair, model: ModelGrid) -> tuple[np.ndarray, np.ndarray]:
     """MR and label ``(H, W)`` of the slice of a pair with the most labelled voxels."""
-    keys = ["mr", "label"]
-    read = Compose(
-        [
-            LoadImaged(keys, image_only=True, reader=SourceGridReader),
-            EnsureChannelFirstd(keys),
-            Orientationd(keys, axcodes=model.axcodes, labels=None),
-        ]
-    )
-    data: dict[str, MetaTensor] = read({"mr": pair.files.mr, "label": pair.files.label})
-    mr, label = (np.moveaxis(np.asarray(data[key][0]), model.slice_axis, 0) for key in keys)
-    fullest = int((label > 0).sum(axis=(1, 2)).argmax())
+    files = {"mr": pair.files.mr, "label": pair.files.label}
+    volumes = read_oriented(files, model.axcodes)
+    mr, label = (np.asarray(volumes[key][0]) for key in files)
+    mr = np.moveaxis(mr, model.slice_axis, 0)
+    label = np.moveaxis(label, model.slice_axis, 0)
+    areas = np.count_nonzero(label > 0, axis=(1, 2))
+    fullest = int(areas.argmax())
     return mr[fullest], label[fullest]

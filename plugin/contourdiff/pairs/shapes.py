@@ -14,6 +14,7 @@ import numpy as np
 from monai.data import MetaTensor
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd, Spacing
 from monai.utils import convert_to_numpy
+from nibabel.affines import from_matvec, voxel_sizes
 
 from contourdiff.data.label_map import LabelMap
 from contourdiff.data.nifti import SourceGridReader
@@ -89,7 +90,7 @@ class Shapes:
         grid = cast(MetaTensor, Spacing(pixel_mm)(volume, lazy=True))
         affine = convert_to_numpy(grid.peek_pending_affine())
         shape = [int(size) for size in grid.peek_pending_shape()]
-        spacing_mm = np.linalg.norm(affine[:3, :3], axis=0).tolist()
+        spacing_mm = voxel_sizes(affine).tolist()
         to_source = np.linalg.solve(convert_to_numpy(volume.affine), affine)
         smooth = InPlaneSmooth(self.model.spacing_mm, self.model.slice_axis)
         smoothed = smooth(volume).as_tensor()
@@ -102,9 +103,10 @@ class Shapes:
             whole = np.rint(hounsfield).astype(np.int16)
             whole[whole <= self.model.window_hu[0]] = AIR_HU  # the same gray level, and plainly CT
             kept = self._slices_near(values, spacing_mm)
-            first = affine @ translation_matrix([part.start for part in kept])
-            write_volume(values[kept], first, label_path)
-            write_volume(whole[kept], first, image_path)
+            first_voxel = [part.start for part in kept]
+            kept_affine = affine @ from_matvec(np.eye(3), first_voxel)
+            write_volume(values[kept], kept_affine, label_path)
+            write_volume(whole[kept], kept_affine, image_path)
 
     def _slices_near(
         self, label: np.ndarray, spacing_mm: Sequence[float]
@@ -116,31 +118,32 @@ class Shapes:
         labelled = np.flatnonzero((label > 0).any(axis=others))
         if self.margin_mm is not None and len(labelled):
             margin = math.floor(self.margin_mm / spacing_mm[axis])
-            start = max(int(labelled[0]) - margin, 0)
-            box[axis] = slice(start, int(labelled[-1]) + margin + 1)
+            first, last = labelled[[0, -1]].tolist()
+            start = max(first - margin, 0)
+            box[axis] = slice(start, last + margin + 1)
         return box[0], box[1], box[2]
 
     def _read(self, image: str | Path, label: str | Path) -> tuple[MetaTensor, np.ndarray]:
         """CT ``(1, H, W, D)``, clipped to the window, and label ``(H, W, D)``, as their slices are stacked."""
-        keys = ["image", "label"]
-        read = Compose(
-            [
-                LoadImaged(keys, image_only=True, reader=SourceGridReader),
-                EnsureChannelFirstd(keys),
-                Orientationd(keys, axcodes=self.model.axcodes, labels=None),
-            ]
-        )
-        data = read({"image": str(image), "label": str(label)})
+        data = read_oriented({"image": image, "label": label}, self.model.axcodes)
         low, high = self.model.window_hu
+        volume = data["image"].clamp(low, high)
         classes = self.classes_of(data["label"][0])
-        return data["image"].clamp(low, high), classes.astype(smallest_type(classes))
+        return volume, classes.astype(smallest_type(classes))
 
 
-def translation_matrix(voxels: Sequence[int]) -> np.ndarray:
-    """The shift by a number of voxels along each axis, ``(4, 4)``."""
-    matrix = np.eye(4)
-    matrix[:3, 3] = voxels
-    return matrix
+def read_oriented(files: Mapping[str, str | Path], axcodes: str) -> dict[str, Any]:
+    """NIfTI volumes by key, MetaTensors ``(1, H, W, D)``, their axes in the order and direction of ``axcodes``."""
+    keys = list(files)
+    read = Compose(
+        [
+            LoadImaged(keys, image_only=True, reader=SourceGridReader),
+            EnsureChannelFirstd(keys),
+            Orientationd(keys, axcodes=axcodes, labels=None),
+        ]
+    )
+    paths = {key: str(path) for key, path in files.items()}
+    return dict(read(paths))
 
 
 def smallest_type(values: np.ndarray) -> np.dtype:

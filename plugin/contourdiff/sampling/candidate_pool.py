@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from contourdiff.sampling.noise import CandidatePlace, DenoiseCandidates
+from contourdiff.sampling.noise import CandidatePlace, DenoiseCandidates, round_places
 from contourdiff.sampling.selection import SelectionRules
 
 
@@ -61,11 +61,7 @@ class CandidatePool:
         self._position = self.order.index(slice_index, self._position) + 1
 
     def _places(self, slice_index: int, round_: int) -> list[CandidatePlace]:
-        places = []
-        for candidate in range(self.rules.candidates):
-            place = CandidatePlace(self.case, slice_index, round_, candidate)
-            places.append(place)
-        return places
+        return round_places(self.case, slice_index, round_, self.rules.candidates)
 
     def _ahead(self, count: int, missing: Collection[CandidatePlace]) -> list[CandidatePlace]:
         """Up to ``count`` places that are neither ready nor ``missing``."""

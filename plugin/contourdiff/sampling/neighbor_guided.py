@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from contourdiff.sampling.intensity import to_model_range
-from contourdiff.sampling.noise import CandidatePlace, DenoiseCandidates
+from contourdiff.sampling.noise import CandidatePlace, DenoiseCandidates, round_places
 from contourdiff.sampling.selection import (
     Choice,
     SelectionRules,
@@ -104,10 +104,7 @@ def _start(
     conditions = condition.expand(rules.candidates, -1, -1, -1)
 
     def draw(slice_index: int, round_: int) -> Tensor:
-        places = []
-        for candidate in range(rules.candidates):
-            place = CandidatePlace(volume.case, slice_index, round_, candidate)
-            places.append(place)
+        places = round_places(volume.case, slice_index, round_, rules.candidates)
         return denoise(conditions, places)
 
     return choose_one(draw, index, None, None, rules)
@@ -132,7 +129,8 @@ def _choices(steps: Sequence[_Step], images: Tensor, rules: SelectionRules) -> l
     for step, image in zip(steps, images, strict=True):
         distances.append(neighbor_distances(image[None], step.translation))
     means = images.double().mean(dim=(1, 2))
-    measures = torch.stack([means, torch.cat(distances)], dim=1)
+    all_distances = torch.cat(distances)
+    measures = torch.stack([means, all_distances], dim=1)
     choices = []
     for step, (mean, distance) in zip(steps, measures.tolist(), strict=True):
         choice = Choice(

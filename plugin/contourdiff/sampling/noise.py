@@ -33,6 +33,11 @@ Place = tuple[str, int, int, int]
 """A [`CandidatePlace`][], or a plain tuple of the same content."""
 
 
+def round_places(case: str, slice_index: int, round_: int, count: int) -> list[CandidatePlace]:
+    """Places of the ``count`` candidates of one round of a slice."""
+    return [CandidatePlace(case, slice_index, round_, candidate) for candidate in range(count)]
+
+
 class CandidateKey(NamedTuple):
     """All that a candidate's noise depends on."""
 
@@ -127,7 +132,10 @@ class NoiseStream:
         reach = len(self.weights) // 2
         rows = []
         for offset in range(-reach, reach + 1):
-            shifted = [key._replace(slice_index=key.slice_index + offset) for key in self.keys]
+            shifted = []
+            for key in self.keys:
+                slice_index = key.slice_index + offset
+                shifted.append(key._replace(slice_index=slice_index))
             rows.append(shifted)
         self._find_white(chain.from_iterable(rows))
         blends = []

@@ -61,7 +61,8 @@ def karras_schedule(alphas_cumprod: Tensor, num_inference_steps: int) -> list[No
     check_whole("num_inference_steps", num_inference_steps, 1, len(alphas_cumprod))
     alpha_bars = alphas_cumprod.detach().cpu().double().numpy()
     falls = (np.diff(alpha_bars) < 0).all()
-    if not (falls and alpha_bars[0] < 1 and alpha_bars[-1] > 0):
+    is_inside = alpha_bars[0] < 1 and alpha_bars[-1] > 0
+    if not falls or not is_inside:
         raise ValueError(
             f"alphas_cumprod must fall strictly and lie between 0 and 1, got {alpha_bars[0]:g} to {alpha_bars[-1]:g}; "
             "sample a schedule that ends in pure noise with ddim"
@@ -70,7 +71,8 @@ def karras_schedule(alphas_cumprod: Tensor, num_inference_steps: int) -> list[No
     noisiest, cleanest = levels[[-1, 0]] ** (1 / KARRAS_RHO)
     sigmas = np.linspace(noisiest, cleanest, num_inference_steps) ** KARRAS_RHO
     positions = np.arange(len(levels))
-    timesteps = np.interp(np.log(sigmas), np.log(levels), positions).round()
+    log_sigmas = np.log(sigmas)
+    timesteps = np.interp(log_sigmas, np.log(levels), positions).round()
     schedule = []
     for timestep, sigma in zip(timesteps, sigmas.tolist(), strict=True):
         alpha_bar = 1 / (1 + sigma**2)

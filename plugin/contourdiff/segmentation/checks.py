@@ -9,6 +9,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from nibabel.affines import voxel_sizes
 
 from contourdiff.data.checks import CT_MINIMUM_HU, check_volume
 from contourdiff.data.volumes import open_volume, release_voxels
@@ -91,6 +92,6 @@ def _extents_mm(paths: Iterable[Path]) -> np.ndarray:
     extents = []
     for path in paths:
         image = nib.as_closest_canonical(open_volume(path))
-        spacing_mm = np.linalg.norm(image.affine[:3, :3], axis=0)
+        spacing_mm = voxel_sizes(image.affine)
         extents.append(spacing_mm * image.shape)
     return np.median(extents, axis=0)

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from contourdiff.bundle import find_bundle, read_config, run_training
+from contourdiff.bundle import find_bundle, read_config, run_config
 from contourdiff.config_checks import plain_errors
 from contourdiff.data.atomic import atomic_folder, read_json, write_json, write_text
 from contourdiff.data.label_map import LabelMap
@@ -127,7 +127,7 @@ def train_model(folder: str | Path, pairs: str | Path, **settings: Any) -> Path:
     checkpoint = newest_checkpoint(models)
     if checkpoint is not None:
         settings["resume_from"] = str(checkpoint)
-    run_training(_training_configs(folder), settings)
+    run_config("train", _training_configs(folder), settings)
     write_json(finished, {"sha256": sha256_of(weights)})
     for path in models.glob(CHECKPOINTS):
         path.unlink()

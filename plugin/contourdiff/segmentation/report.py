@@ -13,7 +13,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
-from matplotlib import colormaps
+from monai.visualize import blend_images
 from scipy.ndimage import label as connected_components
 from scipy.ndimage import sum_labels
 
@@ -209,7 +209,9 @@ def size_ranges(pairs: str | Path, label_map: LabelMap) -> dict[str, tuple[Size,
     for name, found in sizes.items():
         volumes = [size.volume_ml for size in found]
         parts = [size.parts for size in found]
-        ranges[name] = (Size(min(volumes), min(parts)), Size(max(volumes), max(parts)))
+        smallest = Size(min(volumes), min(parts))
+        largest = Size(max(volumes), max(parts))
+        ranges[name] = (smallest, largest)
     return ranges
 
 
@@ -288,12 +290,8 @@ def _fullest_slice(image: Path, result: Path, slice_axis: int) -> tuple[np.ndarr
     areas = (classes > 0).sum(axis=(1, 2))
     position = int(areas.argmax()) if areas.any() else len(areas) // 2
     low, high = np.percentile(voxels, [1, 99])
-    gray = ((voxels[position] - low) / max(high - low, 1e-6)).clip(0, 1)
-    colors = colormaps["tab10"](np.arange(10))[:, :3]
-    colored = np.repeat(gray[..., None], 3, axis=-1)
-    for number in np.unique(classes[position]):
-        if number > 0:
-            inside = classes[position] == number
-            color = TRANSPARENCY * colors[(int(number) - 1) % 10]
-            colored[inside] = (1 - TRANSPARENCY) * colored[inside] + color
-    return gray, colored
+    contrast = max(high - low, 1e-6)
+    gray = ((voxels[position] - low) / contrast).clip(0, 1)
+    shown = classes[position].astype(int)
+    colored = blend_images(gray[None], shown[None], TRANSPARENCY, "tab10", rescale_arrays=False)
+    return gray, np.moveaxis(np.asarray(colored), 0, -1)

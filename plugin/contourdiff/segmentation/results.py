@@ -11,13 +11,13 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
+from nibabel.affines import voxel_sizes
 
 from contourdiff.bundle import run_config
 from contourdiff.data.atomic import read_json, write_json
 from contourdiff.data.checks import check_output_dir
 from contourdiff.data.label_map import LabelMap
 from contourdiff.data.nifti_names import case_of, is_nifti, nifti_by_case
-from contourdiff.data.training_cases import patient_of
 from contourdiff.data.volumes import open_volume
 from contourdiff.info import usable_device
 from contourdiff.metrics.segmentation import ScoreRow, score_case
@@ -130,14 +130,11 @@ def mr_files(source: str | Path) -> dict[str, Path]:
 
 
 def score_results(
-    results: Sequence[Path],
-    label_dir: str | Path,
-    label_map: LabelMap,
-    patient_pattern: str = "(.*)",
+    results: Sequence[Path], label_dir: str | Path, label_map: LabelMap
 ) -> list[ScoreRow]:
     """Rows of [`contourdiff.metrics.segmentation.score_case`][] for each result with a label of the same name.
 
-    Labels hold the values of ``"mr"`` in ``label_map``.
+    Labels hold the values of ``"mr"`` in ``label_map``. Every case is a patient of its own.
     """
     labels = nifti_by_case(Path(label_dir))
     remap = RemapLabels(label_map, "mr")
@@ -150,8 +147,7 @@ def score_results(
         values = remap(np.asarray(label.dataobj))
         classes = np.asarray(values, dtype=np.int64)
         predicted = np.asarray(nib.load(result).dataobj).reshape(classes.shape)
-        spacing_mm = np.linalg.norm(label.affine[:3, :3], axis=0)
+        spacing_mm = voxel_sizes(label.affine)
         scores = score_case(predicted, classes, label_map.classes, spacing_mm.tolist(), case)
-        patient = patient_of(case, patient_pattern)
-        rows += [{**row, "patient": patient} for row in scores]
+        rows += [{**row, "patient": case} for row in scores]
     return rows

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -145,11 +146,7 @@ class Checkpoints:
 def newest_checkpoint(output_dir: str | Path) -> Path | None:
     """The last file that [`Checkpoints`][] wrote to a folder; ``None`` if there is none."""
     checkpoints = Path(output_dir).glob(CHECKPOINTS)
-    return max(checkpoints, key=_modified, default=None)
-
-
-def _modified(path: Path) -> float:
-    return path.stat().st_mtime
+    return max(checkpoints, key=os.path.getmtime, default=None)
 
 
 @dataclass(eq=False)

@@ -19,11 +19,16 @@ from contourdiff.sampling.neighbor_guided import EMPTY
 from contourdiff.training.distributed import rows_of_process
 
 
+def in_bfloat16(inputs: Tensor, enabled: bool) -> torch.autocast:
+    """Context that runs a network in bfloat16, on any device; the ``amp`` of MONAI's engines is CUDA only."""
+    return torch.autocast(inputs.device.type, torch.bfloat16, enabled)
+
+
 @dataclass(eq=False)
 class ContourDiffusionInferer(DiffusionInferer):
     """MONAI's ``DiffusionInferer`` with the contour concatenated to the noisy image: ``(x_t, c)`` in the paper.
 
-    ``amp`` runs the network under autocast in bfloat16, on any device; the ``amp`` of MONAI's engines is CUDA only.
+    ``amp`` runs the network under autocast, see [`in_bfloat16`][].
     """
 
     scheduler: Scheduler
@@ -49,15 +54,14 @@ class ContourDiffusionInferer(DiffusionInferer):
         forward: Any = network
         if class_labels is not None:
             forward = partial(network, class_labels=class_labels)
-        kind = inputs.device.type
-        with torch.autocast(kind, dtype=torch.bfloat16, enabled=self.amp):
+        with in_bfloat16(inputs, self.amp):
             output = super().__call__(inputs, forward, noise, timesteps, condition, mode="concat")
         return output.float()
 
 
 @dataclass(eq=False)
 class AutocastInferer(SimpleInferer):
-    """Call a network under autocast in bfloat16, on any device; the ``amp`` of MONAI's engines is CUDA only."""
+    """Call a network under autocast, see [`in_bfloat16`][]."""
 
     bfloat16: bool = False
 
@@ -68,8 +72,7 @@ class AutocastInferer(SimpleInferer):
         self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Tensor:
         """The network's output for ``inputs (B, C, H, W)``, float32."""
-        kind = inputs.device.type
-        with torch.autocast(kind, dtype=torch.bfloat16, enabled=self.bfloat16):
+        with in_bfloat16(inputs, self.bfloat16):
             output: Tensor = super().__call__(inputs, network, *args, **kwargs)
         return output.float()
 
@@ -80,7 +83,6 @@ class ContourPrepareBatch(DiffusionPrepareBatch):
 
     Args:
         scheduler: of prediction type ``epsilon`` or ``v_prediction``.
-        condition_name: key of the contour in the batch.
         timestep_draws: a timestep is the largest of this many uniform draws; 2 or more train more on high noise.
         contour_dropout: probability of an empty contour; 1 trains without any condition.
         neighbor_probability: probability that an item's ``neighbor`` in [-1, 1], if any, is given, or else is empty.
@@ -88,31 +90,27 @@ class ContourPrepareBatch(DiffusionPrepareBatch):
     """
 
     scheduler: Scheduler
-    condition_name: str = "contour"
     timestep_draws: int = 1
     contour_dropout: float = 0.0
     neighbor_probability: float = 0.2
     fixed_seed: int | None = None
 
     def __post_init__(self) -> None:
-        super().__init__(
-            num_train_timesteps=self.scheduler.num_train_timesteps,
-            condition_name=self.condition_name,
-        )
+        super().__init__(self.scheduler.num_train_timesteps, condition_name="contour")
         check_whole("timestep_draws", self.timestep_draws, 1, 1000)
         check_number("contour_dropout", self.contour_dropout, 0, 1)
         check_number("neighbor_probability", self.neighbor_probability, 0, 1)
 
     def __call__(self, batchdata: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
         """Images, target, and a dictionary of noise, timesteps, conditions and, for several contrasts, labels."""
-        conditions = torch.as_tensor(batchdata[self.condition_name])
+        conditions = torch.as_tensor(batchdata["contour"])
         if self.contour_dropout:
             conditions = _kept_or(0, conditions, 1 - self.contour_dropout)
         if "neighbor" in batchdata:
             neighbors = torch.as_tensor(batchdata["neighbor"])
             neighbors = _kept_or(EMPTY, neighbors, self.neighbor_probability)
             conditions = torch.cat([conditions, neighbors], dim=1)
-        batch = {**batchdata, self.condition_name: conditions}
+        batch = {**batchdata, "contour": conditions}
         prepared = super().__call__(batch, *args, **kwargs)
         if "contrast" in batchdata:
             labels = torch.as_tensor(batchdata["contrast"])

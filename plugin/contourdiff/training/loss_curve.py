@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from contourdiff.data.atomic import save_figure
+from contourdiff.extras import import_extra
 
 
 def loss_curve(log_dir: str | Path, path: str | Path) -> tuple[np.ndarray, np.ndarray]:
@@ -57,12 +58,8 @@ def read_scalars(log_dir: Path, tag: str) -> np.ndarray:
 
     Raises ``ImportError`` without TensorBoard, ``FileNotFoundError`` without events.
     """
-    try:
-        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    except ImportError as error:
-        raise ImportError(
-            "loss curves are read with TensorBoard; pip install 'contourdiff[train]'"
-        ) from error
+    events_module = "tensorboard.backend.event_processing.event_accumulator"
+    tensorboard = import_extra(events_module, "loss curves are read with TensorBoard", "train")
     files = sorted(log_dir.glob("events.out.tfevents.*"))
     if not files:
         raise FileNotFoundError(
@@ -70,7 +67,7 @@ def read_scalars(log_dir: Path, tag: str) -> np.ndarray:
         )
     events = []
     for file in files:
-        accumulator = EventAccumulator(str(file), size_guidance={"scalars": 0})
+        accumulator = tensorboard.EventAccumulator(str(file), size_guidance={"scalars": 0})
         accumulator.Reload()
         if tag in accumulator.Tags()["scalars"]:
             events += accumulator.Scalars(tag)

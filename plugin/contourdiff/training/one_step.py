@@ -27,7 +27,7 @@ from contourdiff.limits import SettingError, check_number, check_whole
 from contourdiff.sampling.intensity import to_gray_levels
 from contourdiff.sampling.sampler import Sampler
 from contourdiff.sampling.solvers import clean_image
-from contourdiff.training.inferer import batch_noise
+from contourdiff.training.inferer import batch_noise, in_bfloat16
 from contourdiff.weights import load_weights
 
 
@@ -158,12 +158,10 @@ class OneStepInferer(Inferer):
         self, inputs: Tensor, network: nn.Module, noise: Tensor, condition: Tensor
     ) -> Tensor:
         """Images ``(B, 1, H, W)`` in [-1, 1], float32; ``inputs`` are not looked at, for one step starts from noise."""
-        device = noise.device
         count = noise.shape[:1]
-        timesteps = torch.full(count, self.level.timestep, device=device)
+        timesteps = torch.full(count, self.level.timestep, device=noise.device)
         noisy = torch.cat([noise, condition], dim=1)
-        kind = device.type
-        with torch.autocast(kind, dtype=torch.bfloat16, enabled=self.amp):
+        with in_bfloat16(noise, self.amp):
             output = network(noisy, timesteps)
         prediction = output.float()
         prediction_type = str(self.scheduler.prediction_type)
@@ -289,8 +287,7 @@ class Adversary:
         contours = contours_of(batchdata)
         contours = contours.to(images)
         pairs = torch.cat([images, contours], dim=1)
-        kind = images.device.type
-        with torch.autocast(kind, dtype=torch.bfloat16, enabled=self.amp):
+        with in_bfloat16(images, self.amp):
             outputs = discriminator(pairs)
         judgement = outputs[-1]
         return judgement.float()  # type: ignore[no-any-return]

@@ -32,7 +32,6 @@ class SliceDataset(Dataset, Randomizable):
         transform: of each slice, ``(C, H, W)`` per key.
         allow_empty: accept a dataset without slices, such as a validation without held-out patients.
         neighbors: add an adjacent slice of the first key as ``neighbor``, alternately the previous and the next.
-        volume_keys: keys whose value belongs to a whole volume, given to each of its slices where a volume has them.
     """
 
     volumes: Sequence[Mapping[str, Tensor]]
@@ -42,7 +41,6 @@ class SliceDataset(Dataset, Randomizable):
     transform: Callable[..., Any] | None = None
     allow_empty: bool = False
     neighbors: bool = False
-    volume_keys: Sequence[str] = ("contrast",)
 
     def __post_init__(self) -> None:
         self.keys = tuple(self.keys)
@@ -90,9 +88,8 @@ class SliceDataset(Dataset, Randomizable):
             if position == 0 or (position % 2 == 1 and position < last):
                 neighbor = position + 1
             data["neighbor"] = self._slice(image, neighbor)
-        for key in self.volume_keys:
-            if key in volume:
-                data[key] = volume[key]
+        if "contrast" in volume:
+            data["contrast"] = volume["contrast"]
         if self.transform is None:
             return data
         return apply_transform(self.transform, data)
@@ -109,11 +106,11 @@ class SliceDataset(Dataset, Randomizable):
         return self
 
 
-def slice_weights(dataset: SliceDataset, key: str = "label", empty_weight: float = 1.0) -> Tensor:
-    """How often each slice is to be drawn: 1 with a label (``key``) above 0, ``empty_weight`` without: ``(N,)``."""
+def slice_weights(dataset: SliceDataset, empty_weight: float = 1.0) -> Tensor:
+    """How often each slice is to be drawn: 1 with a ``label`` above 0, ``empty_weight`` without: ``(N,)``."""
     has_label = []
     for volume in dataset.volumes:
-        label = torch.as_tensor(volume[key])[0]
+        label = torch.as_tensor(volume["label"])[0]
         slices = label.moveaxis(dataset.slice_axis, 0)
         has_label.append(slices.flatten(1).amax(dim=1) > 0)
     weights = [

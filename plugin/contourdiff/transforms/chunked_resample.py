@@ -119,7 +119,8 @@ class ChunkedResample(SpatialResample):
             return stock()
         image = cast(MetaTensor, img)
         shape = tuple(int(size) for size in spatial_size)
-        size = 4 * len(image) * math.prod(shape)
+        voxels = len(image) * math.prod(shape)
+        size = 4 * voxels
         check_memory(size, f"one that is resampled to {shape}")
         source_affine = np.asarray(image.affine, dtype=np.float64)
         target_affine = np.asarray(dst_affine, dtype=np.float64)

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from monai.config import KeysCollection, NdarrayOrTensor
 from monai.transforms import (
-    MapTransform,
     RandAdjustContrast,
     RandBiasField,
     RandGaussianNoise,
@@ -29,6 +28,7 @@ from skimage.exposure import equalize_hist
 from skimage.filters import scharr, unsharp_mask
 
 from contourdiff.limits import check_choice, check_number
+from contourdiff.transforms.keyed import RandomKeyedTransform
 
 FUNCTIONS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = MappingProxyType(
     {
@@ -77,8 +77,10 @@ def redistribution(image: np.ndarray, label: np.ndarray, random: RandomState) ->
     out = np.zeros_like(image)
     for number, mean, gain in zip(classes, means, gains, strict=True):
         inside = label == number
-        changed = mean + gain * (image - image[inside].mean())
-        weight = gaussian_filter(inside.astype(np.float32), (0, EDGE_PX, EDGE_PX))
+        centered = image - image[inside].mean()
+        changed = mean + gain * centered
+        mask = inside.astype(np.float32)
+        weight = gaussian_filter(mask, (0, EDGE_PX, EDGE_PX))
         out += weight * changed
     return out.clip(0, 1)
 
@@ -122,12 +124,14 @@ def drawn(transform: RandomizableTransform, image: np.ndarray, random: RandomSta
 
 def gamma(image: np.ndarray, label: np.ndarray, random: RandomState) -> np.ndarray:
     """Raise the levels to a random power."""
-    return drawn(RandAdjustContrast(1.0, gamma=(0.5, 2.0)), image, random)
+    transform = RandAdjustContrast(1.0, gamma=(0.5, 2.0))
+    return drawn(transform, image, random)
 
 
 def bias_field(image: np.ndarray, label: np.ndarray, random: RandomState) -> np.ndarray:
     """Multiply with a smooth field, as that of a surface coil."""
-    return drawn(RandBiasField(prob=1.0, coeff_range=(-0.3, 0.3)), image, random)
+    transform = RandBiasField(prob=1.0, coeff_range=(-0.3, 0.3))
+    return drawn(transform, image, random)
 
 
 def low_resolution(image: np.ndarray, label: np.ndarray, random: RandomState) -> np.ndarray:
@@ -140,7 +144,8 @@ def low_resolution(image: np.ndarray, label: np.ndarray, random: RandomState) ->
 
 def noise(image: np.ndarray, label: np.ndarray, random: RandomState) -> np.ndarray:
     """Add Gaussian noise."""
-    return drawn(RandGaussianNoise(1.0, std=0.1), image, random)
+    transform = RandGaussianNoise(1.0, std=0.1)
+    return drawn(transform, image, random)
 
 
 Part = Callable[[np.ndarray, np.ndarray, RandomState], np.ndarray]
@@ -179,8 +184,11 @@ class RandCrossDomain(Randomizable, Transform):
     probabilities: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
-        self.chances = {name: chance for name, (_, chance) in PARTS.items()}
-        for name, chance in dict(self.probabilities or {}).items():
+        self.chances = {}
+        for name, (_, chance) in PARTS.items():
+            self.chances[name] = chance
+        probabilities = self.probabilities or {}
+        for name, chance in probabilities.items():
             check_choice("a part of the augmentation", name, list(PARTS))
             check_number(f"probability of {name}", chance, 0, 1)
             self.chances[name] = chance
@@ -200,8 +208,11 @@ class RandCrossDomain(Randomizable, Transform):
         Without a label, the whole image is one class. Raises ``ValueError`` for another shape.
         """
         data = convert_to_numpy(img).astype(np.float32)
-        classes = np.zeros(data.shape) if label is None else np.rint(convert_to_numpy(label))
-        if data.ndim != 3 or data.shape[0] != 1 or classes.shape != data.shape:
+        classes = np.zeros(data.shape)
+        if label is not None:
+            classes = np.rint(convert_to_numpy(label))
+        is_slice = data.ndim == 3 and data.shape[0] == 1
+        if not is_slice or classes.shape != data.shape:
             raise ValueError(
                 f"expected an image and a label (1, H, W), got {data.shape} and {classes.shape}; "
                 "cut volumes into slices"
@@ -213,28 +224,19 @@ class RandCrossDomain(Randomizable, Transform):
         return convert_to_dst_type(data, img, dtype=torch.float32)[0]
 
 
-class RandCrossDomaind(Randomizable, MapTransform):
-    """Dictionary version of [`RandCrossDomain`][]: ``label_key`` names the label, ``None`` goes without.
+class RandCrossDomaind(RandomKeyedTransform):
+    """Dictionary version of [`RandCrossDomain`][], whose keyword arguments it takes; each key has its own draws.
 
-    Each key has its own draws. The label stays as it is.
+    ``label_key`` names the label, which stays as it is; ``None`` goes without.
     """
 
-    def __init__(
-        self,
-        keys: KeysCollection,
-        label_key: str | None = "label",
-        probabilities: Mapping[str, float] | None = None,
-    ) -> None:
-        super().__init__(keys)
-        self.label_key = label_key
-        self.transform = RandCrossDomain(probabilities)
+    array_class = RandCrossDomain
 
-    def set_random_state(
-        self, seed: int | None = None, state: RandomState | None = None
-    ) -> RandCrossDomaind:
-        """Seed the draws."""
-        self.transform.set_random_state(seed, state)
-        return self
+    def __init__(
+        self, keys: KeysCollection, label_key: str | None = "label", **options: Any
+    ) -> None:
+        super().__init__(keys, **options)
+        self.label_key = label_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Replace the image of every key."""

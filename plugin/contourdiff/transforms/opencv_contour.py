@@ -11,6 +11,7 @@ from monai.config import NdarrayOrTensor
 from monai.transforms import Transform
 
 from contourdiff.contours import check_thresholds, checked_slice
+from contourdiff.extras import import_extra
 from contourdiff.transforms.keyed import KeyedTransform
 from contourdiff.transforms.slicewise import slicewise
 
@@ -30,7 +31,7 @@ class OpenCVContour(Transform):
     kernel_px: int = 3
 
     def __post_init__(self) -> None:
-        _opencv()
+        self._cv2()
         check_thresholds(self.low_threshold, self.high_threshold)
         if self.kernel_px < 1 or self.kernel_px % 2 == 0:
             raise ValueError(f"kernel_px must be odd and positive, got {self.kernel_px}")
@@ -39,12 +40,16 @@ class OpenCVContour(Transform):
         """Contour of ``img``: ``(C, H, W)`` or ``(C, H, W, D)`` gray levels in [0, 255] -> float32 0/1, same shape."""
         return slicewise(img, self.slice_axis, self._contour)
 
+    def _cv2(self) -> Any:
+        return import_extra("cv2", "the paper's contour requires OpenCV", "opencv")
+
     def _contour(self, image: np.ndarray) -> np.ndarray:
         if min(image.shape) < 3:
             return np.zeros(image.shape, dtype=np.float32)
-        cv2 = _opencv()
+        cv2 = self._cv2()
         rounded = checked_slice(image).round()
-        levels = np.ascontiguousarray(rounded.clip(0, 255), dtype=np.uint8)
+        clipped = rounded.clip(0, 255)
+        levels = np.ascontiguousarray(clipped, dtype=np.uint8)
         kernel = (self.kernel_px, self.kernel_px)
         blurred = cv2.GaussianBlur(levels, kernel, 0)
         edges = cv2.Canny(blurred, self.low_threshold, self.high_threshold)
@@ -55,13 +60,3 @@ class OpenCVContourd(KeyedTransform):
     """Dictionary version of [`OpenCVContour`][], whose keyword arguments it takes."""
 
     array_class = OpenCVContour
-
-
-def _opencv() -> Any:
-    try:
-        import cv2
-    except ImportError as error:
-        raise ImportError(
-            "the paper's contour requires OpenCV: pip install 'contourdiff[opencv]'"
-        ) from error
-    return cv2

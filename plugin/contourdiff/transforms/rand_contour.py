@@ -24,6 +24,9 @@ from contourdiff.transforms.ct_like_contour import (
 from contourdiff.transforms.keyed import RandomKeyedTransform
 from contourdiff.transforms.rand_remap import blend_with_curve
 
+LOW_RATIO = 0.5
+"""Lower threshold as a share of the upper one."""
+
 
 @dataclass(eq=False)
 class RandContour(RandomizableTransform):
@@ -35,7 +38,6 @@ class RandContour(RandomizableTransform):
     Args:
         sigma_px: range of the smoothing before the gradient, in pixels.
         high_threshold: range, in gray levels.
-        low_ratio: lower threshold as a share of the upper one.
         dropout: largest share of the fragments to remove.
         clutter: largest share of the fragments to repeat elsewhere.
         cell_px: side of the squares that cut the contour into fragments.
@@ -45,7 +47,6 @@ class RandContour(RandomizableTransform):
 
     sigma_px: Sequence[float] = (1.0, 1.0)
     high_threshold: Sequence[float] = (40.0, 40.0)
-    low_ratio: float = 0.5
     dropout: float = 0.0
     clutter: float = 0.0
     cell_px: int = 8
@@ -54,7 +55,7 @@ class RandContour(RandomizableTransform):
 
     def __post_init__(self) -> None:
         super().__init__(prob=1.0)
-        for name in ("dropout", "clutter", "low_ratio", "remap", "ct_like"):
+        for name in ("dropout", "clutter", "remap", "ct_like"):
             check_number(name, getattr(self, name), 0, 1)
         for name in ("sigma_px", "high_threshold"):
             ends = list(getattr(self, name))
@@ -78,7 +79,7 @@ class RandContour(RandomizableTransform):
         contour = contour_of(
             image,
             sigma_px=self._sigma,
-            low_threshold=self.low_ratio * self._high,
+            low_threshold=LOW_RATIO * self._high,
             high_threshold=self._high,
         )
         if self.dropout or self.clutter:

@@ -14,8 +14,9 @@ from numpy.random import RandomState
 from scipy.interpolate import BSpline
 
 from contourdiff.limits import SettingError, check_number
-from contourdiff.transforms.label_resample import CHUNK_VOXELS, LabelSampler
+from contourdiff.transforms.label_resample import LabelSampler, slabs
 
+BY_AXIS = (3, 1, 1, 1)
 KNOT_MM = 48.0
 """Distance of the control points of the elastic deformation."""
 FOLDING_MM = KNOT_MM / 2.5
@@ -73,18 +74,18 @@ class Warp:
     ) -> Iterator[tuple[slice, np.ndarray]]:
         """Slabs along the first axis of a grid ``(H, W, D)``, and the points ``(3, h, W, D)`` that they come from."""
         axes_mm = []
+        bases = []
         for size, spacing in zip(shape, spacing_mm, strict=True):
-            axes_mm.append((np.arange(size) - (size - 1) / 2) * spacing)
-        bases = [_basis(size, spacing) for size, spacing in zip(shape, spacing_mm, strict=True)]
-        thickness = max(CHUNK_VOXELS // math.prod(shape[1:]), 1)
-        for start in range(0, shape[0], thickness):
-            slab = slice(start, start + thickness)
-            points = np.stack(np.meshgrid(axes_mm[0][slab], *axes_mm[1:], indexing="ij"))
+            center = (size - 1) / 2
+            axes_mm.append((np.arange(size) - center) * spacing)
+            bases.append(_basis(size, spacing))
+        for slab in slabs(shape):
+            axis_mm = axes_mm[0][slab]
+            grid = np.meshgrid(axis_mm, *axes_mm[1:], indexing="ij")
+            points = np.stack(grid)
             if self.shifts_mm is not None:
-                rows, columns, slices = bases[0][slab], bases[1], bases[2]
-                points += np.einsum(
-                    "cijk,hi,wj,dk->chwd", self.shifts_mm, rows, columns, slices, optimize=True
-                )
+                weights = (bases[0][slab], *bases[1:])
+                points += np.einsum("cijk,hi,wj,dk->chwd", self.shifts_mm, *weights, optimize=True)
             yield slab, np.tensordot(self.matrix, points, axes=1)
 
 
@@ -97,12 +98,17 @@ def random_warp(
     """Draw a warp of a grid ``(H, W, D)``, the same for the same ``seed``, 0 to 2**32 - 1."""
     random = RandomState(seed)
     angle = math.radians(strength.rotation_degrees)
-    affine_grid = RandAffineGrid(rotate_range=[angle] * 3, scale_range=[strength.scale] * 3)
+    angles = [angle] * 3
+    scales = [strength.scale] * 3
+    affine_grid = RandAffineGrid(rotate_range=angles, scale_range=scales)
     affine_grid.set_random_state(state=random)
     affine_grid(spatial_size=(1, 1, 1))
     matrix = np.asarray(affine_grid.get_transformation_matrix(), dtype=np.float64)
-    controls = [_basis(size, mm).shape[1] for size, mm in zip(shape, spacing_mm, strict=True)]
-    shifts_mm = random.uniform(-strength.elastic_mm, strength.elastic_mm, (3, *controls))
+    controls = []
+    for size, spacing in zip(shape, spacing_mm, strict=True):
+        controls.append(_basis(size, spacing).shape[1])
+    largest = strength.elastic_mm
+    shifts_mm = random.uniform(-largest, largest, (3, *controls))
     return Warp(matrix[:3, :3], shifts_mm)
 
 
@@ -111,7 +117,8 @@ def _basis(size: int, spacing_mm: float) -> np.ndarray:
     positions = np.arange(size) * (spacing_mm / KNOT_MM)
     intervals = max(math.ceil(positions[-1]), 1)
     knots = np.arange(-3, intervals + 4, dtype=np.float64)
-    return np.asarray(BSpline.design_matrix(positions, knots, k=3).toarray())
+    weights = BSpline.design_matrix(positions, knots, k=3)
+    return np.asarray(weights.toarray())
 
 
 def warped(
@@ -137,19 +144,22 @@ def warped(
     """
     sample = Resample(mode="bilinear", padding_mode="border", dtype=np.float32)
     sample_label = LabelSampler(label)
-    size = np.reshape(label.shape, (3, 1, 1, 1))
-    center = np.reshape(shape, (3, 1, 1, 1)) / 2 - 0.5
-    voxel_mm = np.reshape(spacing_mm, (3, 1, 1, 1))
-    offset = np.reshape(to_source[:3, 3], (3, 1, 1, 1))
+    size = np.reshape(label.shape, BY_AXIS)
+    center = np.reshape(shape, BY_AXIS) / 2 - 0.5
+    voxel_mm = np.reshape(spacing_mm, BY_AXIS)
+    matrix = to_source[:3, :3]
+    offset = to_source[:3, 3].reshape(BY_AXIS)
     warped_image = np.empty(shape, np.float32)
     warped_label = np.empty(shape, label.dtype)
     for slab, source_mm in warp.source_mm(shape, spacing_mm):
         voxels = source_mm / voxel_mm + center
-        points = np.tensordot(to_source[:3, :3], voxels, axes=1) + offset
+        points = np.tensordot(matrix, voxels, axes=1) + offset
         points = _mirrored(points, size)
         warped_label[slab] = sample_label(points)
-        centered = torch.as_tensor(points - (size - 1) / 2, dtype=torch.float32)
-        warped_image[slab] = np.asarray(sample(image, centered))[0]
+        from_center = points - (size - 1) / 2
+        centered = torch.as_tensor(from_center, dtype=torch.float32)
+        sampled = sample(image, centered)
+        warped_image[slab] = np.asarray(sampled)[0]
     return warped_image, warped_label
 
 

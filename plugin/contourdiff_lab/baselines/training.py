@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from contourdiff.bundle import run_inference_config, run_training
+from contourdiff.bundle import run_config, run_inference_config
 from contourdiff.data.atomic import write_text
 from contourdiff.info import usable_device
 from contourdiff.training.handlers import newest_checkpoint
@@ -112,7 +112,7 @@ def train_baseline(
     if checkpoint is not None:
         logger.info("%s: training goes on from %s", output_dir, checkpoint.name)
         settings["resume_from"] = str(checkpoint)
-    run_training(lab_config_files(configs, bundle), settings)
+    run_config("train", lab_config_files(configs, bundle), settings)
     return output_dir
 
 

@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from contourdiff.bundle import read_config, run_inference_config, training_overlays
+from contourdiff.bundle import read_config, run_inference_config
 from contourdiff.data.atomic import copy_file, read_json, write_json
 from contourdiff.data.label_map import LabelMap
 from contourdiff.data.nifti_names import case_of
@@ -17,7 +17,7 @@ from contourdiff_lab.baselines.training import (
     train_baseline,
     translate_with_baseline,
 )
-from contourdiff_lab.config_files import lab_config_files, read_lab_config
+from contourdiff_lab.config_files import lab_config_files, read_lab_config, training_overlays
 from contourdiff_lab.experiment.folds import merge_folds
 from contourdiff_lab.experiment.label_crop import write_label_crop
 from contourdiff_lab.experiment.plan import Cell, ExperimentPlan

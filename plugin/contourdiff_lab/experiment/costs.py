@@ -14,7 +14,7 @@ import numpy as np
 from contourdiff.bundle import find_bundle
 from contourdiff.data.atomic import read_json, write_text
 from contourdiff.tables import markdown_table
-from contourdiff.weights import count_parameters, sha256_of
+from contourdiff.weights import read_weights, sha256_of
 from contourdiff_lab.experiment.plan import Cell
 from contourdiff_lab.experiment.rows import row_of
 
@@ -163,3 +163,8 @@ def _recorded(name: str, records: Iterable[Record]) -> list[float]:
 
 def _mean(values: Any, digits: int) -> str:
     return f"{np.mean(values):,.{digits}f}" if len(values) else UNKNOWN
+
+
+def count_parameters(path: str | Path) -> int:
+    """Number of values in a file of weights; errors are those of [`contourdiff.weights.read_weights`][]."""
+    return sum(value.numel() for value in read_weights(path).values())

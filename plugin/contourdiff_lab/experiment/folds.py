@@ -3,13 +3,17 @@
 
 from __future__ import annotations
 
+import csv
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from contourdiff.data.atomic import copy_file
-from contourdiff.metrics.segmentation import read_scores, write_scores
+from contourdiff.metrics.segmentation import ScoreRow, write_scores
 
 FOLDS = 5
+TEXTS = ("case", "class", "patient")
+"""Columns of ``scores.csv`` that hold no number."""
 
 
 def patient_folds(patients: Iterable[str], count: int = FOLDS) -> list[list[str]]:
@@ -38,3 +42,20 @@ def merge_folds(folds: Sequence[Path], output_dir: Path) -> None:
         for path in sorted(fold.glob("*_pred.nii.gz")):
             copy_file(path, output_dir / path.name)
     write_scores(scores, output_dir, {"folds": len(folds)})
+
+
+def read_scores(folder: str | Path) -> list[ScoreRow]:
+    """Rows of all cases from the ``scores.csv`` in a folder; an empty cell is NaN.
+
+    It is that of [`contourdiff.metrics.segmentation.write_scores`][].
+    """
+    rows = []
+    path = Path(folder) / "scores.csv"
+    with path.open(newline="", encoding="utf-8") as file:
+        for cells in csv.DictReader(file):
+            row: ScoreRow = {}
+            for name, text in cells.items():
+                is_text = name in TEXTS
+                row[name] = text if is_text else json.loads(text.lower() or "NaN")
+            rows.append(row)
+    return rows

@@ -16,12 +16,13 @@ from matplotlib.axes import Axes
 from contourdiff.data.atomic import read_json, save_figure, write_csv, write_text
 from contourdiff.data.nifti_names import case_of
 from contourdiff.data.training_cases import labelled_cases
-from contourdiff.metrics.segmentation import ALL, mean_text, patient_means, read_scores
+from contourdiff.metrics.segmentation import ALL, mean_text, patient_means
 from contourdiff.pictures import image_grid
 from contourdiff.report import write_markdown_page
 from contourdiff.tables import markdown_table
 from contourdiff_lab.experiment.anatomy import anatomy_table, draw_translations, translation_folders
 from contourdiff_lab.experiment.costs import cost_table
+from contourdiff_lab.experiment.folds import read_scores
 from contourdiff_lab.experiment.plan import Cell
 
 PAPER = """\

@@ -12,9 +12,8 @@ import monai.bundle
 from contourdiff.bundle import read_config
 from contourdiff.data.atomic import write_json
 from contourdiff.training.handlers import newest_checkpoint
-from contourdiff.weights import count_parameters
 from contourdiff_lab.config_files import lab_config_files
-from contourdiff_lab.experiment.costs import stopwatch
+from contourdiff_lab.experiment.costs import count_parameters, stopwatch
 
 
 def train_once(

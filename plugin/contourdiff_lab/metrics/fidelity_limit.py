@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from contourdiff.metrics.contour_fidelity import slice_fidelity
+from contourdiff.metrics.contour_fidelity import fidelity_codes, slice_fidelity
 
 Contours = Sequence[np.ndarray]
 Scores = Sequence[float]
@@ -83,15 +83,22 @@ def own_and_swapped_scores(
         translated: contours of translations, ``(H, W)`` each.
         sources: the contours that they were made from.
         partners: contours of another patient at a similar place, of any shape; they are [`centered_on`][] the sources.
-        tolerance_mm: see [`contourdiff.metrics.contour_fidelity.slice_fidelity`][].
+        tolerance_mm: see [`contourdiff.metrics.contour_fidelity.fidelity_codes`][].
         spacing_mm: size of a pixel along H and W.
     """
     own = []
     swapped = []
     for contour, source, partner in zip(translated, sources, partners, strict=True):
-        to_source = slice_fidelity(contour, source, tolerance_mm, 0.0, spacing_mm)
+        to_source = _fidelity(contour, source, tolerance_mm, spacing_mm)
         moved = centered_on(partner, source)
-        to_partner = slice_fidelity(contour, moved, tolerance_mm, 0.0, spacing_mm)
-        own.append(to_source.fidelity)
-        swapped.append(to_partner.fidelity)
+        to_partner = _fidelity(contour, moved, tolerance_mm, spacing_mm)
+        own.append(to_source)
+        swapped.append(to_partner)
     return own, swapped
+
+
+def _fidelity(
+    contour: np.ndarray, reference: np.ndarray, tolerance_mm: float, spacing_mm: Sequence[float]
+) -> float:
+    codes = fidelity_codes(contour, reference, tolerance_mm, spacing_mm)
+    return slice_fidelity(codes, contour, 0.0).fidelity

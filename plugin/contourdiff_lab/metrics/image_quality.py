@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from contourdiff.contours import foreground_mask
 from contourdiff.inference.volume_state import contour_box
-from contourdiff.metrics.contour_agreement import contour_agreement
+from contourdiff_lab.metrics.contour_agreement import contour_agreement
 
 EFFICIENTNET = "efficientnet_lite0"
 """Name of the extractor that is a package, see [`named_extractor`][]."""

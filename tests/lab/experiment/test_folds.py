@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from contourdiff.metrics.segmentation import read_scores, score_case, write_scores
-from contourdiff_lab.experiment.folds import merge_folds, patient_folds
+from contourdiff.metrics.segmentation import score_case, write_scores
+from contourdiff_lab.experiment.folds import merge_folds, patient_folds, read_scores
 from helpers.volumes import write_nifti
 
 

@@ -13,8 +13,8 @@ import torch
 from monai.bundle import ConfigParser
 
 from contourdiff.inference import IndependentCandidates, VolumeInferer
-from contourdiff.metrics.contour_agreement import contour_agreement
 from contourdiff.sampling import Sampler, SelectionRules
+from contourdiff_lab.metrics.contour_agreement import contour_agreement
 from contourdiff_lab.metrics.fidelity_limit import (
     best_limit,
     centered_on,

@@ -6,7 +6,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from contourdiff.metrics.contour_agreement import LARGEST_DISC_PX, contour_agreement
+from contourdiff.metrics.contour_fidelity import LARGEST_DISC_PX
+from contourdiff_lab.metrics.contour_agreement import contour_agreement
 
 
 def random_contour(seed: int, share: float = 0.1, shape: tuple[int, int] = (12, 9)) -> np.ndarray:
