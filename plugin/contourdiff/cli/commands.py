@@ -52,17 +52,18 @@ OVERLAYS = several(
 INFERENCE = several("settings", "settings of inference.json, such as seed=1")
 CONFIG = (OVERLAYS, INFERENCE, BUNDLE)
 """How any command that translates changes ``inference.json``."""
+ANATOMY = argument(
+    "--anatomy",
+    "settings and weights for it; default: lumbar",
+    choices=("lumbar", "hip_thigh"),
+)
 CT_OR_FOLDER = "CT file, folder of CT, DICOM or BIDS, datalist (CSV, JSON), or a URL"
 TRANSLATOR = (
     argument(
         "--scheduler", "Dask scheduler of such workers; default: none", metavar="tcp://HOST:PORT"
     ),
     argument("--series", "UID of one of several CT series; default: the only one", metavar="UID"),
-    argument(
-        "--anatomy",
-        "the paper's settings for it; default: lumbar",
-        choices=("lumbar", "hip_thigh"),
-    ),
+    ANATOMY,
     argument("--weights", "weights for the network of the bundle; default: the bundle's"),
     DEVICE,
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from contourdiff.cli.commands import (
+    ANATOMY,
     BUNDLE,
     CT_OR_FOLDER,
     DEVICE,
@@ -22,7 +23,6 @@ from contourdiff.cli.commands import (
     several,
 )
 from contourdiff.cli.program import PROGRAM
-from contourdiff.cli.translation import ANATOMIES
 
 
 @PROGRAM.command(
@@ -44,7 +44,7 @@ from contourdiff.cli.translation import ANATOMIES
         "--contrast",
         "t1, t2 or t2_space, or several: t1,t2; default: all contrasts of the translator",
     ),
-    argument("--anatomy", "translator of the pairs; default: lumbar", choices=ANATOMIES),
+    ANATOMY,
     argument("--seed", "seed of pairs and training; default: 0", type=int),
     DEVICE,
     several("settings", "other settings of the pairs, such as elastic_mm=3"),
