@@ -15,8 +15,13 @@ from contourdiff.bundle import run_inference_config
 from helpers.networks import TINY_NETWORK
 from helpers.paths import CONFIGS
 
-QUICK_SETTINGS: dict[str, Any] = {"filter_classes": 3, "preview#columns": 2}
-"""Settings for tests of neither: multi-Otsu of four classes and a picture of seven slices take longer than the rest."""
+QUICK_SETTINGS: dict[str, Any] = {
+    "filter_classes": 3,
+    "preview#columns": 2,
+    "acceleration": None,
+}
+"""Settings for tests of none of them: multi-Otsu of four classes, a picture of seven slices, and the compilation of a
+network for every run and shape take longer than the rest."""
 
 
 def run_tiny_inference(

@@ -28,6 +28,7 @@ from contourdiff.sampling import Sampler, SelectionRules
 from contourdiff.weights import load_weights, sha256_of
 from helpers.networks import TINY_NETWORK
 from helpers.paths import CONFIGS
+from helpers.runs import QUICK_SETTINGS
 from helpers.volumes import ball_ct, make_mr, write_nifti
 
 MODELS = CONFIGS.parent / "models"
@@ -157,8 +158,7 @@ QUICK = {
     "candidates": 1,
     "max_rounds": 1,
     "min_object_mm2": 100.0,
-    "filter_classes": 3,
-    "preview#columns": 2,
+    **QUICK_SETTINGS,
 }
 
 

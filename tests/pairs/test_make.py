@@ -52,6 +52,7 @@ def tiny(tiny_weights: Path) -> dict[str, Any]:
         "device": "cpu",
         "progress": False,
         "filter_classes": QUICK_SETTINGS["filter_classes"],
+        "acceleration": QUICK_SETTINGS["acceleration"],
     }
 
 

@@ -4,9 +4,8 @@
 from __future__ import annotations
 
 import json
+import runpy
 import shutil
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
@@ -233,14 +232,17 @@ def test_a_run_shows_real_mr_and_the_ct_of_its_datalist(reported: Path, tmp_path
 
 
 @pytest.mark.slow
-def test_the_command_on_a_page_can_be_copied(tmp_path: Path) -> None:
+def test_the_command_on_a_page_can_be_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a package and of a file, as ``python`` starts them."""
     (tmp_path / "tool").mkdir()
     (tmp_path / "tool" / "__main__.py").write_text(
         "from contourdiff.report import command_line\nprint(command_line())"
     )
-    for start, shown in ((["-m", "tool"], "python -m tool"), (["tool/__main__.py"], "__main__.py")):
-        command = [sys.executable, *start, "a b"]
-        printed = subprocess.run(
-            command, capture_output=True, text=True, check=True, cwd=tmp_path
-        ).stdout
-        assert printed == f"{shown} 'a b'\n"
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("sys.argv", ["replaced", "a b"])
+    runpy.run_module("tool", run_name="__main__", alter_sys=True)
+    assert capsys.readouterr().out == "python -m tool 'a b'\n"
+    runpy.run_path(str(tmp_path / "tool" / "__main__.py"), run_name="__main__")
+    assert capsys.readouterr().out == "__main__.py 'a b'\n"

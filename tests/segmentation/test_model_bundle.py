@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigParser
+from monai.bundle import ConfigParser, ckpt_export
 
 from contourdiff.bundle import run_config
 from contourdiff.data.label_map import LabelMap
@@ -159,10 +159,12 @@ def test_monai_alone_segments_a_folder_and_scores_it(trained: Path, tmp_path: Pa
 @pytest.mark.slow
 def test_torchscript_of_the_network_computes_the_same(trained: Path, tmp_path: Path) -> None:
     path = tmp_path / "model.ts"
-    words = ["ckpt_export", "network_def", "--filepath", str(path)]
-    words += ["--ckpt_file", str(trained / "models" / "model.pt")]
-    words += ["--meta_file", str(trained / METADATA), "--config_file", str(trained / INFERENCE)]
-    subprocess.run([sys.executable, "-m", "monai.bundle", *words], check=True, timeout=300)
+    files = {
+        "ckpt_file": str(trained / "models" / "model.pt"),
+        "meta_file": str(trained / METADATA),
+        "config_file": str(trained / INFERENCE),
+    }
+    ckpt_export("network_def", str(path), **files)
     parser = ConfigParser()
     parser.read_config(str(trained / INFERENCE))
     network = parser.get_parsed_content("network_def").eval()
