@@ -50,8 +50,17 @@ BASES = {
 }
 """Config that the settings of a command belong to."""
 LAB_CONFIGS = Path(lab.__file__).parent / "configs"
-QUICK = ("num_inference_steps", "num_refinement_steps", "candidates", "max_rounds")
-"""Settings that are 1 here, so that a command of the pages takes seconds."""
+QUICK = (
+    "num_inference_steps",
+    "num_refinement_steps",
+    "candidates",
+    "max_rounds",
+    "batch_size",
+    "preview#columns",
+)
+"""Settings that are 1 here, so that a command of the pages takes seconds; most cases have a single slice."""
+QUICK_STEPS = {"export": "2", "transfer": "2"}
+"""Commands whose ``--steps``, if there are any, are so many here."""
 LARGEST_PAGE = 15_000
 """Bytes of a page of instructions; changelog and lab pages are records, and may be longer."""
 L4 = 28
@@ -67,7 +76,10 @@ def commands_of(text: str) -> list[str]:
 
 
 def quick(arguments: list[str]) -> list[str]:
-    """A command with few steps, if it translates."""
+    """A command with few steps, if it translates, exports or trains."""
+    steps = QUICK_STEPS.get(arguments[1])
+    if steps and "--steps" in arguments:
+        arguments[arguments.index("--steps") + 1] = steps
     if arguments[1] == "translate":
         position = len(arguments)
         if "--settings" in arguments:

@@ -77,7 +77,7 @@ def test_swapped_slices_are_flagged_and_untouched_ones_pass(
     parser = inference_parser(bundle_root=str(CONFIGS.parent), device="$torch.device('cpu')")
     network = parser.get_parsed_content("network").eval()
     check = parser.get_parsed_content("fidelity")
-    sampler = Sampler(parser.get_parsed_content("scheduler"), num_inference_steps=8)
+    sampler = Sampler(parser.get_parsed_content("scheduler"), num_inference_steps=4)
     painter = IndependentCandidates(sampler, SelectionRules(candidates=1, max_rounds=1))
     preprocessing = parser.get_parsed_content("preprocessing")
     sources = []
