@@ -65,7 +65,7 @@ def match_labels(cases: Iterable[str], names: Iterable[str]) -> dict[str, str]:
 
     Examples:
         >>> match_labels(["a_0000", "b"], ["a.nii.gz", "b.seg.nrrd", "B.nii.gz"])
-        {'b': 'b.seg.nrrd', 'a_0000': 'a.nii.gz'}
+        {'a_0000': 'a.nii.gz', 'b': 'b.seg.nrrd'}
     """
     by_case: dict[str, str] = {}
     unused = sorted(names)
