@@ -130,7 +130,6 @@ INVALID: dict[str, tuple[Any, ...]] = {
     ),
     **dict.fromkeys(("amp", "retain_heap", "progress", "report"), ("no", 0, None)),
     "refinement_guidance": (-0.1, 101, "a", None),
-    "noise_gray_levels": (-0.1, 256, "a", None),
     "slice_axis": (3, -1, "x"),
     "spacing_mm": (0, -1.1, float("inf"), "1 mm", [1, 1], None),
     "filter_classes": (1, 50, "4"),
@@ -144,6 +143,7 @@ INVALID: dict[str, tuple[Any, ...]] = {
 OWN_CHECKS: dict[str, tuple[Any, ...]] = {
     "solver": ("euler", 5, None),
     "acceleration": ("fast", 5),
+    "noise_gray_levels": (-0.1, 256, "a", None),
     "output_dtype": ("float99", 5, None),
     "output_ext": (".dcm", "nii", None),
     "contrast": ("t3", "t1,t3"),
