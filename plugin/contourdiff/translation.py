@@ -130,22 +130,56 @@ def translate(
     return images
 
 
-def translate_path(source: str | Path, output: str | Path, **arguments: Any) -> list[Translation]:
+def translate_path(
+    source: str | Path,
+    output: str | Path,
+    *,
+    label: str | Path | None = None,
+    contrast: str | Sequence[str] | None = None,
+    anatomy: str | None = None,
+    fast: bool | None = None,
+    draft: bool = False,
+    weights: str | Path | None = None,
+    device: torch.device | str | None = None,
+    overlays: Sequence[str] = (),
+    **settings: Any,
+) -> list[Translation]:
     """Translate a file, a folder, a DICOM folder or the cases of a datalist, and return what was written.
 
     Args:
         source: what to translate, see [`contourdiff.data.translation_cases.TranslationCases`][], or a single file.
         output: a folder, or, for a single case, a file (``.nii.gz``, ``.nii``, ``.nrrd``, ``.mha``): label, record and
             picture are then named after it.
-        arguments: ``label``, ``contrast``, ``anatomy``, ``fast``, ``draft``, ``weights``, ``device``, ``overlays`` and
-            settings of ``inference.json``, see [`run_settings`][].
+        label: of a single CT; a file, or a folder of masks such as TotalSegmentator's ``segmentations``.
+        contrast: as ``anatomy``, ``fast``, ``draft`` and ``device`` in [`translate`][].
+        anatomy: see there.
+        fast: see there.
+        draft: see there.
+        weights: for the network of the bundle.
+        device: see there.
+        overlays: as ``settings`` in [`contourdiff.bundle.run_inference_config`][].
+        settings: also ``series``, ``format`` and ``bids`` for ``series_uid``, ``output_ext`` and ``bids_dir``, where
+            ``format="dicom"`` stands for ``save_dicom``; and ``workers`` or ``scheduler``, which share the cases as
+            [`contourdiff.parallel`][] does.
 
     Raises:
         ValueError: if a file to write is the input or its label, or exists without ``overwrite`` and is not of the same
             translation; others as in [`contourdiff.bundle.run_inference_config`][].
         FailedCasesError: if a case failed, with the results of all.
     """
-    run, pairs = run_settings(source, output, **arguments)
+    run, pairs = run_settings(
+        source,
+        output,
+        label=label,
+        contrast=contrast,
+        anatomy=anatomy,
+        fast=fast,
+        draft=draft,
+        weights=weights,
+        device=device,
+        overlays=overlays,
+        **settings,
+    )
     return _translate_run(pairs, Path(output), source, run)
 
 
@@ -163,24 +197,9 @@ def run_settings(
     overlays: Sequence[str] = (),
     **settings: Any,
 ) -> tuple[dict[str, Any], dict[str, Pair]]:
-    """Settings of ``inference.json`` for a translation, and the image and label of each case, none of which is read.
+    """Settings of ``inference.json`` for arguments of [`translate_path`][], and the image and label of each case.
 
-    The settings contain ``overlays``, and ``bundle``, ``workers`` or ``scheduler`` if passed.
-
-    Args:
-        source: this and the next as in [`translate_path`][].
-        output: see there.
-        label: of a single CT; a file, or a folder of masks such as TotalSegmentator's ``segmentations``.
-        contrast: as ``anatomy``, ``fast``, ``draft`` and ``device`` in [`translate`][].
-        anatomy: see there.
-        fast: see there.
-        draft: see there.
-        weights: for the network of the bundle.
-        device: see there.
-        overlays: as ``settings`` in [`contourdiff.bundle.run_inference_config`][].
-        settings: also ``series``, ``format`` and ``bids`` for ``series_uid``, ``output_ext`` and ``bids_dir``, where
-            ``format="dicom"`` stands for ``save_dicom``; and ``workers`` or ``scheduler``, which share the cases as
-            [`contourdiff.parallel`][] does.
+    None of them is read. The settings contain ``overlays``, and ``bundle``, ``workers`` or ``scheduler`` if passed.
     """
     run = {"dataset_dir": source, **_selection(source, label), **_long_names(settings)}
     if contrast is not None:
