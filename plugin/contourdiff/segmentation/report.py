@@ -99,12 +99,12 @@ def write_transfer_report(
     """
     folder = Path(folder)
     label_map = LabelMap(Path(model) / "label_map.json")
-    spacing_mm = read_json(Path(model) / INFERENCE)["spacing_mm"]
+    config = read_json(Path(model) / INFERENCE)
     variants: list[list[Path]] = []
     for name, changes in VARIANTS.items():
         settings: dict[str, Any] = dict(changes)
         if "spacing_mm" in settings:
-            settings["spacing_mm"] *= spacing_mm
+            settings["spacing_mm"] *= config["spacing_mm"]
         target = folder / "variants" / name
         variants.append(segment(model, mr, target, device=device, **settings))
     ranges = size_ranges(pairs, label_map)
@@ -113,9 +113,8 @@ def write_transfer_report(
         cases.append(case_quality(result, others, label_map.classes, ranges))
     cases.sort(key=lambda case: case.urgency)
     write_csv(folder / "cases.csv", without_nan([_row(case) for case in cases]))
-    slice_axis = read_json(Path(model) / INFERENCE)["slice_axis"]
     segmented = folder / "segmentations"
-    _write_picture(folder / "cases.png", cases, mr_files(mr), segmented, slice_axis)
+    _write_picture(folder / "cases.png", cases, mr_files(mr), segmented, config["slice_axis"])
     scores = _scores(folder, mr, results, label_map)
     write_text(folder / "report.md", _text(cases, warnings, scores))
     return folder / "report.md"
