@@ -518,5 +518,9 @@ def test_an_outline_without_a_label_is_an_error_of_the_case(
     with pytest.raises(SystemExit, match=message):
         main([*command, *tiny_command(tiny)])
     assert (tmp_path / "mr" / "a_mr.nii.gz").is_file()
+    with pytest.raises(
+        SystemExit, match="1 of 2 cases failed: b: expected a label, as bone_values"
+    ):
+        main([*command[:-1], *tiny_command(tiny), "bone_values=[27]"])
     with pytest.raises(ValueError, match="expected outline to be true or false, got 'yes'"):
         translate_path(dataset_dir, tmp_path / "other", outline="yes", **tiny)

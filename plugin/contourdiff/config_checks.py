@@ -16,6 +16,7 @@ from contourdiff.limits import SettingError, check_device, check_flag, check_num
 
 COMMENT = "//"
 AXES = ("LR", "PA", "IS")
+MAX_LABEL = 2**31 - 1
 
 
 def check_window(name: str, value: Any) -> None:
@@ -63,6 +64,16 @@ def check_outline(name: str, value: Any) -> None:
         check_flag(name, value)
 
 
+def check_bone_values(name: str, value: Any) -> None:
+    """Raise ``SettingError`` unless ``value`` is a list of label values above 0."""
+    if not isinstance(value, (list, tuple)):
+        raise SettingError(
+            f"expected {name} to be a list of label values, got {value!r}; pass another, such as [27, 28]"
+        )
+    for number in value:
+        check_whole(name, number, 1, MAX_LABEL)
+
+
 def check_reference_flicker(name: str, value: Any) -> None:
     """Raise ``SettingError`` unless ``value`` is a number of 0 or more, or ``None``."""
     if value is not None:
@@ -89,6 +100,7 @@ CHECKS: dict[str, Callable[[str, Any], None]] = {
     "contour_low_threshold": partial(check_number, low=0, high=255),
     "contour_high_threshold": partial(check_number, low=0, high=255),
     "outline": check_outline,
+    "bone_values": check_bone_values,
     "refinement_guidance": partial(check_number, low=0, high=100),
     "fidelity_tolerance_mm": partial(check_number, low=0, high=1e6),
     "fidelity_limit": partial(check_number, low=0, high=1),

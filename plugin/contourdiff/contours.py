@@ -3,15 +3,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy.ndimage import binary_erosion, generate_binary_structure, minimum_filter
+from scipy.ndimage import (
+    binary_erosion,
+    distance_transform_edt,
+    find_objects,
+    generate_binary_structure,
+    minimum_filter,
+    zoom,
+)
 from skimage.exposure import histogram
 from skimage.feature import canny
 from skimage.morphology import remove_small_holes, remove_small_objects
 
 BINS = 256  # of the histogram
+FINER = 3  # pixels of the distance for each one of the slice
+FAR_PX = 6  # around a mask, of the pixels with a distance
+
+MARROW_MM = 0.7
+"""Depth of the border of the marrow below the surface of a bone, where MR has most of its contours."""
+SOFT_TISSUE_MM = 1.6
+"""Height of the border of the soft tissue above it: cortical bone and ligaments between the two are dark in MR."""
+CORTEX_MM = 5.5
+"""Depth below the surface to which contours of CT are those of cortical bone."""
+SURFACE_MM = 3.0
+"""Height above the surface to which contours of CT are those of the bone."""
 
 
 def foreground_mask(
@@ -159,6 +178,69 @@ def outline_of(label: np.ndarray) -> np.ndarray:
     neighbors = generate_binary_structure(2, 1)
     lowest = minimum_filter(label, footprint=neighbors, mode="nearest")
     return np.asarray(label > lowest, dtype=np.float32)
+
+
+def bone_contour(
+    contour: np.ndarray,
+    bones: Sequence[np.ndarray],
+    pixel_mm: Sequence[float],
+    *,
+    soft_tissue: bool = False,
+) -> np.ndarray:
+    """Contour of one slice with bones as MR shows them: ``(H, W)`` float32, 1 on the contour and 0 elsewhere.
+
+    Cortical bone is bright in CT, with a contour outside and another one inside. It is dark in MR, where most contours
+    are at the border of the marrow, [`MARROW_MM`][] below the surface. So the contours of CT around the surface are
+    replaced by that one.
+
+    Args:
+        contour: of the CT, ``(H, W)``.
+        bones: a mask ``(H, W)`` for each bone.
+        pixel_mm: size of a pixel along both axes.
+        soft_tissue: add the border of the soft tissue, [`SOFT_TISSUE_MM`][] above the surface. Ligaments, which are as
+            dark as cortical bone, hide it in a part of MR.
+
+    Examples:
+        >>> import numpy as np
+        >>> bone = np.zeros((9, 9), bool)
+        >>> bone[2:7, 2:7] = True
+        >>> bone_contour(np.zeros((9, 9)), [bone], (1.0, 1.0)).astype(int)[4]
+        array([0, 0, 1, 0, 0, 0, 1, 0, 0])
+    """
+    heights = [surface_distance(bone, pixel_mm) for bone in bones]
+    changed = np.array(contour, dtype=np.float32)
+    for height in heights:
+        changed[(height > -CORTEX_MM) & (height < SURFACE_MM)] = 0
+    half_px = sum(pixel_mm) / 4  # an outline is of the pixels inside
+    for height in heights:
+        changed = np.maximum(changed, outline_of(height <= half_px - MARROW_MM))
+    if soft_tissue and heights:
+        is_outside = np.min(heights, axis=0) > 0
+        for height in heights:
+            changed = np.maximum(
+                changed, is_outside * outline_of(height <= half_px + SOFT_TISSUE_MM)
+            )
+    return changed
+
+
+def surface_distance(mask: np.ndarray, pixel_mm: Sequence[float]) -> np.ndarray:
+    """Distance from the surface of a mask ``(H, W)``, mm, negative inside: ``(H, W)``, infinite far outside.
+
+    It is that of the smooth surface between the centers of pixels, to a third of a pixel.
+    """
+    distance = np.full(mask.shape, np.inf)
+    boxes = find_objects(np.asarray(mask, dtype=np.uint8))
+    if not boxes:
+        return distance
+    box = tuple(slice(max(part.start - FAR_PX, 0), part.stop + FAR_PX) for part in boxes[0])
+    fine = zoom(mask[box].astype(np.float32), FINER, order=1, mode="nearest", grid_mode=True) > 0.5
+    step = [size / FINER for size in pixel_mm]
+    half = min(step) / 2
+    outside = distance_transform_edt(~fine, sampling=step) - half
+    inside = distance_transform_edt(fine, sampling=step) - half
+    signed = np.where(fine, -inside, outside)
+    distance[box] = signed[FINER // 2 :: FINER, FINER // 2 :: FINER]
+    return distance
 
 
 def check_thresholds(low: float, high: float) -> None:

@@ -139,6 +139,7 @@ INVALID: dict[str, tuple[Any, ...]] = {
     "case_suffix": ("/../../x", "a/b", "a\nb", 5, None),
     "contrast": (5, [1], {"t1": 1}),
     "outline": (1, "anna", [5], None),
+    "bone_values": (1, "vertebra", [0], [1.5], None),
 }
 OWN_CHECKS: dict[str, tuple[Any, ...]] = {
     "solver": ("euler", 5, None),

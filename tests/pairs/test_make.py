@@ -129,6 +129,47 @@ def test_nnunet_reads_the_folder_as_it_is(made: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(label, read_voxels(made / "a_s1_label.nii.gz") > 0)
 
 
+def test_bones_are_recorded_and_painted_otherwise(
+    made: Path, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    ct = made.with_name("ct")
+    pairs = make_pairs(ct, tmp_path / "pairs", shapes=2, bone=["27"], **tiny)
+    assert json.loads((pairs / "pairs.json").read_text())["settings"]["bone_values"] == [27]
+    for case, is_same in (("a", False), ("b", True)):  # the label of b is 28
+        for number in range(2):
+            name = f"{case}_s{number}"
+            record = json.loads((pairs / f"{name}_mr.json").read_text())
+            assert record["settings"]["bone_values"] == [27]
+            assert record["settings"]["outline"] == (number in outlined_shapes(made, case))
+            mr = [read_voxels(folder / f"{name}_mr.nii.gz") for folder in (made, pairs)]
+            assert np.array_equal(*mr) == is_same
+            label = [read_voxels(folder / f"{name}_label.nii.gz") for folder in (made, pairs)]
+            np.testing.assert_array_equal(*label)
+    with pytest.raises(ValueError, match=r"expected pairs made with bone_values \[\] in "):
+        make_pairs(ct, pairs, shapes=2, **tiny)
+
+
+def outlined_shapes(folder: Path, case: str) -> list[int]:
+    shapes = []
+    for number in range(SHAPES):
+        record = json.loads((folder / f"{case}_s{number}_mr.json").read_text())
+        if record["settings"]["outline"]:
+            shapes.append(number)
+    return shapes
+
+
+def test_a_bone_that_is_no_class_is_refused_before_any_work(
+    made: Path, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    ct = made.with_name("ct")
+    with pytest.raises(ValueError, match="expected values of the label as bone, got 'vertebra'"):
+        make_pairs(ct, tmp_path / "pairs", bone=["vertebra"], **tiny)
+    message = r"expected bone to be of the classes \['vertebra'\], got 'femur'"
+    with pytest.raises(ValueError, match=message):
+        make_pairs(ct, tmp_path / "pairs", bone=["femur"], label_map=LABEL_MAP, **tiny)
+    assert not (tmp_path / "pairs").exists()
+
+
 def test_a_pair_is_the_same_alone_and_with_other_shapes(
     made: Path, tiny: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -69,6 +69,7 @@ TRANSLATOR = (
 )
 """What ``translate`` and ``pairs`` share, behind ``--workers``."""
 SHAPES = (
+    several("bone", "classes, or label values, that are bone, which MR shows otherwise", "NAME"),
     argument("--shapes", "shapes of each CT, the first of them unwarped; default: 8", type=int),
     argument("--workers", "processes that share the shapes; default: 1", type=int, metavar="N"),
 )

@@ -69,6 +69,7 @@ class TranslationCases:
         output_ext: of the volumes that are written.
         outline: whether the outline of its label is added to the contour of each case, or names of the cases that get
             it; such a case without a label fails.
+        bone_values: label values of bone, which gets the contour that it has in MR; a case without a label fails.
         dicom: writes MR and label as DICOM, too; ``None`` for none.
         notes: warnings about the input as a whole, where somebody else has found the cases; [`find`][] adds its own.
 
@@ -77,7 +78,8 @@ class TranslationCases:
             of the CT; ``label``, path or ``None``; ``case``; ``name``, that its files begin with; ``contrast``,
             position in ``contrasts`` or ``None``; ``source``, name of the file or folder as it was given;
             ``classes``, names of the label's values where it was joined; ``outline``, whether the contour gets that of
-            the label; ``warnings``, about suspicious input; ``dicom``, attributes of its DICOM files, or ``None``.
+            the label; ``bone_values``; ``warnings``, about suspicious input; ``dicom``, attributes of its DICOM files,
+            or ``None``.
         failures: why a translation cannot be computed, by name.
         kept: names of translations that already have a record; one without a label gets it, if there is one now.
 
@@ -95,6 +97,7 @@ class TranslationCases:
     contrasts: Sequence[str] = ()
     output_ext: str = ".nii.gz"
     outline: bool | Sequence[str] = False
+    bone_values: Sequence[int] = ()
     dicom: DicomSeries | None = None
     notes: Sequence[str] = ()
     items: list[dict[str, Any]] = field(default_factory=list, init=False)
@@ -253,6 +256,10 @@ class TranslationCases:
                 "expected a label, whose outline is to be added to the contour, found none; "
                 "pass the label, or translate without --outline"
             )
+        if label is None and self.bone_values:
+            raise ValueError(
+                "expected a label, as bone_values are values of it, found none; pass the label, or no bone_values"
+            )
         ct = local_nifti(image, converted_ct(self.output_dir, case), self.series_uid)
         warnings = check_case(ct)
         attributes = None
@@ -273,6 +280,7 @@ class TranslationCases:
             "source": Path(image).name,
             "classes": classes,
             "outline": self.is_outlined(case),
+            "bone_values": list(self.bone_values),
             "warnings": warnings,
             "dicom": attributes,
         }

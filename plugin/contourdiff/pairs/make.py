@@ -47,7 +47,7 @@ WORK = ".shapes"
 MAX_SHAPES = 100_000
 OF_INPUTS = ("dataset_dir", "datalist", "series", "series_uid")
 """Settings of the CT that are not of their shapes."""
-OWN_SETTINGS = ("outline", "case_suffix", "output_ext", "format", "overwrite")
+OWN_SETTINGS = ("outline", "bone_values", "case_suffix", "output_ext", "format", "overwrite")
 """Settings of a translation that pairs set themselves, or cannot have."""
 MR_NOISE = 3.0
 """Standard deviation of the noise of real lumbar MR at 1.1 mm, gray levels; docs/pairs.md has the measurement."""
@@ -61,6 +61,7 @@ def make_pairs(
     shapes: int = 8,
     contrast: str | Sequence[str] | None = None,
     seed: int = 0,
+    bone: Sequence[str | int] = (),
     outline_probability: float = 0.5,
     rotation_degrees: float = WarpStrength.rotation_degrees,
     scale: float = WarpStrength.scale,
@@ -85,7 +86,10 @@ def make_pairs(
         shapes: number of shapes of each CT.
         contrast: ``"t1"``, ``"t2"``, ``"t2_space"`` or several; ``None`` takes all of the network.
         seed: of warps and noise. The same case and seed give the same pair, alone or in a folder, in any order.
-        outline_probability: share of the shapes whose contour gets the outline of the label.
+        bone: classes of the label map, or values of labels, that are bone: their contour becomes the one that bones
+            have in MR, see [`contourdiff.contours.bone_contour`][].
+        outline_probability: share of the shapes whose contour gets the outline of the label; of bones, the border of
+            the soft tissue.
         rotation_degrees: this and the next two as in [`contourdiff.transforms.warp.WarpStrength`][].
         scale: see there.
         elastic_mm: see there.
@@ -100,7 +104,8 @@ def make_pairs(
         ``output_dir``.
 
     Raises:
-        ValueError: for a CT without a label, or a folder of pairs that were made with other settings; others as there.
+        ValueError: for a CT without a label, a bone that is no class, or a folder of pairs that were made with other
+            settings; others as there.
         FailedCasesError: after all others are done, if a case failed: it cannot be read, is no CT, or its label has no
             class.
     """
@@ -118,6 +123,7 @@ def make_pairs(
     classes = None
     if label_map is not None:
         classes = LabelMap(label_map)
+    bone_values = _bone_values(bone, classes)
     output_dir = Path(output_dir)
     translation = {
         "output_dtype": "uint8",
@@ -127,6 +133,7 @@ def make_pairs(
         "fast": fast,
         "draft": fast is None,
         "preview": None,  # a single picture shows all
+        "bone_values": bone_values,
     }
     run, inputs = run_settings(source, output_dir, label=label, **translation)
     _check_labels(inputs)
@@ -137,6 +144,7 @@ def make_pairs(
         count=shapes,
         folder=output_dir,
         targets=_targets(output_dir, names, contrasts),
+        bone_values=bone_values,
     )
     check_output_dir(output_dir)
     check_settings(output_dir, pairs.settings)
@@ -160,6 +168,8 @@ class _PairRun:
     folder: Path
     targets: TranslationCases
     """Which knows the names of the pairs."""
+    bone_values: Sequence[int] = ()
+    """Of the labels of the shapes."""
 
     @property
     def work(self) -> Path:
@@ -177,6 +187,7 @@ class _PairRun:
             "outline_probability": self.shapes.outline_probability,
             "margin_mm": self.shapes.margin_mm,
             "classes": classes,
+            "bone_values": list(self.bone_values),
         }
 
     def missing(self, case: str) -> list[int]:
@@ -307,6 +318,25 @@ def _mapping(workers: int | None) -> Iterator[Callable[..., Iterable[Any]]]:
         raise OSError(
             "a process that warps CT ended, perhaps for lack of memory; pass fewer workers"
         ) from error
+
+
+def _bone_values(bone: Sequence[str | int], classes: LabelMap | None) -> list[int]:
+    """Values of bones in the labels of the shapes; ``SettingError`` for one that is no class or no value."""
+    values = []
+    for name in bone:
+        if classes is None:
+            if not str(name).isdigit():
+                raise SettingError(
+                    f"expected values of the label as bone, got {name!r}; pass numbers, or a label map with names"
+                )
+            values.append(int(name))
+            continue
+        numbers = [number for number, known in classes.classes.items() if known == name]
+        if not numbers:
+            known = list(classes.classes.values())
+            raise SettingError(f"expected bone to be of the classes {known}, got {name!r}")
+        values += numbers
+    return values
 
 
 def _check_labels(inputs: Mapping[str, Pair]) -> None:

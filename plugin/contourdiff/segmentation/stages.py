@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ def transfer(
     minutes: float | None = None,
     seed: int = 0,
     shapes: int = 8,
+    bone: Sequence[str] = (),
     device: torch.device | str | None = None,
     command: str | None = None,
     **settings: Any,
@@ -72,6 +73,7 @@ def transfer(
         minutes: of the training, instead of ``steps``; the first steps are timed.
         seed: of pairs and training.
         shapes: number of shapes of each CT.
+        bone: classes that are bone, see [`contourdiff.pairs.make_pairs`][].
         device: of torch; ``None`` takes a GPU if there is one.
         command: for the model card.
         settings: others of [`contourdiff.pairs.make_pairs`][].
@@ -112,6 +114,7 @@ def transfer(
         label_map=label_map,
         seed=seed,
         shapes=shapes,
+        bone=bone,
         device=chosen_device,
         **settings,
     )

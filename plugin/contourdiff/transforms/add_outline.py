@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Outline of the label, added to the contour."""
+"""What the label says, in the contour: its outline, and bones as MR shows them."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,9 +13,10 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from monai.utils import convert_to_dst_type
+from nibabel.affines import voxel_sizes
 from torch import Tensor
 
-from contourdiff.contours import outline_of
+from contourdiff.contours import bone_contour, outline_of
 from contourdiff.data.volumes import open_volume, scaled_voxels
 from contourdiff.transforms.label_resample import resample_label
 from contourdiff.transforms.slicewise import slicewise
@@ -24,7 +25,41 @@ CT_CONTOUR = "ct_contour"
 """Key of the contour without the outline, which the fidelity is measured against."""
 
 
-def add_outline(contour: Tensor, label: str | Path, slice_axis: int = 0) -> Tensor:
+def bone_contours(
+    contour: Tensor,
+    label: str | Path,
+    bone_values: Sequence[int],
+    slice_axis: int = 0,
+    *,
+    soft_tissue: bool = False,
+) -> Tensor:
+    """Contour of 0 and 1 with the bones of a label as MR shows them, see [`contourdiff.contours.bone_contour`][].
+
+    Args:
+        contour: MetaTensor ``(1, H, W, D)``.
+        label: a NIfTI file on any grid.
+        bone_values: its values that are bone; each is a bone of its own.
+        slice_axis: spatial axis along which slices are stacked.
+        soft_tissue: add the border of the soft tissue, too.
+
+    Returns the same shape, float32. Raises ``ValueError`` for a contour that is no MetaTensor of a volume.
+    """
+    values = label_on_grid(contour, label)
+    pixel_mm = voxel_sizes(np.asarray(cast(MetaTensor, contour).affine)).tolist()
+    del pixel_mm[slice_axis]
+    changed = np.array(contour)
+    stacked = np.moveaxis(changed[0], slice_axis, 0)
+    for position, classes in enumerate(np.moveaxis(values, slice_axis, 0)):
+        bones = [classes == value for value in bone_values if value in classes]
+        stacked[position] = bone_contour(
+            stacked[position], bones, pixel_mm, soft_tissue=soft_tissue
+        )
+    return convert_to_dst_type(changed, contour, dtype=torch.float32)[0]
+
+
+def add_outline(
+    contour: Tensor, label: str | Path, slice_axis: int = 0, *, without: Sequence[int] = ()
+) -> Tensor:
     """Add the outline of a label, a NIfTI file, to a contour of 0 and 1: same shape, float32.
 
     The label is resampled to the grid of the contour, see [`contourdiff.transforms.label_resample.resample_label`][],
@@ -34,9 +69,19 @@ def add_outline(contour: Tensor, label: str | Path, slice_axis: int = 0) -> Tens
         contour: MetaTensor ``(1, H, W, D)``.
         label: on any grid.
         slice_axis: spatial axis along which slices are stacked.
+        without: label values that get no outline.
 
     Raises ``ValueError`` for a contour that is no MetaTensor of a volume.
     """
+    values = label_on_grid(contour, label)
+    values = np.where(np.isin(values, without), 0, values)
+    outline = slicewise(values[None], slice_axis, outline_of)
+    added = np.maximum(outline, np.asarray(contour))
+    return convert_to_dst_type(added, contour, dtype=torch.float32)[0]
+
+
+def label_on_grid(contour: Tensor, label: str | Path) -> np.ndarray:
+    """Values of a label ``(H, W, D)`` on the grid of a contour; ``ValueError`` if that has no grid."""
     if not isinstance(contour, MetaTensor) or contour.ndim != 4:
         raise ValueError(
             f"expected a MetaTensor (1, H, W, D), got {type(contour).__name__} of {tuple(contour.shape)}; "
@@ -44,16 +89,15 @@ def add_outline(contour: Tensor, label: str | Path, slice_axis: int = 0) -> Tens
         )
     to_world = np.asarray(contour.affine, dtype=np.float64)
     to_label = np.linalg.solve(open_volume(label).affine, to_world)
-    on_grid = resample_label(scaled_voxels(label), to_label, contour.shape[1:])
-    outline = slicewise(on_grid[None], slice_axis, outline_of)
-    added = np.maximum(outline, np.asarray(contour))
-    return convert_to_dst_type(added, contour, dtype=torch.float32)[0]
+    return resample_label(scaled_voxels(label), to_label, contour.shape[1:])
 
 
 class AddOutlined(MapTransform):
-    """Add the outline of its ``label``, a path, to the contour of an item whose ``outline`` is true: [`add_outline`][].
+    """Let the contour of an item show what its ``label``, a path, says.
 
-    The contour without the outline is kept as ``ct_contour``. Other items stay as they are.
+    Bones, the label values in ``bone_values`` of the item, get the contour that they have in MR: [`bone_contours`][].
+    If ``outline`` of the item is true, other values get their outline, [`add_outline`][], and bones the border of the
+    soft tissue. ``ct_contour`` is the contour without the latter two. Other items stay as they are.
     """
 
     def __init__(self, keys: KeysCollection, slice_axis: int = 0) -> None:
@@ -61,11 +105,20 @@ class AddOutlined(MapTransform):
         self.slice_axis = slice_axis
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Add the outline to the contour of every key."""
+        """Change the contour of every key."""
         out = dict(data)
-        if not out.get("outline", False):
-            return out
+        bones = out.get("bone_values") or ()
+        outlined = out.get("outline", False)
         for key in self.key_iterator(out):
+            contour = out[key]
+            if bones:
+                out[key] = bone_contours(contour, out["label"], bones, self.slice_axis)
+            if not outlined:
+                continue
             out[CT_CONTOUR] = out[key]
-            out[key] = add_outline(out[key], out["label"], self.slice_axis)
+            if bones:
+                out[key] = bone_contours(
+                    contour, out["label"], bones, self.slice_axis, soft_tissue=True
+                )
+            out[key] = add_outline(out[key], out["label"], self.slice_axis, without=bones)
         return out
