@@ -13,7 +13,7 @@ from skimage.transform import resize
 
 from contourdiff.contours import contour_of
 from contourdiff.transforms import RandContour, RandContourd
-from contourdiff.transforms.ct_like_contour import EIGHT_NEIGHBORS, contour_fragments
+from contourdiff.transforms.contour_faults import EIGHT_NEIGHBORS, contour_fragments
 
 IMAGE = (255 * resize(camera(), (96, 80), anti_aliasing=True))[None].astype(np.float32)
 PLAIN = contour_of(IMAGE[0], sigma_px=1.0, low_threshold=20, high_threshold=40)

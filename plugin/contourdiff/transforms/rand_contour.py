@@ -15,8 +15,8 @@ from numpy.random import default_rng
 
 from contourdiff.contours import contour_of
 from contourdiff.limits import check_number, check_whole
-from contourdiff.transforms.ct_like_contour import (
-    ct_like_contour,
+from contourdiff.transforms.contour_faults import (
+    contour_with_faults,
     moved,
     pixels_of,
     random_fragments,
@@ -41,7 +41,7 @@ class RandContour(RandomizableTransform):
         dropout: largest share of the fragments to remove.
         clutter: largest share of the fragments to repeat elsewhere.
         cell_px: side of the squares that cut the contour into fragments.
-        ct_like: probability of the faults of [`ct_like_contour`][contourdiff.transforms.ct_like_contour].
+        faults: probability of the faults of [`contour_with_faults`][contourdiff.transforms.contour_faults].
         remap: probability of blending the image with itself, remapped by a curve through 4 random levels.
     """
 
@@ -51,11 +51,11 @@ class RandContour(RandomizableTransform):
     clutter: float = 0.0
     cell_px: int = 8
     remap: float = 0.0
-    ct_like: float = 0.0
+    faults: float = 0.0
 
     def __post_init__(self) -> None:
         super().__init__(prob=1.0)
-        for name in ("dropout", "clutter", "remap", "ct_like"):
+        for name in ("dropout", "clutter", "remap", "faults"):
             check_number(name, getattr(self, name), 0, 1)
         for name in ("sigma_px", "high_threshold"):
             ends = list(getattr(self, name))
@@ -84,8 +84,8 @@ class RandContour(RandomizableTransform):
         )
         if self.dropout or self.clutter:
             contour = self._broken(contour).astype(np.float32)
-        if self._is_ct_like:
-            contour = ct_like_contour(
+        if self._has_faults:
+            contour = contour_with_faults(
                 contour,
                 image,
                 default_rng([self._seed, 1]),
@@ -111,9 +111,9 @@ class RandContour(RandomizableTransform):
         if self.R.uniform() < self.remap:
             self._share = self.R.uniform()
         self._levels = self.R.uniform(0, 255, 4)
-        self._is_ct_like = False
-        if self.ct_like > 0:  # draws nothing where it is off
-            self._is_ct_like = self.R.uniform() < self.ct_like
+        self._has_faults = False
+        if self.faults > 0:  # draws nothing where it is off
+            self._has_faults = self.R.uniform() < self.faults
 
     def _broken(self, contour: np.ndarray) -> np.ndarray:
         random = default_rng(self._seed)

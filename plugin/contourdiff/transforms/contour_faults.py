@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Make the contour of an MR slice as faulty as that of a CT slice, for training."""
+"""Random faults of contours, for training: lost, doubled and displaced pieces."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def pixels_of(chosen: np.ndarray, fragments: np.ndarray) -> np.ndarray:
     return by_number[fragments]
 
 
-def ct_like_contour(
+def contour_with_faults(
     contour: np.ndarray,
     image: np.ndarray,
     random: Generator,
@@ -59,11 +59,11 @@ def ct_like_contour(
     sigma_px: float,
     high_threshold: float,
 ) -> np.ndarray:
-    """Contour ``(H, W)`` bool with the faults that the contours of CT have beside those of MR.
+    """Contour ``(H, W)`` bool with random faults of the kinds by which contours of CT differ from those of MR.
 
-    Near the bone, CT shows three fifths of the edges that MR shows; bright cortical bone has an edge on either side;
-    and the texture differs. So, each with a probability of its own: short lines go (texture); fragments are lost, weak
-    ones first; some fragments get a second line beside them; and some are repeated elsewhere in the body.
+    Each with a probability of its own: short lines go, which are texture; fragments are lost, weak ones first; some get
+    a second line beside them, as cortical bone has in CT; and some are repeated elsewhere in the body. How often was
+    chosen and not fitted, so the result does not have the density of contours of CT.
 
     ``image (H, W)`` has gray levels, 0 for air; ``sigma_px`` and ``high_threshold`` are those of its contour.
     """

@@ -10,9 +10,9 @@ from scipy.ndimage import distance_transform_edt, zoom
 
 from contourdiff.contours import contour_of
 from contourdiff.transforms import RandContour
-from contourdiff.transforms.ct_like_contour import (
+from contourdiff.transforms.contour_faults import (
     contour_fragments,
-    ct_like_contour,
+    contour_with_faults,
     second_lines,
     without_short_lines,
 )
@@ -34,7 +34,7 @@ def draws(image: np.ndarray, count: int = 200) -> np.ndarray:
     settings = {"sigma_px": 1.5, "high_threshold": 40.0}
     return np.stack(
         [
-            ct_like_contour(contour, image, np.random.default_rng(seed), **settings)
+            contour_with_faults(contour, image, np.random.default_rng(seed), **settings)
             for seed in range(count)
         ]
     )
@@ -89,13 +89,13 @@ def test_the_random_contour_draws_it_with_the_given_probability() -> None:
     plain = np.asarray(RandContour(**settings)(image))
     changed = [
         not np.array_equal(
-            np.asarray(RandContour(**settings, ct_like=0.5).set_random_state(seed)(image)), plain
+            np.asarray(RandContour(**settings, faults=0.5).set_random_state(seed)(image)), plain
         )
         for seed in range(120)
     ]
     assert 0.25 < np.mean(changed) < 0.5  # half are drawn, and some of these change nothing
-    with pytest.raises(ValueError, match="expected ct_like to be a number from 0 to 1"):
-        RandContour(ct_like=2)
+    with pytest.raises(ValueError, match="expected faults to be a number from 0 to 1"):
+        RandContour(faults=2)
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="real images are not beside the repository")
