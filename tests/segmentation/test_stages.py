@@ -92,6 +92,7 @@ def test_a_transfer_of_hips_segments_axial_slices(ct: Path, tmp_path: Path) -> N
         *(ct, mr, tmp_path / "out"),
         anatomy="hip_thigh",
         classes=CLASSES,
+        bone=list(CLASSES)[:1],
         shapes=1,
         steps=1,
         min_object_mm2=100.0,
@@ -112,6 +113,7 @@ def test_a_folder_of_another_transfer_is_refused(done: Path, ct: Path) -> None:
         ({"steps": 3}, "a transfer with steps 3 .*, found one with 2"),
         ({"preset": "gpu"}, "a transfer with preset 'gpu' .*, found one with 'cpu'"),
         ({"classes": {"all": "27-31"}}, "classes"),
+        ({"bone": list(CLASSES)}, "bone_values"),
     ):
         with pytest.raises(ValueError, match=reason):
             contourdiff.transfer(ct, done / "mr", done / "out", **{**arguments, **changed})

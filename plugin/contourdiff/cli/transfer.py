@@ -50,7 +50,7 @@ from contourdiff.cli.program import PROGRAM
     several("settings", "other settings of the pairs, such as elastic_mm=3"),
     BUNDLE,
     examples="""examples:
-  contourdiff transfer ct mr out --classes vertebra=27-50
+  contourdiff transfer ct mr out --classes vertebra=27-50 --bone vertebra
   contourdiff transfer ct mr out --minutes 60            the same command goes on where it was interrupted
   contourdiff segment out/model other_mr results""",
 )
