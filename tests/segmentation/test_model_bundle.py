@@ -95,6 +95,20 @@ def test_slices_of_training_are_as_large_as_the_network_divides(tmp_path: Path) 
         assert field_mm == [288, 288]
 
 
+def test_a_pixel_of_background_counts_twice(tmp_path: Path) -> None:
+    folder = write_model_bundle(tmp_path / "model", TWO)
+    parser = ConfigParser()
+    parser.read_config([str(folder / INFERENCE), str(folder / TRAIN)])
+    parser["device"] = torch.device("cpu")
+    loss = parser.get_parsed_content("loss")
+    label = torch.randint(0, 3, (4, 1, 16, 16))
+    output = torch.randn(4, 3, 16, 16)
+    expected = torch.nn.functional.cross_entropy(
+        output, label[:, 0], weight=torch.tensor([2.0, 1.0, 1.0])
+    )
+    torch.testing.assert_close(loss(output, label.float()), expected)
+
+
 def test_another_preset_and_a_folder_with_content_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="preset must be one of"):
         write_model_bundle(tmp_path / "model", TWO, preset="tpu")
