@@ -11,10 +11,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from monai.bundle import ConfigParser
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from contourdiff.data.label_map import LabelMap
-from contourdiff.segmentation.model_bundle import train_model
+from contourdiff.segmentation.model_bundle import INFERENCE, train_model
 from contourdiff.segmentation.results import check_config, mr_files, score_results, segment
 from helpers.segmentation import AFFINE, SMALL, mr_with_bone, write_pairs, write_small_bundle
 from helpers.volumes import read_voxels, write_nifti
@@ -70,6 +71,34 @@ def test_axial_slices_are_segmented_as_sagittal_ones(model: Path, tmp_path: Path
     expected = np.moveaxis(read_voxels(sagittal), 0, 2)
     assert expected.any()
     np.testing.assert_array_equal(read_voxels(axial), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("axis", [0, 2])
+def test_dense_slices_are_thinned_out_and_results_are_on_their_grid(
+    model: Path, tmp_path: Path, axis: int
+) -> None:
+    bundle = write_small_bundle(tmp_path / "bundle", slice_axis=axis)
+    shutil.copy(model / "models" / "model.pt", bundle / "models" / "model.pt")
+    parser = ConfigParser()
+    parser.read_config(str(bundle / INFERENCE))
+    preprocessing = parser.get_parsed_content("preprocessing")
+    gray, _ = mr_with_bone(5)
+    dense = np.repeat(gray[:4], 3, axis=0)
+    for name, volume, slice_mm, slices in (
+        ("dense", dense, 1.0, 5),
+        ("thick", gray, 4.0, len(gray)),
+    ):
+        spacing = [2.0] * 3
+        spacing[axis] = slice_mm
+        volume = np.moveaxis(volume, 0, axis)
+        image = write_nifti(tmp_path / "mr" / f"{name}.nii.gz", volume, np.diag([*spacing, 1.0]))
+        seen = preprocessing({"image": str(image)})["image"]
+        assert seen.shape[1 + axis] == slices
+    for result in segment(bundle, tmp_path / "mr", tmp_path / "out"):
+        source = nib.load(tmp_path / "mr" / result.name.replace("_seg", ""))
+        assert nib.load(result).shape == source.shape
+        assert read_voxels(result).any()
 
 
 @pytest.mark.slow

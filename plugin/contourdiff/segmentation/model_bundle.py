@@ -34,7 +34,14 @@ TIMED_STEPS = 6
 PACKAGES = {"monai_version": "monai", "pytorch_version": "torch", "numpy_version": "numpy"}
 SLICES = ("sagittal", "coronal", "axial")
 """By their axis in RAS."""
-OF_EACH_AXIS = ("smoothing", "half_pixdim", "pixdim", "divisors")
+OF_EACH_AXIS = (
+    "slice_pixdim",
+    "slice_max_pixdim",
+    "smoothing",
+    "half_pixdim",
+    "pixdim",
+    "divisors",
+)
 """Entries of the template's inference.json with a value between the slices, and one within them."""
 LEVELS = 6
 """Levels of the larger network."""
