@@ -23,7 +23,7 @@ from contourdiff.contours import (
     outline_of,
     surface_distance,
 )
-from contourdiff.transforms.add_outline import CT_CONTOUR, AddOutlined, add_outline
+from contourdiff.transforms.add_outline import CT_CONTOUR, AddOutlined, label_on_grid
 from helpers.volumes import ball_ct, oblique_affine, write_nifti
 
 AFFINE = oblique_affine((3.0, 2.5, 4.0))
@@ -86,7 +86,7 @@ def test_the_outline_is_added_on_the_grid_of_the_networks(
 def test_an_outline_without_a_grid_is_an_error(tmp_path: Path) -> None:
     label = write_nifti(tmp_path / "a.nii.gz", np.zeros((2, 3, 4), np.uint8), np.eye(4))
     with pytest.raises(ValueError, match=r"expected a MetaTensor \(1, H, W, D\), got Tensor of"):
-        add_outline(torch.zeros(1, 2, 3, 4), label)
+        label_on_grid(torch.zeros(1, 2, 3, 4), label)
 
 
 def disk(

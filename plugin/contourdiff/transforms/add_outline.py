@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,8 +26,8 @@ CT_CONTOUR = "ct_contour"
 
 
 def bone_contours(
-    contour: Tensor,
-    label: str | Path,
+    contour: MetaTensor,
+    values: np.ndarray,
     bone_values: Sequence[int],
     slice_axis: int = 0,
     *,
@@ -37,15 +37,14 @@ def bone_contours(
 
     Args:
         contour: MetaTensor ``(1, H, W, D)``.
-        label: a NIfTI file on any grid.
-        bone_values: its values that are bone; each is a bone of its own.
+        values: of the label on the grid of the contour, ``(H, W, D)``, see [`label_on_grid`][].
+        bone_values: those that are bone; each is a bone of its own.
         slice_axis: spatial axis along which slices are stacked.
         soft_tissue: add the border of the soft tissue, too.
 
-    Returns the same shape, float32. Raises ``ValueError`` for a contour that is no MetaTensor of a volume.
+    Returns the same shape, float32.
     """
-    values = label_on_grid(contour, label)
-    pixel_mm = voxel_sizes(np.asarray(cast(MetaTensor, contour).affine)).tolist()
+    pixel_mm = voxel_sizes(np.asarray(contour.affine)).tolist()
     del pixel_mm[slice_axis]
     changed = np.array(contour)
     stacked = np.moveaxis(changed[0], slice_axis, 0)
@@ -57,31 +56,27 @@ def bone_contours(
     return convert_to_dst_type(changed, contour, dtype=torch.float32)[0]
 
 
-def add_outline(
-    contour: Tensor, label: str | Path, slice_axis: int = 0, *, without: Sequence[int] = ()
-) -> Tensor:
-    """Add the outline of a label, a NIfTI file, to a contour of 0 and 1: same shape, float32.
+def add_outline(contour: Tensor, values: np.ndarray, slice_axis: int = 0) -> Tensor:
+    """Add the outline of a label to a contour of 0 and 1: same shape, float32.
 
-    The label is resampled to the grid of the contour, see [`contourdiff.transforms.label_resample.resample_label`][],
-    and outlined slice by slice, see [`contourdiff.contours.outline_of`][].
+    It is outlined slice by slice, see [`contourdiff.contours.outline_of`][].
 
     Args:
-        contour: MetaTensor ``(1, H, W, D)``.
-        label: on any grid.
+        contour: ``(1, H, W, D)``.
+        values: of the label on the grid of the contour, ``(H, W, D)``, see [`label_on_grid`][].
         slice_axis: spatial axis along which slices are stacked.
-        without: label values that get no outline.
-
-    Raises ``ValueError`` for a contour that is no MetaTensor of a volume.
     """
-    values = label_on_grid(contour, label)
-    values = np.where(np.isin(values, without), 0, values)
     outline = slicewise(values[None], slice_axis, outline_of)
     added = np.maximum(outline, np.asarray(contour))
     return convert_to_dst_type(added, contour, dtype=torch.float32)[0]
 
 
 def label_on_grid(contour: Tensor, label: str | Path) -> np.ndarray:
-    """Values of a label ``(H, W, D)`` on the grid of a contour; ``ValueError`` if that has no grid."""
+    """Values of a label, a NIfTI file, on the grid of a contour ``(1, H, W, D)``: ``(H, W, D)``.
+
+    See [`contourdiff.transforms.label_resample.resample_label`][]. Raises ``ValueError`` for a contour that is no
+    MetaTensor of a volume.
+    """
     if not isinstance(contour, MetaTensor) or contour.ndim != 4:
         raise ValueError(
             f"expected a MetaTensor (1, H, W, D), got {type(contour).__name__} of {tuple(contour.shape)}; "
@@ -109,16 +104,18 @@ class AddOutlined(MapTransform):
         out = dict(data)
         bones = out.get("bone_values") or ()
         outlined = out.get("outline", False)
+        if not bones and not outlined:
+            return out
         for key in self.key_iterator(out):
             contour = out[key]
+            values = label_on_grid(contour, out["label"])
             if bones:
-                out[key] = bone_contours(contour, out["label"], bones, self.slice_axis)
+                out[key] = bone_contours(contour, values, bones, self.slice_axis)
             if not outlined:
                 continue
             out[CT_CONTOUR] = out[key]
             if bones:
-                out[key] = bone_contours(
-                    contour, out["label"], bones, self.slice_axis, soft_tissue=True
-                )
-            out[key] = add_outline(out[key], out["label"], self.slice_axis, without=bones)
+                out[key] = bone_contours(contour, values, bones, self.slice_axis, soft_tissue=True)
+            others = np.where(np.isin(values, bones), 0, values)
+            out[key] = add_outline(out[key], others, self.slice_axis)
         return out
