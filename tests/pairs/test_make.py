@@ -89,6 +89,24 @@ def test_a_folder_of_pairs_holds_mr_and_label_of_each_shape_on_one_grid(made: Pa
     assert (made / "pairs.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_every_second_shape_has_a_finer_contour_unless_one_is_given(
+    made: Path, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    names = ("contour_sigma_px", "contour_low_threshold", "contour_high_threshold")
+
+    def contours_in(folder: Path) -> list[list[float]]:
+        records = [json.loads(path.read_text()) for path in sorted(folder.glob("a_s*_mr.json"))]
+        return [[record["settings"][name] for name in names] for record in records]
+
+    plain, finer = [1, 20, 40], [2 / 3, 6, 12]
+    np.testing.assert_allclose(contours_in(made), [plain, finer, finer, plain])
+
+    contourdiff.make_pairs(
+        made.parent / "ct", tmp_path, shapes=2, contour_low_threshold=15.0, **tiny
+    )
+    assert contours_in(tmp_path) == [[1, 15, 40], [1, 15, 40]]
+
+
 def test_monai_reads_the_datalist_with_patients_kept_together(made: Path) -> None:
     entries = load_decathlon_datalist(str(made / "datalist.json"), True, "training")
     assert len(entries) == 2 * SHAPES

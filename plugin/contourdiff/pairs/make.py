@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -51,6 +51,15 @@ OWN_SETTINGS = ("outline", "bone_values", "case_suffix", "output_ext", "format",
 """Settings of a translation that pairs set themselves, or cannot have."""
 MR_NOISE = 3.0
 """Standard deviation of the noise of real lumbar MR at 1.1 mm, gray levels; docs/pairs.md has the measurement."""
+CONTOUR_SHARES = {
+    "contour_sigma_px": 2 / 3,
+    "contour_low_threshold": 0.3,
+    "contour_high_threshold": 0.3,
+}
+"""Settings of the finer contour that every second shape gets, as shares of those of the network.
+
+With those of the network, CT has half as many contours in soft tissue as MR; docs/pairs.md has the measurement.
+"""
 
 
 def make_pairs(
@@ -73,7 +82,8 @@ def make_pairs(
 ) -> Path:
     """Make training pairs for a segmentation network: each labelled CT in many shapes, translated to MR.
 
-    CT and label are warped as one, and the contour is that of the warped CT. The first shape is the anatomy itself.
+    CT and label are warped as one, and the contour is that of the warped CT; every second shape has a finer one. The
+    first shape is the anatomy itself.
     Pairs are on the grid of the model: 1.1 mm in the plane of the slices, and between them the spacing of the CT.
     Their MR has the noise of real MR, unless ``noise_gray_levels`` says otherwise. Finished pairs are kept, so a call
     that was interrupted goes on where it stopped.
@@ -98,7 +108,8 @@ def make_pairs(
             in ``output_dir`` is the map to train with. ``None`` keeps the values of the labels.
         fast: 4 + 1 steps; ``False``: the paper's setting; ``None``: 1 + 1 steps.
         settings: others of [`contourdiff.translation.translate_path`][]: ``weights``, ``device``, ``overlays``,
-            ``bundle``, ``workers``, and any of ``inference.json``.
+            ``bundle``, ``workers``, and any of ``inference.json``. If one of the contour is among them, no shape gets
+            the [finer contour][contourdiff.pairs.make.CONTOUR_SHARES].
 
     Returns:
         ``output_dir``.
@@ -137,13 +148,17 @@ def make_pairs(
     }
     run, inputs = run_settings(source, output_dir, label=label, **translation)
     _check_labels(inputs)
-    model, contrasts = _network_of(run, output_dir)
+    model, contrasts, contour = _network_of(run, output_dir)
+    finer = dict(contour)
+    if contour.keys().isdisjoint(settings):
+        finer = {name: value * CONTOUR_SHARES[name] for name, value in contour.items()}
     names = contrast_names(contrast) or list(contrasts)
     pairs = _PairRun(
         shapes=Shapes(model, strength, seed, outline_probability, classes, margin_mm),
         count=shapes,
         folder=output_dir,
         targets=_targets(output_dir, names, contrasts),
+        finer_contour=finer,
         bone_values=bone_values,
     )
     check_output_dir(output_dir)
@@ -158,6 +173,16 @@ def make_pairs(
     return output_dir
 
 
+def has_finer_contour(number: int) -> bool:
+    """Whether a shape gets the finer contour: 1, 2, 5, 6 and so on, in turn with and without an outline.
+
+    Examples:
+        >>> [number for number in range(8) if has_finer_contour(number)]
+        [1, 2, 5, 6]
+    """
+    return number % 4 in (1, 2)
+
+
 @dataclass(frozen=True)
 class _PairRun:
     """A run, stage by stage; each one skips what is there."""
@@ -168,12 +193,18 @@ class _PairRun:
     folder: Path
     targets: TranslationCases
     """Which knows the names of the pairs."""
+    finer_contour: Mapping[str, float]
+    """Settings of the contour of every second shape."""
     bone_values: Sequence[int] = ()
     """Of the labels of the shapes."""
 
     @property
     def work(self) -> Path:
         return self.folder / WORK
+
+    def work_of(self, number: int) -> Path:
+        """Folder of the CT of a shape: those that are translated with the same contour share one."""
+        return self.work / ("finer" if has_finer_contour(number) else "plain")
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -187,6 +218,7 @@ class _PairRun:
             "outline_probability": self.shapes.outline_probability,
             "margin_mm": self.shapes.margin_mm,
             "classes": classes,
+            "finer_contour": dict(self.finer_contour),
             "bone_values": list(self.bone_values),
         }
 
@@ -257,8 +289,9 @@ class _PairRun:
         paths = {}
         for number in self.missing(item["case"]):
             file = f"{shape_name(item['case'], number)}.nii.gz"
-            if not (self.work / file).is_file():
-                paths[number] = (self.work / file, self.work / LABELS / file)
+            folder = self.work_of(number)
+            if not (folder / file).is_file():
+                paths[number] = (folder / file, folder / LABELS / file)
         try:
             if paths:
                 self.shapes.write(item["image"], item["label"], paths)
@@ -268,7 +301,12 @@ class _PairRun:
 
     def translate(self, settings: Mapping[str, Any]) -> dict[str, str]:
         """Translate the shapes; why some failed, by name."""
-        files = sorted(self.work.glob("*.nii.gz"))
+        failures = self._translate(self.work_of(0), settings)
+        finer = self._translate(self.work_of(1), {**settings, **self.finer_contour})
+        return failures | finer
+
+    def _translate(self, work: Path, settings: Mapping[str, Any]) -> dict[str, str]:
+        files = sorted(work.glob("*.nii.gz"))
         if not files:
             return {}
         outlined = []
@@ -278,7 +316,7 @@ class _PairRun:
                 outlined.append(shape_name(case, number))
         try:
             translate_path(
-                self.work,
+                work,
                 self.folder,
                 outline=outlined,
                 case_suffix=self.targets.case_suffix,
@@ -349,8 +387,17 @@ def _check_labels(inputs: Mapping[str, Pair]) -> None:
         )
 
 
-def _network_of(run: Mapping[str, Any], output_dir: Path) -> tuple[ModelGrid, Sequence[str]]:
-    """Grid and contrasts of the network; errors of the config and of the weights are raised here."""
+class _Network(NamedTuple):
+    """What pairs need to know of the translator."""
+
+    model: ModelGrid
+    contrasts: Sequence[str]
+    contour: dict[str, float]
+    """Settings of the contour."""
+
+
+def _network_of(run: Mapping[str, Any], output_dir: Path) -> _Network:
+    """Read the config of the translator; errors of the config and of the weights are raised here."""
     settings = dict(run)
     for name in ("workers", "scheduler"):
         settings.pop(name, None)
@@ -359,7 +406,9 @@ def _network_of(run: Mapping[str, Any], output_dir: Path) -> tuple[ModelGrid, Se
         parser.get_parsed_content("network")
         values = {name: parser.get_parsed_content(name) for name in ModelGrid._fields}
         check_values(values)
-        return ModelGrid(**values), parser.get_parsed_content("contrasts")
+        contour = {name: parser.get_parsed_content(name) for name in CONTOUR_SHARES}
+        check_values(contour)
+        return _Network(ModelGrid(**values), parser.get_parsed_content("contrasts"), contour)
 
 
 def _targets(output_dir: Path, names: Sequence[str], contrasts: Sequence[str]) -> TranslationCases:

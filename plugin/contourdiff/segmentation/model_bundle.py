@@ -50,7 +50,6 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "cpu": {INFERENCE: {}, TRAIN: {}},
     "gpu": {
         INFERENCE: {
-            "spacing_mm": 1.5,
             "batch_size": 32,
             "size_divisor": 32,
             "network_def": {
@@ -60,7 +59,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
                 "filters": [32, 64, 128, 256, 320, 320],
             },
         },
-        TRAIN: {"image_size_px": [192, 192], "train_batch_size": 32, "steps": 20000},
+        TRAIN: {"train_batch_size": 32, "steps": 20000},
     },
 }
 """What each preset changes in the configs of the template, whose own values are those of ``cpu``."""
@@ -80,7 +79,7 @@ def write_model_bundle(
     Args:
         folder: new or empty folder; its name is the bundle's.
         label_map: content of a file of [`contourdiff.data.label_map.LabelMap`][].
-        preset: ``"cpu"``, a network of 2 M parameters and slices of 2 mm; ``"gpu"``, one of 11 M and 1.5 mm.
+        preset: ``"cpu"``, a network of 2 M parameters; ``"gpu"``, one of 11 M.
         slice_axis: axis of the slices in RAS: 0 sagittal, 1 coronal, 2 axial.
         command: for the model card.
         bundle: of the translator, for its license, see [`contourdiff.bundle.find_bundle`][].
