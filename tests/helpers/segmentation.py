@@ -41,11 +41,9 @@ def write_pairs(folder: Path, cases: int = 3) -> Path:
     return folder
 
 
-def write_small_bundle(
-    folder: Path, classes: dict[str, Any] = CLASSES, slice_axis: int = 0
-) -> Path:
-    """A bundle with a network of few channels."""
-    write_model_bundle(folder, classes, slice_axis=slice_axis)
+def write_small_bundle(folder: Path, classes: dict[str, Any] = CLASSES, **options: Any) -> Path:
+    """A bundle with a network of few channels; ``options`` as of `write_model_bundle`."""
+    write_model_bundle(folder, classes, **options)
     config = folder / INFERENCE
     text = config.read_text()
     small = text.replace("[16, 32, 64, 128, 256]", "[4, 4, 8, 8, 8]")

@@ -9,7 +9,7 @@ import pytest
 
 from contourdiff.data.atomic import write_json
 from contourdiff.data.label_map import LabelMap
-from contourdiff.segmentation.labels import pair_classes, write_classes
+from contourdiff.segmentation.labels import bone_classes, pair_classes, write_classes
 
 
 def test_named_classes_have_their_values_in_ct_and_mr(tmp_path: Path) -> None:
@@ -38,3 +38,20 @@ def test_the_map_of_the_pairs_is_taken_where_there_is_one(tmp_path: Path) -> Non
     content = {"classes": ["bone"], "ct": {"bone": [1]}, "mr": {"bone": [7]}}
     write_json(tmp_path / "label_map.json", content)
     assert pair_classes(tmp_path) == content
+
+
+def test_bone_is_the_classes_that_the_pairs_were_made_with_as_bone(tmp_path: Path) -> None:
+    content = {"settings": {"bone_values": [2]}, "classes": {"1": "disc", "2": "vertebra"}}
+    write_json(tmp_path / "pairs.json", content)
+    classes = {"disc": [1], "vertebra": [2]}
+    mapped = {"classes": ["disc", "vertebra"], "ct": classes, "mr": {"disc": [7], "vertebra": [9]}}
+    write_json(tmp_path / "label_map.json", mapped)
+    assert bone_classes(tmp_path) == [2]
+
+
+def test_bone_of_pairs_without_a_map_is_found_by_its_value(tmp_path: Path) -> None:
+    content = {"settings": {"bone_values": [31]}, "classes": {"31": "vertebrae_L1", "4": "4"}}
+    write_json(tmp_path / "pairs.json", content)
+    assert bone_classes(tmp_path) == [2]
+    write_json(tmp_path / "pairs.json", {**content, "settings": {"bone_values": []}})
+    assert bone_classes(tmp_path) == []

@@ -14,7 +14,7 @@ from contourdiff import cli
 from contourdiff.data.atomic import read_json
 from contourdiff.limits import SettingError
 from contourdiff.phantom import lumbar_phantom, oblique_affine, write_phantom
-from contourdiff.segmentation.model_bundle import INFERENCE
+from contourdiff.segmentation.model_bundle import INFERENCE, TRAIN
 from contourdiff.segmentation.stages import transfer
 from helpers.volumes import read_voxels, write_nifti
 
@@ -100,6 +100,7 @@ def test_a_transfer_of_hips_segments_axial_slices(ct: Path, tmp_path: Path) -> N
     )
     config = read_json(model / INFERENCE)
     assert (config["slice_axis"], config["pixdim"][2]) == (2, -1)
+    assert read_json(model / TRAIN)["bone_classes"] == [1]
     assert "Slices are axial" in (model / "docs" / "README.md").read_text()
     (result,) = (tmp_path / "out" / "report" / "segmentations").glob("*_seg.nii.gz")
     assert read_voxels(result).shape == SHAPE

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The classes of a transfer: named by the user, or those of the labels."""
+"""The classes of a transfer: named by the user, or those of the labels; and which of them are bone."""
 
 from __future__ import annotations
 
@@ -36,3 +36,14 @@ def pair_classes(pairs: str | Path) -> dict[str, Any]:
     for value in sorted(names, key=int):
         classes[names[value]] = [int(value)]
     return {"classes": list(classes), "ct": classes, "mr": classes}
+
+
+def bone_classes(pairs: str | Path) -> list[int]:
+    """Numbers of the classes, from 1, that a folder of pairs was made with as bone."""
+    bone = read_json(Path(pairs) / folder.SETTINGS)["settings"]["bone_values"]
+    content = pair_classes(pairs)
+    numbers = []
+    for number, name in enumerate(content["classes"], start=1):
+        if set(bone).intersection(content["ct"][name]):
+            numbers.append(number)
+    return numbers

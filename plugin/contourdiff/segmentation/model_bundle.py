@@ -7,7 +7,7 @@ import colorsys
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from string import Template
@@ -71,6 +71,7 @@ def write_model_bundle(
     *,
     preset: str = "cpu",
     slice_axis: int = 0,
+    bone: Sequence[int] = (),
     command: str | None = None,
     bundle: str | Path | None = None,
 ) -> Path:
@@ -81,6 +82,7 @@ def write_model_bundle(
         label_map: content of a file of [`contourdiff.data.label_map.LabelMap`][].
         preset: ``"cpu"``, a network of 2 M parameters; ``"gpu"``, one of 11 M.
         slice_axis: axis of the slices in RAS: 0 sagittal, 1 coronal, 2 axial.
+        bone: numbers of the classes that are bone, see [`contourdiff.transforms.bone_surroundings`][].
         command: for the model card.
         bundle: of the translator, for its license, see [`contourdiff.bundle.find_bundle`][].
 
@@ -98,6 +100,7 @@ def write_model_bundle(
             _change(aside / config, changes)
         _change(aside / INFERENCE, {"channels_out": len(names) + 1})
         _set_slice_axis(aside / INFERENCE, slice_axis)
+        _change(aside / TRAIN, {"bone_classes": list(bone)})
         _change(aside / EVALUATE, _values_of(classes))
         size_divisor = read_json(aside / INFERENCE)["size_divisor"]
         _write_metadata(aside / METADATA, names, size_divisor)

@@ -16,7 +16,7 @@ from contourdiff.info import usable_device
 from contourdiff.limits import MAX_SEED, SettingError, check_choice, check_number, check_whole
 from contourdiff.pairs import folder, make_pairs
 from contourdiff.segmentation.checks import check_mr, field_of_view_warnings
-from contourdiff.segmentation.labels import pair_classes, write_classes
+from contourdiff.segmentation.labels import bone_classes, pair_classes, write_classes
 from contourdiff.segmentation.model_bundle import (
     PRESETS,
     steps_in,
@@ -129,7 +129,14 @@ def transfer(
     model = output / MODEL
     content = pair_classes(pairs)
     if not model.is_dir():
-        write_model_bundle(model, content, preset=preset, slice_axis=slice_axis, command=command)
+        write_model_bundle(
+            model,
+            content,
+            preset=preset,
+            slice_axis=slice_axis,
+            bone=bone_classes(pairs),
+            command=command,
+        )
     record = {
         "preset": preset,
         "seed": seed,

@@ -3,6 +3,7 @@
 
 from contourdiff.transforms.add_outline import AddOutlined
 from contourdiff.transforms.background_filter import BackgroundFilter, BackgroundFilterd
+from contourdiff.transforms.bone_surroundings import RandBoneSurroundings, RandBoneSurroundingsd
 from contourdiff.transforms.cascade_items import CoarseStaged, RefinerStaged
 from contourdiff.transforms.contour import Contour, Contourd
 from contourdiff.transforms.cross_domain import RandCrossDomain, RandCrossDomaind

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Surroundings of bone: fat and muscle outside, a dark rim at the border, and labels that still fit."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from scipy.ndimage import distance_transform_edt
+
+from contourdiff.limits import SettingError
+from contourdiff.transforms import RandBoneSurroundings, RandBoneSurroundingsd
+
+PIXEL_MM = 1.5
+BONE = 2
+
+
+@pytest.fixture(scope="module")
+def item(real_data: Path) -> dict[str, np.ndarray]:
+    """Sagittal slice of the thorax, windowed to [-200, 300] HU, and its vertebrae as class 2: ``(1, 133, 133)``."""
+    folder = real_data / "ct"
+    ct = nib.load(folder / "thorax_ct.nii.gz").get_fdata()[43, 80:213, :133]
+    label = nib.load(folder / "thorax_vertebrae.nii.gz").get_fdata()[43, 80:213, :133]
+    image = (ct.clip(-200, 300) + 200) / 500
+    return {"image": image[None].astype(np.float32), "label": BONE * (label[None] > 0)}
+
+
+def transform(seed: int = 0, **options: object) -> RandBoneSurroundingsd:
+    arguments = {"classes": [BONE], "pixel_mm": PIXEL_MM, "probability": 1.0, **options}
+    made = RandBoneSurroundingsd("image", **arguments)
+    made.set_random_state(seed)
+    return made
+
+
+def depth_mm(bone: np.ndarray) -> np.ndarray:
+    """Distance from the border of the bone, negative inside."""
+    return PIXEL_MM * (distance_transform_edt(~bone) - distance_transform_edt(bone))
+
+
+def test_the_surroundings_change_and_the_range_and_the_label_stay(item: dict) -> None:
+    before = item["label"].copy()
+    far = depth_mm(item["label"][0] > 0) > 55
+    assert far.sum() > 500
+    for seed in range(10):
+        image = transform(seed)(item)["image"]
+        assert image.dtype == np.float32
+        assert image.shape == item["image"].shape
+        assert 0 <= image.min() < image.max() <= 1
+        assert np.abs(image - item["image"]).mean() > 0.01
+        ratio = image[0][far] / np.maximum(item["image"][0][far], 1e-3)
+        assert np.ptp(ratio[item["image"][0][far] > 0.1]) < 0.03  # scaled at most
+    assert np.array_equal(item["label"], before)
+
+
+def test_bone_is_darker_at_its_border_than_inside(item: dict) -> None:
+    """In CT it is brighter there. The rim is narrower than a pixel, so its level is a mean."""
+    distance = depth_mm(item["label"][0] > 0)
+    border, inside = distance == -PIXEL_MM, distance < -3
+    assert item["image"][0][border].mean() > item["image"][0][inside].mean()
+    for seed in range(5):
+        image = transform(seed)(item)["image"][0]
+        assert image[border].mean() < image[inside].mean()
+
+
+def test_fat_is_brighter_than_bone_in_some_slices_and_muscle_darker(item: dict) -> None:
+    distance = depth_mm(item["label"][0] > 0)
+    around, inside = (distance > 3) & (distance < 20), distance < -3
+    brighter, darker = [], []
+    for seed in range(20):
+        image = transform(seed)(item)["image"][0]
+        level = np.median(image[inside])
+        brighter.append(np.mean(image[around] > 1.1 * level))
+        darker.append(np.mean(image[around] < 0.6 * level))
+    assert max(brighter) > 0.4
+    assert max(darker) > 0.4
+    assert np.ptp(brighter) > 0.2
+
+
+def test_other_classes_empty_slices_and_probability_0_change_nothing(item: dict) -> None:
+    for other in (transform(classes=[]), transform(classes=[1]), transform(probability=0.0)):
+        np.testing.assert_array_equal(other(item)["image"], item["image"])
+    empty = {"image": item["image"], "label": np.zeros_like(item["label"])}
+    np.testing.assert_array_equal(transform()(empty)["image"], item["image"])
+
+
+def test_half_of_the_slices_change_by_default(item: dict) -> None:
+    default = RandBoneSurroundingsd("image", classes=[BONE])
+    default.set_random_state(3)
+    changed = [not np.array_equal(default(item)["image"], item["image"]) for _ in range(60)]
+    assert 0.3 < np.mean(changed) < 0.7
+
+
+def test_the_same_seed_gives_the_same_slice(item: dict) -> None:
+    first = transform(5)
+    copy = pickle.loads(pickle.dumps(first))
+    image = first(item)["image"]
+    np.testing.assert_array_equal(image, copy(item)["image"])
+    np.testing.assert_array_equal(image, transform(5)(item)["image"])
+    assert not np.array_equal(image, transform(6)(item)["image"])
+
+
+def test_air_stays_dark(item: dict) -> None:
+    image = item["image"].copy()
+    image[:, :40] = 0
+    changed = transform(1)({"image": image, "label": item["label"] * (image > 0)})["image"]
+    assert changed[:, :36].max() < 0.05
+
+
+def test_a_tensor_with_metadata_stays_one(item: dict) -> None:
+    data = {"image": MetaTensor(item["image"]), "label": MetaTensor(item["label"])}
+    image = transform()(data)["image"]
+    assert isinstance(image, MetaTensor)
+    assert image.dtype == torch.float32
+    np.testing.assert_array_equal(image.numpy(), transform()(item)["image"])
+
+
+@pytest.mark.parametrize("options", [{"pixel_mm": 0}, {"probability": 1.5}])
+def test_values_out_of_range_are_refused(options: dict) -> None:
+    with pytest.raises(SettingError, match=next(iter(options))):
+        RandBoneSurroundings(**options)
