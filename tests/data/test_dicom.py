@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from contourdiff.data.dicom import GROUP_OF, has_ct_series, read_ct_series
+from contourdiff.data.dicom import has_ct_series, read_ct_series
+from contourdiff.data.dicom_planes import GROUP_OF
 from contourdiff.data.itk_files import convert_to_nifti
 from contourdiff.data.translation_cases import TranslationCases
 from helpers.dicom import AXIAL, write_series

@@ -15,6 +15,16 @@ import pydicom
 import SimpleITK as sitk
 from pydicom.dataset import Dataset
 
+from contourdiff.data.dicom_planes import (
+    CONVERT,
+    GROUP_OF,
+    Plane,
+    check_planes,
+    planes_of,
+    stack_of,
+    values_of,
+)
+
 CT_CLASSES = (
     "1.2.840.10008.5.1.4.1.1.2",
     "1.2.840.10008.5.1.4.1.1.2.1",
@@ -22,29 +32,13 @@ CT_CLASSES = (
 )
 """SOP classes: CT image, enhanced CT image, and enhanced CT image converted from single frames."""
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
-GROUP_OF = {
-    "ImagePositionPatient": "PlanePositionSequence",
-    "ImageOrientationPatient": "PlaneOrientationSequence",
-    "PixelSpacing": "PixelMeasuresSequence",
-    "RescaleSlope": "PixelValueTransformationSequence",
-    "RescaleIntercept": "PixelValueTransformationSequence",
-}
-"""Where a multi-frame file has what a file of one slice has at its top."""
-GEOMETRY = tuple(GROUP_OF)[:3]
 FRAMES = ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence", "NumberOfFrames")
 TAGS = (
     *("SOPClassUID", "SeriesInstanceUID", "SeriesDescription", "Modality", "ImageType"),
     *("Rows", "Columns", "PhotometricInterpretation", *FRAMES, *GROUP_OF),
 )
-MAX_TILT_DEGREES = 0.05
-POSITION_TOLERANCE = 0.01
-"""Share of the slice distance that a slice may lie beside its place on the straight line through all."""
-ROUNDING_MM = 0.1
-"""A slice may lie as far beside it in any case, up to a quarter of the distance: positions are rounded text."""
 WITHOUT_MARK = re.compile(rb"[\x02\x08]\x00.\x00([A-Z]{2}|..\x00\x00)", re.DOTALL)
 """First element of a DICOM file without preamble."""
-GRAY = "MONOCHROME2"
-CONVERT = "convert it with dcm2niix"
 
 
 class Series(NamedTuple):
@@ -58,19 +52,6 @@ class Series(NamedTuple):
     def __str__(self) -> str:
         kind = self.modality or "no modality"
         return f"{self.uid} ({kind} {self.description!r}, {len(self.slices)} slices)"
-
-
-class Plane(NamedTuple):
-    """Where a slice lies, in mm, in the coordinates of DICOM."""
-
-    position: np.ndarray
-    """Center of the first voxel, ``(3,)``."""
-    orientation: np.ndarray
-    """Directions in which columns and rows count up, ``(6,)``."""
-    spacing: np.ndarray
-    """Distance of rows and columns, ``(2,)``."""
-    size: tuple[int, int]
-    """Number of columns and rows."""
 
 
 def is_dicom(path: Path) -> bool:
@@ -91,7 +72,7 @@ def read_header(path: str | Path, with_preamble: bool = True) -> Dataset | None:
         if not header.get("SOPClassUID"):
             header.SOPClassUID = header.file_meta.MediaStorageSOPClassUID
         for name in GROUP_OF:
-            _values(name, [header])
+            values_of(name, [header])
         int(header.get("NumberOfFrames") or 1)
         is_cut = header.SOPClassUID in CT_CLASSES and not _has_size(header)
     except Exception:  # of a parser, on any bytes
@@ -161,22 +142,22 @@ def _with_slices(all_series: Sequence[Series], modalities: Sequence[str]) -> lis
 def _read(slices: dict[str, Dataset], where: str) -> Any:
     planes: list[Plane] = []
     for header in slices.values():
-        planes += _planes(header, where)
+        planes += planes_of(header, where)
     is_multi_frame = len(planes) > len(slices)
     if is_multi_frame and len(slices) > 1:
         raise ValueError(
             f"expected one slice a file in {where}, got several multi-frame files; {CONVERT}"
         )
     try:
-        _check_planes(planes, where)
-        order, distance_mm = _stack(planes, where)
+        check_planes(planes, where)
+        order, distance_mm = stack_of(planes, where)
     except ValueError as error:
         if not is_multi_frame:
             raise
         raise ValueError(f"{error}, or {CONVERT}") from error
     image = _rescaled(list(slices), order, where)
     first = planes[order[0]]
-    normal = _normal(first)
+    normal = first.normal
     along_row = first.orientation[:3]
     row = along_row / np.linalg.norm(along_row)
     column = np.cross(normal, row)
@@ -244,127 +225,6 @@ def _unreadable(folder: str | Path, files: Sequence[str]) -> ValueError:
 def _lacks_preamble(file: str) -> bool:
     begin = _begin(Path(file))
     return WITHOUT_MARK.match(begin) is not None
-
-
-def _planes(header: Dataset, where: str) -> list[Plane]:
-    """Planes of the frames of a file, in their order."""
-    colors = header.get("PhotometricInterpretation") or GRAY
-    if colors != GRAY:
-        raise ValueError(
-            f"expected gray levels ({GRAY}) in {where}, got {colors}; export the original CT"
-        )
-    shared = header.get("SharedFunctionalGroupsSequence") or []
-    frames = header.get("PerFrameFunctionalGroupsSequence") or [header]
-    count = int(header.get("NumberOfFrames") or 1)
-    size = (int(header.Columns), int(header.Rows))
-    planes = []
-    rescalings = set()
-    for frame in frames:
-        groups = [frame, *shared, header]
-        position, orientation, spacing = (_values(name, groups) for name in GEOMETRY)
-        planes.append(Plane(position, orientation, spacing, size))
-        slope = _values("RescaleSlope", groups)
-        intercept = _values("RescaleIntercept", groups)
-        rescalings.add((*slope, *intercept))
-    if len(frames) != count or len(rescalings) > 1:
-        got = f"a multi-frame file of {count} frames with {len(frames)} positions and {len(rescalings)} rescalings"
-        raise ValueError(
-            f"expected a position for each frame and one rescaling in {where}, got {got}; {CONVERT}"
-        )
-    return planes
-
-
-def _values(name: str, groups: Sequence[Dataset]) -> np.ndarray:
-    """Numbers of a tag in the first group that has it; empty if none has. ``ValueError`` for other than numbers."""
-    for group in groups:
-        items = group.get(GROUP_OF[name]) or [group]
-        value = items[0].get(name)
-        if value is not None and value != "":
-            return np.array(value, dtype=float).ravel()
-    return np.zeros(0)
-
-
-def _check_planes(planes: Sequence[Plane], where: str) -> None:
-    """Raise ``ValueError`` unless these are two slices or more of one kind."""
-    if len(planes) < 2:
-        raise ValueError(f"expected a stack of slices in {where}, got {len(planes)}; pass a volume")
-    first = planes[0]
-    for plane in planes:
-        if not _is_placed(plane):
-            raise ValueError(
-                f"expected position, orientation and spacing in every file of {where}, got a slice without or "
-                "with impossible ones; export them again"
-            )
-        if not _is_like(plane, first):
-            raise ValueError(
-                f"expected slices of one orientation, size and pixel spacing in {where}, got a mixture; "
-                "move the files of one stack to a folder of their own"
-            )
-
-
-def _is_like(plane: Plane, first: Plane) -> bool:
-    """Whether two planes have one size, pixel spacing and orientation."""
-    if plane.size != first.size:
-        return False
-    if not np.allclose(plane.spacing, first.spacing):
-        return False
-    return np.allclose(plane.orientation, first.orientation, atol=1e-3)
-
-
-def _is_placed(plane: Plane) -> bool:
-    """Whether position, orientation and spacing have all their numbers, and the axes are perpendicular unit vectors."""
-    counts = (plane.position.size, plane.orientation.size, plane.spacing.size)
-    if counts != (3, 6, 2):
-        return False
-    if not np.isfinite(plane.position).all():
-        return False
-    if not (plane.spacing > 0).all():
-        return False
-    axes = plane.orientation.reshape(2, 3)
-    products = axes @ axes.T
-    return np.allclose(products, np.eye(2), atol=0.02)
-
-
-def _normal(plane: Plane) -> np.ndarray:
-    normal = np.cross(plane.orientation[:3], plane.orientation[3:])
-    return normal / np.linalg.norm(normal)
-
-
-def _stack(planes: Sequence[Plane], where: str) -> tuple[list[int], float]:
-    """Order of the slices along their normal, and their distance in mm; ``ValueError`` for an irregular stack."""
-    normal = _normal(planes[0])
-    positions = np.array([plane.position for plane in planes])
-    heights = positions @ normal
-    order = np.argsort(heights, kind="stable")
-    positions = positions[order]
-    numbers = np.arange(len(planes))
-    step, start = np.polyfit(numbers, positions, 1)
-    distance = float(step @ normal)
-    offsets = positions - start - np.outer(numbers, step)
-    beside = np.linalg.norm(offsets, axis=1)
-    rounding = min(ROUNDING_MM, distance / 4)
-    limit = max(POSITION_TOLERANCE * distance, rounding)
-    if distance <= 0 or beside.max() > limit:
-        gaps = np.diff(positions, axis=0)
-        steps = np.linalg.norm(gaps, axis=1)
-        usual = float(np.median(steps))
-        departures = np.abs(steps - usual)
-        first = int(np.argmax(departures))
-        raise ValueError(
-            f"expected slices at equal distances in {where}, got {steps[first]:.3f} mm after slice {first + 1} of "
-            f"{len(planes)} where others have {usual:.3f} mm (missing or repeated slices); export the series again"
-        )
-    sideways = step - distance * normal
-    drift = float(np.linalg.norm(sideways))
-    angle = np.arctan2(drift, distance)
-    tilt = float(np.degrees(angle))
-    whole_drift = drift * len(planes)
-    if tilt > MAX_TILT_DEGREES and whole_drift > 2 * ROUNDING_MM:
-        raise ValueError(
-            f"expected slices straight above one another in {where}, got a gantry tilt of {tilt:.2f} degrees; "
-            "correct it first, as dcm2niix does"
-        )
-    return order.tolist(), distance
 
 
 def _begin(path: Path) -> bytes:
