@@ -3,20 +3,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from monai.config import KeysCollection, NdarrayOrTensor
+from monai.config import NdarrayOrTensor
 from monai.transforms import RandomizableTransform
 from monai.utils import convert_to_dst_type, convert_to_numpy
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 from scipy.special import expit
 
 from contourdiff.limits import check_number
-from contourdiff.transforms.keyed import RandomKeyedTransform
+from contourdiff.transforms.keyed import LabelledKeyedTransform
 
 AIR = 0.03
 """Gray levels up to this are air, and stay."""
@@ -146,21 +145,10 @@ class RandBoneSurroundings(RandomizableTransform):
         return pixels * self.pixel_mm
 
 
-class RandBoneSurroundingsd(RandomKeyedTransform):
+class RandBoneSurroundingsd(LabelledKeyedTransform):
     """Dictionary version of [`RandBoneSurroundings`][], whose keyword arguments it takes.
 
-    ``label_key`` names the label, which stays as it is.
+    Each key has its own draws.
     """
 
     array_class = RandBoneSurroundings
-
-    def __init__(self, keys: KeysCollection, label_key: str = "label", **options: Any) -> None:
-        super().__init__(keys, **options)
-        self.label_key = label_key
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Replace the image of every key."""
-        item = dict(data)
-        for key in self.key_iterator(item):
-            item[key] = self.transform(item[key], data[self.label_key])
-        return item

@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
-from monai.config import KeysCollection, NdarrayOrTensor
+from monai.config import NdarrayOrTensor
 from monai.transforms import (
     RandAdjustContrast,
     RandBiasField,
@@ -28,7 +28,7 @@ from skimage.exposure import equalize_hist
 from skimage.filters import scharr, unsharp_mask
 
 from contourdiff.limits import check_choice, check_number
-from contourdiff.transforms.keyed import RandomKeyedTransform
+from contourdiff.transforms.keyed import LabelledKeyedTransform
 
 FUNCTIONS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = MappingProxyType(
     {
@@ -224,24 +224,7 @@ class RandCrossDomain(Randomizable, Transform):
         return convert_to_dst_type(data, img, dtype=torch.float32)[0]
 
 
-class RandCrossDomaind(RandomKeyedTransform):
-    """Dictionary version of [`RandCrossDomain`][], whose keyword arguments it takes; each key has its own draws.
-
-    ``label_key`` names the label, which stays as it is; ``None`` goes without.
-    """
+class RandCrossDomaind(LabelledKeyedTransform):
+    """Dictionary version of [`RandCrossDomain`][], whose keyword arguments it takes; each key has its own draws."""
 
     array_class = RandCrossDomain
-
-    def __init__(
-        self, keys: KeysCollection, label_key: str | None = "label", **options: Any
-    ) -> None:
-        super().__init__(keys, **options)
-        self.label_key = label_key
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Replace the image of every key."""
-        item = dict(data)
-        label = None if self.label_key is None else data[self.label_key]
-        for key in self.key_iterator(item):
-            item[key] = self.transform(item[key], label)
-        return item

@@ -54,3 +54,24 @@ class RandomKeyedTransform(Randomizable, KeyedTransform):
         super().set_random_state(seed, state)
         self.transform.set_random_state(seed, state)
         return self
+
+
+class LabelledKeyedTransform(RandomKeyedTransform):
+    """A [`RandomKeyedTransform`][] whose array transform is given the label of the image, too.
+
+    ``label_key`` names the label, which stays as it is; ``None`` goes without.
+    """
+
+    def __init__(
+        self, keys: KeysCollection, label_key: str | None = "label", **options: Any
+    ) -> None:
+        super().__init__(keys, **options)
+        self.label_key = label_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Replace the image of every key."""
+        item = dict(data)
+        label = None if self.label_key is None else data[self.label_key]
+        for key in self.key_iterator(item):
+            item[key] = self.transform(item[key], label)
+        return item
