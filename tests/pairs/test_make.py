@@ -23,6 +23,7 @@ from contourdiff.inference.summary import FailedCasesError
 from contourdiff.metrics.contour_fidelity import near
 from contourdiff.networks import ContourUNet
 from contourdiff.pairs import make_pairs
+from contourdiff.pairs.folder import labelled_pairs
 from helpers.networks import TINY_ARGUMENTS, TINY_NETWORK
 from helpers.paths import CONFIGS, LABEL_MAP
 from helpers.runs import QUICK_SETTINGS
@@ -72,7 +73,7 @@ def voxels_in(folder: Path) -> dict[str, np.ndarray]:
 def test_a_folder_of_pairs_holds_mr_and_label_of_each_shape_on_one_grid(made: Path) -> None:
     kinds = ("mr.nii.gz", "label.nii.gz", "mr.json")
     expected = {f"{case}_s{n}_{kind}" for case in "ab" for n in range(SHAPES) for kind in kinds}
-    expected |= {"pairs.json", "datalist.json", "pairs.png", "run.json"}
+    expected |= {"pairs.json", "datalist.json", "pairs.png", "run.json", "ct"}
     assert {path.name for path in made.iterdir()} == expected
     for case, value in (("a", 27), ("b", 28)):
         for number in range(SHAPES):
@@ -87,6 +88,29 @@ def test_a_folder_of_pairs_holds_mr_and_label_of_each_shape_on_one_grid(made: Pa
     assert sum(record["settings"]["outline"] for record in records) == SHAPES / 2
     assert all(record["settings"]["num_inference_steps"] == 1 for record in records)
     assert (made / "pairs.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_ct_of_each_shape_is_kept_for_its_training(made: Path, tmp_path: Path) -> None:
+    shapes = {f"{case}_s{number}" for case in "ab" for number in range(SHAPES)}
+    assert {path.name for path in (made / "ct").iterdir()} == {f"{name}.nii.gz" for name in shapes}
+    for item in labelled_pairs(made):
+        ct, mr, label = (nib.load(item[key]) for key in ("ct", "image", "label"))
+        assert Path(item["image"]).name == Path(item["ct"]).name.replace(".nii", "_mr.nii")
+        np.testing.assert_array_equal(ct.affine, mr.affine)
+        hounsfield, is_bone = np.asarray(ct.dataobj), np.asarray(label.dataobj) > 0
+        assert hounsfield[is_bone].mean() > 100 > 0 > hounsfield[~is_bone].mean()
+
+    folder = tmp_path / "pairs"
+    shutil.copytree(made, folder)
+    path = folder / "ct" / "b_s2.nii.gz"
+    write_nifti(path, read_voxels(path)[1:], AFFINE)
+    message = (
+        r"expected the CT of .*b_s2_mr.nii.gz, \(8, \d+, \d+\), at .*ct.b_s2.nii.gz, found none"
+    )
+    with pytest.raises(ValueError, match=message):
+        labelled_pairs(folder)
+    shutil.rmtree(folder / "ct")
+    assert {key for item in labelled_pairs(folder) for key in item} == {"image", "label"}
 
 
 def test_every_second_shape_has_a_finer_contour_unless_one_is_given(
@@ -213,11 +237,14 @@ def test_an_interrupted_call_goes_on_and_keeps_what_is_there(
     shutil.copytree(made, folder)
     for name in ("a_s1_mr.json", "b_s3_mr.json", "b_s3_mr.nii.gz", "datalist.json", "pairs.png"):
         (folder / name).unlink()
+    (folder / "ct" / "b_s0.nii.gz").unlink()
     kept = {path: path.stat().st_mtime_ns for path in folder.glob("*_mr.nii.gz")}
     make_pairs(made.with_name("ct"), folder, shapes=SHAPES, **tiny)
     again = voxels_in(folder)
     for name, voxels in voxels_in(made).items():
         np.testing.assert_array_equal(voxels, again[name], err_msg=name)
+    for name, voxels in voxels_in(made / "ct").items():
+        np.testing.assert_array_equal(voxels, read_voxels(folder / "ct" / name), err_msg=name)
     changed = [path.name for path, time in kept.items() if path.stat().st_mtime_ns != time]
     assert changed == ["a_s1_mr.nii.gz"]
     assert (folder / "datalist.json").read_bytes().count(b"_mr.nii.gz") == 2 * SHAPES

@@ -137,6 +137,26 @@ def test_bone_alone_gets_other_surroundings_in_training(pairs: Path, tmp_path: P
     assert np.mean(images["none"] != images["bone"]) > 0.1
 
 
+def test_the_ct_of_pairs_is_turned_and_scaled_as_they_are(tmp_path: Path) -> None:
+    pairs = write_pairs(tmp_path / "pairs")
+    for path in sorted(pairs.glob("*_label.nii.gz")):
+        label = np.asarray(nib.load(path).dataobj)
+        hounsfield = np.where(label > 0, 250, -100).astype(np.int16)
+        write_nifti(pairs / "ct" / path.name.replace("_label", ""), hounsfield, AFFINE)
+    folder = write_small_bundle(tmp_path / "model", bone=[1])
+    settings = {"dataset_dir": pairs, "steps": 2, "spacing_mm": 1.0, **SMALL}
+    parser = read_config([str(folder / INFERENCE), str(folder / TRAIN)], settings)
+    dataset = parser.get_parsed_content("train#dataset")
+    dataset.set_random_state(1)
+    for position in range(0, len(dataset), 3):
+        item = dataset[position]
+        bone = np.asarray(item["label"]) > 0
+        hounsfield = np.asarray(item["ct"])
+        assert hounsfield[bone].mean() > 150
+        assert hounsfield[~bone].mean() < 0
+    assert bone.any()
+
+
 def test_another_preset_and_a_folder_with_content_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="preset must be one of"):
         write_model_bundle(tmp_path / "model", TWO, preset="tpu")

@@ -75,6 +75,38 @@ def test_fat_is_brighter_than_bone_in_some_slices_and_muscle_darker(item: dict) 
     assert np.ptp(brighter) > 0.2
 
 
+def test_fat_is_where_the_ct_has_it(item: dict) -> None:
+    """In the image, a windowed CT, fat is the darker one."""
+    ct = 500 * item["image"] - 200
+    distance = depth_mm(item["label"][0] > 0)
+    around = (distance > 3) & (distance < 20)
+    fat = around & (ct[0] > -130) & (ct[0] < -70)
+    muscle = around & (ct[0] > 20) & (ct[0] < 90)
+    assert min(fat.sum(), muscle.sum()) > 200
+    assert item["image"][0][fat].mean() < item["image"][0][muscle].mean()
+    for seed in range(10):
+        image = transform(seed, ct_share=1.0)({**item, "ct": ct})["image"][0]
+        assert image[fat].mean() > 1.2 * image[muscle].mean()
+
+
+def test_the_ct_is_used_in_its_share_of_the_slices(item: dict) -> None:
+    ct = 500 * item["image"] - 200
+    never, made, without = (transform(0, ct_share=share) for share in (0.0, 0.6, 0.6))
+    no_fat = np.full_like(ct, 60)
+    assert np.array_equal(
+        never({**item, "ct": ct})["image"],
+        transform(0, ct_share=0.0)({**item, "ct": no_fat})["image"],
+    )
+    assert np.array_equal(without(item)["image"], transform(0)(item)["image"])
+    used = 0
+    for seed in range(60):
+        made.set_random_state(seed)
+        with_fat = made({**item, "ct": ct})["image"]
+        made.set_random_state(seed)
+        used += not np.array_equal(with_fat, made({**item, "ct": no_fat})["image"])
+    assert 25 < used < 47
+
+
 def test_other_classes_empty_slices_and_probability_0_change_nothing(item: dict) -> None:
     for other in (transform(classes=[]), transform(classes=[1]), transform(probability=0.0)):
         np.testing.assert_array_equal(other(item)["image"], item["image"])
@@ -113,7 +145,7 @@ def test_a_tensor_with_metadata_stays_one(item: dict) -> None:
     np.testing.assert_array_equal(image.numpy(), transform()(item)["image"])
 
 
-@pytest.mark.parametrize("options", [{"pixel_mm": 0}, {"probability": 1.5}])
+@pytest.mark.parametrize("options", [{"pixel_mm": 0}, {"probability": 1.5}, {"ct_share": -0.1}])
 def test_values_out_of_range_are_refused(options: dict) -> None:
     with pytest.raises(SettingError, match=next(iter(options))):
         RandBoneSurroundings(**options)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import nibabel as nib
 import numpy as np
 
 from contourdiff import __version__
@@ -15,6 +16,7 @@ from contourdiff.data.atomic import read_json, save_figure, write_json
 from contourdiff.data.case_files import RECORD_ENDING, CaseFiles, read_record
 from contourdiff.data.label_map import LabelMap
 from contourdiff.data.nifti_names import case_of
+from contourdiff.data.training_cases import labelled_cases, source_case
 from contourdiff.pairs.shapes import ModelGrid, read_oriented
 from contourdiff.pictures import draw_outlines, image_grid
 
@@ -22,6 +24,8 @@ SETTINGS = "pairs.json"
 DATALIST = "datalist.json"
 PICTURE = "pairs.png"
 LABEL_MAP = "label_map.json"
+CT = "ct"
+"""Folder of the CT of the shapes, ``<case>_s<shape>.nii.gz``."""
 FOLDS = 5
 """Of the datalist, for cross-validation."""
 SHOWN_PAIRS = 8
@@ -99,6 +103,32 @@ def pairs_in(folder: Path) -> list[Pair]:
         pair = Pair(files, name[1], int(name[2]), contrast, outline, settings["slice_axis"])
         pairs.append(pair)
     return sorted(pairs, key=_order)
+
+
+def has_ct(folder: str | Path) -> bool:
+    """Whether a folder of pairs has the CT that they were made of."""
+    return (Path(folder) / CT).is_dir()
+
+
+def labelled_pairs(folder: str | Path) -> list[dict[str, str]]:
+    """Items ``image``, ``label`` and, where the folder has it, ``ct`` of all pairs, each a path, sorted by name.
+
+    Without CT these are the items of [`contourdiff.data.training_cases.labelled_cases`][], whose layouts and errors
+    they share. Raises ``ValueError`` if the folder has CT, but not that of a pair, or on another grid.
+    """
+    items = labelled_cases(folder)
+    if not has_ct(folder):
+        return items
+    for item in items:
+        path = Path(folder) / CT / f"{source_case(item['image'])}.nii.gz"
+        shape = nib.load(item["image"]).shape
+        if not path.is_file() or nib.load(path).shape != shape:
+            raise ValueError(
+                f"expected the CT of {item['image']}, {shape}, at {path}, found none on this grid; make the pairs "
+                f"again by contourdiff pairs, or remove the folder {CT} to train without CT"
+            )
+        item["ct"] = str(path)
+    return items
 
 
 def _order(pair: Pair) -> tuple[str, int, str]:

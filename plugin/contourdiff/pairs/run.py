@@ -22,6 +22,7 @@ from contourdiff.inference.evaluator import reason_of
 from contourdiff.inference.progress import progress_bar
 from contourdiff.inference.summary import FailedCasesError
 from contourdiff.pairs.folder import (
+    CT,
     case_and_shape,
     pairs_in,
     shape_name,
@@ -94,9 +95,14 @@ class PairRun:
         missing = []
         for number in range(self.count):
             names = self.targets.names(shape_name(case, number))
-            if not all(self.targets.is_kept(name, LABELS) for name in names):
+            is_kept = all(self.targets.is_kept(name, LABELS) for name in names)
+            if not is_kept or not self.ct_of(case, number).is_file():
                 missing.append(number)
         return missing
+
+    def ct_of(self, case: str, number: int) -> Path:
+        """File of the CT of a shape, once its pairs are complete."""
+        return self.folder / CT / f"{shape_name(case, number)}.nii.gz"
 
     def write_shapes(self, run: Mapping[str, Any], inputs: Mapping[str, Pair]) -> dict[str, str]:
         """Warp the CT that lack pairs, after all of them were checked; why cases failed, by name."""
@@ -195,8 +201,17 @@ class PairRun:
         return {}
 
     def finish(self, failures: Mapping[str, str]) -> None:
-        """Write datalist, label map and picture of all pairs in the folder, and remove the shapes if all succeeded."""
+        """Keep the CT of all pairs in the folder, and write datalist, label map and picture.
+
+        What is left of the shapes is removed if all succeeded.
+        """
         pairs = pairs_in(self.folder)
+        for pair in pairs:
+            ct = self.ct_of(pair.patient, pair.shape)
+            made_of = self.work_of(pair.shape) / ct.name
+            if made_of.is_file():
+                ct.parent.mkdir(exist_ok=True)
+                made_of.replace(ct)
         if pairs:
             write_datalist(self.folder, pairs)
             write_picture(self.folder, pairs, self.shapes.model)

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from monai.config import NdarrayOrTensor
+from monai.config import KeysCollection, NdarrayOrTensor
 from monai.transforms import RandomizableTransform
 from monai.utils import convert_to_dst_type, convert_to_numpy
 from scipy.ndimage import distance_transform_edt, gaussian_filter
@@ -31,6 +32,13 @@ MUSCLE_ACROSS_MM = (1.2, 3.0)
 MUSCLE_ALONG_MM = (3.0, 12.0)
 """Extent of streaks of muscle in fat, along the first and the second axis of a slice."""
 GRAIN_PX = 1.4
+FAT_BELOW_HU = (-50.0, 0.0)
+"""HU that half fat and half muscle have; what is drawn accounts for noise and for voxels of both."""
+FAT_TO_MUSCLE_HU = (8.0, 25.0)
+"""Width of the transition from fat to muscle in CT."""
+CT_SMOOTHING_PX = (0.3, 0.8)
+CT_REGION_SHARE = (0.6, 0.98)
+"""Of a slice that changes, where the CT says what is fat."""
 BRIGHTEST = 0.99
 """Share of the pixels that are at most white, as in the images that the network sees."""
 FEW_PIXELS = 20
@@ -65,16 +73,17 @@ class Surroundings:
 
 @dataclass(eq=False)
 class RandBoneSurroundings(RandomizableTransform):
-    """Put fat, streaks of muscle and a dark cortex around the bone of a slice, in random regions of it.
+    """Put fat, muscle and a dark cortex around the bone of a slice, in random regions of it.
 
     The contour of a CT does not say where fat is, and a translator paints what is between bones as dark as muscle. A
     network that learns from this takes whatever is bright for bone. In MR fat is brighter than bone, and cortical bone
-    is dark.
+    is dark. What is fat and what is muscle is known from the CT, or drawn: fat with streaks of muscle.
 
     Args:
         classes: numbers of the classes that are bone; without any, nothing changes.
         pixel_mm: size of the pixels.
         probability: share of the slices that change.
+        ct_share: of these, the share whose fat is that of the CT; without a CT there are none.
 
     Raises ``ValueError`` for a pixel size or a probability out of range.
     """
@@ -82,16 +91,21 @@ class RandBoneSurroundings(RandomizableTransform):
     classes: Collection[int] = ()
     pixel_mm: float = 1.5
     probability: float = 0.5
+    ct_share: float = 0.6
 
     def __post_init__(self) -> None:
         check_number("pixel_mm", self.pixel_mm, 0.01)
         check_number("probability", self.probability, 0, 1)
+        check_number("ct_share", self.ct_share, 0, 1)
         super().__init__(prob=self.probability)
 
     def __call__(
-        self, img: NdarrayOrTensor, label: NdarrayOrTensor | None = None
+        self,
+        img: NdarrayOrTensor,
+        label: NdarrayOrTensor | None = None,
+        ct: NdarrayOrTensor | None = None,
     ) -> NdarrayOrTensor:
-        """Image of levels in [0, 1] and label of integer classes, both ``(1, H, W)`` -> image in [0, 1], float32.
+        """Image of levels in [0, 1], label of integer classes, CT in HU, ``(1, H, W)`` -> image in [0, 1], float32.
 
         Without a label, nothing changes.
         """
@@ -101,15 +115,21 @@ class RandBoneSurroundings(RandomizableTransform):
             classes = np.rint(convert_to_numpy(label)[0])
             bone = np.isin(classes, list(self.classes))
             if bone.sum() >= FEW_PIXELS:
-                image = self._surrounded(image[0], bone)[None]
+                hounsfield = None if ct is None else convert_to_numpy(ct)[0].astype(np.float32)
+                image = self._surrounded(image[0], bone, hounsfield)[None]
         return convert_to_dst_type(image, img, dtype=torch.float32)[0]
 
-    def _surrounded(self, image: np.ndarray, bone: np.ndarray) -> np.ndarray:
+    def _surrounded(self, image: np.ndarray, bone: np.ndarray, ct: np.ndarray | None) -> np.ndarray:
         drawn = Surroundings.drawn(self.R)
+        region_share = drawn.region_share
         marrow_level = np.median(image[bone])
         grain = self._field(image.shape, (GRAIN_PX * self.pixel_mm,) * 2)
-        streaks = self._field(image.shape, drawn.streaks_mm)
-        fat_share = expit((streaks - np.quantile(streaks, drawn.muscle_share)) / 0.15)
+        if ct is not None and self.R.uniform() < self.ct_share:
+            fat_share = self._fat_share_of(ct)
+            region_share = self.R.uniform(*CT_REGION_SHARE)
+        else:
+            streaks = self._field(image.shape, drawn.streaks_mm)
+            fat_share = expit((streaks - np.quantile(streaks, drawn.muscle_share)) / 0.15)
         level = drawn.muscle + (drawn.fat - drawn.muscle) * fat_share
         around = marrow_level * level * (1 + 0.1 * grain)
         texture = image - gaussian_filter(image, 2)
@@ -123,13 +143,20 @@ class RandBoneSurroundings(RandomizableTransform):
         made = is_marrow * marrow + is_around * around + is_cortex * drawn.cortex * marrow_level
 
         regions = self._field(image.shape, (REGION_MM, REGION_MM))
-        in_region = expit((regions - np.quantile(regions, 1 - drawn.region_share)) / 0.12)
+        in_region = expit((regions - np.quantile(regions, 1 - region_share)) / 0.12)
         is_near = expit((REACH_MM - distance_mm) / 3)
         is_tissue = gaussian_filter((image > AIR).astype(np.float32), 1)
         weight = in_region * is_near * is_tissue
         mixed = (1 - weight) * image + weight * made
         brightest = max(1.0, float(np.quantile(mixed, BRIGHTEST)))
         return (mixed / brightest).clip(0, 1).astype(np.float32)
+
+    def _fat_share_of(self, ct: np.ndarray) -> np.ndarray:
+        """How much of each pixel is fat, in [0, 1], by a CT in HU."""
+        smoothed = gaussian_filter(ct, self.R.uniform(*CT_SMOOTHING_PX))
+        middle = self.R.uniform(*FAT_BELOW_HU)
+        width = self.R.uniform(*FAT_TO_MUSCLE_HU)
+        return np.asarray(expit((middle - smoothed) / width))
 
     def _field(self, shape: tuple[int, ...], extent_mm: Sequence[float]) -> np.ndarray:
         """A smooth random field of mean 0 and standard deviation 1."""
@@ -148,7 +175,15 @@ class RandBoneSurroundings(RandomizableTransform):
 class RandBoneSurroundingsd(LabelledKeyedTransform):
     """Dictionary version of [`RandBoneSurroundings`][], whose keyword arguments it takes.
 
-    Each key has its own draws.
+    Each key has its own draws. ``ct_key`` names the CT, which stays as it is; items may lack it.
     """
 
     array_class = RandBoneSurroundings
+
+    def __init__(self, keys: KeysCollection, ct_key: str = "ct", **options: Any) -> None:
+        super().__init__(keys, **options)
+        self.ct_key = ct_key
+
+    def further(self, data: Mapping[Hashable, Any]) -> tuple[Any, ...]:
+        """Label and CT."""
+        return *super().further(data), data.get(self.ct_key)

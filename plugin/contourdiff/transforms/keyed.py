@@ -71,7 +71,12 @@ class LabelledKeyedTransform(RandomKeyedTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Replace the image of every key."""
         item = dict(data)
-        label = None if self.label_key is None else data[self.label_key]
+        further = self.further(data)
         for key in self.key_iterator(item):
-            item[key] = self.transform(item[key], label)
+            item[key] = self.transform(item[key], *further)
         return item
+
+    def further(self, data: Mapping[Hashable, Any]) -> tuple[Any, ...]:
+        """What the array transform is given beside the image."""
+        label = None if self.label_key is None else data[self.label_key]
+        return (label,)
