@@ -32,8 +32,8 @@ MUSCLE_ACROSS_MM = (1.2, 3.0)
 MUSCLE_ALONG_MM = (3.0, 12.0)
 """Extent of streaks of muscle in fat, along the first and the second axis of a slice."""
 GRAIN_PX = 1.4
-FAT_BELOW_HU = (-50.0, 0.0)
-"""HU that half fat and half muscle have; what is drawn accounts for noise and for voxels of both."""
+HALF_FAT_HU = (-50.0, 0.0)
+"""HU of a pixel that is half fat and half muscle; it differs with the CT, and is drawn."""
 FAT_TO_MUSCLE_HU = (8.0, 25.0)
 """Width of the transition from fat to muscle in CT."""
 CT_SMOOTHING_PX = (0.3, 0.8)
@@ -154,7 +154,7 @@ class RandBoneSurroundings(RandomizableTransform):
     def _fat_share_of(self, ct: np.ndarray) -> np.ndarray:
         """How much of each pixel is fat, in [0, 1], by a CT in HU."""
         smoothed = gaussian_filter(ct, self.R.uniform(*CT_SMOOTHING_PX))
-        middle = self.R.uniform(*FAT_BELOW_HU)
+        middle = self.R.uniform(*HALF_FAT_HU)
         width = self.R.uniform(*FAT_TO_MUSCLE_HU)
         return np.asarray(expit((middle - smoothed) / width))
 
