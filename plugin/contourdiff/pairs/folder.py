@@ -14,6 +14,7 @@ import numpy as np
 from contourdiff import __version__
 from contourdiff.data.atomic import read_json, save_figure, write_json
 from contourdiff.data.case_files import RECORD_ENDING, CaseFiles, read_record
+from contourdiff.data.checks import is_same_grid
 from contourdiff.data.label_map import LabelMap
 from contourdiff.data.nifti_names import case_of
 from contourdiff.data.training_cases import labelled_cases, source_case
@@ -105,9 +106,9 @@ def pairs_in(folder: Path) -> list[Pair]:
     return sorted(pairs, key=_order)
 
 
-def has_ct(folder: str | Path) -> bool:
-    """Whether a folder of pairs has the CT that they were made of."""
-    return (Path(folder) / CT).is_dir()
+def ct_file(folder: Path, shape: str) -> Path:
+    """CT of a shape, by its case id, in a folder of pairs."""
+    return folder / CT / f"{shape}.nii.gz"
 
 
 def labelled_pairs(folder: str | Path) -> list[dict[str, str]]:
@@ -117,18 +118,23 @@ def labelled_pairs(folder: str | Path) -> list[dict[str, str]]:
     they share. Raises ``ValueError`` if the folder has CT, but not that of a pair, or on another grid.
     """
     items = labelled_cases(folder)
-    if not has_ct(folder):
+    if not (Path(folder) / CT).is_dir():
         return items
     for item in items:
-        path = Path(folder) / CT / f"{source_case(item['image'])}.nii.gz"
-        shape = nib.load(item["image"]).shape
-        if not path.is_file() or nib.load(path).shape != shape:
+        path = ct_file(Path(folder), source_case(item["image"]))
+        mr = nib.load(item["image"])
+        if not path.is_file() or not _is_on_grid_of(mr, path):
             raise ValueError(
-                f"expected the CT of {item['image']}, {shape}, at {path}, found none on this grid; make the pairs "
+                f"expected the CT of {item['image']}, {mr.shape}, at {path}, found none on this grid; make the pairs "
                 f"again by contourdiff pairs, or remove the folder {CT} to train without CT"
             )
         item["ct"] = str(path)
     return items
+
+
+def _is_on_grid_of(mr: nib.Nifti1Image, path: Path) -> bool:
+    ct = nib.load(path)
+    return ct.shape == mr.shape and is_same_grid(ct.affine, mr.affine, mr.shape)
 
 
 def _order(pair: Pair) -> tuple[str, int, str]:

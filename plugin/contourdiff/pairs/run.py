@@ -22,8 +22,8 @@ from contourdiff.inference.evaluator import reason_of
 from contourdiff.inference.progress import progress_bar
 from contourdiff.inference.summary import FailedCasesError
 from contourdiff.pairs.folder import (
-    CT,
     case_and_shape,
+    ct_file,
     pairs_in,
     shape_name,
     write_datalist,
@@ -102,7 +102,7 @@ class PairRun:
 
     def ct_of(self, case: str, number: int) -> Path:
         """File of the CT of a shape, once its pairs are complete."""
-        return self.folder / CT / f"{shape_name(case, number)}.nii.gz"
+        return ct_file(self.folder, shape_name(case, number))
 
     def write_shapes(self, run: Mapping[str, Any], inputs: Mapping[str, Pair]) -> dict[str, str]:
         """Warp the CT that lack pairs, after all of them were checked; why cases failed, by name."""
