@@ -27,6 +27,7 @@ class SliceDataset(Dataset, Randomizable):
     Args:
         volumes: dataset of dictionaries with ``keys`` of shape ``(C, H, W, D)``.
         keys: to cut into slices, the first of which defines the foreground; others are left out.
+        optional_keys: to cut into slices, too, where a volume has them.
         slice_axis: spatial axis along which slices are stacked.
         min_foreground: slices with a smaller share of pixels above 0 are left out.
         transform: of each slice, ``(C, H, W)`` per key.
@@ -41,6 +42,7 @@ class SliceDataset(Dataset, Randomizable):
     transform: Callable[..., Any] | None = None
     allow_empty: bool = False
     neighbors: bool = False
+    optional_keys: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         self.keys = tuple(self.keys)
@@ -81,6 +83,9 @@ class SliceDataset(Dataset, Randomizable):
         data: dict[str, Any] = {}
         for key in self.keys:
             data[key] = self._slice(volume[key], position)
+        for key in self.optional_keys:
+            if key in volume:
+                data[key] = self._slice(volume[key], position)
         if self.neighbors:
             image = volume[self.keys[0]]
             last = image.shape[self.slice_axis + 1] - 1
