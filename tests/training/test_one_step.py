@@ -8,14 +8,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigWorkflow
 from monai.networks.nets import PatchDiscriminator
+from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
 from contourdiff.bundle import config_files, train
+from contourdiff.contours import contour_of
 from contourdiff.inference import CascadeDenoiser, Denoiser
 from contourdiff.networks import ContourUNet
 from contourdiff.sampling import Sampler
@@ -26,7 +29,9 @@ from contourdiff.training.one_step import (
     Adversary,
     FrozenPainter,
     OneStepInferer,
+    OneStepLoss,
     OneStepPrepareBatch,
+    gradient_magnitude,
     sharp_loss,
 )
 from contourdiff.weights import load_weights
@@ -85,7 +90,8 @@ def test_the_target_is_what_the_teacher_paints_from_the_noise_of_the_student() -
 
     with torch.no_grad():
         expected = Sampler(SCHEDULER, num_inference_steps=4)(predict, lambda: given["noise"])
-    assert torch.equal(targets, expected)
+    assert torch.equal(targets[:, :1], expected)
+    assert torch.equal(targets[:, 1:], make_batch()["contour"])
     assert not targets.requires_grad
 
 
@@ -108,8 +114,8 @@ def test_a_teacher_of_one_step_has_nothing_to_teach() -> None:
     images, targets, _, given = preparation(teacher, 1)(make_batch())
     painted = OneStepInferer(SCHEDULER)(images, teacher, **given)
     assert painted.requires_grad
-    assert torch.equal(painted, targets)
-    assert sharp_loss(painted, targets) == 0
+    assert torch.equal(painted, targets[:, :1])
+    assert OneStepLoss()(painted, targets) == 0
 
 
 def test_noise_is_fixed_for_a_validation_alone() -> None:
@@ -130,6 +136,43 @@ def test_the_loss_is_of_gray_levels_and_of_edges() -> None:
     ramp = torch.arange(8.0).expand(1, 1, 8, 8)
     for sloped in (ramp, ramp.mT):
         torch.testing.assert_close(sharp_loss(sloped, 0 * sloped), torch.tensor(3.5 + 1))
+
+
+def test_the_gradient_is_that_of_the_contour() -> None:
+    """Wherever it exceeds the upper threshold along a ridge there is a contour, and no contour where it is lower."""
+    generator = np.random.default_rng(0)
+    slice_ = gaussian_filter(generator.uniform(0, 255, (48, 48)), 2) * 3 % 255
+    magnitude = gradient_magnitude(torch.from_numpy(slice_)[None, None].float(), 1.5)[0, 0].numpy()
+    inner = np.s_[8:-8, 8:-8]
+    for threshold in (np.quantile(magnitude[inner], 0.5), np.quantile(magnitude[inner], 0.8)):
+        thresholds = {"low_threshold": threshold, "high_threshold": threshold}
+        contour = contour_of(slice_, sigma_px=1.5, **thresholds)[inner] > 0
+        assert contour.any()
+        assert magnitude[inner][contour].min() >= threshold - 0.01
+        ridge = contour_of(slice_, sigma_px=1.5, low_threshold=0.01, high_threshold=0.01)[inner] > 0
+        assert not (ridge & ~contour & (magnitude[inner] > threshold + 0.01)).any()
+
+
+def test_an_edge_that_a_contour_promises_is_asked_for() -> None:
+    """Its loss falls with the contrast of the edge, to none where it is a contour's; elsewhere no edge is asked for."""
+    contour = torch.zeros(1, 1, 32, 32)
+    contour[..., 16] = 1
+    loss = OneStepLoss(contour_weight=0.5, sigma_px=1.5, magnitude=40)
+    shares = []
+    for contrast in (0, 10, 100):
+        slice_ = torch.zeros(1, 1, 32, 32)
+        slice_[..., 16:] = contrast / 127.5
+        slice_.requires_grad_()
+        value = loss(slice_, torch.cat([slice_, contour], dim=1).detach())
+        value.backward()
+        assert slice_.grad is not None
+        assert bool(slice_.grad.any()) == (contrast == 10)
+        shares.append(value.item())
+    assert shares[0] == pytest.approx(0.5, abs=1e-4)
+    assert 0 < shares[1] < 0.5
+    assert shares[2] == 0
+    nothing = torch.zeros(1, 2, 32, 32)
+    assert loss(nothing[:, :1], nothing) == 0
 
 
 def small_discriminator() -> nn.Module:
@@ -311,6 +354,7 @@ def test_without_an_adversary_the_checkpoint_has_none(folder: Path, tmp_path: Pa
         ("teacher_steps", 0, "expected teacher_steps to be a whole number from 1 to 1000, got 0"),
         ("teacher_steps", 1001, "expected teacher_steps to be a whole number from 1 to 1000"),
         ("adversarial_weight", -1, "expected adversarial_weight to be a number from 0"),
+        ("contour_weight", -1, "expected contour_weight to be a number from 0"),
         ("adversarial_start", 1.5, "expected adversarial_start to be a whole number"),
         ("initial_weights", None, "expected weights of the first in coarse_path and of the second"),
         ("coarse_path", "absent.pt", "expected weights at absent.pt, found none"),

@@ -16,6 +16,7 @@ from monai.engines import PrepareBatch, default_prepare_batch
 from monai.engines.utils import IterationEvents
 from monai.inferers import Inferer
 from monai.losses import PatchAdversarialLoss
+from monai.networks.layers import gaussian_1d, separable_filtering
 from monai.networks.schedulers import Scheduler
 from monai.utils import convert_to_tensor
 from torch import Tensor, nn
@@ -29,6 +30,10 @@ from contourdiff.sampling.sampler import Sampler
 from contourdiff.sampling.solvers import clean_image
 from contourdiff.training.inferer import batch_noise, in_bfloat16
 from contourdiff.weights import load_weights
+
+MAGNITUDE_EPSILON = (
+    1e-6  # gray levels squared: the root has a gradient where there is none in the image
+)
 
 
 def frozen(
@@ -117,8 +122,9 @@ class OneStepPrepareBatch(PrepareBatch):
         """Images, targets, nothing, and a dictionary of noise and conditions.
 
         ``image (B, 1, H, W)`` of the batch is in [-1, 1], the first channel of ``contour (B, C, H, W)`` is the contour;
-        for several contrasts, ``contrast (B,)`` are the class labels of the first network. Images, targets and noise
-        are ``(B, 1, H, W)``, conditions ``(B, 2, H, W)``: contour and enlarged coarse slice.
+        for several contrasts, ``contrast (B,)`` are the class labels of the first network. Images and noise are
+        ``(B, 1, H, W)``, targets ``(B, 2, H, W)``: the teacher's slice and the contour. Conditions are ``(B, 2, H, W)``,
+        contour and enlarged coarse slice.
         """
         images, _ = default_prepare_batch(batchdata, device, non_blocking, **kwargs)
         images = convert_to_tensor(images, track_meta=False)
@@ -136,7 +142,8 @@ class OneStepPrepareBatch(PrepareBatch):
         coarse = self.coarse(coarse_noise, folded, **keywords)
         gray_levels = to_gray_levels(coarse)
         conditions = refiner_conditions(contours, gray_levels, self.factor)
-        targets = self.teacher(noise, conditions)
+        taught = self.teacher(noise, conditions)
+        targets = torch.cat([taught, contours], dim=1)
         return images, targets, (), {"noise": noise, "condition": conditions}
 
 
@@ -166,6 +173,53 @@ class OneStepInferer(Inferer):
         prediction = output.float()
         prediction_type = str(self.scheduler.prediction_type)
         return clean_image(prediction, noise, self.level.alpha_bar, prediction_type)
+
+
+@dataclass(eq=False)
+class OneStepLoss:
+    """Loss of slices painted in one step: [`sharp_loss`][], and what gradients lack where a contour is given.
+
+    On a contour, Canny's gradient magnitude is at least a threshold. Where that of the painted slice is lower, the edge
+    is missing in its own contour: ``contour_weight`` times the mean of what it lacks, as a share of the threshold.
+
+    Args:
+        contour_weight: 0 for none, or ``ValueError`` below that.
+        sigma_px: of [`contourdiff.contours.contour_of`][].
+        magnitude: in gray levels, the threshold.
+    """
+
+    contour_weight: float = 0.0
+    sigma_px: float = 1.5
+    magnitude: float = 40.0
+
+    def __post_init__(self) -> None:
+        check_number("contour_weight", self.contour_weight, 0)
+
+    def __call__(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Loss of ``images (B, 1, H, W)`` in [-1, 1]; ``targets (B, 2, H, W)`` are of [`OneStepPrepareBatch`][]."""
+        taught, contours = targets[:, :1], targets[:, 1:]
+        loss = sharp_loss(images, taught)
+        if self.contour_weight == 0:
+            return loss
+        gray_levels = 127.5 * (images.float() + 1)
+        lacking = 1 - gradient_magnitude(gray_levels, self.sigma_px) / self.magnitude
+        on_contours = lacking.clamp(min=0) * contours
+        return loss + self.contour_weight * on_contours.sum() / contours.sum().clamp(min=1)
+
+
+def gradient_magnitude(images: Tensor, sigma_px: float) -> Tensor:
+    """Gradient magnitude that Canny's thresholds are compared with, differentiable: ``(B, C, H, W)`` -> the same shape.
+
+    Sobel's after a Gaussian, as in [`contourdiff.contours.contour_of`][] but at the border, beyond which images are
+    reflected.
+    """
+    gaussian = gaussian_1d(torch.tensor(sigma_px), approx="sampled", normalize=True)
+    smooth = separable_filtering(images, [gaussian, gaussian], mode="reflect")
+    across = torch.tensor([1.0, 2.0, 1.0])
+    along = torch.tensor([-1.0, 0.0, 1.0])
+    rows = separable_filtering(smooth, [along, across], mode="reflect")
+    columns = separable_filtering(smooth, [across, along], mode="reflect")
+    return (rows**2 + columns**2 + MAGNITUDE_EPSILON).sqrt()
 
 
 def sharp_loss(images: Tensor, targets: Tensor) -> Tensor:
