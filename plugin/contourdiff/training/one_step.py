@@ -122,8 +122,8 @@ class OneStepPrepareBatch(PrepareBatch):
         """Images, targets, nothing, and a dictionary of noise and conditions.
 
         ``image (B, 1, H, W)`` of the batch is in [-1, 1], the first channel of ``contour (B, C, H, W)`` is the contour;
-        for several contrasts, ``contrast (B,)`` are the class labels of the first network. Images and noise are
-        ``(B, 1, H, W)``, targets ``(B, 2, H, W)``: the teacher's slice and the contour. Conditions are ``(B, 2, H, W)``,
+        for several contrasts, ``contrast (B,)`` are the class labels of the first network. Images and noise are ``(B,
+        1, H, W)``, targets ``(B, 2, H, W)``: the teacher's slice and the contour. Conditions are ``(B, 2, H, W)``:
         contour and enlarged coarse slice.
         """
         images, _ = default_prepare_batch(batchdata, device, non_blocking, **kwargs)
