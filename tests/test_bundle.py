@@ -385,7 +385,7 @@ def test_an_unknown_setting_ends_the_run_and_names_the_nearest(
         ("train", "train_neighbor_guided"),
         ("train", "train_refiner"),
         ("train", "train_refiner", "train_one_step"),
-        ("train", "train_refiner", "train_one_step", "train_draft"),
+        ("train", "train_refiner", "train_one_step", "train_small_refiner"),
         ("train", "train_single"),
         ("train", "train_space"),
         ("train", "train_hip_thigh"),

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -286,9 +286,11 @@ def plan_of(folder: Path, **changes: object) -> dict[str, Any]:
 OVERLAYS = ["train_refiner", "train_one_step"]
 
 
-def workflow_of(folder: Path, output_dir: Path, **changes: object) -> ConfigWorkflow:
+def workflow_of(
+    folder: Path, output_dir: Path, overlays: Sequence[str] = OVERLAYS, **changes: object
+) -> ConfigWorkflow:
     plan = plan_of(folder, dataset_dir=str(folder / "mr"), output_dir=str(output_dir), **changes)
-    files = config_files(base="train", overlays=OVERLAYS)
+    files = config_files(base="train", overlays=overlays)
     workflow = ConfigWorkflow(files, workflow_type="train", **plan)
     workflow.initialize()
     return workflow
@@ -334,6 +336,31 @@ def test_a_resumed_training_equals_an_uninterrupted_one(folder: Path, tmp_path: 
     for part in (".network.", ".ema.", ".optimizer.", ".adversary.discriminator."):
         assert any(name.startswith(part) for name in names), part
     assert any(name.startswith(".adversary.optimizer.") for name in names)
+
+
+def test_a_student_of_another_architecture_starts_from_drawn_weights(
+    folder: Path, tmp_path: Path
+) -> None:
+    """It folds more pixels than its teacher, which has the given weights, and is asked for edges on contours."""
+    student_def = {**TINY_NETWORK, **REFINER, "patch_size": 4}
+    teacher_def = {**TINY_NETWORK, **REFINER}
+    workflow = workflow_of(
+        folder,
+        tmp_path,
+        [*OVERLAYS, "train_small_refiner"],
+        network_def=student_def,
+        teacher_def=teacher_def,
+        max_epochs=1,
+        val_interval=1,
+    )
+    workflow.run()
+    parsed = workflow.parser.get_parsed_content
+    teacher = parsed("teacher").network.state_dict()
+    start = torch.load(folder / "refiner.pt", weights_only=True)
+    assert all(torch.equal(teacher[key], value) for key, value in start.items())
+    assert parsed("loss").contour_weight == 0.3
+    student = ContourUNet(**{**TINY_ARGUMENTS, "patch_size": 4}, **REFINER)
+    load_weights(student, tmp_path / "model.pt")
 
 
 @pytest.mark.slow

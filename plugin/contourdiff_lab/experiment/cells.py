@@ -102,10 +102,10 @@ def _own_segmentation(plan: ExperimentPlan, cell: Cell) -> dict[str, Any]:
     return {"architecture": cell.architecture, **known}
 
 
-def _unconditional_weights(plan: ExperimentPlan, inputs: PlanInputs) -> dict[str, str]:
+def _unconditional_weights(plan: ExperimentPlan, inputs: PlanInputs) -> dict[str, Any]:
     """Train the translator without contours, from scratch, and return the paths of its weights as settings.
 
-    Both networks of a cascade see empty contour maps, see ``unconditional.json``. Their costs are summed up in
+    The second network is that of ``train_refiner.json``, whatever the overlays of the translation have. Both networks of a cascade see empty contour maps, see ``unconditional.json``. Their costs are summed up in
     ``weights/trained.json``.
     """
     root = Path(plan.output_dir) / UNCONDITIONAL
@@ -119,19 +119,18 @@ def _unconditional_weights(plan: ExperimentPlan, inputs: PlanInputs) -> dict[str
         folders["ckpt_path"],
         plan.bundle,
     )
+    networks = {}
     if inputs.has_refiner:
         folders["refiner_path"] = root / "networks" / "second"
         settings.pop("contrasts", None)
-        train_once(
-            ["train", "train_refiner", "unconditional"],
-            settings,
-            folders["refiner_path"],
-            plan.bundle,
-        )
+        configs = ("train", "train_refiner", "unconditional")
+        train_once(configs, settings, folders["refiner_path"], plan.bundle)
+        networks["refiner_def"] = read_lab_config(configs, settings, plan.bundle)["network_def"]
     records = [read_json(folder / "trained.json") for folder in folders.values()]
     sums = {name: sum(record[name] for record in records) for name in SUMMED}
     write_json(root / "weights" / "trained.json", sums)
-    return {name: str(folder / "model.pt") for name, folder in folders.items()}
+    weights = {name: str(folder / "model.pt") for name, folder in folders.items()}
+    return {**networks, **weights}
 
 
 def score_cell(plan: ExperimentPlan, inputs: PlanInputs, cell: Cell) -> None:

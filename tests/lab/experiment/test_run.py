@@ -8,6 +8,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import monai.bundle
 import nibabel as nib
@@ -15,11 +16,14 @@ import numpy as np
 import pytest
 import torch
 
+from contourdiff.bundle import config_files, read_config
+from contourdiff.data.atomic import write_json
 from contourdiff.data.label_map import LabelMap
 from contourdiff.metrics.segmentation import score_case
 from contourdiff.weights import sha256_of
 from contourdiff_lab.baselines.training import BASELINES, Baseline
 from contourdiff_lab.config_files import lab_config_files, read_lab_config
+from contourdiff_lab.experiment import cells
 from contourdiff_lab.experiment.plan import ExperimentPlan
 from contourdiff_lab.experiment.rows import SEGMENTATION_CONFIGS, TABLE, Row, row_of
 from contourdiff_lab.experiment.run import run_experiment
@@ -71,6 +75,29 @@ def test_a_model_without_contours_translates_those_of_the_ct(table: Path) -> Non
     assert (record["steps"], record["contrasts"]) == (2, {"t1": "*", "t2": "/"})
     assert "initial_weights" not in record
     assert read_json(folder / "weights" / "trained.json")["steps"] == 2
+
+
+def test_the_second_network_without_contours_paints_as_it_was_trained(
+    plan: ExperimentPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its architecture is that of the training, also where an overlay of the translation has another one."""
+
+    def trained(configs: object, settings: object, folder: Path, bundle: object) -> None:
+        folder.mkdir(parents=True)
+        write_json(folder / "trained.json", {"seconds": 1, "steps": 1, "parameters": 1})
+
+    monkeypatch.setattr(cells, "train_once", trained)
+    plan = replace(plan, output_dir=tmp_path, overlays=("fast",), unconditional={}, mr_training={})
+    inputs = SimpleNamespace(contrast="t1", contrasts=["t1"], has_refiner=True)
+    settings = cells._unconditional_weights(plan, inputs)  # type: ignore[arg-type]
+    shapes = []
+    for parser, name in (
+        (read_config(config_files(overlays=("fast",)), settings), "refiner_def"),
+        (read_lab_config(("train", "train_refiner"), {}), "network_def"),
+    ):
+        state = parser.get_parsed_content(name).state_dict()
+        shapes.append({key: value.shape for key, value in state.items()})
+    assert shapes[0] == shapes[1]
 
 
 @pytest.mark.parametrize("stage", [(), ("train_refiner",)])
