@@ -105,7 +105,8 @@ def _own_segmentation(plan: ExperimentPlan, cell: Cell) -> dict[str, Any]:
 def _unconditional_weights(plan: ExperimentPlan, inputs: PlanInputs) -> dict[str, Any]:
     """Train the translator without contours, from scratch, and return the paths of its weights as settings.
 
-    The second network is that of ``train_refiner.json``, whatever the overlays of the translation have. Both networks of a cascade see empty contour maps, see ``unconditional.json``. Their costs are summed up in
+    Both networks of a cascade see empty contour maps, see ``unconditional.json``. The second is that of
+    ``train_refiner.json``, whatever the overlays of the translation have. Their costs are summed up in
     ``weights/trained.json``.
     """
     root = Path(plan.output_dir) / UNCONDITIONAL
