@@ -89,6 +89,25 @@ def test_fat_is_where_the_ct_has_it(item: dict) -> None:
         assert image[fat].mean() > 1.2 * image[muscle].mean()
 
 
+def test_gas_in_the_ct_is_black(item: dict) -> None:
+    """A lung beside a vertebra, whatever the translation made of it."""
+    ct = 500 * item["image"] - 200
+    distance = depth_mm(item["label"][0] > 0)
+    lung = (distance > 6) & (distance < 20)
+    lung[:, : lung.shape[1] // 2] = False
+    ct[0][lung] = -850
+    image = item["image"].copy()
+    image[0][lung] = 0.8
+    deep = lung & (distance > 9) & (distance < 17)
+    assert deep.sum() > 200
+    dark = []
+    for seed in range(10):
+        made = transform(seed, ct_share=1.0)({**item, "image": image, "ct": ct})["image"][0]
+        dark.append(np.mean(made[deep] < 0.1))
+    assert np.mean(dark) > 0.5  # of the regions that change
+    assert max(dark) > 0.9
+
+
 def test_the_ct_is_used_in_its_share_of_the_slices(item: dict) -> None:
     ct = 500 * item["image"] - 200
     never, made, without = (transform(0, ct_share=share) for share in (0.0, 0.6, 0.6))

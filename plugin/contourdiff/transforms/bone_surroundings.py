@@ -36,6 +36,9 @@ HALF_FAT_HU = (-50.0, 0.0)
 """HU of a pixel that is half fat and half muscle; it differs with the CT, and is drawn."""
 FAT_TO_MUSCLE_HU = (8.0, 25.0)
 """Width of the transition from fat to muscle in CT."""
+HALF_GAS_HU = -400.0
+GAS_TO_TISSUE_HU = 50.0
+"""HU of a pixel that is half gas, of lung or bowel, and half tissue, and the width of the transition."""
 CT_SMOOTHING_PX = (0.3, 0.8)
 CT_REGION_SHARE = (0.6, 0.98)
 """Of a slice that changes, where the CT says what is fat."""
@@ -77,7 +80,8 @@ class RandBoneSurroundings(RandomizableTransform):
 
     The contour of a CT does not say where fat is, and a translator paints what is between bones as dark as muscle. A
     network that learns from this takes whatever is bright for bone. In MR fat is brighter than bone, and cortical bone
-    is dark. What is fat and what is muscle is known from the CT, or drawn: fat with streaks of muscle.
+    is dark. What is fat and what is muscle is known from the CT, where gas is black, or drawn: fat with streaks of
+    muscle.
 
     Args:
         classes: numbers of the classes that are bone; without any, nothing changes.
@@ -124,14 +128,15 @@ class RandBoneSurroundings(RandomizableTransform):
         region_share = drawn.region_share
         marrow_level = np.median(image[bone])
         grain = self._field(image.shape, (GRAIN_PX * self.pixel_mm,) * 2)
+        tissue_share: np.ndarray | float = 1.0
         if ct is not None and self.R.uniform() < self.ct_share:
-            fat_share = self._fat_share_of(ct)
+            fat_share, tissue_share = self._shares_of(ct)
             region_share = self.R.uniform(*CT_REGION_SHARE)
         else:
             streaks = self._field(image.shape, drawn.streaks_mm)
             fat_share = expit((streaks - np.quantile(streaks, drawn.muscle_share)) / 0.15)
         level = drawn.muscle + (drawn.fat - drawn.muscle) * fat_share
-        around = marrow_level * level * (1 + 0.1 * grain)
+        around = tissue_share * marrow_level * level * (1 + 0.1 * grain)
         texture = image - gaussian_filter(image, 2)
         marrow = marrow_level * (1 + 0.07 * grain) + 0.5 * texture
 
@@ -151,12 +156,14 @@ class RandBoneSurroundings(RandomizableTransform):
         brightest = max(1.0, float(np.quantile(mixed, BRIGHTEST)))
         return (mixed / brightest).clip(0, 1).astype(np.float32)
 
-    def _fat_share_of(self, ct: np.ndarray) -> np.ndarray:
-        """How much of each pixel is fat, in [0, 1], by a CT in HU."""
+    def _shares_of(self, ct: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """How much of each pixel's tissue is fat, and how much of the pixel is tissue, in [0, 1], by a CT in HU."""
         smoothed = gaussian_filter(ct, self.R.uniform(*CT_SMOOTHING_PX))
         middle = self.R.uniform(*HALF_FAT_HU)
         width = self.R.uniform(*FAT_TO_MUSCLE_HU)
-        return np.asarray(expit((middle - smoothed) / width))
+        fat_share = expit((middle - smoothed) / width)
+        tissue_share = expit((smoothed - HALF_GAS_HU) / GAS_TO_TISSUE_HU)
+        return np.asarray(fat_share), np.asarray(tissue_share)
 
     def _field(self, shape: tuple[int, ...], extent_mm: Sequence[float]) -> np.ndarray:
         """A smooth random field of mean 0 and standard deviation 1."""
