@@ -56,7 +56,7 @@ def test_the_context_of_a_build_gives_a_wheel_with_the_weights(context, tmp_path
     with zipfile.ZipFile(wheel) as opened:
         held = set(opened.namelist())
     bundle = "contourdiff/bundles/contourdiff_ct2mr"
-    for name in ("models/model.pt", "models/refiner_one_step.pt", "configs/inference.json"):
+    for name in ("models/model.pt", "models/refiner_fast.pt", "configs/inference.json"):
         assert f"{bundle}/{name}" in held
     assert "contourdiff/report/templates/case.html" in held
     assert "contourdiff/deploy/zoo/card.md" in held

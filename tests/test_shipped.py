@@ -30,8 +30,8 @@ BUNDLE = CONFIGS.parent
     [
         ((), "ckpt_path", "model.pt", "network_def"),
         ((), "refiner_path", "refiner.pt", "refiner_def"),
-        (("fast",), "refiner_path", "refiner_one_step.pt", "refiner_def"),
-        (("draft",), "refiner_path", "refiner_one_step.pt", "refiner_def"),
+        (("fast",), "refiner_path", "refiner_fast.pt", "refiner_def"),
+        (("draft",), "refiner_path", "refiner_fast.pt", "refiner_def"),
         (("hip_thigh",), "ckpt_path", "hip_thigh.pt", "network_def"),
     ],
 )
@@ -49,7 +49,7 @@ def test_weights_are_small_strict_and_named_in_the_model_card(
 
 def test_no_weights_lie_about_without_a_card() -> None:
     names = {path.name for path in (BUNDLE / "models").iterdir()}
-    assert names == {"hip_thigh.pt", "model.pt", "refiner.pt", "refiner_one_step.pt"}
+    assert names == {"hip_thigh.pt", "model.pt", "refiner.pt", "refiner_fast.pt"}
 
 
 def test_shape_of_network_is_that_of_the_metadata() -> None:

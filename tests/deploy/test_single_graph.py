@@ -145,7 +145,7 @@ def test_the_file_says_how_its_contour_is_made(single_file: Path) -> None:
     assert (facts["size_divisor"], facts["factor"]) == (16, 2)
     assert (facts["steps"], facts["refinement_steps"]) == (1, 1)
     assert (facts["contour"], facts["contourdiff"]) == ("Contourd", __version__)
-    for name, file in (("model", "model.pt"), ("refiner", "refiner_one_step.pt")):
+    for name, file in (("model", "model.pt"), ("refiner", "refiner_fast.pt")):
         assert facts["weights_sha256"][name] == sha256_of(MODELS / file)
 
 

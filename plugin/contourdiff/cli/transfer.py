@@ -39,6 +39,12 @@ from contourdiff.cli.program import PROGRAM
     ),
     argument("--steps", "steps of the training; default: those of the preset", type=int),
     argument("--minutes", "minutes of the training, instead of steps; default: none", type=float),
+    argument(
+        "--networks",
+        "networks to train; of several the first is then trained further, on MR with labels on which they agree; "
+        "default: 1",
+        type=int,
+    ),
     *SHAPES,
     argument(
         "--contrast",

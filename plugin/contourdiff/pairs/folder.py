@@ -111,17 +111,18 @@ def ct_file(folder: Path, shape: str) -> Path:
     return folder / CT / f"{shape}.nii.gz"
 
 
-def labelled_pairs(folder: str | Path) -> list[dict[str, str]]:
-    """Items ``image``, ``label`` and, where the folder has it, ``ct`` of all pairs, each a path, sorted by name.
+def labelled_pairs(folders: str | Path | Sequence[str | Path]) -> list[dict[str, str]]:
+    """Items ``image``, ``label`` and, where their folder has it, ``ct`` of all pairs, each a path, sorted by name.
 
     Without CT these are the items of [`contourdiff.data.training_cases.labelled_cases`][], whose layouts and errors
-    they share. Raises ``ValueError`` if the folder has CT, but not that of a pair, or on another grid.
+    they share. Raises ``ValueError`` if a folder has CT, but not that of a pair, or on another grid.
     """
-    items = labelled_cases(folder)
-    if not (Path(folder) / CT).is_dir():
-        return items
+    items = labelled_cases(folders)
     for item in items:
-        path = ct_file(Path(folder), source_case(item["image"]))
+        folder = Path(item["image"]).parent
+        if not (folder / CT).is_dir():
+            continue
+        path = ct_file(folder, source_case(item["image"]))
         mr = nib.load(item["image"])
         if not path.is_file() or not _is_on_grid_of(mr, path):
             raise ValueError(

@@ -14,6 +14,7 @@ from string import Template
 from typing import Any
 
 import torch
+from monai.utils import ensure_tuple
 
 from contourdiff.bundle import find_bundle, read_config, run_config
 from contourdiff.config_checks import plain_errors
@@ -115,14 +116,17 @@ def write_model_bundle(
     return Path(folder)
 
 
-def train_model(folder: str | Path, pairs: str | Path, **settings: Any) -> Path:
+def train_model(
+    folder: str | Path, pairs: str | Path | Sequence[str | Path], **settings: Any
+) -> Path:
     """Train the network of a bundle on a folder of pairs, unless that is finished.
 
     An interrupted training goes on to the same weights, from the last checkpoint.
 
     Args:
         folder: of [`write_model_bundle`][].
-        pairs: folder of ``<case>_mr.nii.gz`` and ``<case>_label.nii.gz``.
+        pairs: folder of MR with labels, or several, of [`contourdiff.pairs.folder.labelled_pairs`][]; one that is
+            listed twice is seen twice as often.
         settings: of the bundle's ``train.json``, such as ``steps=2000``.
 
     Returns the path of the weights. Raises ``ValueError`` for an unknown setting or without pairs.
@@ -132,7 +136,7 @@ def train_model(folder: str | Path, pairs: str | Path, **settings: Any) -> Path:
     weights = models / "model.pt"
     if finished.is_file() and weights.is_file():
         return weights
-    settings = {"dataset_dir": Path(pairs), **settings}
+    settings = {"dataset_dir": [Path(path) for path in ensure_tuple(pairs)], **settings}
     checkpoint = newest_checkpoint(models)
     if checkpoint is not None:
         settings["resume_from"] = str(checkpoint)

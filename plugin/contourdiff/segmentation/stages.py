@@ -25,6 +25,11 @@ from contourdiff.segmentation.model_bundle import (
 )
 from contourdiff.segmentation.report import write_transfer_report
 from contourdiff.segmentation.results import mr_files, segment
+from contourdiff.segmentation.self_training import (
+    FURTHER_SHARE,
+    train_further,
+    write_agreed_labels,
+)
 from contourdiff.translation import run_settings
 
 logger = logging.getLogger(__name__)
@@ -34,6 +39,9 @@ MODEL = "model"
 REPORT = "report"
 RECORD = "transfer.json"
 CLASSES = "classes.json"
+NETWORKS = "networks"
+SELF_TRAINING = "self_training"
+MAX_NETWORKS = 10
 MAX_STEPS = 10_000_000
 
 
@@ -48,34 +56,40 @@ def transfer(
     preset: str | None = None,
     steps: int | None = None,
     minutes: float | None = None,
+    networks: int = 1,
     seed: int = 0,
     shapes: int = 8,
     bone: Sequence[str] = (),
     device: torch.device | str | None = None,
     command: str | None = None,
+    progress: bool = True,
     **settings: Any,
 ) -> Path:
     """Make a segmentation network for MR out of labelled CT, without any label of an MR.
 
-    The CT are translated in several shapes to training pairs, a network is trained on them, and it segments the MR.
-    Each stage keeps what is finished, so a call that was interrupted goes on where it stopped.
+    The CT are translated in several shapes to training pairs, a network is trained on them, and it segments the MR. Of
+    several networks the first is then trained further, on the MR with the labels on which they agree, too. Each stage
+    keeps what is finished, so a call that was interrupted goes on where it stopped.
 
     Args:
         ct: CT with labels, as for [`contourdiff.pairs.make_pairs`][].
         mr: an MR (NIfTI) or a folder of such; labels in ``<mr>/labels``, if there are any, are used to score alone.
-        output_dir: folder of ``pairs``, ``model`` (a MONAI bundle) and ``report``.
+        output_dir: folder of ``pairs``, ``model`` (a MONAI bundle) and ``report``; for several networks also of
+            ``networks`` and ``self_training``.
         label: of a single CT.
         label_map: JSON file of classes, see [`contourdiff.data.label_map.LabelMap`][]. Pass it or ``classes``, or none:
             then every label value is a class.
         classes: classes by name, each with its label values, such as ``{"vertebra": "27-50", "sacrum": "26"}``.
         preset: ``"cpu"`` or ``"gpu"``, the size of the network; ``None`` takes that of the device.
-        steps: of the training; ``None`` takes those of the preset.
-        minutes: of the training, instead of ``steps``; the first steps are timed.
+        steps: of the training of each network; ``None`` takes those of the preset. The further training has a quarter.
+        minutes: of all trainings, instead of ``steps``; the first steps are timed.
+        networks: number of networks; 3 for [`contourdiff.segmentation.self_training`][].
         seed: of pairs and training.
         shapes: number of shapes of each CT.
         bone: classes that are bone, see [`contourdiff.pairs.make_pairs`][].
         device: of torch; ``None`` takes a GPU if there is one.
         command: for the model card.
+        progress: show bars.
         settings: others of [`contourdiff.pairs.make_pairs`][].
 
     Returns:
@@ -85,15 +99,11 @@ def transfer(
         ValueError: for MR that is CT, CT that is MR, a label without a class, or a folder of another transfer.
         FileNotFoundError: without CT or MR.
     """
-    if steps is not None and minutes is not None:
-        raise SettingError("expected steps or minutes, got both; pass one")
     if label_map is not None and classes:
         raise SettingError("expected a label map or classes, got both; pass one")
-    check_whole("seed", seed, 0, MAX_SEED)
-    if steps is not None:
-        check_whole("steps", steps, 1, MAX_STEPS)
-    if minutes is not None:
-        check_number("minutes", minutes, 0.1)
+    check_whole("networks", networks, 1, MAX_NETWORKS)
+    check_whole("seed", seed, 0, MAX_SEED + 1 - networks)
+    _check_budget(steps, minutes)
     output = Path(output_dir)
     chosen_device = _device(device)
     if preset is None:
@@ -116,6 +126,7 @@ def transfer(
         shapes=shapes,
         bone=bone,
         device=chosen_device,
+        progress=progress,
         **settings,
     )
     made = folder.pairs_in(pairs)
@@ -126,27 +137,28 @@ def transfer(
     _log(too_small)
 
     logger.info("2 of 4: training, in %s", output / MODEL)
-    model = output / MODEL
     content = pair_classes(pairs)
-    if not model.is_dir():
-        write_model_bundle(
-            model,
-            content,
-            preset=preset,
-            slice_axis=slice_axis,
-            bone=bone_classes(pairs),
-            command=command,
-        )
     record = {
         "preset": preset,
         "seed": seed,
         "classes": content["classes"],
         "pairs": len(made),
+        "networks": networks,
     }
+    model = output / MODEL
+    for path in dict.fromkeys([model, *_network_folders(output, networks)]):
+        if not path.is_dir():
+            write_model_bundle(
+                path,
+                content,
+                preset=preset,
+                slice_axis=slice_axis,
+                bone=bone_classes(pairs),
+                command=command,
+            )
     budget = _budget(output / RECORD, record, steps, minutes, model, pairs, chosen_device)
-    train_model(model, pairs, seed=seed, device=chosen_device, **budget)
+    _train(output, images, networks, seed, chosen_device, progress, budget)
 
-    # an adaptation to the MR, which changes the weights of the model, would stand here
     logger.info("3 of 4: segmentation of %d MR, in %s", len(images), output / REPORT)
     results = segment(model, mr, output / REPORT / "segmentations", device=chosen_device)
 
@@ -170,6 +182,15 @@ def _device(device: torch.device | str | None) -> torch.device:
     return usable_device(device)
 
 
+def _check_budget(steps: int | None, minutes: float | None) -> None:
+    if steps is not None and minutes is not None:
+        raise SettingError("expected steps or minutes, got both; pass one")
+    if steps is not None:
+        check_whole("steps", steps, 1, MAX_STEPS)
+    if minutes is not None:
+        check_number("minutes", minutes, 0.1)
+
+
 def _log(warnings: list[str]) -> None:
     for warning in warnings:
         logger.warning("%s", warning)
@@ -185,6 +206,33 @@ def _ct_warnings(ct: str | Path, output: Path, label: str | Path | None) -> list
     ]
 
 
+def _network_folders(output: Path, networks: int) -> list[Path]:
+    """Bundles of the networks that are trained on pairs alone: that of the result, or one for each of several."""
+    if networks == 1:
+        return [output / MODEL]
+    return [output / NETWORKS / str(number) for number in range(networks)]
+
+
+def _train(
+    output: Path,
+    images: Mapping[str, Path],
+    networks: int,
+    seed: int,
+    device: torch.device,
+    progress: bool,
+    budget: Mapping[str, int],
+) -> None:
+    """Train the networks on the pairs, and the model further on MR with the labels of several networks."""
+    pairs = output / PAIRS
+    trained = _network_folders(output, networks)
+    for number, path in enumerate(trained):
+        train_model(path, pairs, seed=seed + number, device=device, **budget)
+    if networks > 1:
+        agreed = output / SELF_TRAINING
+        write_agreed_labels(trained, images, agreed, device=device, progress=progress)
+        train_further(output / MODEL, trained[0], pairs, agreed, seed=seed, device=device, **budget)
+
+
 def _budget(
     path: Path,
     record: Mapping[str, Any],
@@ -198,7 +246,9 @@ def _budget(
 
     Raises ``ValueError`` if the folder is that of a transfer with other settings.
     """
-    written = read_json(path) if path.is_file() else {**record, "steps": None}
+    written = {**record, "steps": None}
+    if path.is_file():
+        written = {"networks": 1, **read_json(path)}
     for name, value in {**record, "steps": steps}.items():
         if name == "steps" and (value is None or written[name] is None):
             continue
@@ -210,7 +260,10 @@ def _budget(
     if written["steps"] is not None:
         steps = written["steps"]
     elif minutes is not None:
-        steps = steps_in(60 * minutes, model, pairs, device)
+        shares = record["networks"]
+        if shares > 1:
+            shares += FURTHER_SHARE
+        steps = steps_in(60 * minutes / shares, model, pairs, device)
         logger.info("%d steps of training fit into %g minutes", steps, minutes)
     write_json(path, {**record, "steps": steps})
     return {} if steps is None else {"steps": steps}
