@@ -149,5 +149,7 @@ def test_several_networks_train_the_first_further(tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.pt")}
     transfer(ct, tmp_path / "mr", out, **arguments)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.pt")} == before
-    with pytest.raises(ValueError, match=r"expected a transfer with networks 1 .* found one with 2"):
+    with pytest.raises(
+        ValueError, match=r"expected a transfer with networks 1 .* found one with 2"
+    ):
         transfer(ct, tmp_path / "mr", out, **{**arguments, "networks": 1})
