@@ -147,6 +147,9 @@ def test_the_ct_of_pairs_is_turned_and_scaled_as_they_are(tmp_path: Path) -> Non
     settings = {"dataset_dir": pairs, "steps": 2, "spacing_mm": 1.0, **SMALL}
     parser = read_config([str(folder / INFERENCE), str(folder / TRAIN)], settings)
     dataset = parser.get_parsed_content("train#dataset")
+    assert dataset[0].keys() == {"image", "label"}  # a batch may mix pairs with a CT and without
+    steps = parser.get_parsed_content("augmentation").transforms
+    dataset.transform = Compose(steps[:-1])
     dataset.set_random_state(1)
     for position in range(0, len(dataset), 3):
         item = dataset[position]
