@@ -94,13 +94,15 @@ def write_agreed_labels(
     values = np.zeros(len(label_map.classes) + 1, dtype=np.int32)
     for number, listed in label_map.values("ct").items():
         values[number] = listed[0]
+    background_weight = read_json(models[0] / TRAIN)["background_weight"]
     (folder / LABELS).mkdir(parents=True, exist_ok=True)
     record = folder / CONFIDENCE
     confidences: dict[str, float] = read_json(record) if record.is_file() else {}
     missing = [case for case in images if case not in confidences]
     segmenters = [Segmenter(model, device) for model in models] if missing else []
     for case in tqdm(missing, "labels", unit="MR", disable=not progress):
-        label, confidence = agreed_label([segment(images[case]) for segment in segmenters])
+        probabilities = [segment(images[case]) for segment in segmenters]
+        label, confidence = agreed_label(probabilities, background_weight)
         source = nib.load(images[case])
         voxels = values[label].reshape(source.shape)
         with atomic_write(folder / LABELS / f"{case}.nii.gz") as aside:
@@ -111,11 +113,19 @@ def write_agreed_labels(
     return folder
 
 
-def agreed_label(probabilities: Sequence[np.ndarray]) -> tuple[np.ndarray, float]:
+def agreed_label(
+    probabilities: Sequence[np.ndarray], background_weight: float = 1.0
+) -> tuple[np.ndarray, float]:
     """Most probable classes by the mean of several networks, and the confidence in them.
 
-    ``probabilities`` are ``(classes + 1, ...)`` each; returns class numbers ``(...)`` and a number in [0, 1], 0 where
-    there is nothing but background.
+    A network that was trained with a weight of the background takes what is uncertain for background. A second network
+    that learns this with the same weight would do so twice, so that thin parts vanish: the weight is taken out.
+
+    Args:
+        probabilities: ``(classes + 1, ...)`` of each network, background first.
+        background_weight: of their training.
+
+    Returns class numbers ``(...)`` and a number in [0, 1], 0 where there is nothing but background.
 
     Examples:
         >>> sure, unsure = np.array([[0.0, 1.0], [1.0, 0.0]]), np.array([[0.4, 0.6], [0.6, 0.4]])
@@ -124,6 +134,8 @@ def agreed_label(probabilities: Sequence[np.ndarray]) -> tuple[np.ndarray, float
         (array([1, 0]), 0.8)
     """
     mean = np.mean(probabilities, axis=0)
+    mean[0] /= background_weight
+    mean /= mean.sum(axis=0)
     label = mean.argmax(axis=0)
     confidences = []
     for number in range(1, len(mean)):
