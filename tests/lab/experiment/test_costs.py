@@ -58,5 +58,5 @@ def test_a_line_of_each_row_has_what_was_recorded(tmp_path: Path) -> None:
     budget = "30 min, 900 iterations, 1,800 images"
     assert lines[1] == f"| cyclegan | CT and MR | 30.0 | {budget} | 2.50 | 1 | 1.5 | 1,500 | 1.00 |"
     end = "| 86 | 1.5 / n/a | 1,500 / n/a | 1.00 / 0.02 |"  # 1.5 rounds x 3 candidates x 19 steps
-    assert lines[2].startswith("| ours | MR | 421.0 | 194,400 images | 5.")
+    assert lines[2].startswith("| ours | MR | 499.0 | 242,400 images | 5.")
     assert lines[2].endswith(end)
