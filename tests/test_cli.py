@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import inspect
+import contextlib
 import os
 import re
 import shutil
@@ -173,9 +174,10 @@ def wait_for_workers(pid: int, count: int, connected: bool) -> None:
     for _ in range(600 if count else 0):
         workers = []
         for child in psutil.Process(pid).children():
-            if "resource_tracker" not in " ".join(child.cmdline()):
-                connections = child.net_connections("tcp")
-                workers.append(any(item.status == "ESTABLISHED" for item in connections))
+            with contextlib.suppress(psutil.NoSuchProcess):  # it may end at any time
+                if "resource_tracker" not in " ".join(child.cmdline()):
+                    connections = child.net_connections("tcp")
+                    workers.append(any(item.status == "ESTABLISHED" for item in connections))
         if (workers.count(True) if connected else len(workers)) >= count:
             return
         time.sleep(0.1)
