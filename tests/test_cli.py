@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import inspect
-import contextlib
 import os
 import re
 import shutil
