@@ -381,6 +381,7 @@ def test_without_an_adversary_the_checkpoint_has_none(folder: Path, tmp_path: Pa
         ("teacher_steps", 0, "expected teacher_steps to be a whole number from 1 to 1000, got 0"),
         ("teacher_steps", 1001, "expected teacher_steps to be a whole number from 1 to 1000"),
         ("adversarial_weight", -1, "expected adversarial_weight to be a number from 0"),
+        ("contour_magnitude", 0, "expected contour_magnitude to be a number from 0.001"),
         ("contour_weight", -1, "expected contour_weight to be a number from 0"),
         ("adversarial_start", 1.5, "expected adversarial_start to be a whole number"),
         ("initial_weights", None, "expected weights of the first in coarse_path and of the second"),

@@ -31,9 +31,8 @@ from contourdiff.sampling.solvers import clean_image
 from contourdiff.training.inferer import batch_noise, in_bfloat16
 from contourdiff.weights import load_weights
 
-MAGNITUDE_EPSILON = (
-    1e-6  # gray levels squared: the root has a gradient where there is none in the image
-)
+MAGNITUDE_EPSILON = 1e-6
+"""Gray levels squared: with it the root has a derivative where the image is flat."""
 
 
 def frozen(
@@ -183,9 +182,11 @@ class OneStepLoss:
     is missing in its own contour: ``contour_weight`` times the mean of what it lacks, as a share of the threshold.
 
     Args:
-        contour_weight: 0 for none, or ``ValueError`` below that.
+        contour_weight: 0 for none.
         sigma_px: of [`contourdiff.contours.contour_of`][].
         magnitude: in gray levels, the threshold.
+
+    Raises ``ValueError`` for a weight below 0, or a threshold that is not above it.
     """
 
     contour_weight: float = 0.0
@@ -194,6 +195,7 @@ class OneStepLoss:
 
     def __post_init__(self) -> None:
         check_number("contour_weight", self.contour_weight, 0)
+        check_number("contour_magnitude", self.magnitude, 1e-3)
 
     def __call__(self, images: Tensor, targets: Tensor) -> Tensor:
         """Loss of ``images (B, 1, H, W)`` in [-1, 1]; ``targets (B, 2, H, W)`` are of [`OneStepPrepareBatch`][]."""
