@@ -162,3 +162,9 @@ def test_several_networks_train_the_first_further(tmp_path: Path) -> None:
         ValueError, match=r"expected a transfer with networks 1 .* found one with 2"
     ):
         transfer(ct, tmp_path / "mr", out, **{**arguments, "networks": 1})
+    transfer(ct, tmp_path / "mr", tmp_path / "one", **{**arguments, "networks": 1})
+    with pytest.raises(
+        ValueError, match=r"expected a transfer with networks 2 .* found one with 1"
+    ):
+        transfer(ct, tmp_path / "mr", tmp_path / "one", **arguments)
+    assert not (tmp_path / "one" / "networks").exists()

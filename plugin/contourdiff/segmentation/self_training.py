@@ -20,6 +20,7 @@ from contourdiff.data.atomic import atomic_write, link_file, read_json, write_js
 from contourdiff.data.label_map import LabelMap
 from contourdiff.inference.acceleration import bfloat16_pays
 from contourdiff.segmentation.model_bundle import INFERENCE, TRAIN, train_model
+from contourdiff.training.inferer import in_bfloat16
 from contourdiff.weights import load_weights
 
 logger = logging.getLogger(__name__)
@@ -58,8 +59,7 @@ class Segmenter:
         """Probabilities of background and classes on the grid of the file, ``(classes + 1, ...)``, float32."""
         item = self.preprocessing({"image": str(image)})
         batch = item["image"][None].to(self.device)
-        half = bfloat16_pays(self.device, "openvino")
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half):
+        with in_bfloat16(batch, bfloat16_pays(self.device, "openvino")):
             output = self.inferer(batch, self.network)
         probabilities = MetaTensor(output.float().softmax(dim=1)[0])
         probabilities.copy_meta_from(item["image"])

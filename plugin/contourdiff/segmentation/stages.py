@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -145,19 +146,19 @@ def transfer(
         "pairs": len(made),
         "networks": networks,
     }
+    write_bundle = partial(
+        write_model_bundle,
+        label_map=content,
+        preset=preset,
+        slice_axis=slice_axis,
+        bone=bone_classes(pairs),
+        command=command,
+    )
     model = output / MODEL
-    for path in dict.fromkeys([model, *_network_folders(output, networks)]):
-        if not path.is_dir():
-            write_model_bundle(
-                path,
-                content,
-                preset=preset,
-                slice_axis=slice_axis,
-                bone=bone_classes(pairs),
-                command=command,
-            )
+    if not model.is_dir():
+        write_bundle(model)
     budget = _budget(output / RECORD, record, steps, minutes, model, pairs, chosen_device)
-    _train(output, images, networks, seed, chosen_device, progress, budget)
+    _train(output, images, networks, write_bundle, seed, chosen_device, progress, budget)
 
     logger.info("3 of 4: segmentation of %d MR, in %s", len(images), output / REPORT)
     results = segment(model, mr, output / REPORT / "segmentations", device=chosen_device)
@@ -206,17 +207,11 @@ def _ct_warnings(ct: str | Path, output: Path, label: str | Path | None) -> list
     ]
 
 
-def _network_folders(output: Path, networks: int) -> list[Path]:
-    """Bundles of the networks that are trained on pairs alone: that of the result, or one for each of several."""
-    if networks == 1:
-        return [output / MODEL]
-    return [output / NETWORKS / str(number) for number in range(networks)]
-
-
 def _train(
     output: Path,
     images: Mapping[str, Path],
     networks: int,
+    write_bundle: Callable[[Path], Path],
     seed: int,
     device: torch.device,
     progress: bool,
@@ -224,8 +219,12 @@ def _train(
 ) -> None:
     """Train the networks on the pairs, and the model further on MR with the labels of several networks."""
     pairs = output / PAIRS
-    trained = _network_folders(output, networks)
+    trained = [output / MODEL]
+    if networks > 1:
+        trained = [output / NETWORKS / str(number) for number in range(networks)]
     for number, path in enumerate(trained):
+        if not path.is_dir():
+            write_bundle(path)
         train_model(path, pairs, seed=seed + number, device=device, **budget)
     if networks > 1:
         agreed = output / SELF_TRAINING
